@@ -1,0 +1,1 @@
+"""Head nodes and the authority: volumes, their write logs, their owners."""

@@ -1,0 +1,1 @@
+"""Boards that carry a sled controller."""

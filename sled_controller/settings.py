@@ -1,0 +1,136 @@
+"""Settings of every program: a TOML file, environment variables and flags over one described model.
+
+A program declares a pydantic model whose fields carry descriptions; `load` merges, from weakest to strongest, the
+defaults, the file named by `--config`, the environment (`PREFIX_FIELD`) and the command line (`--field`). A value
+that does not fit is reported with where it came from and what would fit, and ends the program with status 2.
+Lists and tables are given in flags and variables as JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Model = TypeVar("Model", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, values do not change once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the text names its source, its key and the remedy."""
+
+
+def load(
+    model: type[Model], prog: str, argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
+) -> Model:
+    """Return the settings of program `prog`, or print what is wrong and exit with status 2."""
+    parser = build_parser(model, prog)
+    arguments = vars(parser.parse_args(argv))
+    try:
+        return merge(model, prog, arguments, environ)
+    except SettingsError as error:
+        _fail(prog, str(error))
+
+
+def prefix_of(prog: str) -> str:
+    """The prefix of `prog`'s environment variables: `sled-controller` reads `SLED_CONTROLLER_*`."""
+    return prog.upper().replace("-", "_") + "_"
+
+
+def build_parser(model: type[Settings], prog: str) -> argparse.ArgumentParser:
+    """A parser with one flag per field and the variable that stands for it in the help."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=(model.__doc__ or "").strip(), argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file of settings [{prefix_of(prog)}CONFIG]")
+    for name, field in model.model_fields.items():
+        default = (
+            "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
+        )
+        text = f"{field.description or name} [{prefix_of(prog)}{name.upper()}; {default}]".replace("%", "%%")
+        flag = "--" + name.replace("_", "-")
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, dest=name, metavar="VALUE", help=text)
+    return parser
+
+
+def merge(model: type[Model], prog: str, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Model:
+    """Merge all sources into a `model`; raises SettingsError."""
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    config = arguments.get("config") or environ.get(prefix_of(prog) + "CONFIG")
+    if config:
+        for name, value in _read_file(Path(config)).items():
+            values[name], origin[name] = value, str(config)
+    for name in model.model_fields:
+        variable = prefix_of(prog) + name.upper()
+        if variable in environ:
+            values[name] = _from_text(model, name, environ[variable], variable)
+            origin[name] = f"environment variable {variable}"
+        if name in arguments:
+            flag = "--" + name.replace("_", "-")
+            values[name], origin[name] = _from_text(model, name, arguments[name], flag), f"flag {flag}"
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(model, prog, error, origin, config)) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot be read: {error.strerror}; name a readable file with --config"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not TOML: {error}; correct that line") from None
+
+
+def _from_text(model: type[Settings], name: str, text: object, source: str) -> object:
+    structured = get_origin(model.model_fields[name].annotation) in (list, dict, tuple)
+    if not structured or not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"{source}: {name}: is not JSON: {error}; write a list or table as JSON"
+        ) from None
+
+
+def _explain(
+    model: type[Settings], prog: str, error: ValidationError, origin: Mapping[str, str], config: str | None
+) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "settings"
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        where = origin.get(name, config or "settings")
+        if problem["type"] == "missing" and name not in origin:
+            remedy = f"set it in a --config file, as {prefix_of(prog)}{name.upper()} or as --{name.replace('_', '-')}"
+        elif problem["type"] == "extra_forbidden":
+            remedy = "remove it, or use one of: " + ", ".join(sorted(model.model_fields))
+        else:
+            field = model.model_fields.get(name)
+            remedy = f"it is: {field.description}" if field and field.description else "see --help"
+        lines.append(f"{where}: {key}: {problem['msg'].lower()} ({remedy})")
+    return "\n".join(lines)
+
+
+def _fail(prog: str, text: str) -> NoReturn:
+    for line in text.splitlines():
+        print(f"{prog}: {line}", file=sys.stderr)
+    raise SystemExit(2)
