@@ -54,9 +54,7 @@ def build_parser(model: type[Settings], prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help=f"TOML file of settings [{prefix_of(prog)}CONFIG]")
     for name, field in model.model_fields.items():
-        default = (
-            "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
-        )
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)}"
         text = f"{field.description or name} [{prefix_of(prog)}{name.upper()}; {default}]".replace("%", "%%")
         flag = "--" + name.replace("_", "-")
         if field.annotation is bool:
@@ -92,9 +90,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(
-            f"{path}: cannot be read: {error.strerror}; name a readable file with --config"
-        ) from None
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}; name a readable file with --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: is not TOML: {error}; correct that line") from None
 
@@ -106,9 +102,7 @@ def _from_text(model: type[Settings], name: str, text: object, source: str) -> o
     try:
         return json.loads(text)
     except ValueError as error:
-        raise SettingsError(
-            f"{source}: {name}: is not JSON: {error}; write a list or table as JSON"
-        ) from None
+        raise SettingsError(f"{source}: {name}: is not JSON: {error}; write a list or table as JSON") from None
 
 
 def _explain(
