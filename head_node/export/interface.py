@@ -1,0 +1,85 @@
+"""What the export side needs of the cluster side: which volumes there are, and a link to the head that serves one."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+from uuid import UUID
+
+from head_node.volume.interface import ServedVolume
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+RELAY_FRAME_BYTES_MAX: Final = 256 * 1024 + 16
+"""No relay frame is longer than this, so that a link can bound its receive buffer."""
+
+
+class RelayReceiver(Protocol):
+    """What a relay transport calls. All calls come on the event loop, none after `transport_lost`."""
+
+    def frame_received(self, frame: memoryview) -> None:
+        """One whole authenticated frame, at most RELAY_FRAME_BYTES_MAX; the memory is the transport's again afterwards."""
+
+    def pause_sending(self) -> None:
+        """The transport's send buffer is full: send nothing that can wait."""
+
+    def resume_sending(self) -> None:
+        """The transport's send buffer has drained."""
+
+    def transport_lost(self, reason: str) -> None:
+        """The link is gone, for whatever reason. Called exactly once, also after `abort`; may be called from within it."""
+
+
+class RelayTransport(Protocol):
+    """One authenticated link between two heads that carries one client connection. Never shared, never reopened."""
+
+    def start(self, receiver: RelayReceiver) -> None:
+        """Begin to deliver frames. Called once; frames that came earlier are delivered now (or after this turn)."""
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send one frame whose body is the concatenation. Never blocks; ignored when the link is gone.
+
+        The buffers are not changed by the caller afterwards.
+        """
+
+    def pause_receiving(self) -> None:
+        """Deliver no more frames until `resume_receiving` (stop reading, so that TCP holds the peer back)."""
+
+    def resume_receiving(self) -> None:
+        """Deliver frames again, not from within this call."""
+
+    def abort(self) -> None:
+        """Reset the link now: what is unsent is thrown away, as it must never arrive late."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExport:
+    """A volume whose primary is this head."""
+
+    volume_id: UUID
+    volume: ServedVolume
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteExport:
+    """A volume whose primary is another head.
+
+    `dial` opens a fresh link to that head for this volume, or raises ExportUnavailable (within its own bounded time).
+    The other head hands its end to `NbdServer.accept_relay(transport, local_export)`.
+    """
+
+    volume_id: UUID
+    size_bytes: int
+    dial: Callable[[], Awaitable[RelayTransport]]
+
+
+class ExportDirectory(Protocol):
+    """Which volumes a client can open through this head."""
+
+    def names(self) -> Sequence[str]:
+        """The names that NBD_OPT_LIST shows."""
+
+    def find(self, name: str) -> LocalExport | RemoteExport | None:
+        """The export of that name; None: unknown. Raises ExportUnavailable when it is known but not served now.
+
+        The empty name is the only volume if there is exactly one, by the directory's choice.
+        """
