@@ -1,12 +1,61 @@
 # The one way to do each thing; CI calls the same targets.
-PYTHON ?= python3
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Test processes. Rack tests share one of them (see tests/conftest.py), so two keep two cores busy.
+JOBS ?= 2
+# Further arguments of pytest, for example: make test ARGS='tests/unit -k fence'
+ARGS ?=
+
+# Programs that nobody here wrote and that our exports must satisfy, as Debian packages.
+PEERS := libnbd-bin nbdkit qemu-utils fio e2fsprogs
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# PIP_CONSTRAINT, not -c alone: it pins the build backend too.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 .PHONY: setup
-setup: $(READY)
+setup: $(READY) ## Make .venv with the pinned packages (the other targets do it when needed)
+
+.PHONY: demo
+demo: $(READY) ## Start a rack, kill and freeze its primary, check every acknowledged write (< 60 s)
+	$(BIN)/python -m rackctl.demo
+
+.PHONY: test
+test: $(READY) ## Run every test
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadgroup $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY) ## Check types (mypy --strict)
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(READY) ## Measure beside qemu-nbd and nbdkit; ARGS=--write puts the table into docs/benchmarks.md
+	$(BIN)/python -m rackctl.bench $(ARGS)
+
+.PHONY: peers
+peers: ## Install the real NBD programs that the tests talk to (Debian, Ubuntu)
+	$(SUDO) apt-get update -q
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PEERS)
+
+.PHONY: clean
+clean: ## Remove everything that was made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,9 +11,10 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_origin
+from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -96,13 +97,27 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _from_text(model: type[Settings], name: str, text: object, source: str) -> object:
-    structured = get_origin(model.model_fields[name].annotation) in (list, dict, tuple)
-    if not structured or not isinstance(text, str):
+    if not isinstance(text, str) or not _is_structured(model.model_fields[name].annotation):
         return text
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{source}: {name}: is not JSON: {error}; write a list or table as JSON") from None
+
+
+def _is_structured(annotation: Any) -> bool:
+    """Whether the type, or a member of a union, is a list or a table, which text can only give as JSON."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _is_structured(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return any(_is_structured(member) for member in get_args(annotation))
+    kind = origin if origin is not None else annotation
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, Collection | BaseModel)
+        and not issubclass(kind, str | bytes | bytearray)
+    )
 
 
 def _explain(
@@ -115,12 +130,13 @@ def _explain(
         where = origin.get(name, config or "settings")
         if problem["type"] == "missing" and name not in origin:
             remedy = f"set it in a --config file, as {prefix_of(prog)}{name.upper()} or as --{name.replace('_', '-')}"
-        elif problem["type"] == "extra_forbidden":
+        elif problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
             remedy = "remove it, or use one of: " + ", ".join(sorted(model.model_fields))
         else:
             field = model.model_fields.get(name)
             remedy = f"it is: {field.description}" if field and field.description else "see --help"
-        lines.append(f"{where}: {key}: {problem['msg'].lower()} ({remedy})")
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        lines.append(f"{where}: {key}: {message[:1].lower()}{message[1:]} ({remedy})")
     return "\n".join(lines)
 
 
