@@ -76,11 +76,11 @@ def merge(model: type[Model], prog: str, arguments: Mapping[str, Any], environ: 
     for name in model.model_fields:
         variable = prefix_of(prog) + name.upper()
         if variable in environ:
-            values[name] = _from_text(model, name, environ[variable], variable)
             origin[name] = f"environment variable {variable}"
+            values[name] = _from_text(model, name, environ[variable], origin[name])
         if name in arguments:
-            flag = "--" + name.replace("_", "-")
-            values[name], origin[name] = _from_text(model, name, arguments[name], flag), f"flag {flag}"
+            origin[name] = f"flag --{name.replace('_', '-')}"
+            values[name] = _from_text(model, name, arguments[name], origin[name])
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -159,7 +159,7 @@ def test_every_problem_is_reported_at_once(file: Path) -> None:
     assert keys == {"beans", "cups", "milk"}
 
 
-@pytest.mark.parametrize("text", ["sugar", "[", "[" * 100_000])
+@pytest.mark.parametrize("text", ["sugar", "[", "[" * 100_000], ids=["word", "cut off", "deep"])
 def test_what_is_not_json_is_refused_with_the_remedy(file: Path, text: str) -> None:
     refused = refusal(file, arguments=["--extras", text])
     assert refused.startswith("flag --extras: extras: is not JSON")
