@@ -1,0 +1,152 @@
+"""The credential: the authority's signed statement that one head may touch one volume in one epoch.
+
+160 bytes of fixed layout, little-endian, so that firmware in C can check it without a parser; Ed25519 (RFC 8032) over
+`SIGNING_DOMAIN` and the first 96 bytes. Offsets are in docs/credentials.md and pinned by tests/golden.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntFlag
+from struct import Struct
+from typing import Final
+from uuid import UUID
+
+from construct import Bytes, Const, Int16ul, Int32ul, Int64ul
+from construct import Struct as Layout
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sled_controller.errors import CredentialMalformed, CredentialRefused
+from sled_controller.keyset import KeySet
+
+MAGIC: Final = b"PLCR"
+VERSION: Final = 1
+BODY_BYTES: Final = 96
+SIGNATURE_BYTES: Final = 64
+CREDENTIAL_BYTES: Final = BODY_BYTES + SIGNATURE_BYTES
+KEY_BYTES: Final = 32
+SIGNING_DOMAIN: Final = b"palisade credential v1\0"
+U64_MAX: Final = (1 << 64) - 1
+
+CREDENTIAL_LAYOUT: Final = Layout(
+    "magic" / Const(MAGIC),
+    "version" / Const(VERSION, Int16ul),
+    "size" / Const(CREDENTIAL_BYTES, Int16ul),
+    "key_id" / Int32ul,
+    "rights" / Int32ul,
+    "volume" / Bytes(16),
+    "head_key" / Bytes(KEY_BYTES),
+    "epoch" / Int64ul,
+    "issued_ms" / Int64ul,
+    "expires_ms" / Int64ul,
+    "serial" / Int64ul,
+    "signature" / Bytes(SIGNATURE_BYTES),
+)
+BODY: Final = Struct("<4sHHII16s32sQQQQ")
+
+
+class Rights(IntFlag):
+    """What the holder may do with the volume."""
+
+    READ = 1
+    WRITE = 2
+    MANAGE = 4  # create and delete the volume's namespaces
+
+
+ALL_RIGHTS: Final = Rights.READ | Rights.WRITE | Rights.MANAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """`head_key` (32 raw bytes) may touch `volume` in `epoch` (>= 1) until `expires_ms` (Unix, milliseconds)."""
+
+    key_id: int
+    volume: UUID
+    head_key: bytes
+    epoch: int
+    rights: Rights
+    issued_ms: int
+    expires_ms: int
+    serial: int
+
+    @property
+    def holder(self) -> bytes:
+        """SHA-256 of the head key: what a fence names (F2)."""
+        return holder_of(self.head_key)
+
+    def body(self) -> bytes:
+        """The 96 bytes that are signed; raises CredentialMalformed when a field does not fit."""
+        _check_fields(self)
+        return BODY.pack(
+            MAGIC, VERSION, CREDENTIAL_BYTES, self.key_id, self.rights, self.volume.bytes, self.head_key,
+            self.epoch, self.issued_ms, self.expires_ms, self.serial,
+        )  # fmt: skip
+
+    def sign(self, private_key: Ed25519PrivateKey) -> bytes:
+        """The 160 bytes of this credential, signed with the authority's key of `key_id`."""
+        body = self.body()
+        return body + private_key.sign(SIGNING_DOMAIN + body)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCredential:
+    """A well-formed credential whose signature nobody has checked yet; `verify` does."""
+
+    credential: Credential
+    signature: bytes
+    raw: bytes
+
+
+def holder_of(head_key: bytes) -> bytes:
+    """SHA-256 of a head's raw public key."""
+    return hashlib.sha256(head_key).digest()
+
+
+def parse_credential(data: bytes | bytearray | memoryview) -> SignedCredential:
+    """Read a credential without believing it; raises CredentialMalformed."""
+    if len(data) != CREDENTIAL_BYTES:
+        raise CredentialMalformed(f"{len(data)} bytes, a credential has {CREDENTIAL_BYTES}")
+    raw = bytes(data)
+    magic, version, size, key_id, rights, volume, head_key, epoch, issued, expires, serial = BODY.unpack_from(raw)
+    if magic != MAGIC:
+        raise CredentialMalformed("the magic is not a credential's")
+    if version != VERSION or size != CREDENTIAL_BYTES:
+        raise CredentialMalformed(f"version {version} of {size} bytes is not known here")
+    if rights & ~ALL_RIGHTS:
+        raise CredentialMalformed(f"rights {rights:#x} are not known here")
+    credential = Credential(
+        key_id, UUID(bytes=volume), head_key, epoch, Rights(rights), issued, expires, serial
+    )  # fmt: skip
+    _check_fields(credential)
+    return SignedCredential(credential, raw[BODY_BYTES:], raw)
+
+
+def verify(signed: SignedCredential, key_set: KeySet) -> Credential:
+    """Check the signature against the current key set (F1); raises CredentialRefused.
+
+    Expiry, volume, holder and rights are for whoever knows the time and the command: the fence decision.
+    """
+    public = key_set.keys.get(signed.credential.key_id)
+    if public is None:
+        raise CredentialRefused(f"key {signed.credential.key_id} is not in key set {key_set.version}")
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signed.signature, SIGNING_DOMAIN + signed.raw[:BODY_BYTES])
+    except (InvalidSignature, ValueError):
+        raise CredentialRefused(f"the signature is not one of key {signed.credential.key_id}") from None
+    return signed.credential
+
+
+def _check_fields(credential: Credential) -> None:
+    if len(credential.head_key) != KEY_BYTES:
+        raise CredentialMalformed(f"a head key of {len(credential.head_key)} bytes, not {KEY_BYTES}")
+    if not 0 < credential.key_id < 1 << 32:
+        raise CredentialMalformed(f"key id {credential.key_id} is not within 1 to 2^32 - 1")
+    if not credential.rights or credential.rights & ~ALL_RIGHTS:
+        raise CredentialMalformed(f"rights {int(credential.rights):#x} name nothing, or more than exists")
+    for name in ("epoch", "issued_ms", "expires_ms", "serial"):
+        if not 0 <= getattr(credential, name) <= U64_MAX:
+            raise CredentialMalformed(f"{name} does not fit into 64 bits")
+    if credential.epoch == 0:
+        raise CredentialMalformed("epochs start at 1")
+    if credential.expires_ms <= credential.issued_ms:
+        raise CredentialMalformed("it expires before it is issued")
