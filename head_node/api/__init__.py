@@ -1,0 +1,1 @@
+"""The authority's REST interface for operators and heads."""

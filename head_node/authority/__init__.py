@@ -1,0 +1,1 @@
+"""The authority: the only one who changes volume records and signs credentials."""

@@ -1,0 +1,281 @@
+"""What the store remembers about volumes, heads and sleds, and how each is written as JSON.
+
+A record is an immutable value; the authority replaces it by one durable compare-and-put. Identifiers are UUIDs,
+keys are 32 raw bytes (hex in JSON), times are Unix milliseconds.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+from uuid import UUID
+
+from head_node.store.errors import RecordMalformed
+
+BLOCK_BYTES = 4096
+# Twice the slots that the blocks need, so that compaction always finds free ones, and a floor for small volumes.
+OVERPROVISION_FACTOR = 2
+SPARE_SLOTS = 64
+# 2^56 bytes: every offset of a column still fits the u64 LBA arithmetic of the sleds with room to spare.
+VOLUME_BYTES_MAX = 1 << 56
+
+Address = tuple[str, int]
+
+
+class VolumeState(enum.StrEnum):
+    """Where a volume is in its life; `frozen` is left only through an operator."""
+
+    CREATING = "creating"
+    ACTIVE = "active"
+    FROZEN = "frozen"
+    DELETING = "deleting"
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The shape of a stripe. `shard_blocks` counts the header block, in blocks of 4096 bytes."""
+
+    data_shards: int = 4
+    parity_shards: int = 2
+    shard_blocks: int = 64
+
+    @property
+    def columns(self) -> int:
+        """How many columns, hence distinct sleds, a volume has."""
+        return self.data_shards + self.parity_shards
+
+    @property
+    def stripe_data_blocks(self) -> int:
+        """Client blocks in one full stripe; one block of each shard is its header."""
+        return self.data_shards * (self.shard_blocks - 1)
+
+    def to_json(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(int(data["data_shards"]), int(data["parity_shards"]), int(data["shard_blocks"]))
+
+
+def column_blocks(size_bytes: int, geometry: Geometry) -> int:
+    """Blocks of 4096 bytes that each column's namespace of a volume of `size_bytes` has."""
+    size_blocks = -(-size_bytes // BLOCK_BYTES)
+    stripes = -(-size_blocks // geometry.stripe_data_blocks)
+    return (stripes * OVERPROVISION_FACTOR + SPARE_SLOTS) * geometry.shard_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A head with the identity of its log directory: a wiped log is another member (F5)."""
+
+    head: UUID
+    log: UUID
+
+    def to_json(self) -> dict[str, str]:
+        return {"head": str(self.head), "log": str(self.log)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(UUID(data["head"]), UUID(data["log"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Shard `index` of every stripe lives in namespace `nsid` of `sled`, `blocks` blocks of 4096 bytes long."""
+
+    index: int
+    sled: UUID
+    nsid: int
+    blocks: int
+
+    def to_json(self) -> dict[str, int | str]:
+        return {"index": self.index, "sled": str(self.sled), "nsid": self.nsid, "blocks": self.blocks}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(int(data["index"]), UUID(data["sled"]), int(data["nsid"]), int(data["blocks"]))
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRecord:
+    """One volume. `epoch` never falls; `version` rises by one with every change.
+
+    `primary` names the head that took `epoch`, or, after a revocation, the one that should take the next;
+    `current` are the members that hold every acknowledged write, `heads` the assigned ones (preferred primary first),
+    `sleds` the placement (one per column, in order), `columns` what exists there.
+    """
+
+    volume: UUID
+    name: str
+    size_bytes: int
+    geometry: Geometry = field(default_factory=Geometry)
+    epoch: int = 0
+    primary: UUID | None = None
+    current: tuple[Member, ...] = ()
+    heads: tuple[UUID, ...] = ()
+    sleds: tuple[UUID, ...] = ()
+    columns: tuple[Column, ...] = ()
+    state: VolumeState = VolumeState.CREATING
+    min_current: int = 1
+    version: int = 1
+
+    def member(self, head: UUID) -> Member | None:
+        """The entry of `head` in `current`, if it has one."""
+        return next((member for member in self.current if member.head == head), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "volume": str(self.volume),
+            "name": self.name,
+            "size_bytes": self.size_bytes,
+            "geometry": self.geometry.to_json(),
+            "epoch": self.epoch,
+            "primary": None if self.primary is None else str(self.primary),
+            "current": [member.to_json() for member in self.current],
+            "heads": [str(head) for head in self.heads],
+            "sleds": [str(sled) for sled in self.sleds],
+            "columns": [column.to_json() for column in self.columns],
+            "state": self.state.value,
+            "min_current": self.min_current,
+            "version": self.version,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            return cls(
+                volume=UUID(data["volume"]),
+                name=str(data["name"]),
+                size_bytes=int(data["size_bytes"]),
+                geometry=Geometry.from_json(data["geometry"]),
+                epoch=int(data["epoch"]),
+                primary=None if data["primary"] is None else UUID(data["primary"]),
+                current=tuple(Member.from_json(member) for member in data["current"]),
+                heads=tuple(UUID(head) for head in data["heads"]),
+                sleds=tuple(UUID(sled) for sled in data["sleds"]),
+                columns=tuple(Column.from_json(column) for column in data["columns"]),
+                state=VolumeState(data["state"]),
+                min_current=int(data["min_current"]),
+                version=int(data["version"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RecordMalformed("volume record", error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecord:
+    """An enrolled head. `addresses` by service: `peer` (head to head), `nbd` (clients)."""
+
+    id: UUID
+    name: str
+    public_key: bytes
+    addresses: Mapping[str, Address] = field(default_factory=dict)
+    enrolled_ms: int = 0
+    revoked: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "name": self.name,
+            "public_key": self.public_key.hex(),
+            "addresses": {service: list(address) for service, address in self.addresses.items()},
+            "enrolled_ms": self.enrolled_ms,
+            "revoked": self.revoked,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            return cls(
+                id=UUID(data["id"]),
+                name=str(data["name"]),
+                public_key=bytes.fromhex(data["public_key"]),
+                addresses={str(service): (str(at[0]), int(at[1])) for service, at in data["addresses"].items()},
+                enrolled_ms=int(data["enrolled_ms"]),
+                revoked=bool(data["revoked"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise RecordMalformed("head record", error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class SledRecord:
+    """An enrolled sled and where its NVMe/TCP target listens. `capacity_blocks` is 0 when nobody said."""
+
+    id: UUID
+    name: str
+    public_key: bytes
+    nqn: str
+    address: Address
+    capacity_blocks: int = 0
+    enrolled_ms: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "name": self.name,
+            "public_key": self.public_key.hex(),
+            "nqn": self.nqn,
+            "address": list(self.address),
+            "capacity_blocks": self.capacity_blocks,
+            "enrolled_ms": self.enrolled_ms,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            return cls(
+                id=UUID(data["id"]),
+                name=str(data["name"]),
+                public_key=bytes.fromhex(data["public_key"]),
+                nqn=str(data["nqn"]),
+                address=(str(data["address"][0]), int(data["address"][1])),
+                capacity_blocks=int(data["capacity_blocks"]),
+                enrolled_ms=int(data["enrolled_ms"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise RecordMalformed("sled record", error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RackView:
+    """What one head may know: everyone enrolled, the signed key set, and the volumes it is assigned to.
+
+    `revision` rises with every change; give it back as `after` to wait for the next one.
+    """
+
+    revision: int
+    heads: Mapping[UUID, HeadRecord]
+    sleds: Mapping[UUID, SledRecord]
+    key_set: bytes
+    volumes: Mapping[UUID, VolumeRecord]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision,
+            "heads": [head.to_json() for head in self.heads.values()],
+            "sleds": [sled.to_json() for sled in self.sleds.values()],
+            "key_set": self.key_set.hex(),
+            "volumes": [volume.to_json() for volume in self.volumes.values()],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            heads = [HeadRecord.from_json(head) for head in data["heads"]]
+            sleds = [SledRecord.from_json(sled) for sled in data["sleds"]]
+            volumes = [VolumeRecord.from_json(volume) for volume in data["volumes"]]
+            return cls(
+                revision=int(data["revision"]),
+                heads={head.id: head for head in heads},
+                sleds={sled.id: sled for sled in sleds},
+                key_set=bytes.fromhex(data["key_set"]),
+                volumes={volume.volume: volume for volume in volumes},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordMalformed("rack view", error) from error
