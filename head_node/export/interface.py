@@ -19,18 +19,16 @@ class RelayReceiver(Protocol):
     def frame_received(self, frame: memoryview) -> None:
         """One whole authenticated frame, at most RELAY_FRAME_BYTES_MAX; the memory is the transport's again afterwards."""
 
-    def pause_sending(self) -> None:
-        """The transport's send buffer is full: send nothing that can wait."""
-
-    def resume_sending(self) -> None:
-        """The transport's send buffer has drained."""
-
     def transport_lost(self, reason: str) -> None:
         """The link is gone, for whatever reason. Called exactly once, also after `abort`; may be called from within it."""
 
 
 class RelayTransport(Protocol):
-    """One authenticated link between two heads that carries one client connection. Never shared, never reopened."""
+    """One authenticated link between two heads that carries one client connection. Never shared, never reopened.
+
+    It never stops reading: the relay bounds what is under way with credits of its own (about 2 MiB each way), so that
+    a peer that is gone is noticed at once whatever else is stuck.
+    """
 
     def start(self, receiver: RelayReceiver) -> None:
         """Begin to deliver frames. Called once; frames that came earlier are delivered now (or after this turn)."""
@@ -40,12 +38,6 @@ class RelayTransport(Protocol):
 
         The buffers are not changed by the caller afterwards.
         """
-
-    def pause_receiving(self) -> None:
-        """Deliver no more frames until `resume_receiving` (stop reading, so that TCP holds the peer back)."""
-
-    def resume_receiving(self) -> None:
-        """Deliver frames again, not from within this call."""
 
     def abort(self) -> None:
         """Reset the link now: what is unsent is thrown away, as it must never arrive late."""

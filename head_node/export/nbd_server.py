@@ -1,0 +1,493 @@
+"""The server's side of the NBD transmission phase without I/O: requests in, replies out, a volume behind.
+
+The owner fills the buffer that `get_buffer` gives and says `received(count)`; replies gather until `take_output`. All
+requests that have come are parsed in one loop over the receive buffer, and the payload of a write is a slice of that
+buffer: it is handed to the volume uncopied, which may keep it, so memory that held a payload is never written again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from typing import Final
+
+from head_node.export import nbd_protocol as nbd
+from head_node.export.counters import NbdCounters
+from head_node.export.interface import Buffer
+from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
+from head_node.volume.interface import ServedVolume
+
+SLAB_BYTES: Final = 256 * 1024
+"""Receive buffer: some 60 requests of 4 KiB, few enough that a payload kept for long pins little else."""
+
+SLAB_ROOM_BYTES_MIN: Final = 64 * 1024
+"""With less room than this the next read would be short: take a fresh slab (what has come of a request moves along)."""
+
+LARGE_PAYLOAD_BYTES: Final = 64 * 1024
+"""A longer payload that has not come yet is received straight into memory of its own."""
+
+EXTENTS_BYTES_MAX: Final = 1 << 30
+"""BLOCK_STATUS answers at most this much of the range; clients ask on for the rest (the specification allows it)."""
+
+EXTENTS_MAX: Final = 8192
+"""Extents per BLOCK_STATUS reply, 64 KiB of them."""
+
+HOLE_BYTES_MIN: Final = 32 * 1024
+"""Reads at least this long are searched for zeroes, in pieces of this size: a hole chunk of 32 bytes replaces each run.
+The first byte that is not zero ends the search of a piece, so data costs next to nothing."""
+
+_ZEROES: Final = bytes(HOLE_BYTES_MIN)
+_BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
+
+_ALLOWED_FLAGS: Final[dict[int, int]] = {
+    Command.READ: CommandFlag.DF | CommandFlag.FUA,
+    Command.WRITE: CommandFlag.FUA,
+    Command.DISC: CommandFlag.FUA,
+    Command.FLUSH: CommandFlag.FUA,
+    Command.TRIM: CommandFlag.FUA,
+    Command.CACHE: CommandFlag.FUA,
+    Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
+    Command.BLOCK_STATUS: CommandFlag.REQ_ONE | CommandFlag.FUA,
+}
+"""FUA is tolerated on every command (specification, "Command flags"); it matters on none, as all is durable when done."""
+
+_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+_FUA, _DF = int(CommandFlag.FUA), int(CommandFlag.DF)
+_OFFSET_DATA = int(Chunk.OFFSET_DATA)
+
+
+class Phase(Enum):
+    """The life of a transmission."""
+
+    ACTIVE = auto()
+    DISCONNECTING = auto()  # DISC has come: answer what is in flight, take nothing more
+    BROKEN = auto()  # the byte stream lost its framing: reset
+    DROPPED = auto()  # the owner let go of it: answers are thrown away
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one connection. `bytes_in_flight_max` must hold one request of the maximum payload."""
+
+    requests_in_flight_max: int = 128
+    bytes_in_flight_max: int = nbd.PAYLOAD_BYTES_MAX
+
+    def __post_init__(self) -> None:
+        assert self.bytes_in_flight_max >= nbd.PAYLOAD_BYTES_MAX
+
+
+class Transmission:
+    """One client in the transmission phase. Nothing in here is called again by the volume once a request is done."""
+
+    def __init__(
+        self,
+        volume: ServedVolume,
+        *,
+        structured: bool,
+        allocation: bool,
+        wake: Callable[[], None],
+        counters: NbdCounters,
+        limits: Limits | None = None,
+    ) -> None:
+        """`wake` is called once when there is output, or room for more requests, outside of `received`; after that
+        not again before `take_output`.
+        """
+        limits = limits or Limits()
+        self.phase = Phase.ACTIVE
+        self.fault = ""
+        self.in_flight = 0
+        self.bytes_in_flight = 0
+        self.output_blocked = False
+        self._volume = volume
+        self._size_bytes = volume.size_bytes
+        self._structured = structured
+        self._allocation = allocation
+        self._wake = wake
+        self._awake = False
+        self._counters = counters
+        self._read_flags = _FUA | (_DF if structured else 0)
+        self._requests_max = limits.requests_in_flight_max
+        self._bytes_max = limits.bytes_in_flight_max
+        self._output: list[Buffer] = []
+        self._slab = memoryview(bytearray(SLAB_BYTES))
+        self._slab_lent = False
+        self._start = 0
+        self._end = 0
+        self._large: memoryview | None = None
+        self._large_request = (0, 0, 0)
+        self._large_filled = 0
+        self._skip_bytes = 0
+        self._skip_reply: tuple[int, int, int, str] | None = None
+        self._stalled = False
+        self._ready_asked = False
+
+    # --- the owner's side -------------------------------------------------------------------------------------------
+
+    @property
+    def stalled(self) -> bool:
+        """A limit is reached: read no more of the connection until it is over."""
+        return self._stalled
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come out: close once the output is written."""
+        return self.phase is Phase.DISCONNECTING and self.in_flight == 0
+
+    def get_buffer(self) -> memoryview:
+        """Where to put the next bytes of the connection; never empty."""
+        if self._large is not None and self._large_filled < len(self._large):
+            return self._large[self._large_filled :]
+        return self._slab[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were put into the buffer that `get_buffer` gave."""
+        self._awake = True
+        if self._large is not None and self._large_filled < len(self._large):
+            self._large_filled += count
+        else:
+            self._end += count
+        self._parse()
+
+    def feed(self, data: Buffer) -> None:
+        """Take bytes that came in somebody else's memory (a relay's frame, what followed the negotiation)."""
+        rest = memoryview(data)
+        while rest and self.phase is Phase.ACTIVE:
+            space = self.get_buffer()
+            taken = min(len(space), len(rest))
+            space[:taken] = rest[:taken]
+            rest = rest[taken:]
+            self.received(taken)
+
+    def take_output(self) -> list[Buffer]:
+        """The replies since the last call, and parse on if there is room again."""
+        self._awake = True
+        if self._stalled:
+            self._parse()
+        self._awake = False
+        output, self._output = self._output, []
+        return output
+
+    def drop(self) -> None:
+        """The connection is gone or has to go: answer nothing any more; what is not with the volume never gets there."""
+        if self.phase is not Phase.DROPPED:
+            self.phase = Phase.DROPPED
+            self._counters.requests_unanswered += self.in_flight
+            self._output.clear()
+            self._start = self._end = 0
+            self._large = None
+
+    # --- the parse loop ---------------------------------------------------------------------------------------------
+
+    def _parse(self) -> None:
+        self._stalled = False
+        unpack = nbd.REQUEST.unpack_from
+        slab, start, end = self._slab, self._start, self._end
+        volume, size_bytes = self._volume, self._size_bytes
+        ready = volume.ready
+        requests_max, read_flags = self._requests_max, self._read_flags
+        while self.phase is Phase.ACTIVE:
+            if self._skip_bytes:
+                start = self._skip(start, end)
+            if self._large is not None:
+                if self._large_filled < len(self._large):
+                    break
+            elif end - start < 28:
+                break
+            if self.in_flight >= requests_max or self.output_blocked or not ready():
+                self._stall()
+                break
+            if self._large is not None:
+                self._submit_large()
+                continue
+            magic, flags, command, cookie, offset, length = unpack(slab, start)
+            if magic != 0x25609513:
+                self._break(f"bad request magic {magic:#010x}")
+                break
+            if (
+                command > 1
+                or (offset | length) & _BLOCK_MASK
+                or offset + length > size_bytes
+                or flags & ~(_FUA if command else read_flags)
+                or not 0 < length <= 33554432
+            ):
+                start += 28
+                self._counters.requests += 1
+                self._other(flags, command, cookie, offset, length)
+                continue
+            if self.bytes_in_flight + length > self._bytes_max:
+                self._stall()
+                break
+            if command:
+                payload = start + 28
+                if end - payload < length:
+                    if length > LARGE_PAYLOAD_BYTES:
+                        self._begin_large(cookie, offset, length, flags, slab[payload:end])
+                        start = end
+                    break
+                start = payload + length
+                self._slab_lent = True
+                self.in_flight += 1
+                self.bytes_in_flight += length
+                done = partial(self._done, cookie, length)
+                volume.write(offset, slab[payload:start], flags & 1 == 1, done)
+            else:
+                start += 28
+                self.in_flight += 1
+                self.bytes_in_flight += length
+                volume.read(offset, length, partial(self._read_done, cookie, offset, length, flags))
+            self._counters.requests += 1
+        if self.phase is not Phase.DROPPED:
+            self._make_room(start, end)
+
+    def _make_room(self, start: int, end: int) -> None:
+        """Keep what is unparsed, and leave room to receive. Lent memory is never reused.
+
+        While stalled the unparsed bytes may fill the slab: then the next one is larger, which is bounded because the
+        owner reads no more (by at most what it was reading just then).
+        """
+        left = end - start
+        if not self._slab_lent:
+            if start and len(self._slab) - end < SLAB_ROOM_BYTES_MIN:
+                self._slab[:left] = self._slab[start:end]
+                start, end = 0, left
+            elif not left:
+                start = end = 0
+        if len(self._slab) - end < SLAB_ROOM_BYTES_MIN:
+            fresh = memoryview(bytearray(max(SLAB_BYTES, left + SLAB_BYTES // 2)))
+            fresh[:left] = self._slab[start:end]
+            self._slab, self._slab_lent = fresh, False
+            start, end = 0, left
+        self._start, self._end = start, end
+
+    def _begin_large(self, cookie: int, offset: int, length: int, flags: int, part: memoryview) -> None:
+        self.bytes_in_flight += length
+        self._large = memoryview(bytearray(length))
+        self._large[: len(part)] = part
+        self._large_filled = len(part)
+        self._large_request = (cookie, offset, flags)
+
+    def _submit_large(self) -> None:
+        """A large payload is complete: admit it. Its memory was taken, and counted, when its header came."""
+        data = self._large
+        assert data is not None
+        self._large = None
+        cookie, offset, flags = self._large_request
+        self.in_flight += 1
+        self._counters.requests += 1
+        self._volume.write(offset, data, flags & _FUA != 0, partial(self._done, cookie, len(data)))
+
+    def _skip(self, start: int, end: int) -> int:
+        """Pass over the payload of a rejected write, then reject it."""
+        taken = min(self._skip_bytes, end - start)
+        self._skip_bytes -= taken
+        if not self._skip_bytes and self._skip_reply is not None:
+            reply, self._skip_reply = self._skip_reply, None
+            self._reject(*reply)
+        return start + taken
+
+    def _stall(self) -> None:
+        self._stalled = True
+        if not self._ready_asked and not self._volume.ready():
+            self._ready_asked = True
+            self._volume.on_ready(self._volume_ready)
+
+    def _volume_ready(self) -> None:
+        self._ready_asked = False
+        self._notify()
+
+    def _notify(self) -> None:
+        if not self._awake and self.phase is not Phase.DROPPED:
+            self._awake = True
+            self._wake()
+
+    def _break(self, fault: str) -> None:
+        self.phase = Phase.BROKEN
+        self.fault = fault
+        self._counters.garbage += 1
+
+    # --- everything but well-formed reads and writes ----------------------------------------------------------------
+
+    def _other(self, flags: int, command: int, cookie: int, offset: int, length: int) -> None:
+        if command == Command.DISC:
+            self.phase = Phase.DISCONNECTING
+            return
+        error, text = self._judge(flags, command, offset, length)
+        if error:
+            if command == Command.WRITE and length:
+                self._skip_bytes = length
+                self._skip_reply = (cookie, command, error, text)
+            else:
+                self._reject(cookie, command, error, text)
+            return
+        if command == Command.CACHE or (length == 0 and command != Command.FLUSH):
+            self._succeed(cookie, command)
+            return
+        self.in_flight += 1
+        if command == Command.FLUSH:
+            self._volume.flush(partial(self._done, cookie, 0))
+        elif command == Command.TRIM:
+            self._volume.trim(offset, length, partial(self._done, cookie, 0))
+        elif command == Command.WRITE_ZEROES:
+            no_hole = bool(flags & CommandFlag.NO_HOLE)
+            self._volume.write_zeroes(offset, length, no_hole=no_hole, done=partial(self._done, cookie, 0))
+        else:
+            one = bool(flags & CommandFlag.REQ_ONE)
+            asked = min(length, EXTENTS_BYTES_MAX)
+            self._volume.extents(offset, asked, partial(self._extents_done, cookie, asked, one))
+
+    def _judge(self, flags: int, command: int, offset: int, length: int) -> tuple[int, str]:
+        """Error number and text for a request that cannot be done, (0, "") for one that can."""
+        allowed = _ALLOWED_FLAGS.get(command)
+        if allowed is None:
+            return NbdError.EINVAL, f"unknown command {command}"
+        if flags & ~allowed:
+            return NbdError.EINVAL, f"flags {flags:#x} do not go with command {command}"
+        if flags & CommandFlag.DF and not self._structured:
+            return NbdError.EINVAL, "DF needs structured replies"
+        if command == Command.FLUSH:
+            return 0, ""
+        if command in (Command.READ, Command.WRITE) and length > nbd.PAYLOAD_BYTES_MAX:
+            return NbdError.EOVERFLOW, f"{length} bytes, at most {nbd.PAYLOAD_BYTES_MAX} in one request"
+        if (offset | length) & _BLOCK_MASK:
+            return NbdError.EINVAL, f"offset {offset} and length {length} must be multiples of {nbd.BLOCK_BYTES_MIN}"
+        if offset + length > self._size_bytes:
+            grows = command in (Command.WRITE, Command.WRITE_ZEROES)
+            return (NbdError.ENOSPC if grows else NbdError.EINVAL), f"the export ends at {self._size_bytes}"
+        if command == Command.BLOCK_STATUS:
+            if not self._allocation:
+                return NbdError.EINVAL, f"{nbd.META_CONTEXT_ALLOCATION} was not negotiated"
+            if not length:
+                return NbdError.EINVAL, "a block status of nothing"
+        return 0, ""
+
+    # --- replies ----------------------------------------------------------------------------------------------------
+
+    def _done(self, cookie: int, length: int, error: int) -> None:
+        """A request without data in its reply is done (simple replies are allowed for those in both modes)."""
+        self.in_flight -= 1
+        self.bytes_in_flight -= length
+        if self.phase is Phase.DROPPED:
+            return
+        if error:
+            self._fail(cookie, error, "")
+        else:
+            self._output.append(nbd.SIMPLE_REPLY.pack(0x67446698, 0, cookie))
+        if not self._awake:
+            self._awake = True
+            self._wake()
+
+    def _read_done(
+        self, cookie: int, offset: int, length: int, flags: int, error: int, buffers: Sequence[Buffer]
+    ) -> None:
+        self.in_flight -= 1
+        self.bytes_in_flight -= length
+        if self.phase is Phase.DROPPED:
+            return
+        if error:
+            self._fail(cookie, error, "")
+        elif sum(map(len, buffers)) != length:
+            self._counters.internal_errors += 1
+            self._fail(cookie, NbdError.EIO, "the volume returned another length than was asked for")
+        elif not self._structured:
+            self._output.append(nbd.SIMPLE_REPLY.pack(0x67446698, 0, cookie))
+            self._output += buffers
+        elif length < HOLE_BYTES_MIN or flags & _DF:
+            self._output.append(nbd.DATA_CHUNK.pack(0x668E33EF, 1, _OFFSET_DATA, cookie, length + 8, offset))
+            self._output += buffers
+        else:
+            self._output += data_and_hole_chunks(cookie, offset, buffers)
+        if not self._awake:
+            self._awake = True
+            self._wake()
+
+    def _extents_done(
+        self, cookie: int, length: int, one: bool, error: int, extents: Sequence[tuple[int, int]]
+    ) -> None:
+        self.in_flight -= 1
+        if self.phase is Phase.DROPPED:
+            return
+        merged = merge_extents(extents, length, 1 if one else EXTENTS_MAX)
+        if not error and not merged:
+            self._counters.internal_errors += 1
+            error = NbdError.EIO
+        if error:
+            self._fail(cookie, error, "")
+        else:
+            body = nbd.U32.pack(nbd.META_CONTEXT_ALLOCATION_ID) + b"".join(nbd.EXTENT.pack(*extent) for extent in merged)
+            self._output.append(_chunk(cookie, Chunk.BLOCK_STATUS, body))
+        self._notify()
+
+    def _succeed(self, cookie: int, command: int) -> None:
+        if self._structured and command == Command.READ:
+            self._output.append(_chunk(cookie, Chunk.NONE, b""))
+        else:
+            self._output.append(nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, 0, cookie))
+
+    def _reject(self, cookie: int, command: int, error: int, text: str) -> None:
+        self._counters.requests_rejected += 1
+        self._error(cookie, error, text)
+
+    def _fail(self, cookie: int, error: int, text: str) -> None:
+        self._counters.requests_failed += 1
+        self._error(cookie, nbd.wire_error(error), text)
+
+    def _error(self, cookie: int, error: int, text: str) -> None:
+        if self._structured:
+            said = text.encode()
+            self._output.append(_chunk(cookie, Chunk.ERROR, nbd.ERROR_CHUNK.pack(error, len(said)) + said))
+        else:
+            self._output.append(nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, error, cookie))
+
+
+def _chunk(cookie: int, kind: Chunk, body: bytes) -> bytes:
+    return nbd.CHUNK_HEADER.pack(nbd.STRUCTURED_REPLY_MAGIC, nbd.CHUNK_DONE, kind, cookie, len(body)) + body
+
+
+def merge_extents(extents: Sequence[tuple[int, int]], length: int, extents_max: int) -> list[tuple[int, int]]:
+    """Join neighbours of equal flags and cut at `length` bytes and `extents_max` extents."""
+    merged: list[tuple[int, int]] = []
+    for extent_bytes, flags in extents:
+        extent_bytes = min(extent_bytes, length)
+        if extent_bytes <= 0:
+            continue
+        length -= extent_bytes
+        if merged and merged[-1][1] == flags:
+            merged[-1] = (merged[-1][0] + extent_bytes, flags)
+        elif len(merged) == extents_max:
+            break
+        else:
+            merged.append((extent_bytes, flags))
+    return merged
+
+
+def data_and_hole_chunks(cookie: int, offset: int, buffers: Sequence[Buffer]) -> list[Buffer]:
+    """A structured READ reply in which runs of zeroes (whole pieces of HOLE_BYTES_MIN) are hole chunks."""
+    runs: list[tuple[bool, int, list[Buffer]]] = []
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for at in range(0, len(view), HOLE_BYTES_MIN):
+            piece = view[at : at + HOLE_BYTES_MIN]
+            hole = piece[0] == 0 and _ZEROES.startswith(piece)
+            if runs and runs[-1][0] == hole:
+                _, run_bytes, parts = runs[-1]
+                if not hole:
+                    parts.append(piece)
+                runs[-1] = (hole, run_bytes + len(piece), parts)
+            else:
+                runs.append((hole, len(piece), [] if hole else [piece]))
+    chunks: list[Buffer] = []
+    for number, (hole, run_bytes, parts) in enumerate(runs, 1):
+        done = nbd.CHUNK_DONE if number == len(runs) else 0
+        if hole:
+            chunks.append(
+                nbd.HOLE_CHUNK.pack(nbd.STRUCTURED_REPLY_MAGIC, done, Chunk.OFFSET_HOLE, cookie, 12, offset, run_bytes)
+            )
+        else:
+            chunks.append(
+                nbd.DATA_CHUNK.pack(
+                    nbd.STRUCTURED_REPLY_MAGIC, done, Chunk.OFFSET_DATA, cookie, run_bytes + 8, offset
+                )
+            )
+            chunks += parts
+        offset += run_bytes
+    return chunks
