@@ -1,0 +1,228 @@
+"""What a controller answers to Identify: the 4096-byte structures of NVM Express Base 2.0, 5.17.
+
+They are built once per connection or namespace, never per command, so construct does it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from construct import Bytes, BytesInteger, Const, Default, Int8ul, Int16ul, Int32ul, Int64ul, Padding, Struct
+
+from spdk_bindings.device import BLOCK_BYTES
+from spdk_bindings.nvme import NVME_VERSION
+
+IDENTIFY_BYTES: Final = 4096
+ACTIVE_NAMESPACES_MAX: Final = 1024
+
+CONTROLLER_IO: Final = 1
+CONTROLLER_DISCOVERY: Final = 2
+
+ONCS_DATASET_MANAGEMENT: Final = 1 << 2
+ONCS_WRITE_ZEROES: Final = 1 << 3
+ONCS_RESERVATIONS: Final = 1 << 5
+
+U128 = BytesInteger(16, swapped=True)
+
+CONTROLLER_FORMAT = Struct(
+    "vendor_id" / Int16ul,
+    "subsystem_vendor_id" / Int16ul,
+    "serial" / Bytes(20),
+    "model" / Bytes(40),
+    "firmware" / Bytes(8),
+    "arbitration_burst" / Default(Int8ul, 0),
+    "ieee" / Default(Bytes(3), bytes(3)),
+    "multipath" / Int8ul,
+    "max_transfer_log2_pages" / Int8ul,
+    "controller_id" / Int16ul,
+    "version" / Int32ul,
+    "resume_latency_us" / Default(Int32ul, 0),
+    "entry_latency_us" / Default(Int32ul, 0),
+    "async_events" / Default(Int32ul, 0),
+    "attributes" / Default(Int32ul, 0),
+    Padding(11),
+    "controller_type" / Int8ul,
+    Padding(256 - 112),
+    "admin_optional" / Default(Int16ul, 0),
+    "abort_limit" / Default(Int8ul, 3),
+    "async_event_limit" / Default(Int8ul, 3),
+    "firmware_updates" / Default(Int8ul, 0x03),
+    "log_attributes" / Default(Int8ul, 0x06),
+    "error_log_entries" / Default(Int8ul, 63),
+    "power_states" / Default(Int8ul, 0),
+    Padding(2),
+    "warning_temperature_kelvin" / Default(Int16ul, 343),
+    "critical_temperature_kelvin" / Default(Int16ul, 353),
+    Padding(280 - 270),
+    "total_capacity_bytes" / Default(U128, 0),
+    "unallocated_capacity_bytes" / Default(U128, 0),
+    Padding(320 - 312),
+    "keep_alive_100ms" / Int16ul,
+    Padding(512 - 322),
+    "sqe_sizes" / Const(0x66, Int8ul),
+    "cqe_sizes" / Const(0x44, Int8ul),
+    "max_commands" / Int16ul,
+    "namespaces_max" / Int32ul,
+    "nvm_optional" / Int16ul,
+    "fused" / Default(Int16ul, 0),
+    "format_attributes" / Default(Int8ul, 0),
+    "volatile_write_cache" / Int8ul,
+    "atomic_write_normal" / Default(Int16ul, 0),
+    "atomic_write_power_fail" / Default(Int16ul, 0),
+    Padding(536 - 530),
+    "sgl_support" / Int32ul,
+    "namespaces_allowed" / Default(Int32ul, 0),
+    Padding(768 - 544),
+    "subsystem_nqn" / Bytes(256),
+    Padding(1792 - 1024),
+    "command_capsule_16b" / Int32ul,
+    "response_capsule_16b" / Int32ul,
+    "in_capsule_offset_16b" / Default(Int16ul, 0),
+    "fabrics_attributes" / Default(Int8ul, 0),
+    "sgl_descriptors_max" / Default(Int8ul, 1),
+    "fabrics_optional" / Default(Int16ul, 0),
+    Padding(2048 - 1806),
+    "power_state_0" / Default(Bytes(32), (2500).to_bytes(2, "little") + bytes(30)),
+    Padding(4096 - 2080),
+)
+"""Identify Controller data structure (figure 275); not every field has a name here, what has none is zero."""
+
+NAMESPACE_FORMAT = Struct(
+    "size_blocks" / Int64ul,
+    "capacity_blocks" / Int64ul,
+    "used_blocks" / Int64ul,
+    "features" / Int8ul,
+    "formats_last" / Const(0, Int8ul),
+    "formatted" / Const(0, Int8ul),
+    "metadata" / Const(0, Int8ul),
+    "protection" / Const(0, Int8ul),
+    "protection_set" / Const(0, Int8ul),
+    "sharing" / Int8ul,
+    "reservations" / Int8ul,
+    "format_progress" / Const(0, Int8ul),
+    "deallocate" / Int8ul,
+    "atomic_write_normal" / Default(Int16ul, 0),
+    "atomic_write_power_fail" / Default(Int16ul, 0),
+    Padding(48 - 38),
+    "capacity_bytes" / U128,
+    Padding(99 - 64),
+    "attributes" / Default(Int8ul, 0),
+    Padding(4),
+    "nguid" / Bytes(16),
+    "eui64" / Default(Bytes(8), bytes(8)),
+    "metadata_bytes" / Const(0, Int16ul),
+    "lba_log2_bytes" / Const(12, Int8ul),
+    "performance" / Const(0, Int8ul),
+    Padding(4096 - 132),
+)
+"""Identify Namespace data structure (NVM Command Set 1.0, figure 97)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerIdentity:
+    """What the Identify Controller structure says of a controller.
+
+    `max_transfer_bytes` is a power of two times 4096 (MDTS), `in_capsule_data_bytes` a multiple of 16 (IOCCSZ),
+    `namespaces_max` the highest namespace id. `serial` has up to 20 ASCII characters, `model` 40, `firmware` 8.
+    """
+
+    serial: str
+    model: str
+    firmware: str
+    subsystem_nqn: str
+    controller_id: int
+    max_transfer_bytes: int
+    in_capsule_data_bytes: int
+    max_commands: int
+    namespaces_max: int
+    total_capacity_bytes: int = 0
+    unallocated_capacity_bytes: int = 0
+    volatile_write_cache: bool = True
+    discovery: bool = False
+    nvm_optional: int = ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES | ONCS_RESERVATIONS
+
+
+def ascii_field(text: str, size: int, pad: bytes = b" ") -> bytes:
+    """`text` as a fixed ASCII field, padded on the right; ValueError if it doesn't fit or isn't ASCII."""
+    data = text.encode("ascii")
+    if len(data) > size:
+        raise ValueError(f"{text!r} is longer than {size} bytes")
+    return data.ljust(size, pad)
+
+
+def identify_controller(identity: ControllerIdentity) -> bytes:
+    """The 4096 bytes of Identify Controller (CNS 01h)."""
+    pages = identity.max_transfer_bytes // BLOCK_BYTES
+    if pages < 1 or pages & (pages - 1) or identity.max_transfer_bytes % BLOCK_BYTES:
+        raise ValueError(f"max_transfer_bytes must be a power of two times 4096, not {identity.max_transfer_bytes}")
+    return bytes(
+        CONTROLLER_FORMAT.build(
+            {
+                "vendor_id": 0,
+                "subsystem_vendor_id": 0,
+                "serial": ascii_field(identity.serial, 20),
+                "model": ascii_field(identity.model, 40),
+                "firmware": ascii_field(identity.firmware, 8),
+                "multipath": 0x03,
+                "max_transfer_log2_pages": pages.bit_length() - 1,
+                "controller_id": identity.controller_id,
+                "version": NVME_VERSION,
+                "attributes": 0x01,
+                "controller_type": CONTROLLER_DISCOVERY if identity.discovery else CONTROLLER_IO,
+                "total_capacity_bytes": identity.total_capacity_bytes,
+                "unallocated_capacity_bytes": identity.unallocated_capacity_bytes,
+                "keep_alive_100ms": 10,
+                "max_commands": identity.max_commands,
+                "namespaces_max": 0 if identity.discovery else identity.namespaces_max,
+                "nvm_optional": 0 if identity.discovery else identity.nvm_optional,
+                "volatile_write_cache": 0x05 if identity.volatile_write_cache and not identity.discovery else 0,
+                "sgl_support": 0x0010_0001,
+                "namespaces_allowed": 0 if identity.discovery else ACTIVE_NAMESPACES_MAX,
+                "subsystem_nqn": ascii_field(identity.subsystem_nqn, 256, b"\0"),
+                "command_capsule_16b": (64 + identity.in_capsule_data_bytes) // 16,
+                "response_capsule_16b": 1,
+            }
+        )
+    )
+
+
+def identify_namespace(blocks: int, uuid: UUID) -> bytes:
+    """Identify Namespace (CNS 00h), 4096 bytes, for `blocks` shared blocks of 4096 bytes that read zero once deallocated.
+
+    Reservations are shown but can't be taken (RESCAP says Write Exclusive only because Report needs a capability).
+    """
+    return bytes(
+        NAMESPACE_FORMAT.build(
+            {
+                "size_blocks": blocks,
+                "capacity_blocks": blocks,
+                "used_blocks": blocks,
+                "features": 0,
+                "sharing": 0x01,
+                "reservations": 0x02,
+                "deallocate": 0x01,
+                "capacity_bytes": blocks * BLOCK_BYTES,
+                "nguid": uuid.bytes,
+            }
+        )
+    )
+
+
+def inactive_namespace() -> bytes:
+    """Identify Namespace of a namespace id that isn't active: all zero."""
+    return bytes(IDENTIFY_BYTES)
+
+
+def active_namespaces(nsids: Iterable[int], after: int) -> bytes:
+    """Active Namespace ID list (CNS 02h): up to 1024 ids greater than `after`, ascending, zero filled."""
+    chosen = sorted(nsid for nsid in nsids if nsid > after)[:ACTIVE_NAMESPACES_MAX]
+    return b"".join(nsid.to_bytes(4, "little") for nsid in chosen).ljust(IDENTIFY_BYTES, b"\0")
+
+
+def namespace_descriptors(uuid: UUID) -> bytes:
+    """Namespace Identification Descriptor list (CNS 03h): NGUID, UUID and the NVM command set."""
+    nguid = bytes((2, 16, 0, 0)) + uuid.bytes
+    identifier = bytes((3, 16, 0, 0)) + uuid.bytes
+    command_set = bytes((4, 1, 0, 0, 0))
+    return (nguid + identifier + command_set).ljust(IDENTIFY_BYTES, b"\0")

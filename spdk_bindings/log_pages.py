@@ -1,0 +1,227 @@
+"""Log pages and the reservation report, as stock tools read them (NVM Express Base 2.0, 5.16 and 7.5)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from construct import Array, Bytes, Default, Int8ul, Int16ul, Int32ul, Int64ul, Padding, Struct
+
+from spdk_bindings.identify import U128, ascii_field
+
+ERROR_ENTRIES_MAX: Final = 64
+ERROR_ENTRY_BYTES: Final = 64
+FIRMWARE_SLOTS: Final = 7
+EFFECTS_SUPPORTED: Final = 1 << 0
+EFFECTS_CHANGES_CONTENT: Final = 1 << 1
+EFFECTS_CHANGES_INVENTORY: Final = 1 << 3
+
+ERROR_FORMAT = Struct(
+    "count" / Int64ul,
+    "queue_id" / Int16ul,
+    "cid" / Int16ul,
+    "status" / Int16ul,
+    "parameter" / Int16ul,
+    "lba" / Int64ul,
+    "nsid" / Int32ul,
+    "vendor_page" / Default(Int8ul, 0),
+    "transport" / Default(Int8ul, 3),
+    Padding(2),
+    "specific" / Int64ul,
+    Padding(24),
+)
+"""One entry of the Error Information log (figure 204); transport 3 is TCP."""
+
+SMART_FORMAT = Struct(
+    "critical_warning" / Int8ul,
+    "composite_temperature_kelvin" / Int16ul,
+    "available_spare_percent" / Int8ul,
+    "available_spare_threshold_percent" / Int8ul,
+    "percentage_used" / Int8ul,
+    Padding(26),
+    "data_units_read" / U128,
+    "data_units_written" / U128,
+    "host_read_commands" / U128,
+    "host_write_commands" / U128,
+    "controller_busy_minutes" / U128,
+    "power_cycles" / U128,
+    "power_on_hours" / U128,
+    "unsafe_shutdowns" / U128,
+    "media_errors" / U128,
+    "error_log_entries" / U128,
+    Padding(512 - 192),
+)
+"""SMART / Health Information (figure 207). A data unit is 1000 times 512 bytes, rounded up."""
+
+FIRMWARE_FORMAT = Struct("active" / Int8ul, Padding(7), "revisions" / Array(FIRMWARE_SLOTS, Bytes(8)), Padding(448))
+"""Firmware Slot Information (figure 209): active slot in bits 2:0, next in 6:4."""
+
+REPORT_HEADER_FORMAT = Struct(
+    "generation" / Int32ul,
+    "type" / Int8ul,
+    "registered" / Int16ul,
+    Padding(2),
+    "persist" / Int8ul,
+    Padding(14),
+)
+REPORT_ENTRY_FORMAT = Struct(
+    "controller_id" / Int16ul, "status" / Int8ul, Padding(5), "host_id" / Bytes(8), "key" / Int64ul
+)
+REPORT_ENTRY_EXTENDED_FORMAT = Struct(
+    "controller_id" / Int16ul, "status" / Int8ul, Padding(5), "key" / Int64ul, "host_id" / Bytes(16), Padding(32)
+)
+
+DISCOVERY_HEADER_FORMAT = Struct("generation" / Int64ul, "records" / Int64ul, "format" / Int16ul, Padding(1024 - 18))
+DISCOVERY_ENTRY_FORMAT = Struct(
+    "transport" / Int8ul,
+    "family" / Int8ul,
+    "subtype" / Int8ul,
+    "requirements" / Int8ul,
+    "port_id" / Int16ul,
+    "controller_id" / Int16ul,
+    "admin_queue_entries" / Int16ul,
+    "flags" / Int16ul,
+    Padding(20),
+    "service" / Bytes(32),
+    Padding(192),
+    "nqn" / Bytes(256),
+    "address" / Bytes(256),
+    "security" / Bytes(256),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEntry:
+    """One failed command; `status` is the CQE's 16-bit field, `count` grows by one per error of the controller."""
+
+    count: int
+    queue_id: int
+    cid: int
+    status: int
+    lba: int = 0
+    nsid: int = 0
+    parameter: int = 0xFFFF
+    specific: int = 0
+
+
+def error_log(newest_first: Sequence[ErrorEntry]) -> bytes:
+    """The Error Information log (01h), at most 64 entries."""
+    return b"".join(
+        ERROR_FORMAT.build(
+            {
+                "count": entry.count,
+                "queue_id": entry.queue_id,
+                "cid": entry.cid,
+                "status": entry.status,
+                "parameter": entry.parameter,
+                "lba": entry.lba,
+                "nsid": entry.nsid,
+                "specific": entry.specific,
+            }
+        )
+        for entry in newest_first[:ERROR_ENTRIES_MAX]
+    ).ljust(ERROR_ENTRY_BYTES * ERROR_ENTRIES_MAX, b"\0")
+
+
+def smart_log(devices: Iterable[Mapping[str, int]]) -> bytes:
+    """The SMART log (02h) of a sled: counters summed over its devices, gauges by the worst of them.
+
+    Each mapping is what `Device.smart` returns; without devices the log says that the sled is unreliable.
+    """
+    values = list(devices)
+    worst = {
+        "critical_warning": 0x04 if not values else 0,
+        "composite_temperature_kelvin": max((value["composite_temperature_kelvin"] for value in values), default=0),
+        "available_spare_percent": min((value["available_spare_percent"] for value in values), default=0),
+        "available_spare_threshold_percent": max(
+            (value["available_spare_threshold_percent"] for value in values), default=0
+        ),
+        "percentage_used": max((value["percentage_used"] for value in values), default=0),
+    }
+    for value in values:
+        worst["critical_warning"] |= value["critical_warning"]
+    counters = (
+        "data_units_read",
+        "data_units_written",
+        "host_read_commands",
+        "host_write_commands",
+        "controller_busy_minutes",
+        "power_cycles",
+        "power_on_hours",
+        "unsafe_shutdowns",
+        "media_errors",
+        "error_log_entries",
+    )
+    return bytes(SMART_FORMAT.build(worst | {name: sum(value[name] for value in values) for name in counters}))
+
+
+def firmware_log(active_slot: int, revisions: Mapping[int, str]) -> bytes:
+    """The Firmware Slot log (03h): `revisions` by slot 1..7, up to 8 ASCII characters each; empty slots are zero."""
+    slots = [
+        ascii_field(revisions[slot], 8) if slot in revisions else bytes(8) for slot in range(1, FIRMWARE_SLOTS + 1)
+    ]
+    return bytes(FIRMWARE_FORMAT.build({"active": active_slot, "revisions": slots}))
+
+
+def effects_log(admin: Mapping[int, int], io: Mapping[int, int]) -> bytes:
+    """The Commands Supported and Effects log (05h) from opcode -> `EFFECTS_*` bits; unnamed is unsupported."""
+    words = [admin.get(opcode, 0) for opcode in range(256)] + [io.get(opcode, 0) for opcode in range(256)]
+    return b"".join(word.to_bytes(4, "little") for word in words).ljust(4096, b"\0")
+
+
+def reservation_report(generation: int, holder: bytes | None, controller_id: int, *, extended: bool) -> bytes:
+    """Reservation Report: the fence in NVMe's words.
+
+    `generation` is the low 32 bits of the epoch; `holder` the holder's host id (16 bytes; the first 8 in the short
+    form) shown as the one registrant that holds a Write Exclusive reservation, or None when there is no fence.
+    """
+    header = REPORT_HEADER_FORMAT.build(
+        {
+            "generation": generation & 0xFFFF_FFFF,
+            "type": 1 if holder is not None else 0,
+            "registered": 1 if holder is not None else 0,
+            "persist": 1,
+        }
+    )
+    if extended:
+        header = header.ljust(64, b"\0")
+    if holder is None:
+        return bytes(header)
+    fields = {"controller_id": controller_id, "status": 1, "key": 0}
+    if extended:
+        return bytes(header + REPORT_ENTRY_EXTENDED_FORMAT.build(fields | {"host_id": holder[:16]}))
+    return bytes(header + REPORT_ENTRY_FORMAT.build(fields | {"host_id": holder[:8]}))
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryEntry:
+    """A subsystem that can be connected to over TCP at `address`:`port`."""
+
+    nqn: str
+    address: str
+    port: int
+    ipv6: bool = False
+
+
+def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
+    """The Discovery log (70h; NVMe-oF 1.1, 5.4) with NVM subsystems over TCP without TLS."""
+    header = DISCOVERY_HEADER_FORMAT.build({"generation": generation, "records": len(entries), "format": 0})
+    rows = [
+        DISCOVERY_ENTRY_FORMAT.build(
+            {
+                "transport": 3,
+                "family": 2 if entry.ipv6 else 1,
+                "subtype": 2,
+                "requirements": 0x02,
+                "port_id": index,
+                "controller_id": 0xFFFF,
+                "admin_queue_entries": 32,
+                "flags": 0,
+                "service": ascii_field(str(entry.port), 32),
+                "nqn": ascii_field(entry.nqn, 256, b"\0"),
+                "address": ascii_field(entry.address, 256),
+                "security": bytes(256),
+            }
+        )
+        for index, entry in enumerate(entries, start=1)
+    ]
+    return bytes(header + b"".join(rows))
