@@ -1,0 +1,1 @@
+"""Who owns a volume now: links between heads, leases, log replication, takeover and stepping down."""
