@@ -188,7 +188,7 @@ def identify_controller(identity: ControllerIdentity) -> bytes:
 
 
 def identify_namespace(blocks: int, uuid: UUID) -> bytes:
-    """Identify Namespace (CNS 00h), 4096 bytes, for `blocks` shared blocks of 4096 bytes that read zero once deallocated.
+    """Identify Namespace (CNS 00h): 4096 bytes for `blocks` shared blocks of 4096 that read zero when deallocated.
 
     Reservations are shown but can't be taken (RESCAP says Write Exclusive only because Report needs a capability).
     """
