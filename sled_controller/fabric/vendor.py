@@ -1,22 +1,4 @@
-"""What the vendor commands carry in their fields and data: the agreement between client and target.
-
-All of them use the vendor SQE (`pdu.VENDOR_SQE`); fields not named here are zero. MAC'd commands count on their queue.
-
-| command          | MAC | fields                                   | data to the sled  | result                        |
-|------------------|-----|------------------------------------------|-------------------|-------------------------------|
-| SESSION_RECEIVE  | no  |                                          |                   | 160 bytes: the sled's hello   |
-| SESSION_SEND     | no  |                                          | 144 bytes: reply  |                               |
-| ATTACH           | yes | slba = attach number                     | 160: credential   | DW0 = slot                    |
-| RECEIPT          | yes | slot                                     |                   | 160 bytes: the receipt        |
-| KEYSET_UPDATE    | yes |                                          | 736: key set      |                               |
-| NAMESPACE_CREATE | yes | slot, slba = blocks, nlb = column        |                   | DW0 = nsid                    |
-| NAMESPACE_DELETE | yes | slot, nsid                               |                   |                               |
-| DETACH           | yes | slot                                     |                   |                               |
-| I/O              | yes | slot, nsid, slba, nlb 0's based, control | in capsule or R2T | C2HData for READ              |
-
-FENCED_OFF answers with the sled's epoch in DW0 (low) and DW1 (high), SUPERSEDED too. Log pages are read with the
-standard Get Log Page, the slot in the log specific identifier (CDW11 bits 31:16); a page ends in zeroes.
-"""
+"""The data of the vendor commands and log pages, for client and target alike; the commands are in docs/wire-protocol.md."""
 
 from dataclasses import dataclass
 from struct import Struct
@@ -43,9 +25,11 @@ NAMESPACE_ENTRY_LAYOUT: Final = Layout(
 )
 NAMESPACE_ENTRY: Final = Struct("<IHHQ16s")
 
-# The opening of LOG_STATUS; counters may follow.
-STATUS_LAYOUT: Final = Layout("boot_counter" / Int64ul, "key_set_version" / Int64ul, "sled_time_ms" / Int64ul)
-STATUS: Final = Struct("<QQQ")
+# The opening of LOG_STATUS; counters follow.
+STATUS_LAYOUT: Final = Layout(
+    "boot_counter" / Int64ul, "key_set_version" / Int64ul, "sled_time_ms" / Int64ul, "uptime_ms" / Int64ul
+)
+STATUS: Final = Struct("<QQQQ")
 
 
 @dataclass(frozen=True, slots=True)
