@@ -1,0 +1,90 @@
+"""The operator's side of the authority's REST interface, synchronous."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from rackctl.errors import ApiRefused, ApiUnreachable, VolumeUnknown
+
+REQUEST_TIMEOUT_S: Final = 10.0
+
+
+class OperatorApi:
+    """One operator's connection; every method may raise ApiUnreachable and ApiRefused."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._http = httpx.Client(
+            base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=REQUEST_TIMEOUT_S, trust_env=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """One request; the JSON of the answer, None when it has no body."""
+        try:
+            reply = self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise ApiUnreachable(
+                f"the authority at {self._http.base_url} does not answer ({type(error).__name__}): "
+                "`rackctl status` shows whether it runs, `rackctl node restart authority` starts it"
+            ) from None
+        if reply.is_success:
+            return reply.json() if reply.content else None
+        raise ApiRefused(reply.status_code, _problem_text(reply))
+
+    def create_volume(self, name: str, size_bytes: int) -> dict[str, Any]:
+        """Ask for a volume; it is served some moments later."""
+        return _mapping(self.call("POST", "/v1/volumes", {"name": name, "size_bytes": size_bytes}))
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """All volumes."""
+        return list(_mapping(self.call("GET", "/v1/volumes"))["volumes"])
+
+    def volume(self, name: str) -> dict[str, Any]:
+        """The volume of that name or id; raises VolumeUnknown."""
+        for volume in self.volumes():
+            if name in (volume["name"], volume["volume"]):
+                return volume
+        raise VolumeUnknown(f"volume {name!r} is not in the rack: `rackctl volume list` shows those that are")
+
+    def delete_volume(self, name: str) -> None:
+        """Ask to delete it; its namespaces go some moments later."""
+        self.call("DELETE", f"/v1/volumes/{self.volume(name)['volume']}")
+
+    def nodes(self) -> dict[str, Any]:
+        """`heads` and `sleds` as the authority knows them, with what the heads report."""
+        return _mapping(self.call("GET", "/v1/nodes"))
+
+    def enrol_sled(self, identity: Mapping[str, Any], host: str, port: int) -> dict[str, Any]:
+        """Make a sled known by what its `identity.json` says and where it listens."""
+        return _mapping(self.call("POST", "/v1/sleds", {**identity, "address": [host, port]}))
+
+    def join_token(self) -> str:
+        """A token with which one head can enrol."""
+        return str(_mapping(self.call("POST", "/v1/join-tokens", {}))["token"])
+
+
+def _mapping(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise ApiRefused(200, f"the authority's answer is not an object: {answer!r:.80}")
+    return answer
+
+
+def _problem_text(reply: httpx.Response) -> str:
+    """Title and detail of a problem document (RFC 9457), or the status line when it is not one."""
+    try:
+        problem = reply.json()
+        title, detail = str(problem["title"]), str(problem.get("detail", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"the authority answered {reply.status_code} {reply.reason_phrase}"
+    return f"{title}: {detail}" if detail and detail != title else title

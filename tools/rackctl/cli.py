@@ -1,0 +1,306 @@
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `run`."""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rackctl import state
+from rackctl.errors import RackError, RackNotFound
+from rackctl.options import add_directory, add_size, add_switch, named_size, named_sizes, size_of
+from rackctl.rack import Rack, Roles
+from rackctl.sizes import parse_size, show_size
+from rackctl.status import status_of
+from rackctl.table import aligned
+
+EXIT_FAILURE: Final = 2
+# What a shell gives for a program that a signal ended (POSIX.1 2.8.2 leaves the offset, all shells use 128).
+_SIGNAL_EXIT: Final = 128
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came: clean up, then end with the status that says so."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; expected failures end here, in one line and status 2."""
+    try:
+        with _signals_raise():
+            arguments = build_parser().parse_args(argv)
+            command: Callable[[argparse.Namespace], int] = arguments.command
+            return command(arguments)
+    except RackError as error:
+        print(f"rackctl: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except Interrupted as interrupted:
+        return _SIGNAL_EXIT + interrupted.number
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_FAILURE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = argparse.ArgumentParser(
+        prog="rackctl", description="An emulated rack on this machine: start it, look at it, break it."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="start a rack and keep it until Ctrl-C")
+    add_size(up)
+    add_directory(up, "where it keeps everything; a temporary folder, removed afterwards, without it")
+    add_switch(up, "--detach", variable="RACKCTL_DETACH", text="return when it is up; `rackctl down` ends it")
+    up.set_defaults(command=_up)
+
+    down = commands.add_parser("down", help="stop a rack")
+    add_directory(down, "the rack's directory; the only running temporary rack without it")
+    down.set_defaults(command=_down)
+
+    status = commands.add_parser("status", help="show nodes, volumes, roles, epochs and fences")
+    add_directory(status, "the rack's directory")
+    add_switch(status, "--json", variable="RACKCTL_JSON", text="for programs")
+    status.set_defaults(command=_status)
+
+    _add_volume(commands.add_parser("volume", help="create, list, show and delete volumes"))
+    _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"))
+
+    run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")
+    add_size(run)
+    add_directory(run, "where it keeps everything; a temporary folder, removed afterwards, without it")
+    run.add_argument(
+        "--volume",
+        type=named_size,
+        action="append",
+        metavar="NAME:SIZE",
+        help="create a volume first; may be repeated [RACKCTL_VOLUME, separated by commas]",
+    )
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD...", help="the command and its arguments")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _add_volume(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a volume and wait until it is served")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("size", metavar="SIZE", type=parse_size, help="for example 1GiB")
+    create.set_defaults(command=_volume_create)
+    listing = actions.add_parser("list", help="list all volumes")
+    listing.set_defaults(command=_volume_list)
+    show = actions.add_parser("show", help="show a volume's record")
+    show.add_argument("name", metavar="NAME")
+    show.set_defaults(command=_volume_show)
+    delete = actions.add_parser("delete", help="delete a volume and wait until it is gone")
+    delete.add_argument("name", metavar="NAME")
+    delete.set_defaults(command=_volume_delete)
+    for action in (create, listing, show, delete):
+        add_directory(action, "the rack's directory")
+    for action in (create, listing, show):
+        add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs")
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, method, text in (
+        ("kill", Rack.kill, "SIGKILL: as if its power were cut"),
+        ("pause", Rack.pause, "SIGSTOP: as if it hung"),
+        ("resume", Rack.resume, "SIGCONT: it goes on, unaware of the time in between"),
+        ("restart", Rack.restart, "end it if it runs and start it with the same state and ports"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("name", metavar="NAME", help="a node that `rackctl status` lists")
+        add_directory(action, "the rack's directory")
+        action.set_defaults(command=_node, method=method)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    rack = Rack.create(arguments.dir, size_of(arguments), owner=not arguments.detach)
+    try:
+        print(status_of(rack).as_text(), flush=True)
+        if arguments.detach:
+            print(f"\nexport RACK_DIR={rack.directory}", flush=True)
+            return 0
+        print("\nCtrl-C takes it down", flush=True)
+        while True:
+            signal.pause()
+    finally:
+        if not arguments.detach:
+            _undisturbed(rack.stop)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    _undisturbed(_rack(arguments).stop)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    found = status_of(_rack(arguments))
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else found.as_text())
+    return 0
+
+
+def _volume_create(arguments: argparse.Namespace) -> int:
+    rack = _rack(arguments)
+    record = rack.create_volume(arguments.name, arguments.size)
+    if arguments.json:
+        print(json.dumps(record, indent=1))
+    else:
+        roles = rack.roles(arguments.name)
+        print(f"volume {arguments.name} of {show_size(arguments.size)}: {_uris(rack, arguments.name, roles)[0]}")
+    return 0
+
+
+def _volume_list(arguments: argparse.Namespace) -> int:
+    volumes = _rack(arguments).api.volumes()
+    if arguments.json:
+        print(json.dumps(volumes, indent=1))
+    elif volumes:
+        rows = [
+            (volume["name"], show_size(volume["size_bytes"]), volume["state"], volume["epoch"]) for volume in volumes
+        ]
+        print(aligned(("VOLUME", "SIZE", "STATE", "EPOCH"), rows))
+    return 0
+
+
+def _volume_show(arguments: argparse.Namespace) -> int:
+    rack = _rack(arguments)
+    record = rack.api.volume(arguments.name)
+    if arguments.json:
+        print(json.dumps(record, indent=1))
+        return 0
+    roles = rack.roles(arguments.name)
+    names = {node.id: node.name for node in rack.state.nodes}
+    rows = [
+        ("id", record["volume"]),
+        ("size", show_size(record["size_bytes"])),
+        ("state", record["state"]),
+        ("epoch", record["epoch"]),
+        ("primary", roles.primary or "-"),
+        ("secondary", " ".join(roles.secondaries) or "- (exposed)"),
+        ("columns", " ".join(f"{names.get(column['sled'], '?')}/{column['nsid']}" for column in record["columns"])),
+        ("nbd", " ".join(_uris(rack, arguments.name, roles))),
+    ]
+    print("\n".join(f"{key:10} {value}" for key, value in rows))
+    return 0
+
+
+def _volume_delete(arguments: argparse.Namespace) -> int:
+    _rack(arguments).delete_volume(arguments.name)
+    return 0
+
+
+def _node(arguments: argparse.Namespace) -> int:
+    arguments.method(_rack(arguments), arguments.name)
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if not argv:
+        raise RackError("run: no command given: write it behind --, for example `rackctl run -- env`")
+    volumes = arguments.volume or named_sizes(os.environ.get("RACKCTL_VOLUME", ""))
+    rack = Rack.create(arguments.dir, size_of(arguments))
+    try:
+        for name, size_bytes in volumes:
+            rack.create_volume(name, size_bytes)
+        return _run_command(argv, {**os.environ, **captive_environment(rack, [name for name, _ in volumes])})
+    finally:
+        _undisturbed(rack.stop)
+
+
+def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
+    """What a command inside a rack finds in its environment. Roles and address are those of the first volume.
+
+    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first.
+    """
+    now = rack.state
+    found = {"RACK_DIR": str(rack.directory), "RACK_API": now.api_url, "RACK_TOKEN": now.token}
+    if volumes:
+        heads = len(now.of_kind(state.NodeKind.HEAD))
+        roles = rack.wait_members(volumes[0], min(2, heads))
+        uris = _uris(rack, volumes[0], roles)
+        found |= {
+            "RACK_NBD_URI": uris[0],
+            "RACK_NBD_URIS": " ".join(uris),
+            "RACK_PRIMARY": roles.primary or "",
+            "RACK_SECONDARY": " ".join(roles.secondaries),
+        }
+    return found
+
+
+def _uris(rack: Rack, volume: str, roles: Roles) -> list[str]:
+    heads = [node.name for node in rack.state.of_kind(state.NodeKind.HEAD)]
+    return [rack.nbd_uri(volume, head) for head in sorted(heads, key=lambda name: name != roles.primary)]
+
+
+def _run_command(argv: Sequence[str], environ: dict[str, str]) -> int:
+    try:
+        child = subprocess.Popen(argv, env=environ)
+    except OSError as error:
+        raise RackError(f"run: {argv[0]}: {error.strerror}") from None
+    try:
+        status = child.wait()
+    except Interrupted as interrupted:
+        child.send_signal(interrupted.number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=5)
+        child.kill()
+        child.wait()
+        raise
+    return status if status >= 0 else _SIGNAL_EXIT - status
+
+
+def _rack(arguments: argparse.Namespace) -> Rack:
+    """The rack that is meant: that of `--dir`, or the only running one in the temporary folder."""
+    directory: Path | None = arguments.dir
+    if directory is None:
+        found = state.find_running()
+        if len(found) != 1:
+            listed = "".join(f"\n    {path}" for path in found)
+            raise RackNotFound(
+                f"several racks run, choose one with --dir:{listed}"
+                if found
+                else "no rack runs: start one with `rackctl up`, or name a rack's directory with --dir"
+            )
+        directory = found[0]
+    return Rack.open(directory)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into an exception, so that every `finally` runs."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _undisturbed(clean_up: Callable[[], None]) -> None:
+    """Clean up to the end, whoever presses Ctrl-C once more."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        clean_up()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,105 @@
+"""Command line options that can each be given by an environment variable too; the flag is stronger."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rackctl.errors import RackError, SizeInvalid
+from rackctl.rack import DEVICE_BYTES_DEFAULT, HEADS_DEFAULT, SLEDS_DEFAULT, RackSize
+from rackctl.sizes import parse_size
+
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off", "")
+
+
+def add_option(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    *,
+    variable: str,
+    kind: Callable[[str], Any],
+    default: Any,
+    metavar: str,
+    text: str,
+) -> None:
+    """An option with a value. A value from the environment is checked like one from the command line."""
+    given = os.environ.get(variable)
+    shown = "" if default is None else f"; default {default}"
+    parser.add_argument(
+        flag,
+        type=_checked(kind),
+        default=default if given is None else _from_environment(kind, variable, given),
+        metavar=metavar,
+        help=f"{text} [{variable}{shown}]",
+    )
+
+
+def add_switch(parser: argparse.ArgumentParser, flag: str, *, variable: str, text: str) -> None:
+    """An option that is there or not."""
+    given = os.environ.get(variable, "").lower()
+    if given not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise RackError(f"environment variable {variable}: {given!r} is neither yes nor no: write 1 or 0")
+    parser.add_argument(
+        flag, action=argparse.BooleanOptionalAction, default=given in TRUE_WORDS, help=f"{text} [{variable}]"
+    )
+
+
+def add_directory(parser: argparse.ArgumentParser, text: str) -> None:
+    """`--dir`, whose variable `rackctl run` sets for its command."""
+    add_option(parser, "--dir", variable="RACK_DIR", kind=Path, default=None, metavar="DIR", text=text)
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """The options that make a RackSize."""
+    for flag, variable, kind, default, metavar, text in (
+        ("--sleds", "RACKCTL_SLEDS", whole_number, SLEDS_DEFAULT, "N", "number of sleds"),
+        ("--heads", "RACKCTL_HEADS", whole_number, HEADS_DEFAULT, "N", "number of heads"),
+        ("--device-size", "RACKCTL_DEVICE_SIZE", parse_size, DEVICE_BYTES_DEFAULT, "SIZE", "bytes of a sled's device"),
+    ):
+        add_option(parser, flag, variable=variable, kind=kind, default=default, metavar=metavar, text=text)
+
+
+def size_of(arguments: argparse.Namespace) -> RackSize:
+    """The size that the options of `add_size` ask for."""
+    return RackSize(arguments.sleds, arguments.heads, arguments.device_size)
+
+
+def whole_number(text: str) -> int:
+    """A positive decimal number."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not int(text):
+        raise RackError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def named_size(text: str) -> tuple[str, int]:
+    """`NAME:SIZE` of a volume."""
+    name, colon, size = text.rpartition(":")
+    if not colon or not name:
+        raise SizeInvalid(f"{text!r} is not a volume: write NAME:SIZE, for example data:1GiB")
+    return name, parse_size(size)
+
+
+def named_sizes(text: str) -> list[tuple[str, int]]:
+    """Several of them, separated by commas."""
+    return [named_size(part) for part in text.split(",") if part]
+
+
+def _checked(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse shows the text of an ArgumentTypeError; of any other error only the type's name."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except (RackError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _from_environment(kind: Callable[[str], Any], variable: str, text: str) -> Any:
+    try:
+        return kind(text)
+    except (RackError, ValueError) as error:
+        raise RackError(f"environment variable {variable}: {error}") from None

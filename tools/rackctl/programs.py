@@ -1,0 +1,75 @@
+"""How each program of a rack is started: the settings that the emulated rack gives it, and nothing else.
+
+Secrets go through the environment, never through the argument vector, which every user of the machine can read.
+"""
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rackctl.launch import Command
+from rackctl.ports import HOST
+from rackctl.state import Node, NodeKind
+
+# The services of each program, in the order in which their ports are taken.
+SERVICES: Final = {
+    NodeKind.AUTHORITY: ("api",),
+    NodeKind.SLED: ("nvme",),
+    NodeKind.HEAD: ("peer", "nbd"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a rack keeps what: everything below its directory."""
+
+    directory: Path
+
+    def state_dir(self, node: Node) -> Path:
+        """The node's own directory."""
+        return self.directory / "nodes" / node.name
+
+    def log(self, node: Node) -> Path:
+        """What the node's program prints."""
+        return self.directory / "logs" / f"{node.name}.log"
+
+
+def _script(name: str) -> str:
+    """The console script of that name beside this interpreter."""
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def command_of(node: Node, layout: Layout, *, argv: list[str], environ: dict[str, str] | None = None) -> Command:
+    """Put a node's command together."""
+    return Command(node.name, argv, environ or {}, layout.state_dir(node), layout.log(node))
+
+
+def authority(node: Node, layout: Layout, token: str) -> Command:
+    """The authority with the operator's token."""
+    argv = [
+        *(_script("rack-authority"), "--state-dir", str(layout.state_dir(node))),
+        *("--host", HOST, "--port", str(node.ports["api"])),
+    ]
+    return command_of(node, layout, argv=argv, environ={"RACK_AUTHORITY_OPERATOR_TOKEN": token})
+
+
+def sled(node: Node, layout: Layout, *, root_public_key: str, device_bytes: int) -> Command:
+    """A sled with one file-backed device, formatted on its first start."""
+    argv = [
+        *(_script("sled-controller"), "--state-dir", str(layout.state_dir(node)), "--name", node.name),
+        *("--host", HOST, "--port", str(node.ports["nvme"])),
+        *("--root-public-key", root_public_key, "--device-bytes", str(device_bytes)),
+    ]
+    return command_of(node, layout, argv=argv)
+
+
+def head(node: Node, layout: Layout, *, authority_url: str, join_token: str | None) -> Command:
+    """A head; it needs a join token on its first start only."""
+    argv = [
+        *(_script("head-node"), "--state-dir", str(layout.state_dir(node)), "--name", node.name),
+        *("--authority-url", authority_url, "--host", HOST),
+        *("--peer-port", str(node.ports["peer"]), "--nbd-port", str(node.ports["nbd"])),
+    ]
+    environ = {"HEAD_NODE_JOIN_TOKEN": join_token} if join_token else {}
+    return command_of(node, layout, argv=argv, environ=environ)

@@ -1,0 +1,345 @@
+"""The emulated rack: an authority, sleds and heads as processes of this machine on loopback ports."""
+
+import contextlib
+import json
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from rackctl import programs, state
+from rackctl.api import OperatorApi
+from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
+from rackctl.launch import Command, await_ready, start
+from rackctl.ports import HOST, PortReservations
+from rackctl.processes import ProcessState, send, wait_gone
+from rackctl.programs import SERVICES, Layout
+from rackctl.sizes import BLOCK_BYTES
+from rackctl.state import Node, NodeKind, RackState
+
+Value = TypeVar("Value")
+
+SLEDS_DEFAULT: Final = 6
+HEADS_DEFAULT: Final = 2
+# Sparse, so that only what is written takes room on the machine.
+DEVICE_BYTES_DEFAULT: Final = 16 << 30
+SLEDS_MAX: Final = 64
+HEADS_MAX: Final = 8
+
+_STOP_TIMEOUT_S: Final = 4.0
+_KILL_TIMEOUT_S: Final = 10.0
+_WAIT_TIMEOUT_S: Final = 30.0
+_POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RackSize:
+    """How many nodes, and the bytes of each sled's device."""
+
+    sleds: int = SLEDS_DEFAULT
+    heads: int = HEADS_DEFAULT
+    device_bytes: int = DEVICE_BYTES_DEFAULT
+
+    def check(self) -> None:
+        """Raises RackError when no rack can be that."""
+        for name, value, most in (("sleds", self.sleds, SLEDS_MAX), ("heads", self.heads, HEADS_MAX)):
+            if not 1 <= value <= most:
+                raise RackError(f"{value} {name}: a rack has from 1 to {most}")
+        if self.device_bytes < 1 << 20 or self.device_bytes % BLOCK_BYTES:
+            raise RackError(f"{self.device_bytes} device bytes: need a multiple of {BLOCK_BYTES}, at least 1 MiB")
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who does what for a volume, by node name; `secondaries` are the other members that hold everything."""
+
+    primary: str | None
+    secondaries: tuple[str, ...]
+    epoch: int
+    state: str
+
+
+class Rack:
+    """A rack in a directory. Make one with `Rack.create`, find one with `Rack.open`."""
+
+    def __init__(self, directory: Path, *, owner: bool) -> None:
+        self.directory = directory
+        self.layout = Layout(directory)
+        self._owner = owner
+        self._ports = PortReservations()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._api: OperatorApi | None = None
+
+    @classmethod
+    def create(cls, directory: Path | None, size: RackSize, *, owner: bool = True) -> "Rack":
+        """Start a new rack, or one that was stopped in `directory` again (its size is what it was).
+
+        `owner`: its processes end with this one, whatever happens. Without a directory a temporary one is made, which
+        goes with the rack. Raises RackExists, NodeFailed and the API's errors; nothing is left running then.
+        """
+        size.check()
+        made = Path(tempfile.mkdtemp(prefix=state.temporary_prefix())) if directory is None else directory.absolute()
+        made.mkdir(parents=True, exist_ok=True)
+        rack = cls(made, owner=owner)
+        if not state.exists(made):
+            if any(made.iterdir()):
+                raise RackExists(f"{made}: is not empty and holds no rack: choose another directory")
+            with state.locked(made):
+                state.save(made, _new_state(size, temporary=directory is None))
+        elif any(node.state is not ProcessState.GONE for node in rack.state.nodes):
+            raise RackExists(f"{made}: a rack runs there: use it, or stop it with `rackctl down --dir {made}`")
+        try:
+            rack._start_all()
+        except BaseException:
+            rack.stop()
+            raise
+        return rack
+
+    @classmethod
+    def open(cls, directory: Path) -> "Rack":
+        """The rack that another command started there; raises RackNotFound."""
+        rack = cls(directory.absolute(), owner=False)
+        _ = rack.state
+        return rack
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, directory: Path | None = None, size: RackSize | None = None) -> "Iterator[Rack]":
+        """A rack for the length of a `with` block."""
+        rack = cls.create(directory, size or RackSize())
+        try:
+            yield rack
+        finally:
+            rack.stop()
+
+    @property
+    def state(self) -> RackState:
+        """The state as it is on disk now."""
+        return state.load(self.directory)
+
+    @property
+    def api(self) -> OperatorApi:
+        """The authority's REST interface."""
+        if self._api is None:
+            now = self.state
+            self._api = OperatorApi(now.api_url, now.token)
+        return self._api
+
+    def stop(self) -> None:
+        """End every process and, when the directory is a temporary one, remove it. Safe to call again."""
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+        with contextlib.suppress(RackError):
+            with state.locked(self.directory):
+                self._end(self.state.nodes, gently=not self.state.temporary)
+                temporary = self.state.temporary
+            if temporary:
+                shutil.rmtree(self.directory, ignore_errors=True)
+        self._ports.release()
+        self._reap()
+
+    # Nodes
+
+    def node(self, name: str) -> Node:
+        """The node of that name as it is now; raises NodeUnknown."""
+        return self.state.node(name)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: power is cut. Returns when the process is gone."""
+        self._signal(name, signal.SIGKILL)
+        process = self.node(name).process
+        if process and wait_gone([process], _KILL_TIMEOUT_S):
+            raise WaitedTooLong(f"{name}: pid {process.pid} is still there {_KILL_TIMEOUT_S:g} s after SIGKILL")
+        self._reap()
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP: the machine hangs, its connections stay open."""
+        self._signal(name, signal.SIGSTOP)
+        _await(lambda: self.node(name).state is ProcessState.PAUSED, f"{name} to stop", _KILL_TIMEOUT_S)
+
+    def resume(self, name: str) -> None:
+        """SIGCONT: it goes on where it was, unaware of the time in between."""
+        self._signal(name, signal.SIGCONT)
+
+    def restart(self, name: str) -> None:
+        """Start it again with the same state and ports; one that runs is ended first."""
+        with state.locked(self.directory):
+            now = self.state
+            node = now.node(name)
+            self._end([node], gently=True)
+            self._launch(now, [self._command(now, node)])
+
+    # Volumes
+
+    def create_volume(self, name: str, size_bytes: int, timeout_s: float = _WAIT_TIMEOUT_S) -> dict[str, Any]:
+        """Create a volume and wait until its primary serves it."""
+        self.api.create_volume(name, size_bytes)
+        self.wait_served(name, timeout_s)
+        return self.api.volume(name)
+
+    def delete_volume(self, name: str, timeout_s: float = _WAIT_TIMEOUT_S) -> None:
+        """Delete a volume and wait until its namespaces are gone."""
+        identity = self.api.volume(name)["volume"]
+        self.api.delete_volume(name)
+        _await(
+            lambda: all(volume["volume"] != identity for volume in self.api.volumes()),
+            f"volume {name} to be deleted",
+            timeout_s,
+        )
+
+    def roles(self, volume: str) -> Roles:
+        """Who serves and who follows, by the record."""
+        record = self.api.volume(volume)
+        names = {node.id: node.name for node in self.state.of_kind(NodeKind.HEAD)}
+        primary = names.get(record["primary"] or "")
+        members = [names.get(member["head"], member["head"]) for member in record["current"]]
+        return Roles(
+            primary, tuple(name for name in members if name != primary), int(record["epoch"]), str(record["state"])
+        )
+
+    def nbd_uri(self, volume: str, head: str) -> str:
+        """Where `head` exports the volume; a head that is not its primary relays."""
+        return f"nbd://{HOST}:{self.node(head).ports['nbd']}/{volume}"
+
+    def wait_served(self, volume: str, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
+        """Wait until the volume is active and its primary accepts NBD clients."""
+        from rackctl.nbd_probe import is_served
+
+        def served() -> Roles | None:
+            roles = self.roles(volume)
+            if roles.state != "active" or roles.primary is None:
+                return None
+            return roles if is_served(HOST, self.node(roles.primary).ports["nbd"], volume) else None
+
+        return _await(served, f"volume {volume} to be served", timeout_s)
+
+    def wait_members(self, volume: str, count: int, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
+        """Wait until `count` heads hold everything, so that one fewer may be lost."""
+
+        def enough() -> Roles | None:
+            roles = self.roles(volume)
+            return roles if roles.primary and 1 + len(roles.secondaries) >= count else None
+
+        return _await(enough, f"volume {volume} to have {count} members", timeout_s)
+
+    def wait_epoch_above(self, volume: str, epoch: int, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
+        """Wait for a takeover: until the record's epoch is higher than `epoch`."""
+
+        def taken() -> Roles | None:
+            roles = self.roles(volume)
+            return roles if roles.epoch > epoch else None
+
+        return _await(taken, f"volume {volume} to be taken over from epoch {epoch}", timeout_s)
+
+    # How it is done
+
+    def _start_all(self) -> None:
+        with state.locked(self.directory):
+            now = self.state
+            for node in now.nodes:
+                self._give_ports(node)
+            new = not now.root_public_key
+            authority = now.node("authority")
+            found = self._launch(now, [self._command(now, authority)])["authority"]
+            now.root_public_key = str(found["root_public_key"])
+            with OperatorApi(now.api_url, now.token) as api:
+                tokens = {node.name: api.join_token() for node in now.of_kind(NodeKind.HEAD)} if new else {}
+                others = [node for node in now.nodes if node is not authority]
+                self._launch(now, [self._command(now, node, tokens.get(node.name)) for node in others])
+                if new:
+                    self._enrol_sleds(now, api)
+                self._learn_head_ids(now, api)
+            state.save(self.directory, now)
+
+    def _enrol_sleds(self, now: RackState, api: OperatorApi) -> None:
+        for node in now.of_kind(NodeKind.SLED):
+            identity = json.loads((self.layout.state_dir(node) / "identity.json").read_text(encoding="utf-8"))
+            node.id = str(identity["id"])
+            api.enrol_sled(identity, HOST, node.ports["nvme"])
+
+    def _learn_head_ids(self, now: RackState, api: OperatorApi) -> None:
+        """Wait until every head is enrolled."""
+        heads = now.of_kind(NodeKind.HEAD)
+
+        def enrolled() -> bool:
+            known = {head["name"]: head["id"] for head in api.nodes()["heads"]}
+            for node in heads:
+                node.id = str(known.get(node.name, ""))
+            return all(node.id for node in heads)
+
+        _await(enrolled, "the heads to enrol", _WAIT_TIMEOUT_S)
+
+    def _give_ports(self, node: Node) -> None:
+        for service in SERVICES[node.kind]:
+            if service in node.ports:
+                self._ports.hold(node.ports[service])
+            else:
+                node.ports[service] = self._ports.take()
+
+    def _command(self, now: RackState, node: Node, join_token: str | None = None) -> Command:
+        if node.kind is NodeKind.AUTHORITY:
+            return programs.authority(node, self.layout, now.token)
+        if node.kind is NodeKind.SLED:
+            return programs.sled(node, self.layout, root_public_key=now.root_public_key, device_bytes=now.device_bytes)
+        return programs.head(node, self.layout, authority_url=now.api_url, join_token=join_token)
+
+    def _launch(self, now: RackState, commands: Sequence[Command]) -> dict[str, dict[str, Any]]:
+        """Start nodes side by side; each is on record before anything is awaited, so that it is never forgotten."""
+        started = []
+        for command in commands:
+            one = start(command, leashed=self._owner)
+            now.node(command.name).process = one.process
+            state.save(self.directory, now)
+            self._children.append(one.child)
+            started.append(one)
+        return await_ready(started)
+
+    def _end(self, nodes: Sequence[Node], *, gently: bool) -> None:
+        """End processes: those that run by SIGTERM if `gently`, with SIGKILL for whoever is left."""
+        alive = [node.process for node in nodes if node.process and node.state is not ProcessState.GONE]
+        if gently:
+            for process in alive:
+                send(process, signal.SIGTERM)
+                send(process, signal.SIGCONT)
+            alive = wait_gone(alive, _STOP_TIMEOUT_S)
+        for process in alive:
+            send(process, signal.SIGKILL)
+        left = wait_gone(alive, _KILL_TIMEOUT_S)
+        self._reap()
+        if left:
+            raise WaitedTooLong(f"pids {[process.pid for process in left]} are still there after SIGKILL")
+
+    def _reap(self) -> None:
+        self._children = [child for child in self._children if child.poll() is None]
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        process = self.node(name).process
+        if process is None or not send(process, number):
+            raise NodeNotRunning(f"{name}: its process is gone: `rackctl node restart {name}` starts it again")
+
+
+def _await(poll: Callable[[], Value | None], what: str, timeout_s: float) -> Value:
+    """Ask until there is an answer; an authority that is away gives none. Raises WaitedTooLong."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(ApiUnreachable):
+            answer = poll()
+            if answer:
+                return answer
+        if time.monotonic() > deadline:
+            raise WaitedTooLong(f"waited {timeout_s:g} s for {what}: the logs of the nodes may say why")
+        time.sleep(_POLL_S)
+
+
+def _new_state(size: RackSize, *, temporary: bool) -> RackState:
+    nodes = [Node("authority", NodeKind.AUTHORITY)]
+    nodes += [Node(f"sled-{number}", NodeKind.SLED) for number in range(size.sleds)]
+    nodes += [Node(f"head-{number}", NodeKind.HEAD) for number in range(size.heads)]
+    return RackState(nodes=nodes, temporary=temporary, token=secrets.token_urlsafe(32), device_bytes=size.device_bytes)

@@ -1,0 +1,161 @@
+"""What a rack remembers between commands: `rack.json` in its directory, readable by its owner only.
+
+Every change happens under a lock file, so that a command inside `rackctl run` and the run itself can both act.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rackctl.errors import NodeUnknown, RackError, RackNotFound
+from rackctl.processes import ProcessIdentity, ProcessState, state_of
+
+FORMAT: Final = 1
+_FILE: Final = "rack.json"
+_LOCK: Final = "rack.lock"
+
+
+class NodeKind(enum.StrEnum):
+    """Which program a node runs."""
+
+    AUTHORITY = "authority"
+    SLED = "sled"
+    HEAD = "head"
+
+
+@dataclass(slots=True)
+class Node:
+    """One node: its name, program, id (empty until it has one), ports by service and, while it runs, its process."""
+
+    name: str
+    kind: NodeKind
+    id: str = ""
+    ports: dict[str, int] = field(default_factory=dict)
+    process: ProcessIdentity | None = None
+
+    @property
+    def state(self) -> ProcessState:
+        """Whether its process runs."""
+        return state_of(self.process) if self.process else ProcessState.GONE
+
+
+@dataclass(slots=True)
+class RackState:
+    """The whole of `rack.json`. `temporary`: the directory goes with the rack; `token` is the operator's.
+
+    `device_bytes` is the size of each sled's (sparse) device, `root_public_key` the rack's root key in hex.
+    """
+
+    nodes: list[Node]
+    temporary: bool
+    token: str
+    device_bytes: int
+    root_public_key: str = ""
+
+    def node(self, name: str) -> Node:
+        """The node of that name; raises NodeUnknown."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise NodeUnknown(f"node {name!r} is not in the rack: it has {', '.join(node.name for node in self.nodes)}")
+
+    def of_kind(self, kind: NodeKind) -> list[Node]:
+        """All nodes that run that program."""
+        return [node for node in self.nodes if node.kind is kind]
+
+    @property
+    def api_url(self) -> str:
+        """Where the authority's REST interface is."""
+        return f"http://127.0.0.1:{self.node('authority').ports['api']}"
+
+
+def load(directory: Path) -> RackState:
+    """Read a rack's state; raises RackNotFound, or RackError when the file is not a rack's."""
+    path = directory / _FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise RackError(
+                f"{path}: format {data['format']} is not {FORMAT}: take that rack down with its own rackctl"
+            )
+        return RackState(
+            nodes=[_node_from_json(node) for node in data["nodes"]],
+            temporary=bool(data["temporary"]),
+            token=str(data["token"]),
+            device_bytes=int(data["device_bytes"]),
+            root_public_key=str(data["root_public_key"]),
+        )
+    except FileNotFoundError:
+        raise RackNotFound(f"{directory}: holds no rack: start one with `rackctl up --dir {directory}`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RackError(f"{path}: cannot be read as a rack's state ({error}): remove the directory") from None
+
+
+def save(directory: Path, state: RackState) -> None:
+    """Replace `rack.json` in one step; call it under `locked`."""
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "temporary": state.temporary,
+        "token": state.token,
+        "device_bytes": state.device_bytes,
+        "root_public_key": state.root_public_key,
+        "nodes": [dataclasses.asdict(node) for node in state.nodes],
+    }
+    temporary = directory / (_FILE + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1)
+    temporary.replace(directory / _FILE)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other commands away from this rack's state; raises RackNotFound when the directory is gone."""
+    try:
+        file = (directory / _LOCK).open("a", encoding="ascii")
+    except OSError as error:
+        raise RackNotFound(f"{directory}: {error.strerror}: name a rack's directory with --dir") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def exists(directory: Path) -> bool:
+    """Whether the directory holds a rack, running or not."""
+    return (directory / _FILE).exists()
+
+
+def temporary_prefix() -> str:
+    """How the directories begin that racks without `--dir` make for themselves."""
+    return f"palisade-rack-{os.getuid()}-"
+
+
+def find_running() -> list[Path]:
+    """The directories of this user's racks in the temporary folder, those without a living node left out."""
+    found = []
+    for path in sorted(Path(tempfile.gettempdir()).glob(temporary_prefix() + "*")):
+        with contextlib.suppress(RackError, OSError):
+            if path.stat().st_uid == os.getuid() and any(
+                node.state is not ProcessState.GONE for node in load(path).nodes
+            ):
+                found.append(path)
+    return found
+
+
+def _node_from_json(data: dict[str, Any]) -> Node:
+    process = data["process"]
+    return Node(
+        name=str(data["name"]),
+        kind=NodeKind(data["kind"]),
+        id=str(data["id"]),
+        ports={str(service): int(port) for service, port in data["ports"].items()},
+        process=ProcessIdentity(int(process["pid"]), int(process["started_ticks"])) if process else None,
+    )

@@ -1,0 +1,134 @@
+"""What `rackctl status` shows: processes by the kernel, roles and epochs by the authority, fences by the heads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rackctl.errors import RackError
+from rackctl.processes import ProcessState, resident_bytes
+from rackctl.rack import Rack
+from rackctl.state import NodeKind
+from rackctl.table import aligned
+
+
+@dataclass(frozen=True, slots=True)
+class RackStatus:
+    """A rack at one moment; `problem` says why volumes and reports are missing."""
+
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: plain values only."""
+        return self.data
+
+    def as_text(self) -> str:
+        """For people."""
+        data = self.data
+        parts = [f"rack {data['directory']}    api {data['api']}"]
+        if data["problem"]:
+            parts.append(f"  {data['problem']}")
+        nodes = [
+            (
+                node["name"],
+                node["state"],
+                node["pid"] or "-",
+                " ".join(f"{service}:{port}" for service, port in node["ports"].items()),
+                f"{node['resident_bytes'] / (1 << 20):.0f} MiB" if node["resident_bytes"] else "-",
+                node["note"],
+            )
+            for node in data["nodes"]
+        ]
+        parts.append(aligned(("NODE", "STATE", "PID", "PORTS", "RESIDENT", ""), nodes))
+        if data["volumes"]:
+            volumes = [
+                (
+                    volume["name"],
+                    f"{volume['size_bytes'] / (1 << 30):g} GiB",
+                    volume["state"],
+                    volume["epoch"],
+                    volume["primary"] or "-",
+                    " ".join(volume["secondaries"]) or "-",
+                    len(volume["sleds"]),
+                    "exposed" if volume["exposed"] else "",
+                )
+                for volume in data["volumes"]
+            ]
+            header = ("VOLUME", "SIZE", "STATE", "EPOCH", "PRIMARY", "SECONDARY", "SLEDS", "")
+            parts.append(aligned(header, volumes))
+        if data["fences"]:
+            fences = [
+                (fence["head"], fence["volume"], fence["stale_epoch"], fence["current_epoch"], fence["at"])
+                for fence in data["fences"]
+            ]
+            parts.append(aligned(("FENCED OFF", "VOLUME", "STALE EPOCH", "CURRENT EPOCH", "BY"), fences))
+        return "\n\n".join(parts)
+
+
+def status_of(rack: Rack) -> RackStatus:
+    """Look at everything once; an authority that is away is reported, not raised."""
+    now = rack.state
+    data: dict[str, Any] = {
+        "directory": str(rack.directory),
+        "api": now.api_url,
+        "problem": None,
+        "nodes": [],
+        "volumes": [],
+        "fences": [],
+    }
+    for node in now.nodes:
+        process = node.process
+        data["nodes"].append(
+            {
+                "name": node.name,
+                "kind": node.kind.value,
+                "id": node.id,
+                "state": node.state.value,
+                "pid": process.pid if process and node.state is not ProcessState.GONE else None,
+                "ports": node.ports,
+                "resident_bytes": resident_bytes(process) if process else 0,
+                "note": "",
+            }
+        )
+    try:
+        _add_what_the_authority_knows(rack, data)
+    except RackError as error:
+        data["problem"] = str(error)
+    return RackStatus(data)
+
+
+def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
+    now = rack.state
+    names = {node.id: node.name for node in now.nodes if node.kind is not NodeKind.AUTHORITY}
+    for record in rack.api.volumes():
+        members = [names.get(member["head"], member["head"]) for member in record["current"]]
+        primary = names.get(record["primary"] or "", record["primary"])
+        data["volumes"].append(
+            {
+                "name": record["name"],
+                "volume": record["volume"],
+                "size_bytes": record["size_bytes"],
+                "state": record["state"],
+                "epoch": record["epoch"],
+                "primary": primary,
+                "secondaries": [name for name in members if name != primary],
+                "sleds": [names.get(sled, sled) for sled in record["sleds"]],
+                "exposed": len(members) < 2,
+            }
+        )
+    volumes = {volume["volume"]: volume["name"] for volume in data["volumes"]}
+    for head in rack.api.nodes()["heads"]:
+        data["fences"] += fences_of(head, names, volumes)
+
+
+def fences_of(head: dict[str, Any], names: dict[str, str], volumes: dict[str, str]) -> list[dict[str, Any]]:
+    """What a head reported of being fenced off, with names instead of ids."""
+    report = head.get("status") or {}
+    return [
+        {
+            "head": names.get(head["id"], head["id"]),
+            "volume": volumes.get(str(fence.get("volume")), fence.get("volume")),
+            "stale_epoch": fence.get("stale_epoch"),
+            "current_epoch": fence.get("current_epoch"),
+            "at": names.get(str(fence.get("sled")), fence.get("sled")),
+        }
+        for fence in report.get("fences", [])
+    ]
