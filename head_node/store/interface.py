@@ -1,0 +1,89 @@
+"""What every metadata store can do; tests/unit/head_node/store holds all implementations to it.
+
+Keys are short text, values bytes. Every transaction has a revision, counted over the whole store; an entry carries the
+revision of the transaction that put it, which is what comparisons name. Nothing is cached across transactions.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+KEY_CHARS_MAX = 256
+VALUE_BYTES_MAX = 1 << 20
+# Keys in one transaction; etcd's default limit is 128 as well.
+TRANSACTION_KEYS_MAX = 128
+ABSENT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key as some transaction saw it."""
+
+    key: str
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Entries of one moment, sorted by key, and the store's revision at that moment."""
+
+    revision: int
+    entries: tuple[Entry, ...]
+
+
+class Store(Protocol):
+    """A transactional key-value store. All methods may raise StoreFailed; none changes anything when it does."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry of `key`, if it exists."""
+
+    async def list(self, prefix: str) -> Snapshot:
+        """All entries whose key starts with `prefix`, and the revision, of one moment."""
+
+    async def commit(
+        self,
+        *,
+        compare: Mapping[str, int] | None = None,
+        put: Mapping[str, bytes] | None = None,
+        delete: Collection[str] = (),
+    ) -> int:
+        """Put and delete, all or nothing, if every compared key still has its revision (ABSENT: does not exist).
+
+        Returns the new revision once it is durable. Raises CompareFailed (nothing done), OutcomeUnknown (re-read),
+        and ValueError when a bound of this module is passed.
+        """
+
+    async def watch(self, after: int) -> int:
+        """Wait until the revision is not `after` any more, and return it."""
+
+    async def backup(self, path: Path) -> int:
+        """Write a consistent copy to `path` (replaced atomically, mode 0600) and return its revision.
+
+        A store opened from it is `restored` until `clear_restored`.
+        """
+
+    async def restored(self) -> bool:
+        """Whether this store was opened from a backup and nobody has dealt with that yet."""
+
+    async def clear_restored(self) -> None:
+        """Forget, durably, that this store came from a backup."""
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the store; watchers end with StoreFailed."""
+
+
+def check_transaction(compare: Mapping[str, int], put: Mapping[str, bytes], delete: Collection[str]) -> None:
+    """Raise ValueError when a transaction passes the bounds of the interface."""
+    keys = {*compare, *put, *delete}
+    if len(keys) > TRANSACTION_KEYS_MAX:
+        raise ValueError(f"{len(keys)} keys in a transaction, at most {TRANSACTION_KEYS_MAX}")
+    if set(put) & set(delete):
+        raise ValueError("a key cannot be put and deleted in one transaction")
+    for key in keys:
+        if not 0 < len(key) <= KEY_CHARS_MAX:
+            raise ValueError(f"a key has 1 to {KEY_CHARS_MAX} characters, not {len(key)}")
+    for key, value in put.items():
+        if len(value) > VALUE_BYTES_MAX:
+            raise ValueError(f"the value of {key} has {len(value)} bytes, at most {VALUE_BYTES_MAX}")
