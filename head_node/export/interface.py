@@ -17,10 +17,10 @@ class RelayReceiver(Protocol):
     """What a relay transport calls. All calls come on the event loop, none after `transport_lost`."""
 
     def frame_received(self, frame: memoryview) -> None:
-        """One whole authenticated frame, at most RELAY_FRAME_BYTES_MAX; the memory is the transport's again afterwards."""
+        """One whole authenticated frame of at most RELAY_FRAME_BYTES_MAX, in memory valid during this call only."""
 
     def transport_lost(self, reason: str) -> None:
-        """The link is gone, for whatever reason. Called exactly once, also after `abort`; may be called from within it."""
+        """The link is gone, for whatever reason. Called exactly once, also after `abort` (or from within it)."""
 
 
 class RelayTransport(Protocol):

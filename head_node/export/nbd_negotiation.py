@@ -1,7 +1,7 @@
 """The server's side of NBD fixed newstyle negotiation as a state machine without I/O.
 
-`receive` takes bytes and returns events, `data_to_send` returns what to write. When a client picks an export the machine
-waits in OPENING until its owner says `grant` or `refuse`, so that a relay can dial first.
+`receive` takes bytes and returns events, `data_to_send` returns what to write. When a client picks an export, the
+machine waits in OPENING until its owner says `grant` or `refuse`, so that a relay can dial first.
 """
 
 from collections.abc import Callable, Sequence

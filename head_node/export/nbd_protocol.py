@@ -169,7 +169,9 @@ def wire_error(number: int) -> int:
 
 # --- construct: the definitions --------------------------------------------------------------------------------------
 
-ServerHello = Struct("magic" / Const(NBD_MAGIC, Int64ub), "option_magic" / Const(OPTION_MAGIC, Int64ub), "flags" / Int16ub)
+ServerHello = Struct(
+    "magic" / Const(NBD_MAGIC, Int64ub), "option_magic" / Const(OPTION_MAGIC, Int64ub), "flags" / Int16ub
+)
 ClientHello = Struct("flags" / Int32ub)
 OptionHeader = Struct("magic" / Const(OPTION_MAGIC, Int64ub), "option" / Int32ub, "length" / Int32ub)
 OptionReplyHeader = Struct(
@@ -202,9 +204,7 @@ ChunkHeader = Struct(
     "length" / Int32ub,
 )
 OffsetHole = Struct("offset" / Int64ub, "length" / Int32ub)
-BlockStatus = Struct(
-    "context_id" / Int32ub, "extents" / GreedyRange(Struct("length" / Int32ub, "flags" / Int32ub))
-)
+BlockStatus = Struct("context_id" / Int32ub, "extents" / GreedyRange(Struct("length" / Int32ub, "flags" / Int32ub)))
 ErrorChunk = Struct("error" / Int32ub, "text_length" / Int16ub, "text" / Bytes(this.text_length))
 
 # --- struct: the same, for the paths that run per request -----------------------------------------------------------

@@ -49,7 +49,7 @@ _ALLOWED_FLAGS: Final[dict[int, int]] = {
     Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
     Command.BLOCK_STATUS: CommandFlag.REQ_ONE | CommandFlag.FUA,
 }
-"""FUA is tolerated on every command (specification, "Command flags"); it matters on none, as all is durable when done."""
+"""FUA is tolerated on every command (specification, "Command flags"); nothing hangs on it: all is durable when done."""
 
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)
 _FUA, _DF = int(CommandFlag.FUA), int(CommandFlag.DF)
@@ -95,6 +95,7 @@ class Transmission:
         limits = limits or Limits()
         self.phase = Phase.ACTIVE
         self.fault = ""
+        self.first_rejection = ""
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.output_blocked = False
@@ -168,7 +169,7 @@ class Transmission:
         return output
 
     def drop(self) -> None:
-        """The connection is gone or has to go: answer nothing any more; what is not with the volume never gets there."""
+        """The connection is gone or has to go: answer nothing any more; what waits here never gets to the volume."""
         if self.phase is not Phase.DROPPED:
             self.phase = Phase.DROPPED
             self._counters.requests_unanswered += self.in_flight
@@ -413,7 +414,9 @@ class Transmission:
         if error:
             self._fail(cookie, error, "")
         else:
-            body = nbd.U32.pack(nbd.META_CONTEXT_ALLOCATION_ID) + b"".join(nbd.EXTENT.pack(*extent) for extent in merged)
+            body = nbd.U32.pack(nbd.META_CONTEXT_ALLOCATION_ID) + b"".join(
+                nbd.EXTENT.pack(*extent) for extent in merged
+            )
             self._output.append(_chunk(cookie, Chunk.BLOCK_STATUS, body))
         self._notify()
 
@@ -425,6 +428,7 @@ class Transmission:
 
     def _reject(self, cookie: int, command: int, error: int, text: str) -> None:
         self._counters.requests_rejected += 1
+        self.first_rejection = self.first_rejection or f"command={command} error={error} {text}"
         self._error(cookie, error, text)
 
     def _fail(self, cookie: int, error: int, text: str) -> None:
@@ -484,9 +488,7 @@ def data_and_hole_chunks(cookie: int, offset: int, buffers: Sequence[Buffer]) ->
             )
         else:
             chunks.append(
-                nbd.DATA_CHUNK.pack(
-                    nbd.STRUCTURED_REPLY_MAGIC, done, Chunk.OFFSET_DATA, cookie, run_bytes + 8, offset
-                )
+                nbd.DATA_CHUNK.pack(nbd.STRUCTURED_REPLY_MAGIC, done, Chunk.OFFSET_DATA, cookie, run_bytes + 8, offset)
             )
             chunks += parts
         offset += run_bytes

@@ -1,0 +1,210 @@
+"""The two ends of a relayed client: the one that holds the client's socket, and the one that holds the volume."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from head_node.export.counters import NbdCounters
+from head_node.export.interface import LocalExport, RelayTransport
+from head_node.export.nbd_server import Limits, Phase, Transmission
+from head_node.export.peer import peer_is_gone
+from head_node.export.relay import DATA_BYTES_MAX, WINDOW_BYTES, Mode, RelayLink, RelayTiming
+from sled_controller.environment import Clock
+
+log = logging.getLogger(__name__)
+
+PENDING_BYTES_MAX: Final = WINDOW_BYTES
+"""With this much waiting for credit no more is taken in (from the client) or produced (by the volume)."""
+
+
+class RelayedClient:
+    """The client's head: what the client sends goes upstream, the answers go to the client, one reset ends both."""
+
+    def __init__(
+        self,
+        client: asyncio.Transport,
+        upstream: RelayTransport,
+        mode: Mode,
+        *,
+        clock: Clock,
+        timing: RelayTiming,
+        counters: NbdCounters,
+        on_end: Callable[[str], None],
+    ) -> None:
+        """`on_end` is called once when the link is gone, with the reason ("" after a disconnect in good order)."""
+        self._client = client
+        self._on_end = on_end
+        self._ended = False
+        self._counters = counters
+        self._client_blocked = False
+        self._consumed_bytes = 0
+        self._buffer = memoryview(bytearray(DATA_BYTES_MAX))
+        self._link = RelayLink(upstream, self, clock, asyncio.get_running_loop(), timing)
+        counters.relays_open += 1
+        counters.relays_dialled += 1
+        self._link.start(mode)
+
+    def get_buffer(self) -> memoryview:
+        """Where the client's next bytes go."""
+        return self._buffer
+
+    def received(self, count: int) -> None:
+        """The client sent `count` bytes: pass a copy on, as the link may keep it for a while."""
+        self.send(bytes(self._buffer[:count]))
+
+    def send(self, data: bytes) -> None:
+        """Pass the client's bytes on."""
+        self._link.send_data([data])
+        if self._link.pending_bytes > PENDING_BYTES_MAX and self._client.is_reading():
+            self._client.pause_reading()
+
+    def block_client(self, blocked: bool) -> None:
+        """The client's socket takes no more replies (True), or does again: give credit accordingly."""
+        self._client_blocked = blocked
+        if not blocked and self._consumed_bytes:
+            consumed, self._consumed_bytes = self._consumed_bytes, 0
+            self._link.consumed(consumed)
+
+    def lose(self, reason: str) -> None:
+        """The client is gone, or has to go: so does the link."""
+        self._link.lose(reason)
+
+    # --- LinkOwner --------------------------------------------------------------------------------------------------
+
+    def link_opened(self, mode: Mode) -> None:
+        self._link.lose("an OPEN frame from the primary")
+
+    def link_data(self, data: memoryview) -> None:
+        self._client.write(bytes(data))
+        if self._client_blocked:
+            self._consumed_bytes += len(data)
+        else:
+            self._link.consumed(len(data))
+
+    def link_drained(self) -> None:
+        if self._client.is_closing() or self._client.is_reading():
+            return
+        if peer_is_gone(self._client):
+            self._link.lose("the client is gone")
+        else:
+            self._client.resume_reading()
+
+    def link_ended(self) -> None:
+        self._ended = True
+        self._link.lose("")
+
+    def link_beat(self) -> None:
+        if not self._client.is_reading() and peer_is_gone(self._client):
+            self._link.lose("the client is gone")
+
+    def link_lost(self, reason: str) -> None:
+        self._counters.relays_open -= 1
+        if not self._ended:
+            self._counters.relays_lost += 1
+        self._on_end("" if self._ended else reason)
+
+
+class RelayedTransmission:
+    """The primary's head: requests that came over a link, answered by the volume. Bytes that the volume cannot take yet
+    wait here, and are thrown away when the link goes.
+    """
+
+    def __init__(
+        self,
+        transport: RelayTransport,
+        export: LocalExport,
+        *,
+        clock: Clock,
+        timing: RelayTiming,
+        limits: Limits,
+        counters: NbdCounters,
+        on_end: Callable[["RelayedTransmission"], None],
+    ) -> None:
+        self.volume_id: UUID = export.volume_id
+        self._export = export
+        self._limits = limits
+        self._counters = counters
+        self._on_end = on_end
+        self._core: Transmission | None = None
+        self._waiting: deque[bytes] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._link = RelayLink(transport, self, clock, self._loop, timing)
+        counters.relays_open += 1
+        counters.relays_accepted += 1
+
+    def start(self) -> None:
+        """Begin to receive."""
+        self._link.start(None)
+
+    def lose(self, reason: str) -> None:
+        """Reset the link; requests in flight stay unanswered, requests that wait are forgotten."""
+        self._link.lose(reason)
+
+    def link_opened(self, mode: Mode) -> None:
+        self._core = Transmission(
+            self._export.volume,
+            structured=Mode.STRUCTURED in mode,
+            allocation=Mode.ALLOCATION in mode,
+            wake=self._wake,
+            counters=self._counters,
+            limits=self._limits,
+        )
+
+    def link_data(self, data: memoryview) -> None:
+        core = self._core
+        assert core is not None
+        if core.stalled or self._waiting:
+            self._waiting.append(bytes(data))
+            return
+        core.feed(data)
+        self._link.consumed(len(data))
+        self._flush()
+
+    def link_drained(self) -> None:
+        core = self._core
+        if core is not None and core.output_blocked:
+            core.output_blocked = False
+            self._flush()
+
+    def link_ended(self) -> None:
+        self._link.lose("an END frame from the client's side")
+
+    def link_beat(self) -> None:
+        pass
+
+    def link_lost(self, reason: str) -> None:
+        self._counters.relays_open -= 1
+        self._waiting.clear()
+        if self._core is not None:
+            finished = self._core.finished
+            self._core.drop()
+            if not finished:
+                self._counters.relays_lost += 1
+                log.info("event=relay_lost volume=%s reason=%s", self.volume_id, reason)
+        self._on_end(self)
+
+    def _wake(self) -> None:
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        core = self._core
+        if core is None or self._link.closed:
+            return
+        while True:
+            self._link.send_data(core.take_output())
+            if self._link.closed:
+                return
+            core.output_blocked = self._link.pending_bytes > PENDING_BYTES_MAX
+            if not self._waiting or core.stalled or core.output_blocked:
+                break
+            data = self._waiting.popleft()
+            core.feed(data)
+            self._link.consumed(len(data))
+        if core.phase is Phase.BROKEN:
+            log.warning("event=nbd_garbage relayed=1 volume=%s reason=%s", self.volume_id, core.fault)
+            self._link.lose(core.fault)
+        elif core.finished:
+            self._link.end()

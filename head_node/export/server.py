@@ -1,0 +1,370 @@
+"""The NBD server: sockets and timers around the negotiation, the transmission phase and the relay."""
+
+import asyncio
+import logging
+from typing import Final, cast
+from uuid import UUID
+
+from head_node.export import nbd_negotiation as negotiation
+from head_node.export.counters import NbdCounters
+from head_node.export.errors import ExportUnavailable
+from head_node.export.interface import Buffer, ExportDirectory, LocalExport, RelayTransport, RemoteExport
+from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
+from head_node.export.nbd_protocol import OptionReply
+from head_node.export.nbd_server import Limits, Phase, Transmission
+from head_node.export.peer import peer_is_gone, reset
+from head_node.export.relay import Mode, RelayTiming
+from head_node.export.relayed import RelayedClient, RelayedTransmission
+from sled_controller.environment import Environment
+
+log = logging.getLogger(__name__)
+
+NEGOTIATION_READ_BYTES: Final = 16 * 1024
+JOIN_BYTES_MAX: Final = 64 * 1024
+"""Below this, joining the replies of a loop turn costs less than handing them over one by one."""
+OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""With this much unsent the client reads too slowly: take no more requests until it has caught up."""
+
+
+class NbdConnection(asyncio.BufferedProtocol):
+    """One client: first negotiating, then either served here or relayed."""
+
+    def __init__(self, server: "NbdServer") -> None:
+        self.volume_id: UUID | None = None
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._negotiation = Negotiation(server.exports.names)
+        self._core: Transmission | None = None
+        self._relay: RelayedClient | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._buffer = memoryview(bytearray(NEGOTIATION_READ_BYTES))
+        self._deadline: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+        self._peer = ""
+        self._rejection_logged = False
+        self._reset = False
+
+    # --- BufferedProtocol -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._peer = str(transport.get_extra_info("peername"))
+        if not self._server.admit(self, self._peer):
+            self.reset_client("")
+            return
+        self._transport.set_write_buffer_limits(high=OUTPUT_BYTES_MAX)
+        self._deadline = self._loop.call_later(self._server.negotiation_s_max, self._negotiation_late)
+        self._transport.writelines(self._negotiation.data_to_send())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._core is not None:
+            return self._core.get_buffer()
+        if self._relay is not None:
+            return self._relay.get_buffer()
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._reset:
+            return
+        try:
+            if self._core is not None:
+                self._core.received(nbytes)
+                self._flush()
+            elif self._relay is not None:
+                self._relay.received(nbytes)
+            else:
+                self._negotiate(self._negotiation.receive(self._buffer[:nbytes]))
+        except Exception as error:  # a bug must cost this connection only
+            self._server.counters.internal_errors += 1
+            log.exception("event=nbd_internal_error peer=%s", self._peer)
+            self.reset_client(f"internal error: {error!r}")
+
+    def eof_received(self) -> bool:
+        """A client may half-close after DISC and still wait for its replies; any other end of file is the end."""
+        return self._core is not None and self._core.phase is Phase.DISCONNECTING
+
+    def pause_writing(self) -> None:
+        if self._core is not None:
+            self._core.output_blocked = True
+        elif self._relay is not None:
+            self._relay.block_client(True)
+        else:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._core is not None:
+            self._core.output_blocked = False
+            self._flush()
+        elif self._relay is not None:
+            self._relay.block_client(False)
+        else:
+            self._resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reset = True
+        self._stop_negotiation()
+        if self._core is not None:
+            self._core.drop()
+        if self._relay is not None:
+            self._relay.lose("the client is gone")
+        self._server.counters.options_rejected += self._negotiation.rejected_options
+        self._server.forget(self)
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def reset_client(self, reason: str) -> None:
+        """End the connection now, requests unanswered (F6). No reason, no log line."""
+        if self._reset:
+            return
+        self._reset = True
+        self._stop_negotiation()
+        if self._core is not None:
+            self._core.drop()
+        if self._relay is not None:
+            self._relay.lose(reason)
+        if reason:
+            self._server.counters.connections_reset += 1
+            log.warning("event=nbd_client_reset peer=%s volume=%s reason=%s", self._peer, self.volume_id, reason)
+        reset(self._transport)
+
+    def _stop_negotiation(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._dialling is not None:
+            self._dialling.cancel()
+
+    def _negotiation_late(self) -> None:
+        self._server.counters.negotiations_timed_out += 1
+        self.reset_client(f"negotiation not over within {self._server.negotiation_s_max} s")
+
+    def _relay_ended(self, reason: str) -> None:
+        if reason:
+            self.reset_client(f"relay: {reason}")
+        else:
+            self._transport.close()
+
+    # --- negotiation ------------------------------------------------------------------------------------------------
+
+    def _negotiate(self, events: list[negotiation.Event]) -> None:
+        while events:
+            event = events.pop(0)
+            if isinstance(event, OpenExport):
+                events += self._open(event)
+                continue
+            self._transport.writelines(self._negotiation.data_to_send())
+            self._end_negotiation(event)
+            return
+        self._transport.writelines(self._negotiation.data_to_send())
+
+    def _end_negotiation(self, event: NegotiationEnded) -> None:
+        self._stop_negotiation()
+        if event.fault:
+            self._server.counters.negotiations_failed += 1
+            log.warning("event=nbd_negotiation_failed peer=%s reason=%s", self._peer, event.fault)
+        self._transport.close()
+
+    def _open(self, event: OpenExport) -> list[negotiation.Event]:
+        try:
+            export = self._server.exports.find(event.name)
+        except ExportUnavailable as error:
+            return self._negotiation.refuse(OptionReply.ERR_SHUTDOWN, str(error))
+        if export is None:
+            return self._negotiation.refuse(OptionReply.ERR_UNKNOWN, f"there is no export {event.name!r}")
+        if event.info_only:
+            size = export.volume.size_bytes if isinstance(export, LocalExport) else export.size_bytes
+            return self._negotiation.grant(size)
+        self.volume_id = export.volume_id
+        if isinstance(export, LocalExport):
+            self._serve(export)
+        else:
+            self._transport.pause_reading()
+            self._dialling = self._loop.create_task(self._dial(export))
+        return []
+
+    def _agreed(self) -> tuple[bool, bool]:
+        return self._negotiation.structured, self._negotiation.allocation
+
+    def _serve(self, export: LocalExport) -> None:
+        self._negotiation.grant(export.volume.size_bytes)
+        self._begin()
+        structured, allocation = self._agreed()
+        self._core = Transmission(
+            export.volume,
+            structured=structured,
+            allocation=allocation,
+            wake=self._wake,
+            counters=self._server.counters,
+            limits=self._server.limits,
+        )
+        self._core.feed(self._negotiation.leftover())
+        self._flush()
+
+    def _begin(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._transport.writelines(self._negotiation.data_to_send())
+        log.info("event=nbd_client peer=%s volume=%s", self._peer, self.volume_id)
+
+    async def _dial(self, export: RemoteExport) -> None:
+        try:
+            upstream = await export.dial()
+        except ExportUnavailable as error:
+            self._dialling = None
+            if not self._reset:
+                self._resume_reading()
+                self._negotiate(self._negotiation.refuse(OptionReply.ERR_SHUTDOWN, str(error)))
+            return
+        self._dialling = None
+        if self._reset:
+            upstream.abort()
+            return
+        self._negotiation.grant(export.size_bytes)
+        self._begin()
+        structured, allocation = self._agreed()
+        self._relay = RelayedClient(
+            self._transport,
+            upstream,
+            (Mode.STRUCTURED if structured else Mode(0)) | (Mode.ALLOCATION if allocation else Mode(0)),
+            clock=self._server.env.clock,
+            timing=self._server.timing,
+            counters=self._server.counters,
+            on_end=self._relay_ended,
+        )
+        leftover = self._negotiation.leftover()
+        if leftover:
+            self._relay.send(leftover)
+        self._resume_reading()
+
+    # --- transmission -----------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write the replies of this loop turn at once, and keep reading in step with what may be taken."""
+        core = self._core
+        if core is None or self._reset:
+            return
+        if core.stalled and peer_is_gone(self._transport):
+            self.reset_client("the client is gone")
+            return
+        output = core.take_output()
+        if output:
+            self._write(output)
+        if core.phase is Phase.BROKEN:
+            self.reset_client(core.fault)
+            return
+        if core.first_rejection and not self._rejection_logged:
+            self._rejection_logged = True
+            log.warning("event=nbd_bad_request peer=%s reason=%s", self._peer, core.first_rejection)
+        if core.finished:
+            self._transport.close()
+        elif core.stalled:
+            if self._transport.is_reading():
+                self._transport.pause_reading()
+        else:
+            self._resume_reading()
+
+    def _write(self, output: list[Buffer]) -> None:
+        if sum(map(len, output)) <= JOIN_BYTES_MAX:
+            self._transport.write(b"".join(output))
+        else:
+            self._transport.writelines(output)
+
+    def _resume_reading(self) -> None:
+        if not self._reset and not self._transport.is_closing() and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+
+class NbdServer:
+    """Serves the exports of a directory to any number of clients up to a bound, and to other heads' clients."""
+
+    def __init__(
+        self,
+        exports: ExportDirectory,
+        env: Environment,
+        *,
+        connections_max: int = 64,
+        negotiation_s_max: float = 10.0,
+        limits: Limits | None = None,
+        relay_timing: RelayTiming | None = None,
+    ) -> None:
+        self.exports = exports
+        self.env = env
+        self.counters = NbdCounters()
+        self.negotiation_s_max = negotiation_s_max
+        self.limits = limits or Limits()
+        self.timing = relay_timing or RelayTiming()
+        self._connections_max = connections_max
+        self._connections: set[NbdConnection] = set()
+        self._relayed: set[RelayedTransmission] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Listen (port 0: any) and return where. OSError when the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: NbdConnection(self), host, port)
+        name = self._server.sockets[0].getsockname()
+        return name[0], name[1]
+
+    async def close(self) -> None:
+        """Stop listening and reset every client, requests unanswered."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.reset_client("the server is stopping")
+        for relayed in list(self._relayed):
+            relayed.lose("the server is stopping")
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def drop_clients(self, volume_id: UUID) -> int:
+        """Reset every client of a volume, direct or relayed, requests unanswered (F6); returns how many there were."""
+        connections = [connection for connection in self._connections if connection.volume_id == volume_id]
+        relayed = [transmission for transmission in self._relayed if transmission.volume_id == volume_id]
+        for connection in connections:
+            connection.reset_client("this head stopped serving the volume")
+        for transmission in relayed:
+            transmission.lose("this head stopped serving the volume")
+        return len(connections) + len(relayed)
+
+    def accept_relay(self, transport: RelayTransport, export: LocalExport) -> None:
+        """Serve another head's client: the primary's end of a link that `RemoteExport.dial` opened over there."""
+        if len(self._connections) + len(self._relayed) >= self._connections_max:
+            self.counters.connections_refused += 1
+            log.warning("event=nbd_connection_refused relayed=1 limit=%d", self._connections_max)
+            transport.abort()
+            return
+        relayed = RelayedTransmission(
+            transport,
+            export,
+            clock=self.env.clock,
+            timing=self.timing,
+            limits=self.limits,
+            counters=self.counters,
+            on_end=self._relayed.discard,
+        )
+        self._relayed.add(relayed)
+        relayed.start()
+
+    def status(self) -> dict[str, int]:
+        """Counters for health pages and metrics."""
+        return self.counters.as_dict()
+
+    # --- called by connections --------------------------------------------------------------------------------------
+
+    def admit(self, connection: NbdConnection, peer: str) -> bool:
+        """Count a new connection in, or refuse it when there are too many."""
+        if len(self._connections) + len(self._relayed) >= self._connections_max:
+            self.counters.connections_refused += 1
+            log.warning("event=nbd_connection_refused peer=%s limit=%d", peer, self._connections_max)
+            return False
+        self.counters.connections_accepted += 1
+        self._connections.add(connection)
+        self.counters.connections_open = len(self._connections)
+        return True
+
+    def forget(self, connection: NbdConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        self.counters.connections_open = len(self._connections)
