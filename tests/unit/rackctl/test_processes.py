@@ -1,0 +1,74 @@
+"""A process is known by pid and start time; whoever has the pid later is somebody else."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rackctl.processes import (
+    ProcessIdentity,
+    ProcessState,
+    identify,
+    resident_bytes,
+    send,
+    state_of,
+    wait_gone,
+)
+
+
+@pytest.fixture
+def child() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that waits for its standard input to end."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as started:
+        yield started
+        started.kill()
+
+
+def identity(child: "subprocess.Popen[bytes]") -> ProcessIdentity:
+    found = identify(child.pid)
+    assert found is not None
+    return found
+
+
+def test_a_living_process_runs(child: "subprocess.Popen[bytes]") -> None:
+    assert state_of(identity(child)) is ProcessState.RUNNING
+    assert resident_bytes(identity(child)) > 0
+
+
+def test_a_stopped_process_is_paused_until_it_is_continued(child: "subprocess.Popen[bytes]") -> None:
+    process = identity(child)
+    assert send(process, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+    assert state_of(process) is ProcessState.PAUSED
+    assert send(process, signal.SIGCONT)
+    os.waitid(os.P_PID, child.pid, os.WCONTINUED)
+    assert state_of(process) is ProcessState.RUNNING
+
+
+def test_a_killed_process_is_gone_before_its_parent_has_reaped_it(child: "subprocess.Popen[bytes]") -> None:
+    process = identity(child)
+    assert send(process, signal.SIGKILL)
+    assert wait_gone([process], timeout_s=10) == []
+    assert state_of(process) is ProcessState.GONE
+    assert child.returncode is None
+    assert resident_bytes(process) == 0
+
+
+def test_a_later_owner_of_the_pid_is_not_signalled(child: "subprocess.Popen[bytes]") -> None:
+    predecessor = dataclasses.replace(identity(child), started_ticks=identity(child).started_ticks - 1)
+    assert state_of(predecessor) is ProcessState.GONE
+    assert not send(predecessor, signal.SIGKILL)
+    assert child.poll() is None
+
+
+def test_waiting_ends_with_those_that_stay(child: "subprocess.Popen[bytes]") -> None:
+    assert wait_gone([identity(child)], timeout_s=0.01) == [identity(child)]
+
+
+def test_a_pid_that_nobody_has_has_no_identity(child: "subprocess.Popen[bytes]") -> None:
+    child.kill()
+    child.wait()
+    assert identify(child.pid) is None
