@@ -4,8 +4,17 @@ A log writes through `LogFile.commit` only: one write and one fdatasync away fro
 Files are made at full size, written with zeroes and synced before use, so that a commit changes no metadata.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+import asyncio
+import fcntl
+import logging
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol, TypeAlias
+
+from head_node.volume.errors import DirectoryLocked
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Committed: TypeAlias = Callable[[OSError | None], None]
@@ -19,6 +28,8 @@ class LogFile(Protocol):
 
     def commit(self, offset: int, buffers: Sequence[Buffer], done: Committed) -> None:
         """Write `buffers` one after the other at `offset` and make them durable, then call `done` on the loop.
+
+        With no buffers everything written to the file before becomes durable.
 
         One call may be outstanding per file. The buffers must not change until then. After an error the state of the
         range is unknown, and a retry would prove nothing (an fdatasync reports an error once).
@@ -62,3 +73,216 @@ class Directory(Protocol):
 
     def close(self) -> None:
         """Close what is open and give up the lock."""
+
+
+_ZEROES: Final = bytes(1 << 20)
+_LOCK_NAME: Final = "lock"
+_NEW_SUFFIX: Final = ".new"
+_BUFFERS_MAX: Final = 1024
+"""IOV_MAX of Linux."""
+_RWF_DSYNC: Final = getattr(os, "RWF_DSYNC", 0)
+"""With it one system call writes and syncs the range, and the thread takes the interpreter lock once, not twice."""
+
+logger = logging.getLogger(__name__)
+
+
+class HostFile:
+    """A file of the machine's file system; commits run in the thread of its directory."""
+
+    def __init__(self, name: str, descriptor: int, worker: "_Worker") -> None:
+        self.name = name
+        self.size_bytes = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+        self._worker = worker
+        self._busy = False
+
+    def commit(self, offset: int, buffers: Sequence[Buffer], done: Committed) -> None:
+        assert not self._busy, f"{self.name}: two commits at once"
+        self._busy = True
+
+        def finished(error: OSError | None) -> None:
+            self._busy = False
+            done(error)
+
+        self._worker.submit(self._descriptor, offset, buffers, finished)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class _Worker:
+    """The one thread that writes and syncs for a directory; made at the first commit."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._jobs: queue.SimpleQueue[tuple[int, int, Sequence[Buffer], Committed] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, descriptor: int, offset: int, buffers: Sequence[Buffer], done: Committed) -> None:
+        if self._thread is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread = threading.Thread(target=self._run, name=f"log {self._path}", daemon=True)
+            self._thread.start()
+        self._jobs.put((descriptor, offset, buffers, done))
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        assert self._loop is not None
+        take, give = self._jobs.get, self._loop.call_soon_threadsafe
+        while (job := take()) is not None:
+            descriptor, offset, buffers, done = job
+            error: OSError | None = None
+            try:
+                _write_durably(descriptor, offset, buffers)
+            except OSError as caught:
+                error = caught
+            try:
+                give(done, error)
+            except RuntimeError:
+                logger.warning("event=commit_after_loop_end path=%s", self._path)
+
+
+def _write_durably(descriptor: int, offset: int, buffers: Sequence[Buffer]) -> None:
+    length = sum(map(len, buffers))
+    if not length:
+        os.fdatasync(descriptor)
+        return
+    one_call = _RWF_DSYNC and len(buffers) <= _BUFFERS_MAX
+    if one_call and os.pwritev(descriptor, buffers, offset, _RWF_DSYNC) == length:
+        return
+    _write_fully(descriptor, offset, buffers)
+    os.fdatasync(descriptor)
+
+
+def _write_fully(descriptor: int, offset: int, buffers: Iterable[Buffer]) -> None:
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            offset, view = offset + written, view[written:]
+
+
+class HostDirectory:
+    """A directory of the machine's file system. Made with its parents when missing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        self._worker = _Worker(self.path)
+        self._open: list[HostFile] = []
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        if self._lock is not None:
+            raise DirectoryLocked(f"{self.path}: this process holds it already")
+        descriptor = os.open(self._path(_LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise DirectoryLocked(f"{self.path}: another process holds it; end that process") from None
+        self._lock = descriptor
+        # Names that a crashed process left in the kernel's cache only must not be trusted more than the disk.
+        self._sync_names()
+
+    def names(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.path) if name != _LOCK_NAME and not name.endswith(_NEW_SUFFIX))
+
+    def open(self, name: str) -> LogFile:
+        return self._adopt(name, os.open(self._path(name), os.O_RDWR | os.O_CLOEXEC))
+
+    async def create(self, name: str, size_bytes: int) -> LogFile:
+        descriptor = await asyncio.get_running_loop().run_in_executor(None, self._create, name, size_bytes)
+        return self._adopt(name, descriptor)
+
+    async def replace(self, name: str, buffers: Sequence[Buffer]) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._replace, name, buffers)
+
+    def read(self, name: str) -> bytes:
+        with open(self._path(name), "rb") as file:
+            return file.read()
+
+    async def remove(self, name: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._remove, name)
+
+    async def remove_all(self) -> None:
+        self.close()
+        await asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, self.path)
+
+    def close(self) -> None:
+        self._worker.close()
+        for file in self._open:
+            try:
+                file.close()
+            except OSError:
+                logger.debug("event=file_closed_before path=%s name=%s", self.path, file.name)
+        self._open.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def _adopt(self, name: str, descriptor: int) -> HostFile:
+        file = HostFile(name, descriptor, self._worker)
+        self._open.append(file)
+        return file
+
+    def _create(self, name: str, size_bytes: int) -> int:
+        new = self._path(name) + _NEW_SUFFIX
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if size_bytes:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+            for offset in range(0, size_bytes, len(_ZEROES)):
+                _write_fully(descriptor, offset, (memoryview(_ZEROES)[: size_bytes - offset],))
+            os.fsync(descriptor)
+            os.rename(new, self._path(name))
+            self._sync_names()
+        except OSError:
+            os.close(descriptor)
+            self._discard(new)
+            raise
+        return descriptor
+
+    def _replace(self, name: str, buffers: Sequence[Buffer]) -> None:
+        new = self._path(name) + _NEW_SUFFIX
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_fully(descriptor, 0, buffers)
+            os.fsync(descriptor)
+        except OSError:
+            self._discard(new)
+            raise
+        finally:
+            os.close(descriptor)
+        os.rename(new, self._path(name))
+        self._sync_names()
+
+    def _remove(self, name: str) -> None:
+        self._discard(self._path(name))
+        self._sync_names()
+
+    @staticmethod
+    def _discard(path: str) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+
+    def _sync_names(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,224 @@
+"""Log records: the bytes that the primary makes, every member keeps, and nobody changes.
+
+A record is a 40-byte header, `meta_bytes` of meta data and `data_bytes` of client data. Its `crc` is the CRC-32C of
+the rest of the header and of the meta data, started from the `crc` of the record before it: the chain. Client data is
+covered through the per-block CRCs in the meta data. So a record proves that all before it are the same, and bytes left
+over in a recycled segment never parse.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import construct as c
+import numpy as np
+from crc32c import crc32c
+
+from head_node.volume.errors import BatchMalformed
+from head_node.volume.interface import BLOCK_BYTES, Buffer
+
+RECORD_HEADER: Final = struct.Struct("<IBBHIIQQQ")
+HEADER_BYTES: Final = RECORD_HEADER.size
+RECORD_CONSTRUCT: Final = c.Struct(
+    "crc" / c.Int32ul,
+    "kind" / c.Int8ul,
+    "flags" / c.Int8ul,
+    "reserved" / c.Int16ul,
+    "meta_bytes" / c.Int32ul,
+    "data_bytes" / c.Int32ul,
+    "opnum" / c.Int64ul,
+    "epoch" / c.Int64ul,
+    "lba" / c.Int64ul,
+)
+
+STRIPE_HEAD: Final = struct.Struct("<QQIHH")
+STRIPE_SHARD: Final = struct.Struct("<HHIQ")
+STRIPE_CONSTRUCT: Final = c.Struct(
+    "epoch" / c.Int64ul,
+    "sequence" / c.Int64ul,
+    "slot" / c.Int32ul,
+    "shard_count" / c.Int16ul,
+    "block_count" / c.Int16ul,
+    "shards" / c.Array(c.this.shard_count, c.Struct(
+        "column" / c.Int16ul, "present" / c.Int16ul, "reserved" / c.Int32ul, "offset" / c.Int64ul,
+    )),
+    "blocks" / c.Array(c.this.block_count, c.Struct(
+        "lba" / c.Int64ul, "opnum" / c.Int64ul, "crc" / c.Int32ul, "source" / c.Int32ul,
+    )),
+)  # fmt: skip
+STRIPE_BLOCK: Final = np.dtype([("lba", "<u8"), ("opnum", "<u8"), ("crc", "<u4"), ("source", "<u4")])
+
+PADDING_LBA: Final = (1 << 64) - 1
+"""Stands for a block of a partial stripe that holds nothing."""
+FROM_LOG: Final = (1 << 32) - 1
+"""`source` of a block that comes from the log; otherwise it is the slot that the block moves out of (MOVE)."""
+
+RECORD_BLOCKS_MAX: Final = 256
+META_BYTES_MAX: Final = 1 << 17
+RECORD_BYTES_MAX: Final = HEADER_BYTES + META_BYTES_MAX + RECORD_BLOCKS_MAX * BLOCK_BYTES
+
+_BODY: Final = struct.Struct("<BBHIIQQQ")
+_WRITE_ONE: Final = struct.Struct("<BBHIIQQQII")
+_ZERO: Final = struct.Struct("<BBHIIQQQQ")
+_CRC: Final = struct.Struct("<I")
+_COUNT: Final = struct.Struct("<Q")
+
+StripeBlocks: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+
+
+class Kind(IntEnum):
+    """What a record says."""
+
+    EPOCH = 1
+    WRITE = 2
+    ZERO = 3
+    STRIPE = 4
+
+
+class Record(NamedTuple):
+    """One parsed record; `meta` and `data` are views of the buffer that it came in."""
+
+    opnum: int
+    epoch: int
+    kind: int
+    lba: int
+    meta: memoryview
+    data: memoryview
+    crc: int
+    start: int
+    end: int
+
+    def block_count(self) -> int:
+        """Blocks that a WRITE or a ZERO covers."""
+        if self.kind == Kind.ZERO:
+            return int(_COUNT.unpack_from(self.meta)[0])
+        return len(self.data) // BLOCK_BYTES
+
+    def block_crcs(self) -> tuple[int, ...]:
+        """Per-block CRC-32C of a WRITE."""
+        return struct.unpack_from(f"<{len(self.data) // BLOCK_BYTES}I", self.meta)
+
+
+@dataclass(frozen=True, slots=True)
+class StripeRecord:
+    """A stripe that exists once this record is committed."""
+
+    epoch: int
+    sequence: int
+    slot: int
+    shards: tuple[tuple[int, bool, int], ...]
+    """(column, present, first block in the column) by shard index."""
+    blocks: StripeBlocks
+    """STRIPE_BLOCK array by stripe index; padding has PADDING_LBA."""
+
+    @property
+    def present_mask(self) -> int:
+        """Bit i set: shard i was written."""
+        return sum(1 << index for index, shard in enumerate(self.shards) if shard[1])
+
+
+def write_header(opnum: int, epoch: int, lba: int, data: Buffer, chain: int) -> tuple[bytes, int, tuple[int, ...]]:
+    """(header with meta data, its crc, the block CRCs) of a WRITE of `data`, 1 to RECORD_BLOCKS_MAX blocks."""
+    length = len(data)
+    if length == BLOCK_BYTES:
+        block_crc = crc32c(data)
+        body = _WRITE_ONE.pack(2, 0, 0, 8, BLOCK_BYTES, opnum, epoch, lba, block_crc, 0)
+        chain = crc32c(body, chain)
+        return _CRC.pack(chain) + body, chain, (block_crc,)
+    view = memoryview(data)
+    crcs = tuple([crc32c(view[at : at + BLOCK_BYTES]) for at in range(0, length, BLOCK_BYTES)])
+    meta = struct.pack(f"<{len(crcs)}I", *crcs)
+    if len(crcs) & 1:
+        meta += bytes(4)
+    header, chain = _seal(Kind.WRITE, opnum, epoch, lba, meta, length, chain)
+    return header, chain, crcs
+
+
+def zero_record(opnum: int, epoch: int, lba: int, count: int, chain: int) -> tuple[bytes, int]:
+    """A ZERO of `count` blocks (trim and write zeroes are the same to the log) and its crc."""
+    body = _ZERO.pack(Kind.ZERO, 0, 0, 8, 0, opnum, epoch, lba, count)
+    chain = crc32c(body, chain)
+    return _CRC.pack(chain) + body, chain
+
+
+def epoch_record(opnum: int, epoch: int, chain: int) -> tuple[bytes, int]:
+    """The first record of an epoch and its crc."""
+    return _seal(Kind.EPOCH, opnum, epoch, 0, b"", 0, chain)
+
+
+def stripe_record(opnum: int, epoch: int, stripe: StripeRecord, chain: int) -> tuple[bytes, int]:
+    """A STRIPE and its crc."""
+    head = STRIPE_HEAD.pack(stripe.epoch, stripe.sequence, stripe.slot, len(stripe.shards), len(stripe.blocks))
+    shards = b"".join(STRIPE_SHARD.pack(column, present, 0, offset) for column, present, offset in stripe.shards)
+    return _seal(Kind.STRIPE, opnum, epoch, 0, head + shards + stripe.blocks.tobytes(), 0, chain)
+
+
+def _seal(kind: int, opnum: int, epoch: int, lba: int, meta: bytes, data_bytes: int, chain: int) -> tuple[bytes, int]:
+    body = _BODY.pack(kind, 0, 0, len(meta), data_bytes, opnum, epoch, lba) + meta
+    chain = crc32c(body, chain)
+    return _CRC.pack(chain) + body, chain
+
+
+def parse_stripe(meta: memoryview) -> StripeRecord:
+    """Decode the meta data of a STRIPE; raises BatchMalformed."""
+    if len(meta) < STRIPE_HEAD.size:
+        raise BatchMalformed("STRIPE shorter than its head")
+    epoch, sequence, slot, shard_count, block_count = STRIPE_HEAD.unpack_from(meta)
+    blocks_at = STRIPE_HEAD.size + shard_count * STRIPE_SHARD.size
+    if len(meta) != blocks_at + block_count * STRIPE_BLOCK.itemsize:
+        raise BatchMalformed(f"STRIPE of {shard_count} shards and {block_count} blocks in {len(meta)} bytes")
+    shards = tuple(
+        (column, bool(present), offset)
+        for column, present, _, offset in STRIPE_SHARD.iter_unpack(meta[STRIPE_HEAD.size : blocks_at])
+    )
+    return StripeRecord(epoch, sequence, slot, shards, np.frombuffer(meta[blocks_at:], dtype=STRIPE_BLOCK))
+
+
+def parse_records(buffer: Buffer, opnum: int, chain: int) -> Iterator[Record]:
+    """Every record of `buffer`, which starts with `opnum` and continues `chain`.
+
+    Raises BatchMalformed at the first byte that is not part of a valid record; records before it were yielded.
+    """
+    view = memoryview(buffer).cast("B").toreadonly()
+    at, end = 0, len(view)
+    while at < end:
+        record = _parse_one(view, at, end, opnum, chain)
+        yield record
+        at, chain, opnum = record.end, record.crc, opnum + 1
+
+
+def _parse_one(view: memoryview, at: int, end: int, expected_opnum: int, chain: int) -> Record:
+    if end - at < HEADER_BYTES:
+        raise BatchMalformed(f"byte {at}: header cut off")
+    crc, kind, _, _, meta_bytes, data_bytes, opnum, epoch, lba = RECORD_HEADER.unpack_from(view, at)
+    meta_at = at + HEADER_BYTES
+    data_at = meta_at + meta_bytes
+    stop = data_at + data_bytes
+    if meta_bytes > META_BYTES_MAX or data_bytes > RECORD_BLOCKS_MAX * BLOCK_BYTES or stop > end:
+        raise BatchMalformed(f"byte {at}: lengths {meta_bytes} + {data_bytes} do not fit")
+    if opnum != expected_opnum:
+        raise BatchMalformed(f"byte {at}: opnum {opnum}, expected {expected_opnum}")
+    if crc32c(view[at + 4 : data_at], chain) != crc:
+        raise BatchMalformed(f"byte {at}: opnum {opnum} does not continue the chain")
+    record = Record(opnum, epoch, kind, lba, view[meta_at:data_at], view[data_at:stop], crc, at, stop)
+    _check_payload(record)
+    return record
+
+
+def _check_payload(record: Record) -> None:
+    kind, meta, data = record.kind, record.meta, record.data
+    if kind == Kind.WRITE:
+        blocks, rest = divmod(len(data), BLOCK_BYTES)
+        if rest or not blocks or len(meta) != (blocks * 4 + 7 & ~7):
+            raise BatchMalformed(f"opnum {record.opnum}: WRITE of {len(data)} bytes with {len(meta)} of meta data")
+        at = 0
+        for expected in record.block_crcs():
+            if crc32c(data[at : at + BLOCK_BYTES]) != expected:
+                raise BatchMalformed(f"opnum {record.opnum}: block {record.lba + at // BLOCK_BYTES} fails its CRC")
+            at += BLOCK_BYTES
+    elif kind not in (Kind.EPOCH, Kind.ZERO, Kind.STRIPE) or data or (kind == Kind.ZERO and len(meta) != _COUNT.size):
+        raise BatchMalformed(f"opnum {record.opnum}: kind {kind} is unknown or has the wrong length")
+    elif kind == Kind.STRIPE:
+        parse_stripe(meta)

@@ -1,0 +1,273 @@
+"""Segment files: how batches of log records lie on disk, and what a scan may conclude from damaged ones.
+
+Block 0 of a segment is its header; batches follow, each starting on a block with a MARK and padded to whole blocks, so
+that no block that holds durable records is ever written again. MARK numbers count up by one through the whole log. A
+batch is only written when the one before it is durable. Hence: bytes that should be batch n and are not are a torn
+tail, unless a valid MARK above n exists anywhere, which proves that n was durable once and has rotted.
+"""
+
+import asyncio
+import struct
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import construct as c
+from crc32c import crc32c
+
+from head_node.files import LogFile
+from head_node.volume.errors import BatchMalformed, LogCorrupt, LogFailed, LogForeign
+from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.records import RECORD_HEADER, Record, parse_records
+
+SEGMENT_MAGIC: Final = b"PALSEGM1"
+MARK_MAGIC: Final = b"PALBATCH"
+SEGMENT_HEADER: Final = struct.Struct("<8sII16sQQQQ")
+MARK: Final = struct.Struct("<8sIIQQQII")
+SEGMENT_CONSTRUCT: Final = c.Struct(
+    "magic" / c.Const(SEGMENT_MAGIC),
+    "crc" / c.Int32ul,
+    "chain" / c.Int32ul,
+    "log_id" / c.Bytes(16),
+    "sequence" / c.Int64ul,
+    "first_opnum" / c.Int64ul,
+    "first_mark" / c.Int64ul,
+    "epoch" / c.Int64ul,
+)
+MARK_CONSTRUCT: Final = c.Struct(
+    "magic" / c.Const(MARK_MAGIC),
+    "crc" / c.Int32ul,
+    "chain" / c.Int32ul,
+    "number" / c.Int64ul,
+    "sequence" / c.Int64ul,
+    "first_opnum" / c.Int64ul,
+    "body_bytes" / c.Int32ul,
+    "records" / c.Int32ul,
+)
+BATCH_BYTES_MAX: Final = 4 << 20
+"""Bound of one commit; also how much of a segment's end may stay unused."""
+SEGMENT_PREFIX: Final = "segment-"
+
+_CRC_AT: Final = 8
+_AFTER_CRC: Final = 12
+
+
+def aligned(length: int) -> int:
+    """`length` rounded up to whole blocks."""
+    return -(-length // BLOCK_BYTES) * BLOCK_BYTES
+
+
+class Position(NamedTuple):
+    """A point between two records: what came before it."""
+
+    opnum: int
+    epoch: int
+    chain: int
+
+
+class Batch(NamedTuple):
+    """Where one durable batch lies."""
+
+    first_opnum: int
+    offset: int
+    body_bytes: int
+    chain: int
+    number: int
+
+
+@dataclass(slots=True)
+class Segment:
+    """A live segment file; `before` is the position that its first record continues."""
+
+    file: LogFile
+    sequence: int
+    before: Position
+    first_mark: int
+    end: int = 0
+    batches: list[Batch] = field(default_factory=list)
+
+    @property
+    def first_opnum(self) -> int:
+        return self.before.opnum + 1
+
+
+def encode_segment(log_id: UUID, segment: Segment) -> bytes:
+    """Block 0 of a segment."""
+    before = segment.before
+    values = (before.chain, log_id.bytes, segment.sequence, segment.first_opnum, segment.first_mark, before.epoch)
+    crc = crc32c(SEGMENT_HEADER.pack(SEGMENT_MAGIC, 0, *values)[_AFTER_CRC:])
+    return SEGMENT_HEADER.pack(SEGMENT_MAGIC, crc, *values).ljust(BLOCK_BYTES, b"\0")
+
+
+def decode_segment(log_id: UUID, file: LogFile) -> Segment | None:
+    """The segment that a file's block 0 names, None when it names none; raises LogForeign."""
+    block = file.read(0, SEGMENT_HEADER.size)
+    if len(block) < SEGMENT_HEADER.size:
+        return None
+    magic, crc, chain, owner, sequence, first_opnum, first_mark, epoch = SEGMENT_HEADER.unpack(block)
+    if magic != SEGMENT_MAGIC or crc != crc32c(block[_AFTER_CRC:]):
+        return None
+    if owner != log_id.bytes:
+        raise LogForeign(f"{file.name}: belongs to log {UUID(bytes=owner)}, this directory is log {log_id}")
+    return Segment(file, sequence, Position(first_opnum - 1, epoch, chain), first_mark, BLOCK_BYTES)
+
+
+def encode_mark(log_id: UUID, sequence: int, batch: Batch, records: int) -> bytes:
+    """The MARK that opens `batch`. Its crc is seeded with the log id, so that another log's MARK never counts."""
+    values = (batch.chain, batch.number, sequence, batch.first_opnum, batch.body_bytes, records)
+    crc = crc32c(MARK.pack(MARK_MAGIC, 0, *values)[_AFTER_CRC:], crc32c(log_id.bytes))
+    return MARK.pack(MARK_MAGIC, crc, *values)
+
+
+def decode_mark(log_id: UUID, block: Buffer, offset: int) -> tuple[Batch, int, int] | None:
+    """(batch, segment sequence, record count) of the MARK at the start of `block`, or None."""
+    if len(block) < MARK.size:
+        return None
+    magic, crc, chain, number, sequence, first_opnum, body_bytes, records = MARK.unpack_from(block)
+    if magic != MARK_MAGIC or crc != crc32c(bytes(block[_AFTER_CRC : MARK.size]), crc32c(log_id.bytes)):
+        return None
+    return Batch(first_opnum, offset, body_bytes, chain, number), sequence, records
+
+
+def newest_mark(log_id: UUID, file: LogFile, start: int = 0) -> tuple[int, int]:
+    """(highest number of a valid MARK from byte `start` on, its offset), (0, 0) when there is none."""
+    best = (0, 0)
+    offset = start
+    while piece := file.read(offset, 1 << 20):
+        at = piece.find(MARK_MAGIC)
+        while at >= 0:
+            found = decode_mark(log_id, piece[at : at + MARK.size], offset + at) if at % BLOCK_BYTES == 0 else None
+            if found is not None:
+                best = max(best, (found[0].number, offset + at))
+            at = piece.find(MARK_MAGIC, at + 1)
+        offset += len(piece)
+    return best
+
+
+class Scan:
+    """Reads the batches of one segment, in order, for recovery."""
+
+    def __init__(self, log_id: UUID, segment: Segment, position: Position, mark_number: int) -> None:
+        self._log_id = log_id
+        self.segment = segment
+        self.position = position
+        self.mark_number = mark_number
+        self.bad_mark = mark_number + 1
+        """Number of the batch that is missing or torn where the scan ended."""
+        self.torn: tuple[Batch, int, int] | None = None
+        """(batch, valid bytes, valid records) of a last batch that is only valid in part."""
+
+    def batch(self, last_opnum: int | None) -> list[Record] | None:
+        """The next batch's valid records; None at the end. `last_opnum` cuts: records after it do not count."""
+        if self.torn is not None:
+            return None
+        segment, offset = self.segment, self.segment.end
+        block = segment.file.read(offset, BLOCK_BYTES)
+        found = decode_mark(self._log_id, block, offset)
+        if found is None:
+            return None
+        batch, sequence, count = found
+        position = self.position
+        expected = (segment.sequence, self.mark_number + 1, position.opnum + 1, position.chain)
+        if (sequence, batch.number, batch.first_opnum, batch.chain) != expected or batch.body_bytes > BATCH_BYTES_MAX:
+            return None
+        body = block[MARK.size : MARK.size + batch.body_bytes]
+        if len(body) < batch.body_bytes:
+            body += segment.file.read(offset + BLOCK_BYTES, batch.body_bytes - len(body))
+        records = self._records(body, position, last_opnum)
+        valid_bytes = records[-1].end if records else 0
+        if len(records) < count or valid_bytes < batch.body_bytes:
+            self.torn, self.bad_mark = (batch, valid_bytes, len(records)), batch.number
+            return records or None
+        self.mark_number, self.bad_mark = batch.number, batch.number + 1
+        segment.batches.append(batch)
+        segment.end = offset + aligned(MARK.size + batch.body_bytes)
+        return records
+
+    def _records(self, body: bytes, position: Position, last_opnum: int | None) -> list[Record]:
+        records: list[Record] = []
+        try:
+            for record in parse_records(body, position.opnum + 1, position.chain):
+                if last_opnum is not None and record.opnum > last_opnum:
+                    break
+                records.append(record)
+        except BatchMalformed:
+            # Whether that is a torn tail or corruption is decided by what follows (`refuse_rot`).
+            pass
+        if records:
+            self.position = Position(records[-1].opnum, records[-1].epoch, records[-1].crc)
+        return records
+
+
+def refuse_rot(log_id: UUID, scan: Scan, surplus: list[Segment], files: list[LogFile]) -> None:
+    """Raise LogCorrupt when the batch where `scan` ended was durable once: a segment that was opened after it, or a
+    valid MARK above its number in any file, proves that."""
+    at = scan.torn[0].offset + MARK.size + scan.torn[1] if scan.torn else scan.segment.end
+    if surplus:
+        reason = f"batch {scan.bad_mark} does not verify but segment {surplus[0].sequence} was begun after it"
+        raise LogCorrupt(scan.segment.file.name, at, reason + ": rotten; resync this member in full")
+    for file in files:
+        number, offset = newest_mark(log_id, file)
+        if number > scan.bad_mark:
+            reason = (
+                f"batch {scan.bad_mark} (from opnum {scan.position.opnum + 1}) does not verify but batch {number} "
+                f"in {file.name} at byte {offset} does: rotten, not a torn tail; resync this member in full"
+            )
+            raise LogCorrupt(scan.segment.file.name, at, reason)
+
+
+def is_segment(name: str) -> bool:
+    return name.startswith(SEGMENT_PREFIX) and name[len(SEGMENT_PREFIX) :].isdigit()
+
+
+def live_segments(log_id: UUID, files: list[LogFile], first_sequence: int) -> tuple[list[Segment], list[LogFile]]:
+    """(segments from `first_sequence` on without a gap, the files that are not live)."""
+    found: dict[int, Segment] = {}
+    others: list[LogFile] = []
+    for file in files:
+        segment = decode_segment(log_id, file)
+        if segment is None or segment.sequence < first_sequence:
+            others.append(file)
+        else:
+            found[segment.sequence] = segment
+    segments: list[Segment] = []
+    while (sequence := first_sequence + len(segments)) in found:
+        segments.append(found.pop(sequence))
+    if found:
+        late = min(found)
+        raise LogCorrupt(found[late].file.name, 0, f"segment {sequence} is missing before segment {late}")
+    return segments, others
+
+
+def offset_of(body: Buffer, first_opnum: int, opnum: int) -> int:
+    """Where record `opnum` starts in a body whose first record is `first_opnum`."""
+    at = 0
+    for _ in range(opnum - first_opnum):
+        _, _, _, _, meta_bytes, data_bytes, _, _, _ = RECORD_HEADER.unpack_from(body, at)
+        at += RECORD_HEADER.size + meta_bytes + data_bytes
+    return at
+
+
+async def commit_now(file: LogFile, offset: int, buffers: list[Buffer]) -> None:
+    """`LogFile.commit` as a coroutine; raises LogFailed."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finished(error: OSError | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            failure = LogFailed(f"{file.name}: byte {offset}: {error}")
+            failure.__cause__ = error
+            done.set_exception(failure)
+
+    file.commit(offset, buffers, finished)
+    await done
+
+
+async def zero_range(file: LogFile, start: int, stop: int) -> None:
+    """Durably zero bytes `start` to `stop`; raises LogFailed."""
+    piece = bytes(1 << 20)
+    for offset in range(start, stop, len(piece)):
+        await commit_now(file, offset, [memoryview(piece)[: stop - offset]])
