@@ -1,0 +1,180 @@
+"""The authority of one rack, put together over a store and a root key; knows nothing of HTTP."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from head_node.authority.authentication import Authenticator
+from head_node.authority.errors import AuthorityError, Unauthorised
+from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
+from head_node.authority.ledger import OPERATOR_KEY, RACK_KEY, Ledger, revision_of
+from head_node.authority.nodes import Fencer, Nodes
+from head_node.authority.reports import Reports
+from head_node.authority.volumes import Volumes
+from head_node.store.interface import ABSENT, Store
+from head_node.store.records import RackView
+from sled_controller.environment import Environment
+
+# Keys retire by the clock; looking this often keeps them at most as much too long.
+RETIRE_CHECK_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator may choose, in the units of the names."""
+
+    credential_term_ms: int = 600_000
+    key_publish_ms: int = 60_000
+    heads_per_volume: int = 2
+
+
+class Authority:
+    """One run of the authority. Make it with `start`, and `stop` it before closing the store."""
+
+    def __init__(
+        self, store: Store, root_key: Ed25519PrivateKey, env: Environment, policy: Policy, fencer: Fencer | None
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.root_public = root_key.public_key().public_bytes_raw()
+        self.root_key = root_key
+        self.store = store
+        self.ledger = Ledger(store)
+        self.reports = Reports(env)
+        self.keyring = Keyring(
+            self.ledger, root_key, env, term_ms=policy.credential_term_ms, publish_ms=policy.key_publish_ms
+        )
+        self.volumes = Volumes(
+            self.ledger,
+            self.keyring,
+            self.reports,
+            env,
+            root_public=self.root_public,
+            term_ms=policy.credential_term_ms,
+            heads_per_volume=policy.heads_per_volume,
+        )
+        self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
+        self.authenticator = Authenticator(self.ledger, env)
+        self._stopping = asyncio.Event()
+        self._upkeep: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        store: Store,
+        root_key: Ed25519PrivateKey,
+        env: Environment,
+        policy: Policy | None = None,
+        fencer: Fencer | None = None,
+    ) -> "Authority":
+        """Check that the root key is the rack's, freeze a restored store, make the first keys.
+
+        Raises RootKeyUnusable, AuthorityUnavailable.
+        """
+        authority = cls(store, root_key, env, policy or Policy(), fencer)
+        await authority._check_identity()
+        await authority.keyring.current()
+        if await store.restored():
+            await authority._freeze_restored()
+        authority._upkeep = asyncio.create_task(authority._keep_up(), name="authority-upkeep")
+        return authority
+
+    async def stop(self) -> None:
+        """End long polls and timers."""
+        self._stopping.set()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._upkeep
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def begin_stop(self) -> None:
+        """Answer all long polls now, so that connections can be closed."""
+        self._stopping.set()
+
+    async def view(self, head: UUID, after: int | None, wait_ms: int) -> RackView:
+        """What `head` may know, at once or when the revision is not `after` any more, at most `wait_ms` later.
+
+        Raises Unauthorised when the head was revoked meanwhile.
+        """
+        if after is not None and wait_ms > 0:
+            await self._wait_for_change(after, wait_ms / 1000)
+        rack = await self.ledger.rack()
+        ring = await self.keyring.current()
+        enrolled = {key: entry.value for key, entry in rack.heads.items() if not entry.value.revoked}
+        if head not in enrolled:
+            raise Unauthorised(f"head {head} is not enrolled any more")
+        return RackView(
+            revision=rack.revision,
+            heads=enrolled,
+            sleds={key: entry.value for key, entry in rack.sleds.items()},
+            key_set=ring.signed_set,
+            volumes={
+                key: entry.value
+                for key, entry in rack.volumes.items()
+                if head in entry.value.heads or entry.value.member(head) is not None
+            },
+        )
+
+    async def operator_token(self, known: str | None) -> str:
+        """The operator's token: `known` if it is the rack's, else a new one that replaces it."""
+        found = await self.ledger.json(OPERATOR_KEY)
+        if known and found is not None and found.value["sha256"] == _sha256(known):
+            return known
+        token = self.env.entropy.bytes(32).hex()
+        await self.ledger.commit(
+            compare={OPERATOR_KEY: revision_of(found)}, put={OPERATOR_KEY: {"sha256": _sha256(token)}}
+        )
+        return token
+
+    async def _wait_for_change(self, after: int, timeout_s: float) -> None:
+        changed = asyncio.ensure_future(self.store.watch(after))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({changed, stopping}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+            stopping.cancel()
+            await asyncio.gather(changed, stopping, return_exceptions=True)
+
+    async def _check_identity(self) -> None:
+        found = await self.ledger.json(RACK_KEY)
+        if found is None:
+            identity: dict[str, Any] = {"rack": str(self.env.new_uuid()), "root_public_key": self.root_public.hex()}
+            await self.ledger.commit(compare={RACK_KEY: ABSENT}, put={RACK_KEY: identity})
+        elif found.value["root_public_key"] != self.root_public.hex():
+            raise RootKeyUnusable(
+                f"the root key is {self.root_public.hex()}, but this store belongs to {found.value['root_public_key']};"
+                " put back that root key, or start with an empty store"
+            )
+
+    async def _freeze_restored(self) -> None:
+        """A restored store does not know what was issued after the backup (F2, F4): nobody may rely on it."""
+        reason = "the store was restored from a backup; compare with sleds and logs, then recover"
+        frozen = await self.volumes.freeze_all(reason)
+        await self.keyring.rotate(publish_ms=0, versions_skipped=RESTORED_VERSIONS_SKIPPED)
+        await self.store.clear_restored()
+        _log.warning("event=store-restored volumes_frozen=%d", len(frozen))
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self.keyring.retire()
+            except AuthorityError as error:
+                _log.warning("event=key-retirement-failed error=%s", error)
+            await asyncio.sleep(RETIRE_CHECK_S)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,270 @@
+"""Who belongs to the rack: heads by join token and key, sleds by the operator's word, and how a head is put out."""
+
+import hmac
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from uuid import UUID
+
+from head_node.authority import joining
+from head_node.authority.errors import Conflict, EnrolmentRefused, NotFound, RequestRefused
+from head_node.authority.ledger import (
+    PLACEMENT_KEY,
+    Ledger,
+    head_key,
+    identity_key,
+    name_key,
+    revision_of,
+    sled_key,
+    token_key,
+)
+from head_node.authority.reports import Reports
+from head_node.authority.volumes import Volumes
+from head_node.store.records import Address, HeadRecord, SledRecord, VolumeRecord
+from sled_controller.environment import Environment
+
+HEADS_MAX = 64
+SLEDS_MAX = 512
+TOKENS_MAX = 256
+KEY_BYTES = 32
+
+_log = logging.getLogger(__name__)
+
+
+class Fencer(Protocol):
+    """Raises the fence of a volume on its sleds without waiting for another head."""
+
+    async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
+        """Attach with the record's epoch everywhere; what came of it by sled: `fenced`, or why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What a revocation did. `fences` by volume and sled; `orphaned` volumes have no member left."""
+
+    head: HeadRecord
+    changed: tuple[VolumeRecord, ...]
+    fences: Mapping[UUID, Mapping[UUID, str]]
+
+    @property
+    def orphaned(self) -> tuple[UUID, ...]:
+        return tuple(record.volume for record in self.changed if record.epoch and not record.current)
+
+
+class Nodes:
+    """Enrols, lists and revokes."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        volumes: Volumes,
+        reports: Reports,
+        env: Environment,
+        *,
+        root_public: bytes,
+        fencer: Fencer | None,
+    ) -> None:
+        self._ledger = ledger
+        self._volumes = volumes
+        self._reports = reports
+        self._env = env
+        self._root_public = root_public
+        self._fencer = fencer
+
+    async def new_token(self, uses: int, term_ms: int) -> tuple[str, dict[str, Any]]:
+        """Make a join token for `uses` heads within `term_ms`; its text is shown only here."""
+        tokens = await self._ledger.json_list("token/")
+        now_ms = self._env.clock.wall_ms()
+        spent = [name for name, token in tokens.items() if not _usable(token.value, now_ms)]
+        if len(tokens) - len(spent) >= TOKENS_MAX:
+            raise Conflict(f"{TOKENS_MAX} join tokens are open; delete some")
+        token_id, secret = self._env.entropy.bytes(8).hex(), self._env.entropy.bytes(32).hex()
+        kept = {
+            "id": token_id,
+            "verifier": joining.verifier_of(secret).hex(),
+            "uses_left": uses,
+            "expires_ms": now_ms + term_ms,
+        }
+        await self._ledger.commit(
+            compare={}, put={token_key(token_id): kept}, delete=[token_key(name) for name in spent[:64]]
+        )
+        return joining.token_text(token_id, secret), kept
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """Open and spent tokens, without anything secret."""
+        found = await self._ledger.json_list("token/")
+        return [{key: value for key, value in token.value.items() if key != "verifier"} for token in found.values()]
+
+    async def delete_token(self, token_id: str) -> None:
+        """Raises NotFound."""
+        if await self._ledger.json(token_key(token_id)) is None:
+            raise NotFound(f"there is no join token {token_id}")
+        await self._ledger.commit(compare={}, put={}, delete=[token_key(token_id)])
+
+    async def enrol_head(
+        self,
+        head: UUID,
+        name: str,
+        public_key: bytes,
+        addresses: Mapping[str, Address],
+        token_id: str,
+        proof: bytes,
+    ) -> tuple[HeadRecord, bytes]:
+        """Enrol a head that has proved to hold its key; returns its record and the welcome for it.
+
+        A head that is enrolled already only updates name and addresses, and spends no use of the token.
+        Raises EnrolmentRefused, Conflict.
+        """
+
+        async def attempt() -> tuple[HeadRecord, bytes]:
+            token = await self._ledger.json(token_key(token_id))
+            if token is None or not hmac.compare_digest(
+                joining.proof_of(bytes.fromhex(token.value["verifier"]), head, public_key), proof
+            ):
+                raise EnrolmentRefused("the join token is unknown, or another one than it says")
+            found = await self._ledger.head(head)
+            if found is not None and (found.value.revoked or found.value.public_key != public_key):
+                raise EnrolmentRefused(f"head {head} is revoked, or enrolled with another key")
+            compare = {head_key(head): revision_of(found)}
+            put: dict[str, Any] = {}
+            delete: list[str] = []
+            if found is None:
+                now_ms = self._env.clock.wall_ms()
+                if not _usable(token.value, now_ms):
+                    raise EnrolmentRefused("the join token is spent or expired; ask the operator for another one")
+                await self._check_room(head_key(head), HEADS_MAX)
+                record = HeadRecord(head, name, public_key, dict(addresses), now_ms)
+                compare[token_key(token_id)] = token.revision
+                put[token_key(token_id)] = token.value | {"uses_left": token.value["uses_left"] - 1}
+                await self._reserve(identity_key(public_key), str(head), compare, put, "its public key")
+            else:
+                record = replace(found.value, name=name, addresses=dict(addresses))
+            if found is None or found.value.name != name:
+                await self._reserve(name_key("head", name), str(head), compare, put, f"the name {name}")
+                if found is not None:
+                    delete.append(name_key("head", found.value.name))
+            put[head_key(head)] = record.to_json()
+            await self._ledger.commit(compare=compare, put=put, delete=delete)
+            welcome = joining.welcome_of(bytes.fromhex(token.value["verifier"]), self._root_public, public_key)
+            return record, welcome
+
+        record, welcome = await self._ledger.until_settled(attempt)
+        _log.info("event=head-enrolled head=%s name=%s", head, name)
+        self._reports.add_event("head-enrolled", head=str(head), name=name)
+        await self._volumes.fill_heads()
+        return record, welcome
+
+    async def announce(self, head: UUID, addresses: Mapping[str, Address]) -> HeadRecord:
+        """Note where an enrolled head listens now."""
+
+        async def attempt() -> HeadRecord:
+            found = await self._ledger.head(head)
+            if found is None:
+                raise NotFound(f"there is no head {head}")
+            record = replace(found.value, addresses=dict(addresses))
+            if record != found.value:
+                await self._ledger.commit(
+                    compare={head_key(head): found.revision}, put={head_key(head): record.to_json()}
+                )
+            return record
+
+        return await self._ledger.until_settled(attempt)
+
+    async def enrol_sled(
+        self, sled: UUID, name: str, public_key: bytes, nqn: str, address: Address, capacity_blocks: int
+    ) -> SledRecord:
+        """Enrol a sled, or note its new address or capacity; key and NQN of an enrolled one never change."""
+
+        async def attempt() -> SledRecord:
+            data = await self._ledger.json(sled_key(sled))
+            compare = {sled_key(sled): revision_of(data)}
+            put: dict[str, Any] = {}
+            delete: list[str] = []
+            if data is None:
+                await self._check_room(sled_key(sled), SLEDS_MAX)
+                record = SledRecord(sled, name, public_key, nqn, address, capacity_blocks, self._env.clock.wall_ms())
+                await self._reserve(identity_key(public_key), str(sled), compare, put, "its public key")
+            else:
+                old = SledRecord.from_json(data.value)
+                if (old.public_key, old.nqn) != (public_key, nqn):
+                    raise Conflict(f"sled {sled} is enrolled with another key or NQN")
+                record = replace(old, name=name, address=address, capacity_blocks=capacity_blocks)
+                if record == old:
+                    return old
+            if data is None or data.value["name"] != name:
+                await self._reserve(name_key("sled", name), str(sled), compare, put, f"the name {name}")
+                if data is not None:
+                    delete.append(name_key("sled", data.value["name"]))
+            put |= {sled_key(sled): record.to_json(), PLACEMENT_KEY: str(sled)}
+            await self._ledger.commit(compare=compare, put=put, delete=delete)
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        _log.info("event=sled-enrolled sled=%s name=%s address=%s:%d", sled, name, *address)
+        self._reports.add_event("sled-enrolled", sled=str(sled), name=name)
+        return record
+
+    async def revoke_head(self, head: UUID) -> Revocation:
+        """Unenrol a head, take a new epoch on the volumes that it was primary of, and fence it off now.
+
+        Its requests are refused from the first commit on. Repeating a revocation that was cut short finishes it.
+        """
+
+        async def unenrol() -> HeadRecord:
+            found = await self._ledger.head(head)
+            if found is None:
+                raise NotFound(f"there is no head {head}")
+            record = replace(found.value, revoked=True)
+            await self._ledger.commit(
+                compare={head_key(head): found.revision},
+                put={head_key(head): record.to_json(), PLACEMENT_KEY: str(head)},
+                delete=[name_key("head", record.name)],
+            )
+            return record
+
+        record = await self._ledger.until_settled(unenrol)
+        self._reports.forget(head)
+        _log.warning("event=head-revoked head=%s name=%s", head, record.name)
+        self._reports.add_event("head-revoked", head=str(head), name=record.name)
+        changed = []
+        fences: dict[UUID, Mapping[UUID, str]] = {}
+        for volume, entry in (await self._ledger.rack()).volumes.items():
+            was_primary = entry.value.primary == head
+            after = await self._volumes.withdraw(volume, head)
+            if after is not None:
+                changed.append(after)
+                if was_primary and after.epoch and self._fencer is not None:
+                    fences[volume] = await self._fencer.fence(after)
+                    said = {str(sled): result for sled, result in fences[volume].items()}
+                    self._reports.add_event("fenced-now", volume=str(volume), epoch=after.epoch, sleds=said)
+        return Revocation(record, tuple(changed), fences)
+
+    async def _check_room(self, key: str, maximum: int) -> None:
+        kind = key.split("/")[1]
+        rack = await self._ledger.rack()
+        count = len(rack.heads) if kind == "head" else len(rack.sleds)
+        if count >= maximum:
+            raise Conflict(f"a rack has at most {maximum} {kind}s, revoked ones included")
+
+    async def _reserve(self, key: str, owner: str, compare: dict[str, int], put: dict[str, Any], what: str) -> None:
+        taken = await self._ledger.json(key)
+        if taken is not None and taken.value != owner:
+            raise Conflict(f"{what} belongs to {taken.value} already")
+        compare[key] = revision_of(taken)
+        put[key] = owner
+
+
+def parse_key(text: str) -> bytes:
+    """A raw Ed25519 public key from hex; raises RequestRefused."""
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        raise RequestRefused("public_key is not hex") from None
+    if len(key) != KEY_BYTES:
+        raise RequestRefused(f"public_key has {len(key)} bytes, an Ed25519 key has {KEY_BYTES}")
+    return key
+
+
+def _usable(token: Mapping[str, Any], now_ms: int) -> bool:
+    return int(token["uses_left"]) > 0 and int(token["expires_ms"]) > now_ms

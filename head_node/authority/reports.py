@@ -1,0 +1,103 @@
+"""What heads say about themselves, and what happened lately: soft state in bounded memory.
+
+It is lost with the process and rebuilt by the next heartbeats; no decision about epochs or members rests on it.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sled_controller.environment import Environment
+
+EVENTS_MAX = 1024
+EVENTS_PER_REPORT_MAX = 64
+EVENT_CHARS_MAX = 2048
+# Three missed heartbeats of a head that reports each second.
+FRESH_MS = 3_500
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The latest status of a head as it sent it, and when it came (Unix milliseconds)."""
+
+    status: Mapping[str, Any]
+    received_ms: int
+    received_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that an operator may want to know. `sequence` rises by one within a run of the authority."""
+
+    sequence: int
+    time_ms: int
+    kind: str
+    fields: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sequence": self.sequence, "time_ms": self.time_ms, "kind": self.kind, **self.fields}
+
+
+class Reports:
+    """The latest report of each head and a ring of events."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._reports: dict[UUID, Report] = {}
+        self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self._sequence = 0
+
+    def add_event(self, kind: str, **fields: Any) -> Event:
+        """Append an event; the oldest falls out of a full ring."""
+        self._sequence += 1
+        event = Event(self._sequence, self._env.clock.wall_ms(), kind, fields)
+        self._events.append(event)
+        return event
+
+    def events(self, after: int) -> list[Event]:
+        """Events with a sequence above `after`, oldest first."""
+        return [event for event in self._events if event.sequence > after]
+
+    def add_report(self, head: UUID, status: Mapping[str, Any]) -> None:
+        """Keep the status of `head`; its `events` list moves to the ring."""
+        kept = {key: value for key, value in status.items() if key != "events"}
+        self._reports[head] = Report(kept, self._env.clock.wall_ms(), self._env.clock.boottime_ns())
+        events = status.get("events")
+        for event in events[:EVENTS_PER_REPORT_MAX] if isinstance(events, list) else ():
+            if isinstance(event, dict) and len(str(event)) <= EVENT_CHARS_MAX:
+                fields = {str(key): value for key, value in event.items() if key not in ("kind", "sequence", "time_ms")}
+                fields.pop("head", None)
+                self.add_event(str(event.get("kind", "unknown")), head=str(head), **fields)
+
+    def report(self, head: UUID) -> Report | None:
+        return self._reports.get(head)
+
+    def is_live(self, head: UUID) -> bool:
+        """Whether the head has reported lately."""
+        report = self._reports.get(head)
+        return report is not None and self._env.clock.boottime_ns() - report.received_ns <= FRESH_MS * 1_000_000
+
+    def forget(self, head: UUID) -> None:
+        self._reports.pop(head, None)
+
+    def of_volume(self, volume: UUID) -> dict[UUID, Mapping[str, Any]]:
+        """What live heads say about a volume."""
+        found: dict[UUID, Mapping[str, Any]] = {}
+        for head, report in self._reports.items():
+            volumes = report.status.get("volumes")
+            said = volumes.get(str(volume)) if isinstance(volumes, dict) else None
+            if isinstance(said, dict) and self.is_live(head):
+                found[head] = said
+        return found
+
+    def sled_reachable(self, sled: UUID) -> bool | None:
+        """Whether some live head reaches the sled; None when nobody says anything about it."""
+        said = []
+        for head, report in self._reports.items():
+            sleds = report.status.get("sleds")
+            about = sleds.get(str(sled)) if isinstance(sleds, dict) else None
+            if isinstance(about, dict) and "reachable" in about and self.is_live(head):
+                said.append(bool(about["reachable"]))
+        return any(said) if said else None

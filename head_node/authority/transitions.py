@@ -1,0 +1,182 @@
+"""Which changes of a volume record are allowed: pure functions from a record to its successor (F4, F5).
+
+Each raises what the requester should know, and never changes its argument. The authority puts the result by one
+durable compare-and-put; nothing here knows of stores, keys or time.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from head_node.authority.errors import Conflict, Frozen, NotEligible, RecordChanged, RequestRefused
+from head_node.store.records import Column, Member, VolumeRecord, VolumeState, column_blocks
+
+# Epochs are u64 on the wire; one below the top keeps `epoch + 1` representable.
+EPOCH_MAX = (1 << 64) - 2
+MEMBERS_MAX = 16
+
+
+def take_over(record: VolumeRecord, head: UUID, log: UUID, expected_version: int) -> VolumeRecord:
+    """The record after `head` with log directory `log` has taken the next epoch (F4).
+
+    The first primary of a new volume is any assigned head; every later one is in `current` with the same log (F5).
+    """
+    _check(record, expected_version)
+    member = Member(head, log)
+    if not record.current and record.state is VolumeState.CREATING:
+        if head not in record.heads:
+            raise NotEligible(f"head {head} is not assigned to volume {record.volume}")
+        current: tuple[Member, ...] = (member,)
+    elif member in record.current:
+        current = record.current
+    elif record.member(head) is not None:
+        raise NotEligible(f"head {head} is a member with another log than {log}; join as a new member (F5)")
+    else:
+        raise NotEligible(f"head {head} is not a member of volume {record.volume}")
+    return replace(record, epoch=_next_epoch(record), primary=head, current=current, version=record.version + 1)
+
+
+def change_members(
+    record: VolumeRecord, head: UUID, epoch: int, expected_version: int, *, add: Member | None, remove: Member | None
+) -> VolumeRecord:
+    """The record after the primary of `epoch` has added and removed a member (F5)."""
+    _check_primary(record, head, epoch, expected_version)
+    if add is None and remove is None:
+        raise RequestRefused("neither a member to add nor one to remove is given")
+    current = record.current
+    if remove is not None:
+        if remove.head == head:
+            raise NotEligible("a primary cannot remove itself")
+        if remove not in current:
+            raise NotEligible(f"head {remove.head} with log {remove.log} is not a member")
+        current = tuple(member for member in current if member != remove)
+    if add is not None and add not in current:
+        if add.head not in record.heads:
+            raise NotEligible(f"head {add.head} is not assigned to volume {record.volume}")
+        if any(member.head == add.head for member in current):
+            raise NotEligible(f"head {add.head} is a member with another log; remove that one first")
+        if len(current) >= MEMBERS_MAX:
+            raise NotEligible(f"a volume has at most {MEMBERS_MAX} members")
+        current = (*current, add)
+    if len(current) < record.min_current:
+        raise NotEligible(f"volume {record.volume} must keep {record.min_current} members")
+    if current == record.current:
+        return record
+    return replace(record, current=current, version=record.version + 1)
+
+
+def set_columns(
+    record: VolumeRecord,
+    head: UUID,
+    epoch: int,
+    expected_version: int,
+    columns: Sequence[Column],
+    sleds: Collection[UUID],
+) -> VolumeRecord:
+    """The record with `columns` named, by the primary of `epoch`; `sleds` are the enrolled ones.
+
+    A column that holds shards never changes its place here. The volume becomes active when enough of its columns for
+    a redundant stripe (k + 1) exist.
+    """
+    _check_primary(record, head, epoch, expected_version)
+    if record.state is VolumeState.DELETING:
+        raise NotEligible(f"volume {record.volume} is being deleted")
+    geometry = record.geometry
+    ordered = tuple(sorted(columns, key=lambda column: column.index))
+    if len({column.index for column in ordered}) != len(ordered) or len({c.sled for c in ordered}) != len(ordered):
+        raise RequestRefused("each column needs an index and a sled of its own")
+    if not geometry.data_shards < len(ordered) <= geometry.columns:
+        raise RequestRefused(f"{len(ordered)} columns, {geometry.data_shards + 1} to {geometry.columns} are needed")
+    blocks_min = column_blocks(record.size_bytes, geometry)
+    for column in ordered:
+        if not 0 <= column.index < geometry.columns:
+            raise RequestRefused(f"column index {column.index} is not below {geometry.columns}")
+        if column.sled not in sleds:
+            raise RequestRefused(f"sled {column.sled} is not enrolled")
+        if column.blocks < blocks_min:
+            raise RequestRefused(f"column {column.index} has {column.blocks} blocks, {blocks_min} are needed")
+    if missing := set(record.columns) - set(ordered):
+        raise Conflict(f"columns {sorted(column.index for column in missing)} exist and must stay as they are")
+    state = VolumeState.ACTIVE if record.state is VolumeState.CREATING else record.state
+    if ordered == record.columns and state is record.state:
+        return record
+    return replace(record, columns=ordered, state=state, version=record.version + 1)
+
+
+def check_renewal(record: VolumeRecord, head: UUID, epoch: int) -> None:
+    """Raise unless `head` is the primary of `epoch` of a volume that is not frozen."""
+    _check_primary(record, head, epoch, record.version)
+
+
+def revoke(record: VolumeRecord, head: UUID, substitutes: Sequence[UUID]) -> VolumeRecord | None:
+    """The record without `head`, None when it has nothing to do with it.
+
+    A primary costs the volume its epoch: its credential is stale from then on, wherever the new epoch has attached.
+    The next member is named primary, but holds no credential before it takes the epoch after this one. A secondary
+    just leaves `current`: it holds no credential of this epoch, and the primary goes on.
+    """
+    if head not in record.heads and record.member(head) is None:
+        return None
+    heads = tuple(other for other in record.heads if other != head)
+    heads += tuple(other for other in substitutes if other not in heads)[: len(record.heads) - len(heads)]
+    member = record.member(head)
+    changed = replace(record, heads=heads, version=record.version + 1)
+    if member is None:
+        return changed
+    current = tuple(other for other in record.current if other != member)
+    if record.primary != head:
+        return replace(changed, current=current)
+    successor = next((other.head for other in current), None)
+    return replace(changed, current=current, primary=successor, epoch=_next_epoch(record))
+
+
+def freeze(record: VolumeRecord) -> VolumeRecord:
+    """The record with everything stopped until an operator recovers it (F4)."""
+    return replace(record, state=VolumeState.FROZEN, version=record.version + 1)
+
+
+def recover(record: VolumeRecord, epoch: int, state: VolumeState) -> VolumeRecord:
+    """The frozen record set going again in `state` above `epoch`, the highest that anybody has seen."""
+    if record.state is not VolumeState.FROZEN:
+        raise Conflict(f"volume {record.volume} is {record.state}, not frozen")
+    if not record.epoch <= epoch < EPOCH_MAX:
+        raise RequestRefused(f"the epoch must lie between {record.epoch} (the record's) and 2^64 - 3")
+    return replace(record, state=state, epoch=epoch + 1, version=record.version + 1)
+
+
+def delete(record: VolumeRecord) -> VolumeRecord:
+    """The record of a volume on its way out."""
+    if record.state is VolumeState.FROZEN:
+        raise Frozen(f"volume {record.volume} is frozen; recover it first")
+    if record.state is VolumeState.DELETING:
+        return record
+    return replace(record, state=VolumeState.DELETING, version=record.version + 1)
+
+
+def check_deleted(record: VolumeRecord, head: UUID, epoch: int) -> None:
+    """Raise unless `head`, as primary of `epoch`, may say that the volume's namespaces are gone."""
+    _check_primary(record, head, epoch, record.version)
+    if record.state is not VolumeState.DELETING:
+        raise NotEligible(f"volume {record.volume} is {record.state}, not deleting")
+
+
+def _check(record: VolumeRecord, expected_version: int) -> None:
+    if record.version != expected_version:
+        raise RecordChanged(record)
+    if record.state is VolumeState.FROZEN:
+        raise Frozen(f"volume {record.volume} is frozen until an operator recovers it")
+
+
+def _check_primary(record: VolumeRecord, head: UUID, epoch: int, expected_version: int) -> None:
+    if record.primary != head or record.epoch != epoch:
+        raise NotEligible(
+            f"head {head} is not the primary of epoch {epoch}: volume {record.volume} is in epoch {record.epoch}"
+            f" of {record.primary}"
+        )
+    _check(record, expected_version)
+
+
+def _next_epoch(record: VolumeRecord) -> int:
+    if record.epoch >= EPOCH_MAX:
+        raise Conflict(f"volume {record.volume} has used up its epochs")
+    return record.epoch + 1

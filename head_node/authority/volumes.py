@@ -1,0 +1,414 @@
+"""What happens to volumes: one durable compare-and-put per change, and credentials only after it (F4).
+
+Every attempt reads the record and the requester's enrolment, decides by `transitions`, and commits comparing both;
+losing a race means deciding again on what is there now. Revoking a head therefore cannot miss a change by it.
+"""
+
+import hmac
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from head_node.authority import placement, transitions
+from head_node.authority.errors import Conflict, NotEligible, NotFound, RequestRefused, Unauthorised, Unplaceable
+from head_node.authority.keyring import Keyring
+from head_node.authority.ledger import (
+    PLACEMENT_KEY,
+    Ledger,
+    Versioned,
+    claim_key,
+    freeze_key,
+    head_key,
+    name_key,
+    revision_of,
+    volume_key,
+)
+from head_node.authority.reports import Reports
+from head_node.store.interface import ABSENT
+from head_node.store.records import (
+    BLOCK_BYTES,
+    VOLUME_BYTES_MAX,
+    Column,
+    Geometry,
+    HeadRecord,
+    Member,
+    VolumeRecord,
+    VolumeState,
+)
+from sled_controller.credential import ALL_RIGHTS, Credential, parse_credential, verify
+from sled_controller.environment import Environment
+from sled_controller.errors import CredentialMalformed, CredentialRefused
+from sled_controller.keyset import KeySet
+
+VOLUMES_MAX = 4096
+
+_log = logging.getLogger(__name__)
+
+
+class Volumes:
+    """Creates, changes and deletes volume records, and signs the credentials that go with them."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        keyring: Keyring,
+        reports: Reports,
+        env: Environment,
+        *,
+        root_public: bytes,
+        term_ms: int,
+        heads_per_volume: int,
+    ) -> None:
+        self._ledger = ledger
+        self._keyring = keyring
+        self._reports = reports
+        self._env = env
+        self._root_public = root_public
+        self._term_ms = term_ms
+        self._heads_per_volume = heads_per_volume
+
+    async def create(self, name: str, size_bytes: int) -> VolumeRecord:
+        """Place a new volume; raises Conflict (name in use), Unplaceable, RequestRefused."""
+        if size_bytes % BLOCK_BYTES or not BLOCK_BYTES <= size_bytes <= VOLUME_BYTES_MAX:
+            raise RequestRefused(f"size_bytes must be a multiple of {BLOCK_BYTES} from that to {VOLUME_BYTES_MAX}")
+        volume = self._env.new_uuid()
+
+        async def attempt() -> VolumeRecord:
+            turn = await self._ledger.json(PLACEMENT_KEY)
+            if await self._ledger.json(name_key("volume", name)) is not None:
+                raise Conflict(f"there is a volume {name} already")
+            rack = await self._ledger.rack()
+            if len(rack.volumes) >= VOLUMES_MAX:
+                raise Unplaceable(f"a rack has at most {VOLUMES_MAX} volumes")
+            heads = [head.value for head in rack.heads.values() if not head.value.revoked]
+            volumes = [volume.value for volume in rack.volumes.values()]
+            sleds = [sled.value for sled in rack.sleds.values()]
+            geometry = Geometry()
+            record = VolumeRecord(
+                volume=volume,
+                name=name,
+                size_bytes=size_bytes,
+                geometry=geometry,
+                heads=placement.place_heads(heads, volumes, self._reports.is_live, self._heads_per_volume),
+                sleds=placement.place_columns(sleds, volumes, self._reports.sled_reachable, size_bytes, geometry),
+            )
+            # The turn also stands against a revocation of a head that was just chosen.
+            compare = {name_key("volume", name): ABSENT, PLACEMENT_KEY: revision_of(turn)}
+            put = {volume_key(volume): record.to_json(), name_key("volume", name): str(volume), PLACEMENT_KEY: name}
+            await self._ledger.commit(compare=compare, put=put)
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        self._note("volume-created", record, name=name, size_bytes=size_bytes)
+        return record
+
+    async def find(self, name_or_id: str) -> VolumeRecord:
+        """The volume of that id or name; raises NotFound."""
+        try:
+            return (await self._ledger.volume(UUID(name_or_id))).value
+        except ValueError:
+            found = await self._ledger.json(name_key("volume", name_or_id))
+        if found is None:
+            raise NotFound(f"there is no volume {name_or_id}")
+        return (await self._ledger.volume(UUID(found.value))).value
+
+    async def takeover(
+        self, head: UUID, volume: UUID, *, expected_version: int, log: UUID, claim: str
+    ) -> tuple[VolumeRecord, bytes]:
+        """Give `head` the next epoch in one transaction, then sign its credential (F4).
+
+        `claim` names this very request: who does not get the answer does not know that it won, and can do nothing
+        with the epoch. Raises RecordChanged, NotEligible, Frozen, NotFound.
+        """
+
+        async def attempt() -> tuple[VolumeRecord, bytes]:
+            requester = await self._enrolled(head)
+            found = await self._ledger.volume(volume)
+            record = transitions.take_over(found.value, head, log, expected_version)
+            await self._put(found, record, requester, {claim_key(volume): {"epoch": record.epoch, "claim": claim}})
+            return record, requester.value.public_key
+
+        record, public_key = await self._ledger.until_settled(attempt)
+        credential = await self._sign(record, public_key)
+        self._note("takeover", record, head=str(head))
+        return record, credential
+
+    async def change_members(
+        self,
+        head: UUID,
+        volume: UUID,
+        *,
+        epoch: int,
+        expected_version: int,
+        claim: str,
+        add: Member | None,
+        remove: Member | None,
+    ) -> VolumeRecord:
+        """Raises RecordChanged, NotEligible, Frozen, NotFound."""
+
+        def change(record: VolumeRecord) -> VolumeRecord:
+            return transitions.change_members(record, head, epoch, expected_version, add=add, remove=remove)
+
+        record = await self._change_as_primary(head, volume, epoch, claim, change)
+        self._note("members-changed", record, current=[member.to_json() for member in record.current])
+        return record
+
+    async def set_columns(
+        self, head: UUID, volume: UUID, *, epoch: int, expected_version: int, claim: str, columns: Sequence[Column]
+    ) -> VolumeRecord:
+        """Raises RecordChanged, NotEligible, Frozen, NotFound, RequestRefused, Conflict."""
+        sleds = frozenset((await self._ledger.rack()).sleds)
+
+        def change(record: VolumeRecord) -> VolumeRecord:
+            return transitions.set_columns(record, head, epoch, expected_version, columns, sleds)
+
+        record = await self._change_as_primary(head, volume, epoch, claim, change)
+        self._note("columns-set", record, columns=len(record.columns))
+        return record
+
+    async def renew(self, head: UUID, volume: UUID, *, epoch: int, claim: str) -> bytes:
+        """A credential of the same epoch with a new term. Raises NotEligible, Frozen, NotFound."""
+        requester = await self._enrolled(head)
+        found = await self._ledger.volume(volume)
+        transitions.check_renewal(found.value, head, epoch)
+        await self._check_claim(volume, epoch, claim)
+        return await self._sign(found.value, requester.value.public_key)
+
+    async def delete(self, volume: UUID) -> VolumeRecord | None:
+        """Mark the volume; its primary does the rest. None when no member is left to do so and it is gone at once.
+
+        Namespaces of a volume whose last member was revoked stay on the sleds as strays.
+        """
+
+        async def attempt() -> VolumeRecord | None:
+            found = await self._ledger.volume(volume)
+            record = transitions.delete(found.value)
+            if not found.value.current:
+                await self._drop(found)
+                return None
+            if record is not found.value:
+                await self._ledger.commit(
+                    compare={volume_key(volume): found.revision}, put={volume_key(volume): record.to_json()}
+                )
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        self._reports.add_event("volume-deleted" if record is None else "volume-deleting", volume=str(volume))
+        return record
+
+    async def confirm_deleted(self, head: UUID, volume: UUID, *, epoch: int, claim: str) -> None:
+        """Drop the record: its namespaces are gone. Raises NotEligible, NotFound."""
+
+        async def attempt() -> None:
+            await self._enrolled(head)
+            found = await self._ledger.volume(volume)
+            transitions.check_deleted(found.value, head, epoch)
+            await self._check_claim(volume, epoch, claim)
+            await self._drop(found)
+
+        await self._ledger.until_settled(attempt)
+        self._reports.add_event("volume-deleted", volume=str(volume), epoch=epoch)
+        _log.info("event=volume-deleted volume=%s epoch=%d", volume, epoch)
+
+    async def judge_credential(self, head: UUID, raw: bytes) -> VolumeRecord:
+        """Freeze the volume of a valid credential that is newer than its record (F4).
+
+        Raises RequestRefused when it is not a valid credential, NotFound when there is no such volume.
+        """
+        ring = await self._keyring.current()
+        try:
+            credential = verify(parse_credential(raw), KeySet.open(ring.signed_set, self._root_public))
+        except (CredentialMalformed, CredentialRefused) as error:
+            raise RequestRefused(f"not a valid credential: {error}") from error
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(credential.volume)
+            if credential.epoch <= found.value.epoch:
+                return found.value
+            reason = f"head {head} handed in a valid credential of epoch {credential.epoch}"
+            return await self._freeze(found, reason, credential.epoch)
+
+        record = await self._ledger.until_settled(attempt)
+        if record.epoch < credential.epoch:
+            self._note("volume-frozen", record, seen=credential.epoch)
+        return record
+
+    async def freeze_all(self, reason: str) -> list[VolumeRecord]:
+        """Freeze every volume, as after a restore from a backup."""
+        frozen = []
+        for volume in (await self._ledger.rack()).volumes:
+
+            async def attempt(volume: UUID = volume) -> VolumeRecord:
+                found = await self._ledger.volume(volume)
+                return await self._freeze(found, reason, found.value.epoch)
+
+            frozen.append(await self._ledger.until_settled(attempt))
+            self._note("volume-frozen", frozen[-1], reason=reason)
+        return frozen
+
+    async def recover(self, volume: UUID, epoch: int) -> VolumeRecord:
+        """Set a frozen volume going above `epoch`, the highest seen anywhere; raises Conflict, RequestRefused."""
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(volume)
+            notice = await self._ledger.json(freeze_key(volume))
+            before = VolumeState.ACTIVE if notice is None else VolumeState(notice.value["before"])
+            seen = 0 if notice is None else int(notice.value["epoch_seen"])
+            if epoch < seen:
+                raise RequestRefused(f"a credential of epoch {seen} was seen; the epoch must be at least that")
+            record = transitions.recover(found.value, epoch, before)
+            await self._ledger.commit(
+                compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
+                put={volume_key(volume): record.to_json()},
+                delete=[freeze_key(volume)],
+            )
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        self._note("volume-recovered", record)
+        return record
+
+    async def withdraw(self, volume: UUID, head: UUID) -> VolumeRecord | None:
+        """Take a revoked head off one volume, with a new epoch if it was a member; None if it had no part in it."""
+
+        async def attempt() -> VolumeRecord | None:
+            rack = await self._ledger.rack()
+            found = rack.volumes.get(volume)
+            if found is None:
+                return None
+            others = placement.substitutes(
+                {key: entry.value for key, entry in rack.heads.items()},
+                [entry.value for entry in rack.volumes.values()],
+                head,
+            )
+            record = transitions.revoke(found.value, head, others)
+            if record is not None:
+                await self._ledger.commit(
+                    compare={volume_key(volume): found.revision}, put={volume_key(volume): record.to_json()}
+                )
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        if record is not None:
+            self._note("head-withdrawn", record, head=str(head))
+        return record
+
+    async def fill_heads(self) -> None:
+        """Assign heads to volumes that have fewer than they should, as after an enrolment."""
+        for volume, entry in (await self._ledger.rack()).volumes.items():
+            if len(entry.value.heads) < self._heads_per_volume:
+                await self._fill_one(volume)
+
+    async def sign_for(self, record: VolumeRecord, public_key: bytes) -> bytes:
+        """A credential of the record's epoch for another holder: only for an epoch that no head was given."""
+        return await self._sign(record, public_key)
+
+    async def _fill_one(self, volume: UUID) -> None:
+        async def attempt() -> None:
+            rack = await self._ledger.rack()
+            found = rack.volumes.get(volume)
+            if found is None:
+                return
+            others = placement.substitutes(
+                {key: entry.value for key, entry in rack.heads.items()},
+                [entry.value for entry in rack.volumes.values()],
+                UUID(int=0),
+            )
+            missing = self._heads_per_volume - len(found.value.heads)
+            fresh = tuple(head for head in others if head not in found.value.heads)[: max(missing, 0)]
+            if fresh:
+                record = replace(found.value, heads=(*found.value.heads, *fresh), version=found.value.version + 1)
+                compare = {volume_key(volume): found.revision}
+                compare |= {head_key(head): rack.heads[head].revision for head in fresh}
+                await self._ledger.commit(compare=compare, put={volume_key(volume): record.to_json()})
+
+        await self._ledger.until_settled(attempt)
+
+    async def _change_as_primary(
+        self,
+        head: UUID,
+        volume: UUID,
+        epoch: int,
+        claim: str,
+        change: Callable[[VolumeRecord], VolumeRecord],
+    ) -> VolumeRecord:
+        async def attempt() -> VolumeRecord:
+            requester = await self._enrolled(head)
+            found = await self._ledger.volume(volume)
+            record = change(found.value)
+            await self._check_claim(volume, epoch, claim)
+            if record is not found.value:
+                await self._put(found, record, requester, {})
+            return record
+
+        return await self._ledger.until_settled(attempt)
+
+    async def _put(
+        self,
+        found: Versioned[VolumeRecord],
+        record: VolumeRecord,
+        requester: Versioned[HeadRecord],
+        also: dict[str, dict[str, int | str]],
+    ) -> None:
+        key = volume_key(record.volume)
+        compare = {key: found.revision, head_key(requester.value.id): requester.revision}
+        await self._ledger.commit(compare=compare, put={key: record.to_json(), **also})
+
+    async def _freeze(self, found: Versioned[VolumeRecord], reason: str, epoch_seen: int) -> VolumeRecord:
+        volume = found.value.volume
+        notice = await self._ledger.json(freeze_key(volume))
+        before, seen = found.value.state.value, epoch_seen
+        if notice is not None:
+            before, seen = notice.value["before"], max(seen, int(notice.value["epoch_seen"]))
+        record = found.value if found.value.state is VolumeState.FROZEN else transitions.freeze(found.value)
+        await self._ledger.commit(
+            compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
+            put={
+                volume_key(volume): record.to_json(),
+                freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before},
+            },
+        )
+        return record
+
+    async def _drop(self, found: Versioned[VolumeRecord]) -> None:
+        volume = found.value.volume
+        await self._ledger.commit(
+            compare={volume_key(volume): found.revision},
+            put={PLACEMENT_KEY: str(volume)},
+            delete=[
+                volume_key(volume), name_key("volume", found.value.name), claim_key(volume), freeze_key(volume),
+            ],
+        )  # fmt: skip
+
+    async def _enrolled(self, head: UUID) -> Versioned[HeadRecord]:
+        found = await self._ledger.head(head)
+        if found is None or found.value.revoked:
+            raise Unauthorised(f"head {head} is not enrolled")
+        return found
+
+    async def _check_claim(self, volume: UUID, epoch: int, claim: str) -> None:
+        found = await self._ledger.json(claim_key(volume))
+        if found is None or found.value["epoch"] != epoch or not hmac.compare_digest(found.value["claim"], claim):
+            raise NotEligible(f"epoch {epoch} of volume {volume} was not given to this process; take over first")
+
+    async def _sign(self, record: VolumeRecord, public_key: bytes) -> bytes:
+        now_ms = self._env.clock.wall_ms()
+        key = (await self._keyring.current()).signer(now_ms)
+        credential = Credential(
+            key_id=key.key_id,
+            volume=record.volume,
+            head_key=public_key,
+            epoch=record.epoch,
+            rights=ALL_RIGHTS,
+            issued_ms=now_ms,
+            expires_ms=now_ms + self._term_ms,
+            serial=int.from_bytes(self._env.entropy.bytes(8), "big"),
+        )
+        return credential.sign(Ed25519PrivateKey.from_private_bytes(key.private))
+
+    def _note(self, kind: str, record: VolumeRecord, **fields: object) -> None:
+        _log.info("event=%s volume=%s epoch=%d version=%d", kind, record.volume, record.epoch, record.version)
+        self._reports.add_event(kind, volume=str(record.volume), epoch=record.epoch, version=record.version, **fields)
