@@ -1,0 +1,43 @@
+"""One rack for all real programs; each test gets a volume of its own."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+from kit.volumes import Failover, Volume
+from rackctl.rack import Rack
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def rack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rack]:
+    """A rack of six sleds and two heads."""
+    kept = request.config.option.rack_dir
+    directory = kept / "peers" if kept else tmp_path_factory.mktemp("rack") / "peers"
+    with Rack.running(directory) as started:
+        yield started
+
+
+@pytest.fixture
+def new_volume(rack: Rack) -> Iterator[Callable[[int], Volume]]:
+    """Makes volumes that both heads hold; they are deleted after the test."""
+    made: list[str] = []
+
+    def make(size_bytes: int) -> Volume:
+        name = f"volume-{next(_numbers)}"
+        made.append(name)
+        rack.create_volume(name, size_bytes)
+        return Volume(rack, name, size_bytes, rack.wait_members(name, 2))
+
+    yield make
+    for name in made:
+        rack.delete_volume(name)
+
+
+@pytest.fixture
+def failover(rack: Rack) -> Iterator[Failover]:
+    """Kills primaries and brings them back, at the latest after the test."""
+    acting = Failover(rack)
+    yield acting
+    acting.repair()

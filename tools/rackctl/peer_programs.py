@@ -1,0 +1,29 @@
+"""The real programs that our exports must satisfy, and the Debian packages that bring them (`make peers`)."""
+
+import os
+import shutil
+from typing import Final
+
+PACKAGES: Final = {
+    "nbdinfo": "libnbd-bin",
+    "nbdcopy": "libnbd-bin",
+    "nbdkit": "nbdkit",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "fio": "fio",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+}
+# Where distributions keep what only administrators are thought to need.
+_SYSTEM_PATHS: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def find(program: str) -> str | None:
+    """Where the program is, or None."""
+    return shutil.which(program) or shutil.which(program, path=os.environ.get("PATH", "") + ":" + _SYSTEM_PATHS)
+
+
+def missing(program: str) -> str:
+    """What to tell whoever has not got it."""
+    return f"{program} is not installed: apt-get install {PACKAGES[program]}, or make peers"
