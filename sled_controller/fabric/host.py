@@ -9,7 +9,7 @@ buffer when a long C2HData is under way.
 from collections.abc import Sequence
 from enum import Enum, auto
 from struct import Struct
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from sled_controller.errors import SledError
@@ -97,7 +97,7 @@ class Command:
 
     def __init__(
         self, sqe: bytearray, data: Data = (), into: memoryview | None = None, *, authenticated: bool = False,
-        context: object = None,
+        context: Any = None,
     ) -> None:  # fmt: skip
         self.sqe = sqe
         self.data = data

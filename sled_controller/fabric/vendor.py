@@ -4,11 +4,16 @@ What each field means is in docs/wire-protocol.md; layouts are those of `spdk_bi
 """
 
 from dataclasses import dataclass
+from struct import Struct
+from typing import Final
 from uuid import UUID
 
+from construct import Int64ul
+from construct import Struct as Layout
+
 from spdk_bindings.device import Buffer
+from spdk_bindings.nvme import NAMESPACE_ENTRY as NAMESPACE_ENTRY
 from spdk_bindings.nvme import (
-    NAMESPACE_ENTRY,
     PROPERTY_BYTES,
     PROPERTY_SQE,
     SGL_FLAGS,
@@ -21,7 +26,11 @@ from spdk_bindings.nvme import (
     Property,
 )
 
-_NO_SGL = bytes(16)
+# The opening of log page C2h; uptime and counters follow.
+STATUS_LAYOUT: Final = Layout("boot_counter" / Int64ul, "key_set_version" / Int64ul, "sled_time_ms" / Int64ul)
+STATUS: Final = Struct("<QQQ")
+
+_NO_SGL: Final = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
