@@ -54,6 +54,7 @@ class Rights(IntFlag):
 
 
 ALL_RIGHTS: Final = Rights.READ | Rights.WRITE | Rights.MANAGE
+KNOWN_RIGHTS: Final = int(ALL_RIGHTS)  # a plain number: the complement of a full IntFlag is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def parse_credential(data: bytes | bytearray | memoryview) -> SignedCredential:
         raise CredentialMalformed("the magic is not a credential's")
     if version != VERSION or size != CREDENTIAL_BYTES:
         raise CredentialMalformed(f"version {version} of {size} bytes is not known here")
-    if rights & ~ALL_RIGHTS:
+    if rights & ~KNOWN_RIGHTS:
         raise CredentialMalformed(f"rights {rights:#x} are not known here")
     credential = Credential(
         key_id, UUID(bytes=volume), head_key, epoch, Rights(rights), issued, expires, serial
@@ -141,7 +142,7 @@ def _check_fields(credential: Credential) -> None:
         raise CredentialMalformed(f"a head key of {len(credential.head_key)} bytes, not {KEY_BYTES}")
     if not 0 < credential.key_id < 1 << 32:
         raise CredentialMalformed(f"key id {credential.key_id} is not within 1 to 2^32 - 1")
-    if not credential.rights or credential.rights & ~ALL_RIGHTS:
+    if not credential.rights or int(credential.rights) & ~KNOWN_RIGHTS:
         raise CredentialMalformed(f"rights {int(credential.rights):#x} name nothing, or more than exists")
     for name in ("epoch", "issued_ms", "expires_ms", "serial"):
         if not 0 <= getattr(credential, name) <= U64_MAX:
