@@ -175,7 +175,7 @@ class Negotiation:
     def _take_client_flags(self) -> None:
         (flags,) = nbd.CLIENT_HELLO.unpack_from(self._received)
         del self._received[: nbd.CLIENT_HELLO.size]
-        if flags & ~(nbd.HandshakeFlag.FIXED_NEWSTYLE | nbd.HandshakeFlag.NO_ZEROES):
+        if flags & ~0x3:  # a complement of an IntFlag would know no other bits
             self._end(f"unknown client flags {flags:#x}")
             return
         self._fixed = bool(flags & nbd.HandshakeFlag.FIXED_NEWSTYLE)

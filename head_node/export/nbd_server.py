@@ -341,7 +341,7 @@ class Transmission:
         allowed = _ALLOWED_FLAGS.get(command)
         if allowed is None:
             return NbdError.EINVAL, f"unknown command {command}"
-        if flags & ~allowed:
+        if flags & ~int(allowed):  # the complement of an IntFlag knows no foreign bits
             return NbdError.EINVAL, f"flags {flags:#x} do not go with command {command}"
         if flags & CommandFlag.DF and not self._structured:
             return NbdError.EINVAL, "DF needs structured replies"
