@@ -1,0 +1,577 @@
+"""All that a sled keeps: fences, namespaces, boot counter, key set and issue time, over all of its devices (F2).
+
+Fences, boot counter, key set and issue time are sled-wide and on every present device; a namespace is on one device.
+Start takes the maximum over the devices and brings each up to it before it is served.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from sled_controller.environment import Environment
+from sled_controller.storage.completion import Gather, completed
+from sled_controller.storage.content import TableContent
+from sled_controller.storage.creation import NamespaceCreation
+from sled_controller.storage.device_store import (
+    DeviceState,
+    DeviceStore,
+    durable,
+    format_device,
+    read_superblock,
+    read_table,
+    require_blank,
+)
+from sled_controller.storage.errors import DeviceUntrusted, StorageUnusable
+from sled_controller.storage.namespace import OFFLINE, Namespace
+from sled_controller.storage.records import (
+    CREDENTIAL_BYTES_MAX,
+    KEY_SET_BYTES_MAX,
+    BootEntry,
+    Entry,
+    FenceEntry,
+    IssuedEntry,
+    KeySetEntry,
+    MembersEntry,
+    NamespaceDeletedEntry,
+    NamespaceEntry,
+    StoredFence,
+)
+from sled_controller.storage.superblock import DEVICE_INDEX_MAX, FormatState, Superblock, plan
+from sled_controller.storage.table import GROUP_RECORDS_MAX
+from spdk_bindings.device import PENDING, Device, Done
+from spdk_bindings.nvme import Status, status_name
+
+log = logging.getLogger(__name__)
+
+ISSUED_STEP_MS: Final = 60_000
+"""The issue time becomes durable in steps of a minute: it is hygiene, not worth two writes more per attach."""
+COLUMN_MAX: Final = 0xFFFF
+EPOCH_MAX: Final = 2**64 - 1
+
+_SUCCESS: Final = int(Status.SUCCESS)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """What an operator needs to know of a device: `index` is None when its superblock couldn't be read."""
+
+    index: int | None
+    serial: str
+    state: DeviceState
+    reason: str
+    free_blocks: int
+    damaged_records: int
+
+
+class SledStorage:
+    """The durable state of one sled. Everything runs on the event loop's thread; nothing here makes tasks.
+
+    Operations are started like device commands: they return a status (0 = success) when done at once, or `PENDING`
+    and call `done(status)` later, exactly once. Open it with `SledStorage.open`.
+
+    Read by the target, never changed by it:
+
+    - `namespaces`: nsid -> `Namespace`, those whose creation is durable;
+    - `boot_counter`: this start's number, durable on every online device before `open` returns;
+    - `key_set`: (version, signed bytes) of the highest key set stored, or None;
+    - `issued_ms`: the newest signed issue time noted, Unix milliseconds;
+    - `counters`: how often something worth a graph happened.
+
+    Hooks the target may set: `on_device_offline(index, reason)`, called when a device stops being served (its
+    namespaces' `device` is `OFFLINE` by then and a reset of the real one is under way, so commands admitted
+    before still complete or never take effect); `on_fence_raised(volume, fence)`, called when a *joining* device
+    brought a higher fence than the sled's.
+    """
+
+    def __init__(self, sled_id: UUID, env: Environment) -> None:
+        """Use `open`."""
+        self.sled_id = sled_id
+        self.boot_counter = 0
+        self.key_set: tuple[int, bytes] | None = None
+        self.issued_ms = 0
+        self.namespaces: dict[int, Namespace] = {}
+        self.counters = {
+            "devices_untrusted": 0,
+            "devices_failed": 0,
+            "records_damaged": 0,
+            "tables_healed": 0,
+            "fences_raised": 0,
+            "namespaces_created": 0,
+            "namespaces_deleted": 0,
+            "refused_for_room": 0,
+        }
+        self.on_device_offline: Callable[[int, str], None] | None = None
+        self.on_fence_raised: Callable[[UUID, StoredFence], None] | None = None
+        self._env = env
+        self._fences: dict[UUID, StoredFence] = {}
+        self._members: dict[int, bytes] = {}
+        self._stores: dict[int, DeviceStore] = {}
+        self._devices: list[Device] = []
+        self._reports: dict[int, DeviceReport] = {}
+        self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
+        self._issued_durable_ms = 0
+        self._closed = False
+
+    # -- start and end --------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(
+        cls,
+        devices: Sequence[Device],
+        *,
+        sled_id: UUID,
+        env: Environment,
+        format: bool = False,  # noqa: A002
+        table_records: int | None = None,
+    ) -> "SledStorage":
+        """Start on `devices`, which belong to the storage from here on (`close` closes them).
+
+        A device whose superblock or table can't be trusted, or that is another sled's, is offline and untouched;
+        `reports()` says why. With `format` all-zero devices are formatted and join (`table_records` per region and
+        copy: by size when None); without, they stay offline. The fence of a volume is the highest on any device; when
+        this returns, every online device has all fences, the key set and the new boot counter durably.
+
+        Raises StorageUnusable when no device is online in the end.
+        """
+        storage = cls(sled_id, env)
+        storage._devices = list(devices)
+        loaded: list[DeviceStore] = []
+        blank: list[tuple[int, Device, Superblock | None]] = []
+        for position, device in enumerate(devices):
+            try:
+                store = await storage._load(device)
+            except DeviceUntrusted as error:
+                storage._distrust(position, device, error)
+                continue
+            if isinstance(store, DeviceStore):
+                loaded.append(store)
+            else:
+                blank.append((position, device, store))
+        for store in sorted(loaded, key=lambda store: store.content.boot_counter, reverse=True):
+            try:
+                storage._adopt(store)
+            except DeviceUntrusted as error:
+                storage._distrust(storage._devices.index(store.device), store.device, error)
+        for position, device, unfinished in blank:
+            try:
+                if not format:
+                    raise DeviceUntrusted("it is blank and formatting was not asked for")
+                storage._adopt(await storage._format(device, unfinished, table_records))
+            except DeviceUntrusted as error:
+                storage._distrust(position, device, error)
+        storage.boot_counter += 1
+        for store in list(storage._stores.values()):
+            await storage._bring_online(store)
+        if not storage._online():
+            reasons = "; ".join(f"{report.serial}: {report.reason}" for report in storage.reports()) or "none given"
+            storage.close()
+            raise StorageUnusable(f"no device can be served: {reasons}")
+        return storage
+
+    async def join(self, device: Device, *, format: bool = False, table_records: int | None = None) -> int:  # noqa: A002
+        """Take a device in while serving (new, or one that was away); return its index.
+
+        It gets every fence before it is served, and any fence that is higher on it is raised here and on all other
+        devices first. Raises DeviceUntrusted, and then the device is left offline and untouched; the storage owns and
+        closes it in either case.
+        """
+        self._devices.append(device)
+        position = len(self._devices) - 1
+        try:
+            loaded = await self._load(device)
+            if not isinstance(loaded, DeviceStore):
+                if not format:
+                    raise DeviceUntrusted("it is blank and formatting was not asked for")
+                loaded = await self._format(device, loaded, table_records)
+            raised = self._adopt(loaded)
+            await self._spread(raised)
+        except DeviceUntrusted as error:
+            self._distrust(position, device, error)
+            raise
+        await self._bring_online(loaded)
+        if loaded.state is not DeviceState.ONLINE:
+            raise DeviceUntrusted(self._reports[position].reason)
+        return loaded.index
+
+    def close(self) -> None:
+        """Release the devices. Whatever was not acknowledged may or may not be durable. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for store in self._stores.values():
+            if store.state is not DeviceState.OFFLINE:
+                store.state = DeviceState.OFFLINE
+                store.log.abandon()
+        for device in self._devices:
+            device.close()
+
+    # -- fences (F2) ----------------------------------------------------------------------------------------------
+
+    def fence_of(self, volume: UUID) -> StoredFence | None:
+        """The fence of a volume as raised here, durable or about to be; None if it never had one."""
+        return self._fences.get(volume)
+
+    def fences(self) -> dict[UUID, StoredFence]:
+        """A copy of all fences."""
+        return dict(self._fences)
+
+    def raise_fence(self, volume: UUID, fence: StoredFence, done: Done) -> int:
+        """Raise a volume's fence: in memory before this returns, complete when in two FUA records on every device.
+
+        Concurrent calls share the writes. The fence that stands already is success once it is durable (a renewal or
+        reconnection: its first credential stays). Statuses: FENCED_OFF when a higher epoch stands, REFUSED when
+        the same epoch stands for another holder, INVALID_FIELD for what can't be stored,
+        NAMESPACE_INSUFFICIENT_CAPACITY when this is a volume new to the sled and a table is full,
+        NAMESPACE_NOT_READY when too much is queued (come back); none of these changes anything. INTERNAL_ERROR
+        when no device could take it: then it stands in memory only and must not be receipted. A device that
+        fails in this goes offline and no longer counts.
+        """
+        if not 0 < fence.epoch <= EPOCH_MAX or len(fence.holder) != 32 or len(fence.credential) > CREDENTIAL_BYTES_MAX:
+            return int(Status.INVALID_FIELD)
+        known = self._fences.get(volume)
+        if known is not None:
+            if fence.epoch < known.epoch:
+                return int(Status.FENCED_OFF)
+            if fence.epoch == known.epoch:
+                if fence.holder != known.holder:
+                    return int(Status.REFUSED)
+                return self._append_everywhere((), done)
+        elif not all(store.has_room(volume) for store in self._present()):
+            self.counters["refused_for_room"] += 1
+            log.error("event=table_full volume=%s remedy=erase_and_readd_with_larger_table", volume)
+            return int(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
+        if self._any_full():
+            return int(Status.NAMESPACE_NOT_READY)
+        self._fences[volume] = fence
+        self.counters["fences_raised"] += 1
+        return self._append_everywhere((FenceEntry(volume, fence),), done)
+
+    # -- key set and time -----------------------------------------------------------------------------------------
+
+    def store_key_set(self, version: int, raw: bytes, done: Done) -> int:
+        """Keep a key set (already verified) on every device; one that isn't newer is success and changes nothing."""
+        if not 0 < version <= EPOCH_MAX or len(raw) > KEY_SET_BYTES_MAX:
+            return int(Status.INVALID_FIELD)
+        if self.key_set is not None and version <= self.key_set[0]:
+            return self._append_everywhere((), done)
+        if self._any_full():
+            return int(Status.NAMESPACE_NOT_READY)
+        self.key_set = (version, raw)
+        return self._append_everywhere((KeySetEntry(version, raw),), done)
+
+    def note_issued(self, issued_ms: int) -> None:
+        """Remember a verified signed issue time; durable, in steps of a minute, some time later."""
+        if not self.issued_ms < issued_ms <= EPOCH_MAX:
+            return
+        self.issued_ms = issued_ms
+        if issued_ms >= self._issued_durable_ms + ISSUED_STEP_MS and not self._any_full():
+            self._issued_durable_ms = issued_ms
+            self._append_everywhere((IssuedEntry(issued_ms),), _ignore)
+
+    # -- namespaces -----------------------------------------------------------------------------------------------
+
+    def namespace_of(self, volume: UUID, column: int) -> Namespace | None:
+        """The namespace of a volume's column, None when there's none (or its device was never seen by this start)."""
+        for namespace in self.namespaces.values():
+            if namespace.column == column and namespace.volume == volume:
+                return namespace
+        return None
+
+    def create_namespace(self, volume: UUID, column: int, blocks: int, done: Done) -> int:
+        """Make a namespace of `blocks` blocks for a volume's column, all zero, on the device with the most room.
+
+        On success find it with `namespace_of`. Idempotent: one that exists with the same size is success, a concurrent
+        second call waits for the first. Statuses: INVALID_FIELD (size 0, or it exists with another size),
+        NOT_ATTACHED (the volume has no fence here), NAMESPACE_INSUFFICIENT_CAPACITY (no room for its blocks, or
+        for its record beside a fence record for every volume), NAMESPACE_ID_UNAVAILABLE, or what the device
+        said.
+        """
+        if not 0 <= column <= COLUMN_MAX or not 0 < blocks <= EPOCH_MAX:
+            return int(Status.INVALID_FIELD)
+        key = (volume, column)
+        under_way = self._creating.get(key)
+        if under_way is not None:
+            if under_way[0] != blocks:
+                return int(Status.INVALID_FIELD)
+            under_way[1].append(done)
+            return PENDING
+        existing = self.namespace_of(volume, column)
+        if existing is not None:
+            return _SUCCESS if existing.blocks == blocks else int(Status.INVALID_FIELD)
+        if volume not in self._fences:
+            return int(Status.NOT_ATTACHED)
+        candidates = [
+            store
+            for store in self._online()
+            if store.has_room(volume, 1) and not store.log.full and store.find_extent(blocks) is not None
+        ]
+        if not candidates:
+            self.counters["refused_for_room"] += 1
+            log.warning("event=namespace_refused volume=%s column=%d blocks=%d cause=no_room", volume, column, blocks)
+            return int(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
+        store = max(candidates, key=lambda store: (store.free_blocks(), -store.index))
+        first_lba = store.find_extent(blocks)
+        assert first_lba is not None
+        nsid = store.take_extent(first_lba, blocks)
+        if nsid is None:
+            return int(Status.NAMESPACE_ID_UNAVAILABLE)
+        entry = NamespaceEntry(nsid, volume, column, first_lba, blocks, self._env.new_uuid())
+        gather = Gather(1, done)
+        self._creating[key] = (blocks, [gather.one])
+        NamespaceCreation(store, entry, partial(self._created, store, entry)).advance()
+        return gather.result()
+
+    def delete_namespace(self, nsid: int, done: Done) -> int:
+        """Delete a namespace; its blocks are given back when that is durable.
+
+        The caller has seen to it that no command to it is outstanding (F3); from this call on it isn't in
+        `namespaces`. INVALID_NAMESPACE when there is none, INTERNAL_PATH_ERROR when its device is offline.
+        """
+        namespace = self.namespaces.get(nsid)
+        if namespace is None:
+            return int(Status.INVALID_NAMESPACE)
+        if not namespace.online:
+            return int(Status.INTERNAL_PATH_ERROR)
+        store = self._stores[namespace.device_index]
+        del self.namespaces[nsid]
+        gather = Gather(1, done)
+
+        def deallocated(_: int) -> None:
+            store.give_extent(nsid)
+            self.counters["namespaces_deleted"] += 1
+            gather.one(_SUCCESS)
+
+        def deleted(status: int) -> None:
+            if status:
+                gather.one(status)
+            elif store.device.deallocate(namespace.first_lba, namespace.blocks, deallocated) != PENDING:
+                deallocated(_SUCCESS)
+
+        store.log.append((NamespaceDeletedEntry(nsid),), deleted)
+        return gather.result()
+
+    # -- devices --------------------------------------------------------------------------------------------------
+
+    def device_states(self) -> tuple[tuple[int, DeviceState], ...]:
+        """(device index, state) of every device this sled ever had, ascending; one that isn't here is MISSING."""
+        states = dict.fromkeys(self._members, DeviceState.MISSING)
+        states.update((report.index, report.state) for report in self._reports.values() if report.index is not None)
+        states.update((index, store.state) for index, store in self._stores.items())
+        return tuple(sorted(states.items()))
+
+    def online_devices(self) -> list[tuple[int, Device]]:
+        """(index, device) of those being served: what a drain flushes (F3)."""
+        return [(store.index, store.device) for store in self._online()]
+
+    def reports(self) -> list[DeviceReport]:
+        """Every device given to `open` or `join`, and those that are missing."""
+        reports = [
+            DeviceReport(store.index, store.device.serial, store.state, "", store.free_blocks(), store.damaged_records)
+            for store in self._stores.values()
+            if store.state is not DeviceState.OFFLINE
+        ]
+        reports += self._reports.values()
+        present = {report.index for report in reports}
+        reports += [
+            DeviceReport(index, "", DeviceState.MISSING, "it is a device of this sled and not here", 0, 0)
+            for index in self._members
+            if index not in present
+        ]
+        return reports
+
+    def take_offline(self, index: int, reason: str) -> None:
+        """Stop serving a device for good (until a restart or `join`): nothing submitted from here on reaches it.
+
+        Its outstanding commands are reset. Does nothing when it's offline already.
+        """
+        store = self._stores.get(index)
+        if store is None or store.state is DeviceState.OFFLINE:
+            return
+        store.state = DeviceState.OFFLINE
+        position = next(at for at, device in enumerate(self._devices) if device is store.device)
+        self._reports[position] = DeviceReport(
+            index, store.device.serial, DeviceState.OFFLINE, reason, 0, store.damaged_records
+        )
+        self.counters["devices_failed"] += 1
+        log.error("event=device_offline serial=%s index=%d reason=%r", store.device.serial, index, reason)
+        for namespace in self.namespaces.values():
+            if namespace.device_index == index:
+                namespace.device = OFFLINE
+        if self.on_device_offline is not None:
+            self.on_device_offline(index, reason)
+        store.log.abandon()
+        store.device.reset(_ignore)
+
+    def release(self, index: int) -> None:
+        """Close a device that is offline, so that it (the same file, say) can be opened again and `join`."""
+        store = self._stores.get(index)
+        if store is not None and store.state is DeviceState.OFFLINE:
+            store.device.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _online(self) -> list[DeviceStore]:
+        return [store for store in self._stores.values() if store.state is DeviceState.ONLINE]
+
+    def _present(self) -> list[DeviceStore]:
+        return [store for store in self._stores.values() if store.state is not DeviceState.OFFLINE]
+
+    def _any_full(self) -> bool:
+        return any(store.log.full for store in self._present())
+
+    def _append_everywhere(self, entries: Sequence[Entry], done: Done) -> int:
+        stores = self._present()
+        if not stores:
+            return int(Status.INTERNAL_ERROR)
+        if self._any_full():
+            return int(Status.NAMESPACE_NOT_READY)
+        gather = Gather(len(stores), done)
+        for store in stores:
+            store.log.append(entries, gather.one)
+        return gather.result()
+
+    def _distrust(self, position: int, device: Device, error: DeviceUntrusted) -> None:
+        index, reason = error.index, error.reason
+        self.counters["devices_untrusted"] += 1
+        log.error("event=device_untrusted serial=%s index=%s reason=%r", device.serial, index, reason)
+        self._reports[position] = DeviceReport(index, device.serial, DeviceState.OFFLINE, reason, 0, 0)
+
+    def _table_failed(self, store: DeviceStore, reason: str) -> None:
+        if self._stores.get(store.index) is store:
+            self.take_offline(store.index, reason)
+
+    async def _load(self, device: Device) -> DeviceStore | Superblock | None:
+        """The store of a formatted device; its superblock when formatting was cut off; None when it is blank."""
+        superblock = await read_superblock(device)
+        if superblock is None:
+            return None
+        if superblock.sled != self.sled_id.bytes:
+            raise DeviceUntrusted(f"it belongs to sled {UUID(bytes=superblock.sled)}")
+        if superblock.state is FormatState.FORMATTING:
+            return superblock
+        try:
+            recovered = await read_table(device, superblock)
+        except DeviceUntrusted as error:
+            raise DeviceUntrusted(error.reason, superblock.device_index) from error
+        if recovered.damaged:
+            self.counters["records_damaged"] += recovered.damaged
+            log.warning("event=table_damaged serial=%s records=%d", device.serial, recovered.damaged)
+        return DeviceStore(device, superblock, recovered, self._table_failed)
+
+    async def _format(self, device: Device, unfinished: Superblock | None, table_records: int | None) -> DeviceStore:
+        taken = set(self._members) | set(self._stores) | {report.index for report in self._reports.values()}
+        index = next((index for index in range(DEVICE_INDEX_MAX + 1) if index not in taken), None)
+        if index is None:
+            raise DeviceUntrusted(f"a sled has at most {DEVICE_INDEX_MAX + 1} devices, ever")
+        try:
+            superblock = plan(device.block_count, index, self.sled_id.bytes, self._env.new_uuid().bytes, table_records)
+        except ValueError as error:
+            raise DeviceUntrusted(str(error)) from error
+        if unfinished is None:
+            await require_blank(device, superblock.data_lba)
+        log.info("event=device_formatted serial=%s index=%d blocks=%d", device.serial, index, device.block_count)
+        return await format_device(device, superblock, self._table_failed)
+
+    def _adopt(self, store: DeviceStore) -> list[Entry]:
+        """Merge a device into the sled's state; return what it raised there. DeviceUntrusted changes nothing."""
+        content, index = store.content, store.index
+        here = self._stores.get(index)
+        if here is not None and here.state is not DeviceState.OFFLINE:
+            raise DeviceUntrusted(f"device index {index} is taken by {here.device.serial}", index)
+        if self._members.get(index, store.superblock.device) != store.superblock.device:
+            raise DeviceUntrusted(f"device index {index} belongs to another device", index)
+        for volume, fence in content.fences.items():
+            known = self._fences.get(volume)
+            if known is not None and known.epoch == fence.epoch and known.holder != fence.holder:
+                raise DeviceUntrusted(f"it has epoch {fence.epoch} of volume {volume} for another holder", index)
+        missing = TableContent(fences=dict(self._fences))
+        for volume, fence in content.fences.items():
+            missing.apply(FenceEntry(volume, fence))
+        missing.namespaces = content.namespaces
+        if missing.records_reserved() > store.superblock.table_records:
+            raise DeviceUntrusted("its table is too small for this sled's fences", index)
+        for other in self._present():
+            if not other.has_room_for(content.fences):
+                raise DeviceUntrusted(f"the table of {other.device.serial} is too small for its fences", index)
+        raised: list[Entry] = []
+        for volume, fence in content.fences.items():
+            known = self._fences.get(volume)
+            if known is None or known.epoch < fence.epoch:
+                self._fences[volume] = fence
+                raised.append(FenceEntry(volume, fence))
+                if known is not None and self.on_fence_raised is not None:
+                    self.on_fence_raised(volume, fence)
+        if content.key_set is not None and (self.key_set is None or content.key_set.version > self.key_set[0]):
+            self.key_set = (content.key_set.version, content.key_set.raw)
+            raised.append(content.key_set)
+        self.issued_ms = max(self.issued_ms, content.issued_ms)
+        self._members.update(content.members)
+        self._members[index] = store.superblock.device
+        raised.append(MembersEntry(tuple(sorted(self._members.items()))))
+        if not self._online():
+            self.boot_counter = max(self.boot_counter, content.boot_counter)
+        elif content.boot_counter > self.boot_counter:
+            raised.append(BootEntry(content.boot_counter))
+        self._stores[index] = store
+        self._reports = {at: report for at, report in self._reports.items() if report.index != index}
+        return raised
+
+    async def _spread(self, entries: Sequence[Entry]) -> None:
+        """Make what a joining device brought durable on the others."""
+        for first in range(0, len(entries), GROUP_RECORDS_MAX):
+            part = tuple(entries[first : first + GROUP_RECORDS_MAX])
+            await completed(partial(self._append_everywhere, part))
+
+    async def _bring_online(self, store: DeviceStore) -> None:
+        """Give a device all that it lacks, then serve it; it goes offline instead when its table can't be written."""
+        content = store.content
+        lacking: list[Entry] = [
+            FenceEntry(volume, fence)
+            for volume, fence in self._fences.items()
+            if volume not in content.fences or content.fences[volume].epoch < fence.epoch
+        ]
+        lacking.append(BootEntry(self.boot_counter))
+        if self.key_set is not None and (content.key_set is None or content.key_set.version < self.key_set[0]):
+            lacking.append(KeySetEntry(*self.key_set))
+        if self.issued_ms > content.issued_ms:
+            lacking.append(IssuedEntry(self.issued_ms))
+        if content.members != self._members:
+            lacking.append(MembersEntry(tuple(sorted(self._members.items()))))
+        for first in range(0, len(lacking), GROUP_RECORDS_MAX):
+            store.log.append(lacking[first : first + GROUP_RECORDS_MAX], _ignore)
+        status = await completed(partial(durable, store.log))
+        if status or store.state is not DeviceState.JOINING:
+            self.take_offline(store.index, f"its table can't be written: {status_name(status)}")
+            return
+        if store.needs_healing:
+            self.counters["tables_healed"] += 1
+        self._issued_durable_ms = max(self._issued_durable_ms, self.issued_ms)
+        store.state = DeviceState.ONLINE
+        for nsid in [nsid for nsid, namespace in self.namespaces.items() if namespace.device_index == store.index]:
+            del self.namespaces[nsid]
+        for entry in content.namespaces.values():
+            self._publish(store, entry)
+
+    def _created(self, store: DeviceStore, entry: NamespaceEntry, status: int) -> None:
+        if not status and store.state is not DeviceState.ONLINE:
+            status = int(Status.INTERNAL_PATH_ERROR)
+        if status:
+            store.give_extent(entry.nsid)
+        else:
+            self._publish(store, entry)
+            self.counters["namespaces_created"] += 1
+        _, waiting = self._creating.pop((entry.volume, entry.column))
+        for done in waiting:
+            done(status)
+
+    def _publish(self, store: DeviceStore, entry: NamespaceEntry) -> None:
+        self.namespaces[entry.nsid] = Namespace(
+            entry.nsid, entry.volume, entry.column, store.device, store.index, entry.first_lba, entry.blocks, entry.uuid
+        )
+
+
+def _ignore(_: int) -> None:
+    """For commands whose outcome shows elsewhere: a table that fails takes its device offline by itself."""
