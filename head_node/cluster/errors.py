@@ -1,5 +1,7 @@
 """What can go wrong between head nodes, and what the caller can do about it."""
 
+from head_node.store.records import VolumeRecord
+
 
 class ClusterError(Exception):
     """The root of this package's errors."""
@@ -35,3 +37,11 @@ class TakeoverImpossible(ClusterError):
 
 class NotServing(ClusterError):
     """This head does not serve the volume now."""
+
+
+class Deposed(ClusterError):
+    """The record names another epoch or primary: this head is primary no longer. Step down (F6)."""
+
+    def __init__(self, record: VolumeRecord) -> None:
+        super().__init__(f"volume {record.volume} is in epoch {record.epoch} of head {record.primary}")
+        self.record = record

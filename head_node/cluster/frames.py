@@ -73,7 +73,7 @@ JOIN_LAYOUT: Final = c.Struct(
 """Member to primary: which log it has. `floor_opnum`: it cannot truncate below (its checkpoint covers that much)."""
 
 TRUNCATE_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, "resync" / c.Int8ul, "after_opnum" / c.Int64ul, c.Terminated)
-"""Primary to member: refuse epochs below `epoch`, drop what follows `after_opnum`; `resync`: take a checkpoint instead."""
+"""Primary to member: refuse epochs below `epoch`, drop what follows `after_opnum`; `resync`: a checkpoint comes."""
 
 OPNUM_LAYOUT: Final = c.Struct("opnum" / c.Int64ul, c.Terminated)
 """DURABLE, member to primary: all up to here is on disk. COMMITTED, primary to member: up to here is committed."""

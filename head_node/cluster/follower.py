@@ -1,0 +1,139 @@
+"""A volume's follower on this head: keeps a link to the primary as long as there is one, and seals when it must.
+
+Sealing (F5) means: the link is closed, no dial is under way, whatever was being done to the log is finished, and all
+that was appended is durable. Only then may the next epoch be asked for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from head_node.cluster.errors import ClusterError
+from head_node.cluster.frames import Purpose
+from head_node.cluster.lease import MemberPromise
+from head_node.cluster.receiver import LogReceiver
+from head_node.cluster.services import Services
+from head_node.volume.engine import VolumeEngine
+
+log = logging.getLogger(__name__)
+
+REDIAL_SECONDS_MIN: Final = 0.02
+REDIAL_SECONDS_MAX: Final = 0.5
+"""Between dials of a primary that does not answer or refuses: well within a TTL at first, patient later."""
+
+
+class Follower:
+    """Follows one volume. `primary` names whom to dial, None for nobody."""
+
+    def __init__(
+        self, services: Services, engine: VolumeEngine, volume: UUID, promise: MemberPromise, wake: Callable[[], None]
+    ) -> None:
+        self._services = services
+        self._engine = engine
+        self._volume = volume
+        self._wake = wake
+        self.promise = promise
+        self._primary: UUID | None = None
+        self._redial = asyncio.Event()
+        self._session: LogReceiver | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.reason = "not dialled yet"
+
+    @property
+    def linked(self) -> bool:
+        return self._session is not None and self._session.following
+
+    @property
+    def session(self) -> LogReceiver | None:
+        return self._session
+
+    def follow(self, primary: UUID | None) -> None:
+        """Dial this head, and again when the link ends; None: stop dialling. Cheap when nothing changes."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._keep_joined())
+        if primary != self._primary:
+            self._primary = primary
+            self._redial.set()
+
+    async def stop(self, reason: str) -> None:
+        """Close the link, end dialling, and wait until nothing of it touches the log."""
+        task, self._task = self._task, None
+        self._primary = None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if self._session is not None:
+            await self._session.stop(reason)
+            self._session = None
+
+    async def seal(self) -> None:
+        """Promise nothing any more, close the link, settle the log. Raises SealRefused while a promise binds."""
+        self.promise.seal(self._services.env.clock.boottime_ns())
+        await self.stop("sealed")
+        await self._settle()
+        log.info(
+            "sealed volume=%s log=%s tail=%d epoch=%d",
+            self._volume, self._engine.log_id, self._engine.tail.opnum, self._engine.tail.epoch,
+        )  # fmt: skip
+
+    async def _settle(self) -> None:
+        engine = self._engine
+        durable = asyncio.Event()
+        engine.on_durable = lambda opnum: durable.set()
+        while engine.durable < engine.tail.opnum:
+            durable.clear()
+            await durable.wait()
+
+    async def _keep_joined(self) -> None:
+        pause = REDIAL_SECONDS_MIN
+        while True:
+            self._redial.clear()
+            primary = self._primary
+            if primary is None:
+                await self._redial.wait()
+                pause = REDIAL_SECONDS_MIN
+                continue
+            if await self._one_session(primary):
+                pause = REDIAL_SECONDS_MIN
+            self._wake()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._redial.wait()
+            except TimeoutError:
+                pause = min(pause * 2, REDIAL_SECONDS_MAX)
+
+    async def _one_session(self, primary: UUID) -> bool:
+        """Dial and follow until the link ends; True when the primary was heard at all."""
+        try:
+            connection = await self._services.dial(primary, Purpose.LOG, self._volume)
+        except ClusterError as error:
+            self._note(primary, str(error))
+            return False
+        session = LogReceiver(
+            connection, self._engine, self.promise, self._services.terms, self._services.env, self._wake
+        )
+        self._session = session
+        session.start()
+        changed = asyncio.get_running_loop().create_task(self._primary_changed(primary))
+        try:
+            await asyncio.wait([session.ended, changed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+            if not session.ended.done():
+                connection.abort("following another primary")
+        await asyncio.wait([session.ended])
+        self._session = None
+        self._note(primary, session.reason)
+        return session.heartbeats > 0
+
+    async def _primary_changed(self, primary: UUID) -> None:
+        while self._primary == primary:
+            self._redial.clear()
+            await self._redial.wait()
+
+    def _note(self, primary: UUID, reason: str) -> None:
+        if reason != self.reason:
+            log.warning("not_following volume=%s primary=%s reason=%s", self._volume, primary, reason)
+        self.reason = reason

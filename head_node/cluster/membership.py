@@ -1,0 +1,154 @@
+"""Who must have a record before it is committed (F5), as the primary knows it: pure bookkeeping, then the changes.
+
+An addition counts before its put is sent; a removal only after its success is known. A put whose outcome is unknown
+is repeated with the same expected version until the answer is definite: success, or a changed record, after which the
+first try can never take effect any more.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+from uuid import UUID
+
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable, RecordChanged, Unauthorised
+from head_node.cluster.errors import Deposed
+from head_node.store.records import Member, VolumeRecord
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 0.1
+"""Between two tries of a change whose outcome is unknown; the authority is one request away or restarting."""
+
+
+class Membership:
+    """The members that a commit of this epoch waits for."""
+
+    def __init__(self, own: UUID, record: VolumeRecord) -> None:
+        self.own = own
+        self.record = record
+        self._adding: Member | None = None
+
+    @property
+    def required(self) -> frozenset[UUID]:
+        """Heads other than this one whose durability a commit needs, and whose answers the lease needs."""
+        heads = {member.head for member in self.record.current}
+        if self._adding is not None:
+            heads.add(self._adding.head)
+        return frozenset(heads - {self.own})
+
+    @property
+    def adding(self) -> Member | None:
+        return self._adding
+
+    @property
+    def exposed(self) -> bool:
+        """Only one member holds the newest writes."""
+        return len(self.record.current) < 2
+
+    def log_of(self, head: UUID) -> UUID | None:
+        """The log that counts for `head`: another log of the same head is another member (F5)."""
+        if self._adding is not None and self._adding.head == head:
+            return self._adding.log
+        member = self.record.member(head)
+        return None if member is None else member.log
+
+    def begin_add(self, member: Member) -> None:
+        """From now on `member` counts; call before the put is sent."""
+        assert self._adding is None
+        assert self.record.member(member.head) is None
+        self._adding = member
+
+    def settled(self, record: VolumeRecord) -> None:
+        """A put has a definite outcome and `record` is what holds now: additions that are not in it are over."""
+        self._adding = None
+        self.observed(record)
+
+    def observed(self, record: VolumeRecord) -> None:
+        """A record came from the authority. Older ones are ignored."""
+        if record.version > self.record.version:
+            self.record = record
+
+
+class MembersApi(Protocol):
+    """What this module asks of the authority."""
+
+    async def change_members(
+        self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
+        remove: Member | None = None,
+    ) -> VolumeRecord: ...  # fmt: skip
+
+
+class MembershipChanges:
+    """Carries out one change at a time, as primary of `epoch`. `on_change` is called in the same loop turn in which
+    `required` changes; set_required and the lease follow it."""
+
+    def __init__(
+        self,
+        api: MembersApi,
+        membership: Membership,
+        epoch: int,
+        reread: Callable[[], Awaitable[VolumeRecord]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._api = api
+        self._reread = reread
+        self._membership = membership
+        self._epoch = epoch
+        self._on_change = on_change
+        self._lock = asyncio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        return self._lock.locked()
+
+    async def add(self, member: Member, ready: Callable[[], bool]) -> bool:
+        """Add a member that holds everything committed, which `ready` is asked in the very turn in which the member
+        begins to count. False: not ready, or refused. Raises Deposed."""
+        async with self._lock:
+            if self._membership.record.member(member.head) is not None or not ready():
+                return False
+            self._membership.begin_add(member)
+            self._on_change()
+            return await self._put(add=member)
+
+    async def remove(self, member: Member, wanted: Callable[[], bool]) -> bool:
+        """Remove a member; it counts until the put has succeeded. False: not wanted any more, or refused. Raises
+        Deposed."""
+        async with self._lock:
+            if member not in self._membership.record.current or not wanted():
+                return False
+            return await self._put(remove=member)
+
+    async def _put(self, *, add: Member | None = None, remove: Member | None = None) -> bool:
+        membership = self._membership
+        volume = membership.record.volume
+        while True:
+            expected = membership.record.version
+            try:
+                record = await self._api.change_members(
+                    volume, epoch=self._epoch, expected_version=expected, add=add, remove=remove
+                )
+            except RecordChanged as error:
+                record = error.record
+            except (AuthorityUnavailable, Unauthorised) as error:
+                log.warning("membership_outcome_unknown volume=%s epoch=%d error=%s", volume, self._epoch, error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except AuthorityError as error:
+                log.warning("membership_refused volume=%s epoch=%d error=%s", volume, self._epoch, error)
+                record = await self._reread()
+            return self._settle(record, add, remove)
+
+    def _settle(self, record: VolumeRecord, add: Member | None, remove: Member | None) -> bool:
+        if record.epoch != self._epoch:
+            raise Deposed(record)
+        self._membership.settled(record)
+        self._on_change()
+        done = add in record.current if add is not None else remove not in record.current
+        log.info(
+            "membership volume=%s epoch=%d version=%d added=%s removed=%s done=%s",
+            record.volume, record.epoch, record.version,
+            add and add.head, remove and remove.head, done,
+        )  # fmt: skip
+        return done

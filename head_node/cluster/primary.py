@@ -1,0 +1,468 @@
+"""The primary of one epoch on this head: takes office, serves under the lease, and knows when to stop.
+
+Everything here ends with an `Outcome`; the controller cleans up and becomes a follower again. In doubt the role holds:
+it acknowledges nothing (F6) until it knows.
+"""
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.cluster.attachments import SledColumn, VolumeAttachments
+from head_node.cluster.connection import PeerConnection
+from head_node.cluster.errors import ClusterError, Deposed
+from head_node.cluster.lease import MS, PrimaryLease
+from head_node.cluster.member_links import MemberLinks
+from head_node.cluster.membership import Membership, MembershipChanges
+from head_node.cluster.replication import LogSender
+from head_node.cluster.services import Services
+from head_node.cluster.states import VolumeState
+from head_node.cluster.stepdown import Judgement, Verdict, judge
+from head_node.cluster.takeover import Grant, credential_term_ns, receipts_needed
+from head_node.store.records import Member, VolumeRecord, column_blocks
+from head_node.store.records import VolumeState as RecordState
+from head_node.volume.engine import VolumeEngine
+from head_node.volume.errors import VolumeError
+from sled_controller.errors import CredentialMalformed, FencedOff, SledError
+
+log = logging.getLogger(__name__)
+
+ATTACH_SECONDS_MAX: Final = 3.0
+"""Without enough receipts by then the head gives the epoch up, so that another member may try."""
+STRAGGLER_SECONDS: Final = 0.05
+"""A sled that answers this late is given to the engine after serving has begun."""
+DEPOSED_PROBE_SECONDS: Final = 1.0
+"""A deposed primary waits this long for a sled to show it the newer credential before it takes the record's word."""
+PROBE_PAUSE_MS: Final = 500
+HANDOVER_SECONDS_MAX: Final = 0.5
+DELETE_SECONDS_MAX: Final = 5.0
+
+
+class End(enum.Enum):
+    """Why a primary stopped being one."""
+
+    FENCED = "fenced off"
+    DEPOSED = "deposed"
+    FROZEN = "frozen"
+    GAVE_UP = "gave up"
+    HANDED_OVER = "handed over"
+    LOG_FAILED = "log failed"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    end: End
+    detail: str
+    credential: bytes | None = None
+
+
+class PrimaryRole:
+    """One epoch. `to` moves the volume's state; `run` returns when this head is primary no longer."""
+
+    def __init__(
+        self, services: Services, engine: VolumeEngine, grant: Grant, to: Callable[[VolumeState], None],
+    ) -> None:  # fmt: skip
+        now_ns = services.env.clock.boottime_ns()
+        self._services = services
+        self._engine = engine
+        self._to = to
+        self.volume = grant.record.volume
+        self.epoch = grant.record.epoch
+        self.lease = PrimaryLease(services.terms, now_ns=now_ns, term_end_ns=grant.term_end_ns)
+        self.membership = Membership(services.head, grant.record)
+        self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
+        self.fenced_total = 0
+        self.last_fenced: dict[str, Any] | None = None
+        self.faulty_sleds: set[UUID] = set()
+        self._changes = MembershipChanges(
+            services.authority, self.membership, self.epoch, self._reread, self._members_changed
+        )
+        self.links = MemberLinks(
+            engine, self.lease, services.env, self.epoch,
+            log_of=self.membership.log_of, on_durable=self._member_durable, on_wiped=self._member_wiped,
+            on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
+        )  # fmt: skip
+        self._half_term_ns = grant.half_term_ns
+        self._state = VolumeState.ATTACHING
+        self._held_from: VolumeState | None = None
+        self._led = False
+        self._lease_was_valid = True
+        self._probed_ns = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    @property
+    def serving(self) -> bool:
+        """Whether clients may be connected here (they may have to wait)."""
+        return self._state is VolumeState.SERVING
+
+    @property
+    def record(self) -> VolumeRecord:
+        return self.membership.record
+
+    async def run(self) -> Outcome:
+        """Take office and serve; returns when it is over and nothing more is sent anywhere. The engine is left for
+        the caller to step down or close."""
+        engine = self._engine
+        engine.lease = self._may_serve
+        engine.on_append = self.links.appended
+        engine.on_committed = self.links.committed
+        engine.on_fenced = self._column_refused
+        engine.on_failed = lambda error: self.end(End.LOG_FAILED, str(error))
+        self.attachments.on_column = self._column_changed
+        self.attachments.on_refused = self._fenced
+        self._members_changed()
+        self._tick()
+        self._begin("office", self._take_office())
+        try:
+            return await asyncio.shield(self._ended)
+        finally:
+            await self._leave_office()
+
+    def end(self, end: End, detail: str, credential: bytes | None = None) -> None:
+        """Stop being primary, for this reason; the first one counts."""
+        if not self._ended.done():
+            self.lease.end_term()
+            self._engine.hold()
+            self._ended.set_result(Outcome(end, detail, credential))
+
+    def accept(self, connection: PeerConnection, head: UUID) -> None:
+        """A link from another head of this volume."""
+        if self._ended.done():
+            connection.refuse("this head is just stopping to be primary")
+        else:
+            self.links.accept(connection, head)
+
+    def record_changed(self, record: VolumeRecord) -> None:
+        """The authority's view of the volume has changed."""
+        if record.epoch < self.epoch or record.version <= self.membership.record.version:
+            return
+        if record.epoch > self.epoch or record.primary != self._services.head:
+            self._begin("deposed", self._deposed(record))
+            return
+        self.membership.observed(record)
+        self._members_changed()
+        if record.state is RecordState.FROZEN:
+            self.end(End.FROZEN, "the volume is frozen until an operator recovers it")
+        elif record.state is RecordState.DELETING and self._state is VolumeState.SERVING:
+            self._begin("delete", self._delete())
+
+    @property
+    def alone(self) -> bool:
+        """No other member could take over: nobody is linked that is in `current`."""
+        return not self._heirs()
+
+    def _heirs(self) -> list[LogSender]:
+        return [sender for sender in self.links.senders() if self.record.member(sender.member.head) is not None]
+
+    async def hand_over(self) -> None:
+        """Stop serving for good; a member that has everything may take over at once, which ends the role. Without
+        one the role goes on, so that its columns can be used to destage."""
+        self.lease.end_term()
+        self._engine.hold()
+        self._services.drop_clients(self.volume)
+        heirs = self._heirs()
+        if heirs and self._led:
+            deadline_ns = self._now_ns() + int(HANDOVER_SECONDS_MAX * 1000) * MS
+            while any(sender.lag for sender in heirs if self.links.linked(sender.member.head)):
+                if self._now_ns() >= deadline_ns:
+                    break
+                await asyncio.sleep(0.005)
+            self.links.release()
+            self.end(End.HANDED_OVER, "handed over")
+
+    # office
+
+    async def _take_office(self) -> None:
+        needed, total = receipts_needed(self.record), self.attachments.count
+        self.attachments.start()
+        wanted = needed if self.record.columns else total
+        await self.attachments.wait_receipts(wanted, ATTACH_SECONDS_MAX)
+        await self.attachments.wait_attempts(STRAGGLER_SECONDS)
+        if len(self.record.columns) < total:
+            await self._add_columns()
+        self._change_state(VolumeState.LEADING)
+        given = self.attachments.columns()
+        opnum = await self._engine.lead(self.epoch, given)
+        self._led = True
+        for index, column in enumerate(self.attachments.columns()):
+            if column is not given[index]:
+                self._engine.set_column(index, column)
+        self._members_changed()
+        self.links.lead()
+        for member in self.record.current:
+            if member.head in self.membership.required and not self.links.linked(member.head):
+                await self._changes.remove(member, lambda head=member.head: not self.links.linked(head))  # type: ignore[misc]
+        await self._engine.wait_committed(opnum)
+        self._change_state(VolumeState.SERVING)
+        log.info(
+            "serving volume=%s epoch=%d opnum=%d receipts=%d exposed=%s",
+            self.volume, self.epoch, opnum, self.attachments.receipts, self.membership.exposed,
+        )  # fmt: skip
+        if self.record.state is RecordState.DELETING:
+            self._begin("delete", self._delete())
+
+    async def _add_columns(self) -> None:
+        """Make the namespaces and name them in the record before the first shard goes there."""
+        blocks = column_blocks(self.record.size_bytes, self.record.geometry)
+        made = await self.attachments.create_namespaces(blocks)
+        named = {column.index: column for column in self.record.columns}
+        for column in made:
+            named.setdefault(column.index, column)
+        columns = sorted(named.values(), key=lambda column: column.index)
+        record = await self._services.authority.set_columns(
+            self.volume, epoch=self.epoch, expected_version=self.record.version, columns=columns
+        )
+        self.membership.observed(record)
+        self.attachments.name_columns(record.columns)
+        self.attachments.activate()
+
+    async def _delete(self) -> None:
+        self._change_state(VolumeState.DELETING)
+        self.lease.end_term()
+        self._engine.hold()
+        self._services.drop_clients(self.volume)
+        try:
+            await self.attachments.wait_receipts(self.attachments.count, DELETE_SECONDS_MAX)
+        except ClusterError:
+            pass
+        strays = await self.attachments.delete_namespaces()
+        if strays:
+            log.warning("namespaces_left volume=%s sleds=%s", self.volume, ",".join(map(str, strays)))
+        await self._services.authority.confirm_deleted(self.volume, epoch=self.epoch)
+        self.end(End.DELETED, "deleted")
+
+    async def _leave_office(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._to(VolumeState.STEPPING_DOWN)
+        self.lease.end_term()
+        running = list(self._tasks.values())
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        self.links.close("this head is primary no longer")
+
+    # lease, heartbeats, membership
+
+    def _may_serve(self) -> bool:
+        return self._state is VolumeState.SERVING and self.lease.valid(self._services.env.clock.boottime_ns())
+
+    def _tick(self) -> None:
+        if self._ended.done():
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._services.terms.heartbeat_ms / 1000, self._tick)
+        self.links.heartbeat()
+        self._watch_lease()
+        if self._led and not self._changes.busy:
+            self._watch_members()
+        if self._now_ns() >= self._half_term_ns:
+            self._begin("renew", self._renew())
+
+    def _watch_lease(self) -> None:
+        now_ns = self._now_ns()
+        valid = self.lease.valid(now_ns)
+        if self._state is not VolumeState.SERVING:
+            return
+        if valid != self._lease_was_valid:
+            self._lease_was_valid = valid
+            log.log(
+                logging.INFO if valid else logging.WARNING,
+                "lease volume=%s epoch=%d valid=%s lags_ms=%s",
+                self.volume, self.epoch, valid, self.lease.lags_ms(now_ns),
+            )  # fmt: skip
+        if not valid and now_ns - self._probed_ns >= PROBE_PAUSE_MS * MS:
+            self._probed_ns = now_ns
+            self.attachments.probe()
+
+    def _watch_members(self) -> None:
+        now_ns = self._now_ns()
+        for head in self.lease.silent(now_ns):
+            member = self.record.member(head)
+            if member is not None:
+                log.warning("member_silent volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
+                self._begin("members", self._remove(member))
+                return
+        for sender in self.links.senders():
+            head = sender.member.head
+            if self.record.member(head) is None and head in self.record.heads and self._ready(sender.member):
+                self._begin("members", self._add(sender.member))
+                return
+
+    def _ready(self, member: Member) -> bool:
+        """Whether `member` holds everything committed and its answers would keep the lease (F5, F7)."""
+        sender = self.links.sender(member.head)
+        return (
+            sender is not None
+            and sender.member == member
+            and sender.caught_up
+            and self.lease.fresh(member.head, self._now_ns())
+        )
+
+    async def _add(self, member: Member) -> None:
+        if await self._changes.add(member, lambda: self._ready(member)):
+            log.info("member_added volume=%s epoch=%d head=%s", self.volume, self.epoch, member.head)
+
+    async def _remove(self, member: Member) -> None:
+        removed = await self._changes.remove(member, lambda: member.head in self.lease.silent(self._now_ns()))
+        if removed:
+            self.links.drop(member.head, "removed from the members for silence; join again")
+
+    def _member_wiped(self, head: UUID) -> None:
+        member = self.record.member(head)
+        if member is not None and self._led:
+
+            async def remove() -> None:
+                await self._changes.remove(member, lambda: True)
+
+            self._begin("wiped", remove())
+
+    def _members_changed(self) -> None:
+        required = self.membership.required
+        self.lease.require(required)
+        self._engine.set_required(required)
+        for head in required:
+            sender = self.links.sender(head)
+            if sender is not None and sender.durable:
+                self._engine.member_durable(head, sender.durable)
+
+    def _member_durable(self, member: Member, opnum: int) -> None:
+        if self.membership.log_of(member.head) == member.log:
+            self._engine.member_durable(member.head, opnum)
+
+    async def _renew(self) -> None:
+        asked_ns = self._now_ns()
+        try:
+            credential = await self._services.authority.renew(self.volume, epoch=self.epoch)
+            term_ns = credential_term_ns(credential)
+        except AuthorityUnavailable as error:
+            log.warning("renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+            self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+            return
+        except (AuthorityError, CredentialMalformed) as error:
+            self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+            self._suspect(f"renewal refused: {error}")
+            return
+        self._half_term_ns = asked_ns + term_ns // 2
+        self.lease.extend_term(asked_ns + term_ns)
+        await self.attachments.renew(credential)
+
+    # sleds and fences
+
+    def _column_changed(self, index: int, column: SledColumn | None) -> None:
+        if self._led:
+            self._engine.set_column(index, column)
+        if self._led and column is None and not self._ended.done():
+            log.warning("column_lost volume=%s epoch=%d column=%d", self.volume, self.epoch, index)
+
+    def _column_refused(self, index: int, error: Exception) -> None:
+        if isinstance(error, SledError):
+            self.attachments.refused(index, error)
+
+    def _fenced(self, index: int, error: FencedOff) -> None:
+        self.fenced_total += 1
+        sled = self.attachments.sled_of(index)
+        self.last_fenced = {"sled": str(sled), "sled_epoch": error.epoch, "own_epoch": self.epoch}
+        log.warning("fenced_off volume=%s epoch=%d sled=%s sled_epoch=%d", self.volume, self.epoch, sled, error.epoch)
+        if "judge" not in self._tasks and not self._ended.done():
+            self._hold()
+            self._begin("judge", self._judge(index, error))
+
+    async def _judge(self, index: int, error: FencedOff) -> None:
+        found = self._weigh(error)
+        if found.verdict is Verdict.UNPROVEN:
+            record = await self._reread()
+            found = self._weigh(error)
+            if record.epoch > self.epoch or record.primary != self._services.head:
+                found = Judgement(Verdict.SUCCEEDED, f"the record is in epoch {record.epoch}", record.epoch)
+        if found.verdict is Verdict.SUCCEEDED:
+            self.end(End.FENCED, found.reason, error.credential)
+            return
+        sled = self.attachments.sled_of(index)
+        log.error("sled_faulty volume=%s epoch=%d sled=%s reason=%s", self.volume, self.epoch, sled, found.reason)
+        self.faulty_sleds.add(sled)
+        self.attachments.quarantine(index)
+        self._unhold()
+
+    def _weigh(self, error: FencedOff) -> Judgement:
+        return judge(error, volume=self.volume, epoch=self.epoch, key_set=self._services.key_set())
+
+    def _suspect(self, reason: str) -> None:
+        """Something hints at a newer epoch: read the record; the sleds say it by themselves when asked."""
+        log.warning("epoch_in_doubt volume=%s epoch=%d reason=%s", self.volume, self.epoch, reason)
+        self.attachments.probe()
+
+        async def look() -> None:
+            self.record_changed(await self._reread())
+
+        self._begin("doubt", look())
+
+    async def _deposed(self, record: VolumeRecord) -> None:
+        log.warning(
+            "deposed volume=%s epoch=%d record_epoch=%d primary=%s",
+            self.volume, self.epoch, record.epoch, record.primary,
+        )  # fmt: skip
+        self._hold()
+        self.attachments.probe()
+        await asyncio.sleep(DEPOSED_PROBE_SECONDS)
+        self.end(End.DEPOSED, f"the record is in epoch {record.epoch} of head {record.primary}")
+
+    def _hold(self) -> None:
+        self._engine.hold()
+        if self._state is not VolumeState.HOLDING and self._state is not VolumeState.DELETING:
+            self._held_from = self._state
+            self._change_state(VolumeState.HOLDING)
+
+    def _unhold(self) -> None:
+        if self._state is VolumeState.HOLDING and self._held_from is not None and "deposed" not in self._tasks:
+            self._change_state(self._held_from)
+            self._engine.resume()
+
+    # plumbing
+
+    async def _reread(self) -> VolumeRecord:
+        return await self._services.watch.record(self.volume)
+
+    def _change_state(self, state: VolumeState) -> None:
+        if self._state is VolumeState.HOLDING and state in (VolumeState.LEADING, VolumeState.SERVING):
+            if "judge" in self._tasks and self._held_from is not state:
+                self._held_from = state
+                return
+        self._state = state
+        self._to(state)
+
+    def _now_ns(self) -> int:
+        return self._services.env.clock.boottime_ns()
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Start supervised work unless work of that name is under way."""
+        if name in self._tasks or self._ended.done():
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work, name=f"{name} {self.volume}")
+        self._tasks[name] = task
+        task.add_done_callback(lambda done: self._finished(name, done))
+
+    def _finished(self, name: str, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(name, None)
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        if isinstance(error, Deposed):
+            self.record_changed(error.record)
+        elif isinstance(error, ClusterError | AuthorityError | VolumeError | SledError):
+            log.warning("primary_work_failed volume=%s epoch=%d work=%s error=%s", self.volume, self.epoch, name, error)
+            if name in ("office", "delete"):
+                self.end(End.GAVE_UP, str(error))
+        else:
+            log.error("primary_work_broke volume=%s work=%s", self.volume, name, exc_info=error)
+            self.end(End.GAVE_UP, repr(error))

@@ -1,0 +1,187 @@
+"""The member's end of log replication: append what the primary sends, say what is durable, promise not to seal."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from head_node.cluster.connection import PeerConnection
+from head_node.cluster.errors import LinkError
+from head_node.cluster.frames import (
+    FrameType,
+    Heartbeat,
+    Join,
+    Truncate,
+    decode_chunk,
+    decode_opnum,
+    decode_release,
+    encode_opnum,
+    encode_promise,
+)
+from head_node.cluster.lease import LeaseTerms, MemberPromise
+from head_node.volume.engine import VolumeEngine
+from head_node.volume.errors import StaleEpoch, VolumeError
+from sled_controller.environment import Environment
+
+log = logging.getLogger(__name__)
+
+
+class LogReceiver:
+    """One session of a member with a primary, over one link. `ended` resolves when the session is over and nothing of
+    it touches the engine any more."""
+
+    def __init__(
+        self,
+        connection: PeerConnection,
+        engine: VolumeEngine,
+        promise: MemberPromise,
+        terms: LeaseTerms,
+        env: Environment,
+        on_promise: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._promise = promise
+        self._terms = terms
+        self._env = env
+        self._on_promise = on_promise
+        self._following = False
+        self._pieces = bytearray()
+        self._work: asyncio.Task[None] | None = None
+        self.epoch = 0
+        self.heartbeats = 0
+        self.released = False
+        self.reason = ""
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def following(self) -> bool:
+        """The logs agree and records are being taken."""
+        return self._following
+
+    def start(self) -> None:
+        """Send the JOIN and take frames from now on."""
+        self._connection.on_frame = self._frame
+        self._connection.on_closed = self._closed
+        self._engine.on_durable = self._durable
+        if self._connection.closed:
+            self._closed("closed before the session began")
+            return
+        self._join()
+        self._connection.resume_receiving()
+
+    async def stop(self, reason: str) -> None:
+        """Close the link and wait until nothing of this session is under way in the engine."""
+        self._connection.abort(reason)
+        await asyncio.wait([self.ended])
+
+    def _join(self) -> None:
+        engine = self._engine
+        join = Join(
+            engine.log_id, self._terms.ttl_ms, engine.tail.opnum, engine.tail.epoch, engine.committed,
+            tuple(engine.epoch_history()),
+        )  # fmt: skip
+        self._connection.send(FrameType.JOIN, join.encode())
+
+    def _frame(self, kind: FrameType, payload: memoryview) -> None:
+        if kind is FrameType.RECORDS:
+            self._records(payload)
+        elif kind is FrameType.HEARTBEAT:
+            self._heartbeat(Heartbeat.decode(payload))
+        elif kind is FrameType.COMMITTED:
+            self._committed(decode_opnum(payload))
+        elif kind is FrameType.TRUNCATE:
+            self._begin(self._truncate(Truncate.decode(payload)))
+        elif kind is FrameType.CHECKPOINT:
+            self._checkpoint(*decode_chunk(payload))
+        elif kind is FrameType.RELEASE:
+            self._released(*decode_release(payload))
+        else:
+            raise LinkError(f"{kind.name} is not for a member")
+
+    def _records(self, payload: memoryview) -> None:
+        if not self._following:
+            raise LinkError("RECORDS before TRUNCATE")
+        try:
+            self._engine.follow_append(payload)
+        except StaleEpoch as error:
+            self._connection.refuse(f"stale: {error}")
+        except VolumeError as error:
+            raise LinkError(f"records refused: {error}") from error
+
+    def _heartbeat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.ttl_ms != self._terms.ttl_ms:
+            self._connection.refuse(f"lease TTL {self._terms.ttl_ms} ms here, {heartbeat.ttl_ms} ms there")
+            return
+        if self._promise.promise(self._env.clock.boottime_ns()):
+            self.heartbeats += 1
+            self._connection.send(FrameType.PROMISE, encode_promise(heartbeat.sequence, heartbeat.sent_ns))
+            self._on_promise()
+
+    def _committed(self, opnum: int) -> None:
+        if self._following:
+            self._engine.follow_committed(min(opnum, self._engine.tail.opnum))
+
+    def _released(self, epoch: int, committed: int) -> None:
+        if epoch < self._engine.highest_epoch:
+            return
+        self._committed(committed)
+        self.released = True
+        self._promise.released(self._env.clock.boottime_ns())
+        self._on_promise()
+
+    def _checkpoint(self, total_bytes: int, offset: int, data: memoryview) -> None:
+        if self._following or offset != len(self._pieces):
+            raise LinkError(f"CHECKPOINT piece at {offset}, expected at {len(self._pieces)}")
+        self._pieces += data
+        if len(self._pieces) == total_bytes:
+            self._begin(self._install())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that takes a while, with no frame delivered meanwhile."""
+        self._connection.pause_receiving()
+        self._work = asyncio.get_running_loop().create_task(work)
+        self._work.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._work = None
+        error = None if task.cancelled() else task.exception()
+        if self._connection.closed:
+            self._end()
+        elif error is not None:
+            log.warning("join_failed error=%r", error)
+            self._connection.refuse(f"join failed: {error}")
+        else:
+            self._connection.resume_receiving()
+
+    def _durable(self, opnum: int) -> None:
+        if self._following:
+            self._connection.send(FrameType.DURABLE, encode_opnum(opnum))
+
+    async def _truncate(self, order: Truncate) -> None:
+        await self._engine.see_epoch(order.epoch)
+        self.epoch = order.epoch
+        self._pieces.clear()
+        if order.resync:
+            self._following = False
+            return
+        if order.after_opnum < self._engine.tail.opnum:
+            log.info("log_truncated after=%d tail=%d epoch=%d", order.after_opnum, self._engine.tail.opnum, order.epoch)
+            await self._engine.truncate_after(order.after_opnum)
+        self._following = True
+        self._durable(self._engine.durable)
+
+    async def _install(self) -> None:
+        data, self._pieces = bytes(self._pieces), bytearray()
+        await self._engine.install_checkpoint(data)
+        self._join()
+
+    def _closed(self, reason: str) -> None:
+        self.reason = reason
+        self._following = False
+        if self._work is None:
+            self._end()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(self.reason)

@@ -1,0 +1,256 @@
+"""Log replication over one link: the primary's sender and the member's receiver.
+
+The member opens with JOIN (which log it has); the primary answers TRUNCATE (where the two logs part) and streams what
+follows, straight from the appends while the member keeps up, out of the log when it does not. In flight is bounded by
+a window; DURABLE opens it again. Heartbeats run on the same link, so silence is noticed on the path that matters.
+"""
+
+import asyncio
+import enum
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from head_node.cluster.connection import PeerConnection
+from head_node.cluster.errors import LinkError
+from head_node.cluster.frames import (
+    BATCH_BYTES_MAX,
+    CHUNK_BYTES,
+    FRAME_BYTES_MAX,
+    Buffer,
+    FrameType,
+    Join,
+    Truncate,
+    encode_chunk,
+    encode_opnum,
+)
+from head_node.store.records import Member
+from head_node.volume.engine import LogPosition
+from head_node.volume.records import HEADER_BYTES, RECORD_HEADER
+
+log = logging.getLogger(__name__)
+
+WINDOW_BYTES: Final = 8 * 1024 * 1024
+"""Unanswered record bytes per member: some loop turns of the fastest writer; more only grows the kernel's queues."""
+
+History = Sequence[tuple[int, int]]
+
+
+class SourceLog(Protocol):
+    """What a sender needs of the primary's engine."""
+
+    tail: LogPosition
+    committed: int
+
+    def epoch_history(self) -> list[tuple[int, int]]: ...
+    def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None: ...
+    async def export_checkpoint(self) -> list[Buffer]: ...
+
+
+class SenderState(enum.Enum):
+    """The life of one member's stream, seen from the primary."""
+
+    JOINING = "joining"
+    STREAMING = "streaming"
+    RESYNCING = "resyncing"
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final = {
+    SenderState.JOINING: {SenderState.STREAMING, SenderState.RESYNCING, SenderState.CLOSED},
+    SenderState.STREAMING: {SenderState.JOINING, SenderState.RESYNCING, SenderState.CLOSED},
+    SenderState.RESYNCING: {SenderState.JOINING, SenderState.CLOSED},
+    SenderState.CLOSED: {SenderState.CLOSED},
+}
+
+
+def common_opnum(ours: History, our_tail: int, theirs: History, their_tail: int) -> int:
+    """The last opnum that two logs share. An epoch has one primary and one first record, so logs that both have an
+    epoch agree up to the earlier end of the newest such epoch; 0 when they share none."""
+    theirs_by_epoch = dict(theirs)
+    for position in range(len(ours) - 1, -1, -1):
+        epoch, first = ours[position]
+        if theirs_by_epoch.get(epoch) == first:
+            return min(_end_of(ours, our_tail, epoch), _end_of(theirs, their_tail, epoch))
+    return 0
+
+
+def _end_of(history: History, tail: int, epoch: int) -> int:
+    later = [first for other, first in history if other > epoch]
+    return min(later) - 1 if later else tail
+
+
+def last_opnum(batch: Buffer) -> int:
+    """The opnum of the last record in a batch of whole records. Raises LinkError when they are not whole."""
+    view, at, opnum = memoryview(batch), 0, 0
+    while at < len(view):
+        if len(view) - at < HEADER_BYTES:
+            raise LinkError("a batch ends inside a record")
+        _, _, _, _, meta_bytes, data_bytes, opnum, _, _ = RECORD_HEADER.unpack_from(view, at)
+        at += HEADER_BYTES + meta_bytes + data_bytes
+    return int(opnum)
+
+
+class LogSender:
+    """The stream of one volume's log to one member. Frames of the link come in through `joined` and `durable`."""
+
+    def __init__(
+        self,
+        connection: PeerConnection,
+        engine: SourceLog,
+        member: Member,
+        on_durable: Callable[[Member, int], None],
+    ) -> None:
+        self.member = member
+        self.state = SenderState.JOINING
+        self.connection = connection
+        self.durable = 0
+        self._engine = engine
+        self._on_durable = on_durable
+        self._epoch = 0
+        self._next_opnum = 0
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight_bytes = 0
+        self._join: Join | None = None
+        self._resync: asyncio.Task[None] | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._commit_due = False
+        connection.on_writable = self._writable
+
+    @property
+    def caught_up(self) -> bool:
+        """The member holds everything committed, durably, and gets each new record as it is appended."""
+        return (
+            self.state is SenderState.STREAMING
+            and self._next_opnum > self._engine.tail.opnum
+            and self.durable >= self._engine.committed
+        )
+
+    @property
+    def lag(self) -> int:
+        """Records that the member has not said to be durable."""
+        return max(0, self._engine.tail.opnum - self.durable)
+
+    def joined(self, join: Join) -> None:
+        """The member's JOIN: kept until `lead`, answered at once afterwards. Again after a checkpoint."""
+        self._join = join
+        if self.state is not SenderState.JOINING:
+            self._to(SenderState.JOINING)
+        if self._epoch:
+            self._answer(join)
+
+    def lead(self, epoch: int) -> None:
+        """The primary's epoch record is in its log: from now on the member may follow."""
+        self._epoch = epoch
+        if self._join is not None and self.state is SenderState.JOINING:
+            self._answer(self._join)
+
+    def appended(self, first: int, last: int, buffers: Sequence[Buffer]) -> None:
+        """Records that were just appended. Sent as they are when the member has all before them and room."""
+        if self.state is not SenderState.STREAMING:
+            return
+        size = sum(map(len, buffers))
+        if self._next_opnum == first and size < FRAME_BYTES_MAX and self._has_room():
+            self._send(last, size, buffers)
+        else:
+            self._pump()
+
+    def committed(self) -> None:
+        """The commit point moved: the member is told once per loop turn."""
+        if self.state is SenderState.STREAMING and not self._commit_due:
+            self._commit_due = True
+            asyncio.get_running_loop().call_soon(self._tell_committed)
+
+    def durable_received(self, opnum: int) -> None:
+        """The member's DURABLE. Raises LinkError when it names what was never sent."""
+        if self.state is not SenderState.STREAMING or opnum < self.durable:
+            return
+        if opnum >= self._next_opnum:
+            raise LinkError(f"DURABLE {opnum}, but only {self._next_opnum - 1} was sent")
+        self.durable = opnum
+        while self._in_flight and self._in_flight[0][0] <= opnum:
+            self._in_flight_bytes -= self._in_flight.popleft()[1]
+        self._on_durable(self.member, opnum)
+        self._pump()
+
+    def close(self) -> None:
+        """Send nothing more; the connection is the caller's."""
+        self._to(SenderState.CLOSED)
+        if self._resync is not None:
+            self._resync.cancel()
+
+    def _answer(self, join: Join) -> None:
+        after = common_opnum(self._engine.epoch_history(), self._engine.tail.opnum, join.history, join.tail_opnum)
+        if after < join.floor_opnum or self._engine.read_log(after + 1, 1) is None:
+            self._start_resync(join)
+            return
+        if after < join.tail_opnum:
+            log.info(
+                "member_diverges head=%s tail=%d common=%d epoch=%d",
+                self.member.head, join.tail_opnum, after, self._epoch,
+            )  # fmt: skip
+        self._to(SenderState.STREAMING)
+        self._in_flight.clear()
+        self._in_flight_bytes = 0
+        self.durable = 0
+        self._next_opnum = after + 1
+        self.connection.send(FrameType.TRUNCATE, Truncate(self._epoch, False, after).encode())
+        self.committed()
+        self._pump()
+
+    def _pump(self) -> None:
+        while self.state is SenderState.STREAMING and self._has_room() and self._next_opnum <= self._engine.tail.opnum:
+            buffers = self._engine.read_log(self._next_opnum, BATCH_BYTES_MAX)
+            if buffers is None:
+                self.connection.abort("the log was trimmed below what this member needs")
+                return
+            if not buffers:
+                return
+            batch = b"".join(buffers)
+            self._send(last_opnum(batch), len(batch), (batch,))
+
+    def _send(self, last: int, size: int, buffers: Sequence[Buffer]) -> None:
+        self._next_opnum = last + 1
+        self._in_flight.append((last, size))
+        self._in_flight_bytes += size
+        self.connection.send(FrameType.RECORDS, *buffers)
+
+    def _has_room(self) -> bool:
+        return self._in_flight_bytes < WINDOW_BYTES and self.connection.writable
+
+    def _tell_committed(self) -> None:
+        self._commit_due = False
+        if self.state is SenderState.STREAMING:
+            self.connection.send(FrameType.COMMITTED, encode_opnum(self._engine.committed))
+
+    def _writable(self, writable: bool) -> None:
+        if writable:
+            self._drained.set()
+            self._pump()
+        else:
+            self._drained.clear()
+
+    def _start_resync(self, join: Join) -> None:
+        log.warning(
+            "member_resyncs head=%s tail=%d floor=%d epoch=%d",
+            self.member.head, join.tail_opnum, join.floor_opnum, self._epoch,
+        )  # fmt: skip
+        self._to(SenderState.RESYNCING)
+        self.connection.send(FrameType.TRUNCATE, Truncate(self._epoch, True, 0).encode())
+        self._resync = asyncio.get_running_loop().create_task(self._send_checkpoint())
+
+    async def _send_checkpoint(self) -> None:
+        data = memoryview(b"".join(await self._engine.export_checkpoint()))
+        for offset in range(0, len(data), CHUNK_BYTES):
+            await self._drained.wait()
+            if self.state is not SenderState.RESYNCING:
+                return
+            self.connection.send(
+                FrameType.CHECKPOINT, *encode_chunk(len(data), offset, data[offset : offset + CHUNK_BYTES])
+            )
+
+    def _to(self, state: SenderState) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state

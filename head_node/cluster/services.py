@@ -1,0 +1,56 @@
+"""What a volume on this head is given by the head: identity, clocks, the authority, sleds, links, clients."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from head_node.cluster.connection import PeerConnection
+from head_node.cluster.frames import Purpose
+from head_node.cluster.lease import LeaseTerms
+from head_node.cluster.sleds import Sleds
+from head_node.cluster.watch import AuthorityWatch
+from head_node.store.records import Column, Member, RackView, VolumeRecord
+from head_node.volume.engine import VolumeEngine
+from sled_controller.environment import Environment
+from sled_controller.keyset import KeySet
+
+
+class Authority(Protocol):
+    """The calls of AuthorityClient that the cluster makes; see there for what each raises."""
+
+    async def view(self, after: int | None = None, wait_ms: int = 0) -> RackView: ...
+    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]: ...
+    async def change_members(
+        self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
+        remove: Member | None = None,
+    ) -> VolumeRecord: ...  # fmt: skip
+    async def set_columns(
+        self, volume: UUID, *, epoch: int, expected_version: int, columns: list[Column]
+    ) -> VolumeRecord: ...  # fmt: skip
+    async def renew(self, volume: UUID, *, epoch: int) -> bytes: ...
+    async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None: ...
+    async def report_credential(self, credential: bytes) -> VolumeRecord: ...
+    async def report(self, status: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Shared by all volumes of this head."""
+
+    head: UUID
+    env: Environment
+    terms: LeaseTerms
+    started_ns: int
+    authority: Authority
+    watch: AuthorityWatch
+    sleds: Sleds
+    key_set: Callable[[], KeySet | None]
+    dial: Callable[[UUID, Purpose, UUID], Awaitable[PeerConnection]]
+    """(head, purpose, volume) -> an authenticated link; raises LinkClosed."""
+    drop_clients: Callable[[UUID], None]
+    """Reset every client connection of a volume, requests unanswered (F6)."""
+    open_engine: Callable[[VolumeRecord], Awaitable[VolumeEngine]]
+    """Open, or make, the volume's log directory. Raises VolumeError, OSError."""
+    remove_log: Callable[[UUID], Awaitable[None]]
+    """Remove a deleted volume's log directory."""

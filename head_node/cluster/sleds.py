@@ -1,0 +1,144 @@
+"""The sleds as this head reaches them: one association per sled, shared by all volumes, kept open by primaries and
+secondaries alike, so that a takeover begins with ATTACH and not with a handshake."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol, TypeAlias
+from uuid import UUID
+
+from head_node.store.records import SledRecord
+from sled_controller.environment import Environment
+from sled_controller.errors import SledError
+from sled_controller.fabric.client import SledClient
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS_MIN: Final = 0.05
+BACKOFF_SECONDS_MAX: Final = 2.0
+"""A sled that comes back is used again within this time; a dead one costs one dial per this time."""
+
+MakeClient: TypeAlias = Callable[[SledRecord], SledClient]
+Listener: TypeAlias = Callable[[UUID, SledClient | None], None]
+
+
+class SledDirectory(Protocol):
+    """What a volume asks of the sleds."""
+
+    def client(self, sled: UUID) -> SledClient | None: ...
+    def subscribe(self, listener: Listener) -> Callable[[], None]: ...
+
+
+class _Association:
+    """Keeps one sled connected, with growing pauses while it cannot be reached."""
+
+    def __init__(self, record: SledRecord, make: MakeClient, changed: Listener, env: Environment) -> None:
+        self.record = record
+        self.client: SledClient | None = None
+        self.reason = "not connected yet"
+        self.connects_total = 0
+        self._make = make
+        self._changed = changed
+        self._env = env
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _keep(self) -> None:
+        pause = BACKOFF_SECONDS_MIN
+        while True:
+            client = self._make(self.record)
+            try:
+                await client.open()
+            except SledError as error:
+                self._note(str(error))
+                await client.close()
+                jitter = self._env.entropy.bytes(1)[0] / 512
+                await asyncio.sleep(pause * (1 + jitter))
+                pause = min(pause * 2, BACKOFF_SECONDS_MAX)
+                continue
+            pause = BACKOFF_SECONDS_MIN
+            self.connects_total += 1
+            log.info("sled_connected sled=%s name=%s", self.record.id, self.record.name)
+            self.client, self.reason = client, ""
+            self._changed(self.record.id, client)
+            try:
+                await asyncio.wait([client.closed])
+            finally:
+                self.client = None
+                await client.close()
+            self._note("the association ended")
+            self._changed(self.record.id, None)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _note(self, reason: str) -> None:
+        if reason != self.reason:
+            log.warning("sled_unreachable sled=%s name=%s reason=%s", self.record.id, self.record.name, reason)
+        self.reason = reason
+
+
+class Sleds:
+    """All sleds of the rack. Follows the authority's view through `update`."""
+
+    def __init__(self, make: MakeClient, env: Environment) -> None:
+        self._make = make
+        self._env = env
+        self._associations: dict[UUID, _Association] = {}
+        self._listeners: set[Listener] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def update(self, sleds: Mapping[UUID, SledRecord]) -> None:
+        """Connect to new sleds, forget those that are gone, dial those whose address or key changed anew."""
+        for sled, association in list(self._associations.items()):
+            record = sleds.get(sled)
+            if record is None or not _same_place(record, association.record):
+                del self._associations[sled]
+                self._forget(association)
+                self._tell(sled, None)
+        for sled, record in sleds.items():
+            if sled not in self._associations:
+                self._associations[sled] = _Association(record, self._make, self._tell, self._env)
+
+    def client(self, sled: UUID) -> SledClient | None:
+        """The open association with `sled`, if there is one."""
+        association = self._associations.get(sled)
+        return None if association is None else association.client
+
+    def reachable(self, sleds: Iterable[UUID]) -> int:
+        """How many of `sleds` have an open association now."""
+        return sum(self.client(sled) is not None for sled in sleds)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(sled, client or None)` at every change; returns what ends it."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def status(self) -> dict[str, dict[str, object]]:
+        """By sled id: whether it is connected, and why not."""
+        return {
+            str(sled): {
+                "connected": association.client is not None,
+                "connects_total": association.connects_total,
+                "reason": association.reason,
+            }
+            for sled, association in self._associations.items()
+        }
+
+    async def close(self) -> None:
+        """End every association."""
+        associations, self._associations = list(self._associations.values()), {}
+        await asyncio.gather(*(association.close() for association in associations), *self._closing)
+
+    def _forget(self, association: _Association) -> None:
+        task = asyncio.get_running_loop().create_task(association.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _tell(self, sled: UUID, client: SledClient | None) -> None:
+        for listener in list(self._listeners):
+            listener(sled, client)
+
+
+def _same_place(left: SledRecord, right: SledRecord) -> bool:
+    return (left.address, left.public_key, left.nqn) == (right.address, right.public_key, right.nqn)

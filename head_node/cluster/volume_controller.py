@@ -1,0 +1,318 @@
+"""One volume on this head, from opening its log to closing it: follower, candidate, primary, and back.
+
+One supervising task per volume. What happens is driven by the record, by links, by time, and by what sleds say;
+every change of `state` is a step of the table in states.py.
+"""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, Final
+from uuid import UUID
+
+from head_node.authority.errors import AuthorityError
+from head_node.cluster.connection import PeerConnection
+from head_node.cluster.errors import NotServing, SealRefused, TakeoverImpossible
+from head_node.cluster.follower import Follower
+from head_node.cluster.lease import MemberPromise
+from head_node.cluster.primary import End, Outcome, PrimaryRole
+from head_node.cluster.services import Services
+from head_node.cluster.states import PRIMARY_STATES, VolumeState, check
+from head_node.cluster.takeover import Grant, Situation, Step, ask, check_sleds, next_step
+from head_node.store.records import VolumeRecord
+from head_node.store.records import VolumeState as RecordState
+from head_node.volume.engine import VolumeEngine
+from head_node.volume.errors import VolumeError
+from head_node.volume.interface import ServedVolume
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 0.1
+"""Between two takeover attempts whose pre-check or request failed."""
+REOPEN_SECONDS: Final = 1.0
+"""Between two tries to open a log directory (another process still holds it, or the disk is full)."""
+
+
+class VolumeController:
+    """See the module. `start` once, then `record_changed` with each newer record, `stop` at the end."""
+
+    def __init__(self, services: Services, record: VolumeRecord) -> None:
+        self._services = services
+        self.volume = record.volume
+        self.record = record
+        self.state = VolumeState.OPENING
+        self.reason = ""
+        self._engine: VolumeEngine | None = None
+        self._follower: Follower | None = None
+        self._role: PrimaryRole | None = None
+        self._gone = False
+        self._stopping = False
+        self._wake_event = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._first_seen_ns = services.env.clock.boottime_ns()
+        self._last_outcome: Outcome | None = None
+        self._takeovers_total = 0
+        self._fenced_total = 0
+        self._last_fenced: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"volume {self.volume}")
+
+    async def stop(self) -> None:
+        """Stop in good order: hand over to a member that has everything, or destage when alone."""
+        self._stopping = True
+        self._wake()
+        if self._role is not None:
+            await self._role.hand_over()
+            if self._engine is not None and self._role.alone:
+                with contextlib.suppress(VolumeError):
+                    await self._engine.close(destage=True)
+                self._role.end(End.HANDED_OVER, "stopped alone")
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def record_changed(self, record: VolumeRecord | None) -> None:
+        """The authority's view; None: the volume is not in it any more."""
+        if record is None:
+            self._gone = True
+        elif record.version > self.record.version:
+            self.record = record
+            if self._role is not None:
+                self._role.record_changed(record)
+        self._wake()
+
+    def accept_log(self, connection: PeerConnection, head: UUID) -> None:
+        """A head wants to follow this volume here."""
+        if self._role is None:
+            connection.refuse(f"this head is not the primary of volume {self.volume}, it is {self.state.value}")
+        elif head not in self.record.heads and self.record.member(head) is None:
+            connection.refuse(f"head {head} is not assigned to volume {self.volume}")
+        else:
+            self._role.accept(connection, head)
+
+    def served(self) -> ServedVolume:
+        """What a client gets. Raises NotServing."""
+        if self._role is None or not self._role.serving or self._engine is None:
+            raise NotServing(f"volume {self.record.name} is {self.state.value} on this head")
+        return self._engine.served
+
+    @property
+    def is_primary(self) -> bool:
+        return self.state in PRIMARY_STATES
+
+    async def reached(self, state: VolumeState) -> None:
+        """Wait until the volume is in `state` here."""
+        while self.state is not state:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def status(self) -> dict[str, Any]:
+        """What the authority and people are told about this volume on this head."""
+        role, follower, engine = self._role, self._follower, self._engine
+        now_ns = self._services.env.clock.boottime_ns()
+        return {
+            "volume": str(self.volume),
+            "name": self.record.name,
+            "state": self.state.value,
+            "role": "primary" if self.is_primary else "secondary",
+            "serving": role is not None and role.serving,
+            "epoch": role.epoch if role is not None else self.record.epoch,
+            "reason": self.reason,
+            "exposed": len(self.record.current) < 2,
+            "following": follower is not None and follower.linked,
+            "lease_valid": role is not None and role.lease.valid(now_ns),
+            "receipts": role.attachments.receipts if role is not None else 0,
+            "members_lag": {str(s.member.head): s.lag for s in role.links.senders()} if role is not None else {},
+            "faulty_sleds": sorted(map(str, role.faulty_sleds)) if role is not None else [],
+            "fenced_total": self._fenced_total + (role.fenced_total if role is not None else 0),
+            "last_fenced": (role.last_fenced if role is not None else None) or self._last_fenced,
+            "last_end": None if self._last_outcome is None else self._last_outcome.end.value,
+            "takeovers_total": self._takeovers_total,
+            "log": None if engine is None else str(engine.log_id),
+            "engine": {} if engine is None else engine.status(),
+        }
+
+    # the supervising task
+
+    async def _run(self) -> None:
+        try:
+            await self._open()
+            while not self._stopping and not self._gone:
+                grant = await self._follow()
+                if grant is not None:
+                    await self._lead(grant)
+                if self.state is VolumeState.FAILED:
+                    break
+        except Exception:
+            log.exception("volume_broke volume=%s state=%s", self.volume, self.state.value)
+            self._fail("an internal error ended this volume here; see the log, restart the head")
+        finally:
+            await self._close()
+
+    async def _open(self) -> None:
+        while not self._stopping:
+            try:
+                self._engine = await self._services.open_engine(self.record)
+                break
+            except (VolumeError, OSError) as error:
+                self._note(f"the log cannot be opened: {error}")
+            await self._sleep(REOPEN_SECONDS)
+        if self._engine is None:
+            return
+        self._engine.on_failed = lambda error: self._fail(f"the log failed: {error}")
+        promise = MemberPromise(self._services.terms, started_ns=self._services.started_ns)
+        self._follower = Follower(self._services, self._engine, self.volume, promise, self._wake)
+        self._to(VolumeState.FOLLOWING)
+
+    async def _follow(self) -> Grant | None:
+        """Follow until this head holds the next epoch, or the volume ends here."""
+        follower, engine = self._follower, self._engine
+        if follower is None or engine is None:
+            return None
+        while not self._stopping and not self._gone and self.state is VolumeState.FOLLOWING:
+            now_ns = self._services.env.clock.boottime_ns()
+            step, look_again_ns = next_step(
+                Situation(
+                    self.record,
+                    self._services.head,
+                    engine.log_id,
+                    now_ns,
+                    follower.promise.bound_until_ns,
+                    self._first_seen_ns,
+                )  # fmt: skip
+            )
+            follower.follow(self.record.primary if step is Step.FOLLOW else None)
+            if step is Step.CANDIDATE:
+                grant = await self._try_takeover(follower)
+                if grant is not None:
+                    return grant
+                await self._sleep(RETRY_SECONDS)
+            else:
+                pause = None if look_again_ns is None else max(0.0, (look_again_ns - now_ns) / 1e9)
+                await self._sleep(pause)
+        await follower.stop("the volume ends here")
+        return None
+
+    async def _try_takeover(self, follower: Follower) -> Grant | None:
+        engine = self._engine
+        assert engine is not None
+        try:
+            check_sleds(self.record, self._services.sleds)
+            record = (await self._services.watch.refresh()).volumes.get(self.volume)
+            if record is None or not self._still_candidate(record, follower):
+                return None
+            await follower.seal()
+        except (TakeoverImpossible, AuthorityError, SealRefused) as error:
+            self._note(f"no takeover: {error}")
+            return None
+        self._to(VolumeState.SEALED)
+        try:
+            return await ask(self._services.authority, record, engine.log_id, self._services.env)
+        except TakeoverImpossible as error:
+            self._note(str(error))
+            with contextlib.suppress(AuthorityError):
+                await self._services.watch.refresh()
+            follower.promise.unseal()
+            if self.state is VolumeState.SEALED:
+                self._to(VolumeState.FOLLOWING)
+            return None
+
+    def _still_candidate(self, record: VolumeRecord, follower: Follower) -> bool:
+        engine = self._engine
+        assert engine is not None
+        now_ns = self._services.env.clock.boottime_ns()
+        if record.version > self.record.version:
+            self.record = record
+        situation = Situation(
+            record, self._services.head, engine.log_id, now_ns, follower.promise.bound_until_ns, self._first_seen_ns
+        )
+        return next_step(situation)[0] is Step.CANDIDATE
+
+    async def _lead(self, grant: Grant) -> None:
+        engine, follower = self._engine, self._follower
+        assert engine is not None
+        assert follower is not None
+        self._takeovers_total += 1
+        self.record = grant.record
+        self._to(VolumeState.ATTACHING)
+        role = PrimaryRole(self._services, engine, grant, self._to)
+        self._role = role
+        outcome = await role.run()
+        self._last_outcome = outcome
+        self._fenced_total += role.fenced_total
+        self._last_fenced = role.last_fenced or self._last_fenced
+        self._note(f"{outcome.end.value}: {outcome.detail}")
+        if role.record.version > self.record.version:
+            self.record = role.record
+        self._role = None
+        self._services.drop_clients(self.volume)
+        with contextlib.suppress(VolumeError):
+            await engine.step_down()
+        await role.attachments.close()
+        if outcome.end is End.LOG_FAILED:
+            self._fail(outcome.detail)
+            return
+        engine.on_failed = lambda error: self._fail(f"the log failed: {error}")
+        follower.promise.unseal()
+        if outcome.end is End.DELETED:
+            self._gone = True
+            self._to(VolumeState.RETIRED)
+            return
+        if not self._stopping:
+            await self._tell_authority(outcome)
+        self._to(VolumeState.FOLLOWING)
+
+    async def _tell_authority(self, outcome: Outcome) -> None:
+        """F4: a genuine credential that is newer than the record freezes the volume; the authority judges that."""
+        with contextlib.suppress(AuthorityError):
+            if outcome.credential is not None:
+                await self._services.authority.report_credential(outcome.credential)
+            await self._services.watch.refresh()
+
+    async def _close(self) -> None:
+        if self._follower is not None:
+            await self._follower.stop("this head is stopping")
+        if self._engine is not None:
+            with contextlib.suppress(VolumeError):
+                await self._engine.close()
+        deleted = self._gone and (self.state is VolumeState.RETIRED or self.record.state is RecordState.DELETING)
+        if deleted:
+            if self.state is not VolumeState.RETIRED:
+                self._to(VolumeState.RETIRED)
+            await self._services.remove_log(self.volume)
+        elif self.state not in (VolumeState.FAILED, VolumeState.RETIRED):
+            self._to(VolumeState.CLOSED)
+
+    # plumbing
+
+    def _to(self, state: VolumeState) -> None:
+        check(self.state, state)
+        log.info(
+            "state volume=%s from=%s to=%s epoch=%d", self.volume, self.state.value, state.value, self.record.epoch
+        )
+        self.state = state
+        self._changed.set()
+
+    def _fail(self, reason: str) -> None:
+        log.error("volume_failed volume=%s reason=%s", self.volume, reason)
+        self.reason = reason
+        if self.state is not VolumeState.FAILED:
+            self.state = VolumeState.FAILED
+        self._changed.set()
+        self._wake()
+
+    def _note(self, reason: str) -> None:
+        if reason != self.reason:
+            log.warning("volume_note volume=%s state=%s reason=%s", self.volume, self.state.value, reason)
+        self.reason = reason
+
+    def _wake(self) -> None:
+        self._wake_event.set()
+
+    async def _sleep(self, seconds: float | None) -> None:
+        """Wait until something happens, at most `seconds`."""
+        self._wake_event.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake_event.wait()
