@@ -53,9 +53,12 @@ class Follower:
         """Dial this head, and again when the link ends; None: stop dialling. Cheap when nothing changes."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._keep_joined())
-        if primary != self._primary:
-            self._primary = primary
-            self._redial.set()
+        if primary == self._primary:
+            return
+        self._primary = primary
+        self._redial.set()
+        if self._session is not None:
+            self._session.abandon("following another primary")
 
     async def stop(self, reason: str) -> None:
         """Close the link, end dialling, and wait until nothing of it touches the log."""
@@ -116,22 +119,14 @@ class Follower:
         )
         self._session = session
         session.start()
-        changed = asyncio.get_running_loop().create_task(self._primary_changed(primary))
         try:
-            await asyncio.wait([session.ended, changed], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([session.ended])
         finally:
-            changed.cancel()
-            if not session.ended.done():
-                connection.abort("following another primary")
+            connection.abort("no longer followed")
         await asyncio.wait([session.ended])
         self._session = None
         self._note(primary, session.reason)
         return session.heartbeats > 0
-
-    async def _primary_changed(self, primary: UUID) -> None:
-        while self._primary == primary:
-            self._redial.clear()
-            await self._redial.wait()
 
     def _note(self, primary: UUID, reason: str) -> None:
         if reason != self.reason:

@@ -66,8 +66,8 @@ class PrimaryRole:
     """One epoch. `to` moves the volume's state; `run` returns when this head is primary no longer."""
 
     def __init__(
-        self, services: Services, engine: VolumeEngine, grant: Grant, to: Callable[[VolumeState], None],
-    ) -> None:  # fmt: skip
+        self, services: Services, engine: VolumeEngine, grant: Grant, to: Callable[[VolumeState], None]
+    ) -> None:
         now_ns = services.env.clock.boottime_ns()
         self._services = services
         self._engine = engine
@@ -89,8 +89,8 @@ class PrimaryRole:
             on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
         )  # fmt: skip
         self._half_term_ns = grant.half_term_ns
-        self._state = VolumeState.ATTACHING
-        self._held_from: VolumeState | None = None
+        self._progress = VolumeState.ATTACHING
+        self._held = False
         self._led = False
         self._lease_was_valid = True
         self._probed_ns = 0
@@ -101,7 +101,7 @@ class PrimaryRole:
     @property
     def serving(self) -> bool:
         """Whether clients may be connected here (they may have to wait)."""
-        return self._state is VolumeState.SERVING
+        return self._progress is VolumeState.SERVING
 
     @property
     def record(self) -> VolumeRecord:
@@ -151,7 +151,7 @@ class PrimaryRole:
         self._members_changed()
         if record.state is RecordState.FROZEN:
             self.end(End.FROZEN, "the volume is frozen until an operator recovers it")
-        elif record.state is RecordState.DELETING and self._state is VolumeState.SERVING:
+        elif record.state is RecordState.DELETING and self._progress is VolumeState.SERVING:
             self._begin("delete", self._delete())
 
     @property
@@ -188,7 +188,7 @@ class PrimaryRole:
         await self.attachments.wait_attempts(STRAGGLER_SECONDS)
         if len(self.record.columns) < total:
             await self._add_columns()
-        self._change_state(VolumeState.LEADING)
+        self._advance(VolumeState.LEADING)
         given = self.attachments.columns()
         opnum = await self._engine.lead(self.epoch, given)
         self._led = True
@@ -201,7 +201,7 @@ class PrimaryRole:
             if member.head in self.membership.required and not self.links.linked(member.head):
                 await self._changes.remove(member, lambda head=member.head: not self.links.linked(head))  # type: ignore[misc]
         await self._engine.wait_committed(opnum)
-        self._change_state(VolumeState.SERVING)
+        self._advance(VolumeState.SERVING)
         log.info(
             "serving volume=%s epoch=%d opnum=%d receipts=%d exposed=%s",
             self.volume, self.epoch, opnum, self.attachments.receipts, self.membership.exposed,
@@ -225,7 +225,7 @@ class PrimaryRole:
         self.attachments.activate()
 
     async def _delete(self) -> None:
-        self._change_state(VolumeState.DELETING)
+        self._advance(VolumeState.DELETING)
         self.lease.end_term()
         self._engine.hold()
         self._services.drop_clients(self.volume)
@@ -254,7 +254,8 @@ class PrimaryRole:
     # lease, heartbeats, membership
 
     def _may_serve(self) -> bool:
-        return self._state is VolumeState.SERVING and self.lease.valid(self._services.env.clock.boottime_ns())
+        serving = self._progress is VolumeState.SERVING and not self._held
+        return serving and self.lease.valid(self._services.env.clock.boottime_ns())
 
     def _tick(self) -> None:
         if self._ended.done():
@@ -271,7 +272,7 @@ class PrimaryRole:
     def _watch_lease(self) -> None:
         now_ns = self._now_ns()
         valid = self.lease.valid(now_ns)
-        if self._state is not VolumeState.SERVING:
+        if self._progress is not VolumeState.SERVING:
             return
         if valid != self._lease_was_valid:
             self._lease_was_valid = valid
@@ -418,13 +419,14 @@ class PrimaryRole:
 
     def _hold(self) -> None:
         self._engine.hold()
-        if self._state is not VolumeState.HOLDING and self._state is not VolumeState.DELETING:
-            self._held_from = self._state
-            self._change_state(VolumeState.HOLDING)
+        if not self._held:
+            self._held = True
+            self._to(VolumeState.HOLDING)
 
     def _unhold(self) -> None:
-        if self._state is VolumeState.HOLDING and self._held_from is not None and "deposed" not in self._tasks:
-            self._change_state(self._held_from)
+        if self._held and "deposed" not in self._tasks:
+            self._held = False
+            self._to(self._progress)
             self._engine.resume()
 
     # plumbing
@@ -432,13 +434,10 @@ class PrimaryRole:
     async def _reread(self) -> VolumeRecord:
         return await self._services.watch.record(self.volume)
 
-    def _change_state(self, state: VolumeState) -> None:
-        if self._state is VolumeState.HOLDING and state in (VolumeState.LEADING, VolumeState.SERVING):
-            if "judge" in self._tasks and self._held_from is not state:
-                self._held_from = state
-                return
-        self._state = state
-        self._to(state)
+    def _advance(self, progress: VolumeState) -> None:
+        self._progress = progress
+        if not self._held:
+            self._to(progress)
 
     def _now_ns(self) -> int:
         return self._services.env.clock.boottime_ns()

@@ -72,8 +72,12 @@ class LogReceiver:
 
     async def stop(self, reason: str) -> None:
         """Close the link and wait until nothing of this session is under way in the engine."""
-        self._connection.abort(reason)
+        self.abandon(reason)
         await asyncio.wait([self.ended])
+
+    def abandon(self, reason: str) -> None:
+        """Close the link; `ended` follows."""
+        self._connection.abort(reason)
 
     def _join(self) -> None:
         engine = self._engine

@@ -172,16 +172,7 @@ class VolumeController:
             return None
         while not self._stopping and not self._gone and self.state is VolumeState.FOLLOWING:
             now_ns = self._services.env.clock.boottime_ns()
-            step, look_again_ns = next_step(
-                Situation(
-                    self.record,
-                    self._services.head,
-                    engine.log_id,
-                    now_ns,
-                    follower.promise.bound_until_ns,
-                    self._first_seen_ns,
-                )  # fmt: skip
-            )
+            step, look_again_ns = next_step(self._situation(follower, engine, now_ns))
             follower.follow(self.record.primary if step is Step.FOLLOW else None)
             if step is Step.CANDIDATE:
                 grant = await self._try_takeover(follower)
@@ -221,13 +212,14 @@ class VolumeController:
     def _still_candidate(self, record: VolumeRecord, follower: Follower) -> bool:
         engine = self._engine
         assert engine is not None
-        now_ns = self._services.env.clock.boottime_ns()
         if record.version > self.record.version:
             self.record = record
-        situation = Situation(
-            record, self._services.head, engine.log_id, now_ns, follower.promise.bound_until_ns, self._first_seen_ns
-        )
-        return next_step(situation)[0] is Step.CANDIDATE
+        now_ns = self._services.env.clock.boottime_ns()
+        return next_step(self._situation(follower, engine, now_ns))[0] is Step.CANDIDATE
+
+    def _situation(self, follower: Follower, engine: VolumeEngine, now_ns: int) -> Situation:
+        bound_until_ns = follower.promise.bound_until_ns
+        return Situation(self.record, self._services.head, engine.log_id, now_ns, bound_until_ns, self._first_seen_ns)
 
     async def _lead(self, grant: Grant) -> None:
         engine, follower = self._engine, self._follower
