@@ -38,7 +38,7 @@ from head_node.store.records import (
     VolumeRecord,
     VolumeState,
 )
-from sled_controller.credential import ALL_RIGHTS, Credential, parse_credential, verify
+from sled_controller.credential import ALL_RIGHTS, Credential, Rights, parse_credential, verify
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialMalformed, CredentialRefused
 from sled_controller.keyset import KeySet
@@ -302,9 +302,9 @@ class Volumes:
             if len(entry.value.heads) < self._heads_per_volume:
                 await self._fill_one(volume)
 
-    async def sign_for(self, record: VolumeRecord, public_key: bytes) -> bytes:
+    async def sign_for(self, record: VolumeRecord, public_key: bytes, rights: Rights) -> bytes:
         """A credential of the record's epoch for another holder: only for an epoch that no head was given."""
-        return await self._sign(record, public_key)
+        return await self._sign(record, public_key, rights)
 
     async def _fill_one(self, volume: UUID) -> None:
         async def attempt() -> None:
@@ -394,7 +394,7 @@ class Volumes:
         if found is None or found.value["epoch"] != epoch or not hmac.compare_digest(found.value["claim"], claim):
             raise NotEligible(f"epoch {epoch} of volume {volume} was not given to this process; take over first")
 
-    async def _sign(self, record: VolumeRecord, public_key: bytes) -> bytes:
+    async def _sign(self, record: VolumeRecord, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
         now_ms = self._env.clock.wall_ms()
         key = (await self._keyring.current()).signer(now_ms)
         credential = Credential(
@@ -402,7 +402,7 @@ class Volumes:
             volume=record.volume,
             head_key=public_key,
             epoch=record.epoch,
-            rights=ALL_RIGHTS,
+            rights=rights,
             issued_ms=now_ms,
             expires_ms=now_ms + self._term_ms,
             serial=int.from_bytes(self._env.entropy.bytes(8), "big"),

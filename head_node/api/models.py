@@ -1,0 +1,287 @@
+"""The JSON of the REST interface: what requests may hold, checked, and what replies hold, described."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, VolumeState
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+
+U64 = Annotated[int, Field(strict=True, ge=0, lt=1 << 64)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description="1 to 63 letters, digits, dots, dashes, underscores")]
+KeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="raw Ed25519 public key, 32 bytes in hex")]
+Claim = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="names the takeover request, drawn by the head")]
+Host = Annotated[str, Field(min_length=1, max_length=253)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Service = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
+Addresses = Annotated[dict[Service, tuple[Host, Port]], Field(max_length=8)]
+
+
+class Body(BaseModel):
+    """Base of request bodies: what is not known is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class GeometryDocument(BaseModel):
+    data_shards: Annotated[int, Field(description="k")]
+    parity_shards: Annotated[int, Field(description="m")]
+    shard_blocks: Annotated[int, Field(description="blocks of 4096 bytes in a shard, its header among them")]
+
+
+class MemberDocument(Body):
+    head: UUID
+    log: Annotated[UUID, Field(description="made with the log directory: a wiped log is another member")]
+
+
+class ColumnDocument(Body):
+    index: Annotated[int, Field(strict=True, ge=0, le=255)]
+    sled: UUID
+    nsid: Annotated[int, Field(strict=True, ge=1, lt=0xFFFFFFFF)]
+    blocks: Annotated[int, Field(strict=True, ge=1, lt=1 << 52)]
+
+
+class VolumeDocument(BaseModel):
+    """A volume record, as the store has it."""
+
+    volume: UUID
+    name: str
+    size_bytes: int
+    geometry: GeometryDocument
+    epoch: int
+    primary: UUID | None
+    current: Annotated[list[MemberDocument], Field(description="members that hold all that was acknowledged")]
+    heads: Annotated[list[UUID], Field(description="assigned heads, preferred primary first")]
+    sleds: Annotated[list[UUID], Field(description="placement, one per column")]
+    columns: list[ColumnDocument]
+    state: VolumeState
+    min_current: int
+    version: int
+
+
+class HealthDocument(BaseModel):
+    """What the record and the live heads' reports say together."""
+
+    exposed: Annotated[bool, Field(description="one more loss may lose acknowledged writes")]
+    primary_live: bool
+    members: Annotated[int, Field(description="size of `current`")]
+    reports: Annotated[dict[UUID, dict[str, Any]], Field(description="by live head, as that head reports it")]
+
+
+class VolumeStatus(VolumeDocument):
+    health: HealthDocument
+    frozen_because: str | None = None
+
+
+class VolumeList(BaseModel):
+    volumes: list[VolumeStatus]
+
+
+class VolumeRequest(Body):
+    name: Name
+    size_bytes: Annotated[int, Field(strict=True, ge=BLOCK_BYTES, le=VOLUME_BYTES_MAX, multiple_of=BLOCK_BYTES)]
+
+
+class RecoverRequest(Body):
+    epoch: Annotated[U64, Field(description="the highest epoch seen on any sled or log; the volume goes on above it")]
+
+
+class DeletionDocument(BaseModel):
+    gone: Annotated[bool, Field(description="whether the record is gone already")]
+    record: VolumeDocument | None
+
+
+class HeadDocument(BaseModel):
+    id: UUID
+    name: str
+    public_key: str
+    addresses: Annotated[dict[str, tuple[str, int]], Field(description="by service: peer, nbd, ...")]
+    enrolled_ms: int
+    revoked: bool
+
+
+class RoleDocument(BaseModel):
+    volume: UUID
+    name: str
+    role: Annotated[str, Field(description="primary, secondary (a member of `current`), or assigned")]
+    epoch: int
+
+
+class HeadStatus(HeadDocument):
+    live: Annotated[bool, Field(description="reported within the last seconds")]
+    reported_ms: int | None
+    roles: list[RoleDocument]
+    report: dict[str, Any] | None
+
+
+class SledDocument(BaseModel):
+    id: UUID
+    name: str
+    public_key: str
+    nqn: str
+    address: tuple[str, int]
+    capacity_blocks: Annotated[int, Field(description="blocks of 4096 bytes; 0 when unknown")]
+    enrolled_ms: int
+
+
+class SledStatus(SledDocument):
+    reachable: Annotated[bool | None, Field(description="from some live head; null when nobody says")]
+    volumes: Annotated[list[UUID], Field(description="volumes placed here")]
+    allocated_blocks: int
+
+
+class NodeList(BaseModel):
+    heads: list[HeadStatus]
+    sleds: list[SledStatus]
+
+
+class SledRequest(Body):
+    """The content of the sled's identity.json, with its address."""
+
+    id: UUID
+    name: Name
+    public_key: KeyHex
+    nqn: Annotated[str, Field(min_length=1, max_length=223)]
+    host: Host
+    port: Port
+    capacity_blocks: Annotated[int, Field(strict=True, ge=0, lt=1 << 52)] = 0
+
+
+class RevocationDocument(BaseModel):
+    head: HeadDocument
+    volumes: list[VolumeDocument]
+    orphaned: Annotated[list[UUID], Field(description="volumes without any member left")]
+    fences: Annotated[
+        dict[UUID, dict[UUID, str]], Field(description="by volume and sled: `fenced`, or why it could not be")
+    ]
+    credentials_end_ms: Annotated[int, Field(description="where no fence could be raised, writes may go on until then")]
+
+
+class TokenRequest(Body):
+    uses: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
+    valid_s: Annotated[int, Field(strict=True, ge=1, le=30 * 86400)] = 3600
+
+
+class TokenStatus(BaseModel):
+    id: str
+    uses_left: int
+    expires_ms: int
+
+
+class TokenDocument(TokenStatus):
+    token: Annotated[str, Field(description="shown only here; give it to the head by a safe way")]
+
+
+class TokenList(BaseModel):
+    tokens: list[TokenStatus]
+
+
+class KeyDocument(BaseModel):
+    key_id: int
+    public_key: str
+    signing: bool
+    use_from_ms: int
+    retire_ms: int | None
+
+
+class KeyList(BaseModel):
+    version: int
+    root_public_key: str
+    keys: list[KeyDocument]
+
+
+class EventList(BaseModel):
+    events: list[dict[str, Any]]
+
+
+class BackupDocument(BaseModel):
+    file: Annotated[str, Field(description="path below the authority's state directory")]
+    revision: int
+
+
+class HealthzDocument(BaseModel):
+    status: str
+
+
+class EnrolmentRequest(Body):
+    id: UUID
+    name: Name
+    public_key: KeyHex
+    addresses: Addresses
+    token_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    proof: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="binds the join token to id and key")]
+
+
+class EnrolmentDocument(BaseModel):
+    head: HeadDocument
+    root_public_key: str
+    welcome: Annotated[str, Field(description="binds the root key to the join token")]
+
+
+class AddressesRequest(Body):
+    addresses: Addresses
+
+
+class HeadAnswer(BaseModel):
+    head: HeadDocument
+
+
+class RecordAnswer(BaseModel):
+    record: VolumeDocument
+
+
+class TakeoverRequest(Body):
+    expected_version: U64
+    log: UUID
+    claim: Claim
+
+
+class TakeoverAnswer(RecordAnswer):
+    credential: Annotated[str, Field(description="160 bytes in hex, see docs/credentials.md")]
+
+
+class MembersRequest(Body):
+    epoch: U64
+    expected_version: U64
+    claim: Claim
+    add: MemberDocument | None = None
+    remove: MemberDocument | None = None
+
+
+class ColumnsRequest(Body):
+    epoch: U64
+    expected_version: U64
+    claim: Claim
+    columns: Annotated[list[ColumnDocument], Field(max_length=64)]
+
+
+class EpochRequest(Body):
+    epoch: U64
+    claim: Claim
+
+
+class CredentialAnswer(BaseModel):
+    credential: str
+
+
+class EvidenceRequest(Body):
+    credential: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,1024}$")]
+
+
+class ViewDocument(BaseModel):
+    revision: Annotated[int, Field(description="give it back as `after` to wait for the next change")]
+    heads: list[HeadDocument]
+    sleds: list[SledDocument]
+    key_set: Annotated[str, Field(description="signed by the root key, in hex; see docs/credentials.md")]
+    volumes: list[VolumeDocument]
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457. Some types have more members: `record`, `instance`, `errors`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str

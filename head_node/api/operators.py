@@ -1,0 +1,168 @@
+"""The routes that people and rackctl use, with the operator's bearer token."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from head_node.api import models, overview
+from head_node.api.heads import Rack, authority_of
+from head_node.authority.errors import Conflict
+from head_node.authority.keyring import KeyRing
+from head_node.authority.nodes import parse_key
+from head_node.store.records import VolumeRecord
+
+BACKUP_FILE = "store.backup"
+
+
+async def operator(request: Request) -> None:
+    await authority_of(request).authenticator.operator(request.headers.get("authorization"))
+
+
+router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(operator)])
+
+
+@router.post("/volumes", operation_id="createVolume", status_code=201)
+async def create_volume(rack: Rack, body: models.VolumeRequest, response: Response) -> models.VolumeStatus:
+    """Place a volume on the rack; heads make it within seconds (state `creating`, then `active`)."""
+    record = await rack.volumes.create(body.name, body.size_bytes)
+    response.headers["location"] = f"/v1/volumes/{record.volume}"
+    return await overview.volume_status(rack, record)
+
+
+@router.get("/volumes", operation_id="listVolumes")
+async def list_volumes(rack: Rack) -> models.VolumeList:
+    """All volumes, by name."""
+    volumes = sorted((entry.value for entry in (await rack.ledger.rack()).volumes.values()), key=lambda v: v.name)
+    return models.VolumeList(volumes=[await overview.volume_status(rack, volume) for volume in volumes])
+
+
+@router.get("/volumes/{volume}", operation_id="inspectVolume")
+async def inspect_volume(rack: Rack, volume: str) -> models.VolumeStatus:
+    """One volume by id or name: record and health."""
+    return await overview.volume_status(rack, await rack.volumes.find(volume))
+
+
+@router.delete("/volumes/{volume}", operation_id="deleteVolume", status_code=202)
+async def delete_volume(rack: Rack, volume: str) -> models.DeletionDocument:
+    """Delete a volume by id or name: its primary removes the namespaces, then the record goes."""
+    record = await rack.volumes.delete((await rack.volumes.find(volume)).volume)
+    return models.DeletionDocument(gone=record is None, record=None if record is None else _volume(record))
+
+
+@router.post("/volumes/{volume}/recover", operation_id="recoverVolume")
+async def recover_volume(rack: Rack, volume: str, body: models.RecoverRequest) -> models.VolumeStatus:
+    """Set a frozen volume going again, above the highest epoch that was seen anywhere."""
+    found = await rack.volumes.find(volume)
+    return await overview.volume_status(rack, await rack.volumes.recover(found.volume, body.epoch))
+
+
+@router.get("/nodes", operation_id="listNodes")
+async def list_nodes(rack: Rack) -> models.NodeList:
+    """Heads with roles and latest report, sleds with what is placed on them."""
+    seen = await rack.ledger.rack()
+    return models.NodeList(heads=overview.heads(rack, seen), sleds=overview.sleds(rack, seen))
+
+
+@router.get("/heads", operation_id="listHeads")
+async def list_heads(rack: Rack) -> list[models.HeadStatus]:
+    """Heads with roles and latest report."""
+    return overview.heads(rack, await rack.ledger.rack())
+
+
+@router.get("/sleds", operation_id="listSleds")
+async def list_sleds(rack: Rack) -> list[models.SledStatus]:
+    """Sleds with what is placed on them."""
+    return overview.sleds(rack, await rack.ledger.rack())
+
+
+@router.post("/sleds", operation_id="enrolSled", status_code=201)
+async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocument:
+    """Enrol a sled, or tell its new name, address or capacity; key and NQN stay."""
+    record = await rack.nodes.enrol_sled(
+        body.id, body.name, parse_key(body.public_key), body.nqn, (body.host, body.port), body.capacity_blocks
+    )
+    return models.SledDocument.model_validate(record.to_json())
+
+
+@router.post("/heads/{head}/revoke", operation_id="revokeHead")
+async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
+    """Put a head (by id or name) out: unenrol it, take a new epoch on its volumes, fence it off now."""
+    record = overview.find_head(await rack.ledger.rack(), head)
+    done = await rack.nodes.revoke_head(record.id)
+    rack.authenticator.forget(record.id)
+    return models.RevocationDocument(
+        head=models.HeadDocument.model_validate(done.head.to_json()),
+        volumes=[_volume(volume) for volume in done.changed],
+        orphaned=list(done.orphaned),
+        fences={volume: dict(sleds) for volume, sleds in done.fences.items()},
+        credentials_end_ms=rack.env.clock.wall_ms() + rack.policy.credential_term_ms,
+    )
+
+
+@router.post("/join-tokens", operation_id="createJoinToken", status_code=201)
+async def create_token(rack: Rack, body: models.TokenRequest | None = None) -> models.TokenDocument:
+    """A token with which a limited number of heads can enrol for a limited time."""
+    asked = body or models.TokenRequest()
+    text, kept = await rack.nodes.new_token(asked.uses, asked.valid_s * 1000)
+    return models.TokenDocument(token=text, id=kept["id"], uses_left=kept["uses_left"], expires_ms=kept["expires_ms"])
+
+
+@router.get("/join-tokens", operation_id="listJoinTokens")
+async def list_tokens(rack: Rack) -> models.TokenList:
+    """Tokens without their secrets."""
+    return models.TokenList(tokens=[models.TokenStatus.model_validate(token) for token in await rack.nodes.tokens()])
+
+
+@router.delete("/join-tokens/{token}", operation_id="deleteJoinToken", status_code=204)
+async def delete_token(rack: Rack, token: str) -> None:
+    """Make a token unusable."""
+    await rack.nodes.delete_token(token)
+
+
+@router.get("/keys", operation_id="listKeys")
+async def list_keys(rack: Rack) -> models.KeyList:
+    """The keys that sign credentials, in the key set that sleds get."""
+    return _keys(rack, await rack.keyring.current())
+
+
+@router.post("/keys/rotate", operation_id="rotateKeys")
+async def rotate_keys(rack: Rack) -> models.KeyList:
+    """Publish a new signing key; it signs after the publication time, the older ones retire after a term."""
+    ring = await rack.keyring.rotate()
+    rack.reports.add_event("keys-rotated", version=ring.version)
+    return _keys(rack, ring)
+
+
+@router.get("/events", operation_id="listEvents")
+async def list_events(rack: Rack, after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0) -> models.EventList:
+    """What happened lately (takeovers, fenced-off heads, ...), oldest first, above sequence `after`."""
+    return models.EventList(events=[event.to_json() for event in rack.reports.events(after)])
+
+
+@router.post("/backup", operation_id="backUpStore", status_code=201)
+async def back_up(request: Request, rack: Rack) -> models.BackupDocument:
+    """Write a consistent copy of the store; a rack started from it begins frozen."""
+    folder = request.app.state.backup_folder
+    if folder is None:
+        raise Conflict("this authority has no directory for backups")
+    revision = await rack.store.backup(folder / BACKUP_FILE)
+    return models.BackupDocument(file=BACKUP_FILE, revision=revision)
+
+
+def _volume(record: VolumeRecord) -> models.VolumeDocument:
+    return models.VolumeDocument.model_validate(record.to_json())
+
+
+def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:
+    signer = ring.signer(rack.env.clock.wall_ms())
+    keys = [
+        models.KeyDocument(
+            key_id=key.key_id,
+            public_key=key.public.hex(),
+            signing=key is signer,
+            use_from_ms=key.use_from_ms,
+            retire_ms=key.retire_ms,
+        )
+        for key in ring.keys
+    ]
+    return models.KeyList(version=ring.version, root_public_key=rack.root_public.hex(), keys=keys)

@@ -1,0 +1,112 @@
+"""What happens around every request: its body is bounded before memory is taken, replies to heads are signed."""
+
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from head_node.api.problems import problem
+from head_node.authority import signatures
+from head_node.authority.authority import Authority
+
+# A status report of a head that serves thousands of volumes; everything else is far smaller.
+BODY_BYTES_MAX = 1 << 20
+
+
+class BodyTooLong(Exception):
+    """More arrived than was announced or is allowed."""
+
+
+class BoundedBodies:
+    """Refuses a request whose body is, or turns out to be, longer than BODY_BYTES_MAX with status 413."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or len(announced) > 12 or int(announced) > BODY_BYTES_MAX:
+            await self._refuse(scope, receive, send)
+            return
+        received = 0
+        started = False
+
+        async def bounded_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > BODY_BYTES_MAX:
+                raise BodyTooLong
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            # The framework may turn BodyTooLong into an error of its own; ours is the right one.
+            if received > BODY_BYTES_MAX:
+                return
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, bounded_receive, watched_send)
+        except BodyTooLong:
+            pass
+        if received > BODY_BYTES_MAX and not started:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"a body has at most {BODY_BYTES_MAX} bytes"
+        response = problem(413, "content-too-large", "Content too large", detail)
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+
+class SignedReplies:
+    """Signs the reply to every signed request with the root key, bound to that request's signature.
+
+    A head takes other heads' and sleds' keys from these replies, so they must not come from anybody else.
+    """
+
+    def __init__(self, app: ASGIApp, authority: Authority) -> None:
+        self._app = app
+        self._authority = authority
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = dict(scope["headers"]).get(b"signature") if scope["type"] == "http" else None
+        if asked is None or len(asked) > signatures.HEADER_CHARS_MAX:
+            await self._app(scope, receive, send)
+            return
+        start: Message | None = None
+        body: list[bytes] = []
+
+        async def signing_send(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body.append(message.get("body", b""))
+            if message.get("more_body", False) or start is None:
+                return
+            content = b"".join(body)
+            start["headers"] = [*start["headers"], *self._fields(start["status"], content, asked.decode("latin-1"))]
+            await send(start)
+            await send({"type": "http.response.body", "body": content})
+
+        await self._app(scope, receive, signing_send)
+
+    def _fields(self, status: int, content: bytes, asked: str) -> list[tuple[bytes, bytes]]:
+        digest = signatures.content_digest(content)
+        env = self._authority.env
+        fields: dict[str, Any] = signatures.sign(
+            signatures.reply_values(status, digest, asked),
+            self._authority.root_key,
+            key_id="root",
+            created_s=env.clock.wall_ms() // 1000,
+            nonce=env.entropy.bytes(16).hex(),
+            tag=signatures.REPLY_TAG,
+        )
+        return [
+            (name.encode(), value.encode("latin-1")) for name, value in {"content-digest": digest, **fields}.items()
+        ]

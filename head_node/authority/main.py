@@ -1,0 +1,208 @@
+"""rack-authority: the program that serves the authority of one rack."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import uvicorn
+import uvloop
+from pydantic import Field
+
+from head_node.api.app import create_app
+from head_node.authority.authority import Authority, Policy
+from head_node.authority.errors import AuthorityError
+from head_node.authority.fencing import SledFencer
+from head_node.authority.keyring import load_root_key
+from head_node.store.errors import StoreError
+from head_node.store.sqlite import SqliteStore
+from sled_controller.environment import Environment
+from sled_controller.settings import Settings, load
+
+PROG = "rack-authority"
+STORE_FILE = "authority.db"
+# After this, connections that are still open at the end are cut.
+DRAIN_S = 2
+CONNECTIONS_MAX = 1024
+
+_log = logging.getLogger(__name__)
+
+
+class AuthoritySettings(Settings):
+    """The authority of a rack: keeps volume records, enrols nodes, signs credentials."""
+
+    state_dir: Path = Field(description="directory of the store, the root key, the operator token and endpoints.json")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="port to listen on; 0 takes a free one")
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
+        default="info", description="least level to log: debug, info, warning or error"
+    )
+    root_key_file: Path | None = Field(
+        default=None, description="root key (PEM, mode 0600); default root.key in the state directory"
+    )
+    credential_term_s: Annotated[int, Field(ge=5, le=86400)] = Field(
+        default=600, description="seconds for which a credential is valid; heads renew at half of it"
+    )
+    key_publish_s: Annotated[int, Field(ge=0, le=86400)] = Field(
+        default=60, description="seconds between publishing a new signing key and its first use"
+    )
+    heads_per_volume: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=2, description="heads assigned to each volume, the preferred primary among them"
+    )
+
+
+class Server(uvicorn.Server):
+    """Leaves the signals to this program, which has more to stop than connections."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main() -> None:
+    """Entry point of the console script: 0 after a clean stop, 1 when it could not start, 2 for wrong settings."""
+    settings = load(AuthoritySettings, PROG)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except (StoreError, AuthorityError) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        place = error.filename or f"{settings.host}:{settings.port}"
+        print(f"{PROG}: {place}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+async def serve(settings: AuthoritySettings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    folder = settings.state_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    env = Environment()
+    listener = listen(settings.host, settings.port)
+    with contextlib.closing(listener):
+        store = await SqliteStore.open(folder / STORE_FILE)
+        try:
+            # Left by a run that was killed; only now is it certain that this run is the only one.
+            (folder / "endpoints.json").unlink(missing_ok=True)
+            key_file = settings.root_key_file or folder / "root.key"
+            # A missing root key is made only for a new rack: sleds know the old one.
+            new_rack = (await store.list("")).revision == 0
+            root_key = load_root_key(key_file, env, may_create=new_rack)
+            policy = Policy(
+                credential_term_ms=settings.credential_term_s * 1000,
+                key_publish_ms=settings.key_publish_s * 1000,
+                heads_per_volume=settings.heads_per_volume,
+            )
+            fencer = SledFencer(env)
+            authority = await Authority.start(store, root_key, env, policy, fencer)
+            fencer.bind(authority)
+            try:
+                await run_server(authority, settings, listener)
+            finally:
+                await authority.stop()
+        finally:
+            await store.close()
+    _log.info("event=stopped")
+
+
+async def run_server(authority: Authority, settings: AuthoritySettings, listener: socket.socket) -> None:
+    """Serve on `listener`; endpoints.json says where once connections are accepted, and goes at the end."""
+    folder = settings.state_dir
+    token_file = folder / "operator.token"
+    known = read_text(token_file)
+    token = await authority.operator_token(known)
+    if token != known:
+        write_file(token_file, token + "\n", 0o600)
+    write_file(folder / "root.pub", authority.root_public.hex() + "\n", 0o644)
+    server = Server(
+        uvicorn.Config(
+            create_app(authority, folder),
+            loop="none",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+    )
+
+    def stop() -> None:
+        authority.begin_stop()
+        server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    serving = asyncio.create_task(server.serve([listener]))
+    # The socket listens already: whoever reads the file can connect, and waits for the loop at worst.
+    endpoints = folder / "endpoints.json"
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    content = {
+        "pid": os.getpid(),
+        "api": f"http://{shown}:{port}",
+        "root_public_key": authority.root_public.hex(),
+        "operator_token_file": str(token_file.resolve()),
+    }
+    write_file(endpoints, json.dumps(content) + "\n", 0o644)
+    _log.info("event=serving api=http://%s:%d root_public_key=%s", shown, port, authority.root_public.hex())
+    try:
+        await serving
+    finally:
+        endpoints.unlink(missing_ok=True)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen: {error.strerror}", f"{host}:{port}") from None
+    return listener
+
+
+def read_text(path: Path) -> str | None:
+    """The stripped content of a small file, None if there is none."""
+    try:
+        return path.read_text(encoding="ascii").strip() or None
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        return None
+
+
+def write_file(path: Path, text: str, mode: int) -> None:
+    """Replace `path` atomically and durably."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()
