@@ -36,6 +36,9 @@ HOLE_BYTES_MIN: Final = 32 * 1024
 """Reads at least this long are searched for zeroes, in pieces of this size: a hole chunk of 32 bytes replaces each run.
 The first byte that is not zero ends the search of a piece, so data costs next to nothing."""
 
+OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Replies gathered before the owner has to take them: reads that complete at once would otherwise pile up unbounded."""
+
 _ZEROES: Final = bytes(HOLE_BYTES_MIN)
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
 
@@ -110,6 +113,7 @@ class Transmission:
         self._requests_max = limits.requests_in_flight_max
         self._bytes_max = limits.bytes_in_flight_max
         self._output: list[Buffer] = []
+        self._output_bytes = 0
         self._slab = memoryview(bytearray(SLAB_BYTES))
         self._slab_lent = False
         self._start = 0
@@ -160,13 +164,18 @@ class Transmission:
             self.received(taken)
 
     def take_output(self) -> list[Buffer]:
-        """The replies since the last call, and parse on if there is room again."""
-        self._awake = True
-        if self._stalled:
-            self._parse()
+        """The replies since the last call."""
         self._awake = False
+        self._output_bytes = 0
         output, self._output = self._output, []
         return output
+
+    def resume(self) -> bool:
+        """Take up parsing where a limit stopped it; False when nothing came of it (no output, or still no room)."""
+        self._awake = True
+        self._parse()
+        self._awake = False
+        return bool(self._output)
 
     def drop(self) -> None:
         """The connection is gone or has to go: answer nothing any more; what waits here never gets to the volume."""
@@ -194,7 +203,12 @@ class Transmission:
                     break
             elif end - start < 28:
                 break
-            if self.in_flight >= requests_max or self.output_blocked or not ready():
+            if (
+                self.in_flight >= requests_max
+                or self.output_blocked
+                or self._output_bytes > OUTPUT_BYTES_MAX
+                or not ready()
+            ):
                 self._stall()
                 break
             if self._large is not None:
@@ -390,12 +404,15 @@ class Transmission:
             self._counters.internal_errors += 1
             self._fail(cookie, NbdError.EIO, "the volume returned another length than was asked for")
         elif not self._structured:
+            self._output_bytes += length
             self._output.append(nbd.SIMPLE_REPLY.pack(0x67446698, 0, cookie))
             self._output += buffers
         elif length < HOLE_BYTES_MIN or flags & _DF:
             self._output.append(nbd.DATA_CHUNK.pack(0x668E33EF, 1, _OFFSET_DATA, cookie, length + 8, offset))
             self._output += buffers
+            self._output_bytes += length
         else:
+            self._output_bytes += length
             self._output += data_and_hole_chunks(cookie, offset, buffers)
         if not self._awake:
             self._awake = True
@@ -418,6 +435,7 @@ class Transmission:
                 nbd.EXTENT.pack(*extent) for extent in merged
             )
             self._output.append(_chunk(cookie, Chunk.BLOCK_STATUS, body))
+            self._output_bytes += len(body)
         self._notify()
 
     def _succeed(self, cookie: int, command: int) -> None:

@@ -198,7 +198,12 @@ class RelayedTransmission:
             if self._link.closed:
                 return
             core.output_blocked = self._link.pending_bytes > PENDING_BYTES_MAX
-            if not self._waiting or core.stalled or core.output_blocked:
+            if core.stalled:
+                if core.resume():
+                    continue
+                if core.stalled:
+                    break
+            if not self._waiting:
                 break
             data = self._waiting.popleft()
             core.feed(data)

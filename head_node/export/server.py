@@ -248,9 +248,9 @@ class NbdConnection(asyncio.BufferedProtocol):
         if core.stalled and peer_is_gone(self._transport):
             self.reset_client("the client is gone")
             return
-        output = core.take_output()
-        if output:
-            self._write(output)
+        self._write(core.take_output())
+        while core.stalled and core.resume():
+            self._write(core.take_output())
         if core.phase is Phase.BROKEN:
             self.reset_client(core.fault)
             return
@@ -266,6 +266,8 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._resume_reading()
 
     def _write(self, output: list[Buffer]) -> None:
+        if not output:
+            return
         if sum(map(len, output)) <= JOIN_BYTES_MAX:
             self._transport.write(b"".join(output))
         else:

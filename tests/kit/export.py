@@ -12,7 +12,7 @@ VOLUME_ID = UUID("00000000-0000-4000-8000-000000000001")
 
 
 class MemoryVolume:
-    """A ServedVolume over a bytearray. `held` collects completions while `hold` is set; `error` makes everything fail."""
+    """A ServedVolume over a bytearray. `held` collects completions while `hold` is set; `error` makes all fail."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
@@ -187,3 +187,9 @@ def link_pair() -> tuple[LinkEnd, LinkEnd]:
     one, other = LinkEnd(), LinkEnd()
     one.other, other.other = other, one
     return one, other
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until `condition` holds (bounded by the test's own time-out)."""
+    while not condition():  # noqa: ASYNC110 - many conditions, one waiter
+        await asyncio.sleep(0)

@@ -13,6 +13,7 @@ from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
 from head_node.export.nbd_server import (
     HOLE_BYTES_MIN,
     LARGE_PAYLOAD_BYTES,
+    OUTPUT_BYTES_MAX,
     SLAB_BYTES,
     Limits,
     Phase,
@@ -50,7 +51,10 @@ class Bench:
         return self.output()
 
     def output(self) -> bytes:
-        return b"".join(self.core.take_output())
+        said = self.core.take_output()
+        while self.core.stalled and self.core.resume():
+            said += self.core.take_output()
+        return b"".join(said)
 
 
 def request(
@@ -205,6 +209,23 @@ def test_errors_of_the_volume_are_passed_on_as_the_specification_has_them() -> N
     bench.volume.error = 110
     assert bench.ask(request(Command.READ, 0, K4)) == refused(NbdError.EIO)
     assert bench.counters.requests_failed == 2
+
+
+def test_a_late_error_wakes_the_owner() -> None:
+    bench = Bench()
+    bench.volume.hold, bench.volume.error = True, 5
+    assert bench.ask(request(Command.READ, 0, K4), request(Command.FLUSH, cookie=8)) == b""
+    bench.volume.release()
+    assert bench.wakes == 1
+    assert bench.output() == refused(5) + refused(5, 8)
+
+
+def test_replies_that_come_at_once_are_taken_before_more_is_read() -> None:
+    bench = Bench()
+    bench.core.feed(request(Command.READ, 0, SIZE) * 64)
+    assert bench.core.stalled
+    assert len(b"".join(bench.core.take_output())) <= OUTPUT_BYTES_MAX + 2 * SIZE
+    assert bench.core.resume()
 
 
 def test_a_volume_that_returns_too_little_costs_an_error_not_the_framing() -> None:

@@ -1,0 +1,236 @@
+"""The NBD server on sockets: many clients, bounds, resets, and one client's nonsense that is nobody else's trouble."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, until
+
+from head_node.export import nbd_protocol as nbd
+from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
+from head_node.export.nbd_client import NbdClient, ReconnectPolicy
+from head_node.export.nbd_protocol import Command, Option, OptionReply
+from head_node.export.nbd_server import Limits
+from head_node.export.server import NbdServer
+from sled_controller.environment import Environment
+
+SIZE = 8 << 20
+K4 = 4096
+ONCE = ReconnectPolicy(attempt_s_max=0.1)
+HELLO = nbd.CLIENT_HELLO.pack(3)
+GO = nbd.option_request(Option.GO, nbd.pack_string("vol") + b"\0\0")
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+@asynccontextmanager
+async def serving(
+    directory: MemoryDirectory, *, connections_max: int = 8, negotiation_s_max: float = 5, limits: Limits | None = None
+) -> AsyncIterator[tuple[NbdServer, tuple[str, int]]]:
+    server = NbdServer(
+        directory,
+        Environment(),
+        connections_max=connections_max,
+        negotiation_s_max=negotiation_s_max,
+        limits=limits,
+    )
+    address = await server.start("127.0.0.1", 0)
+    try:
+        yield server, address
+    finally:
+        await server.close()
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """Everything up to the end of the connection, orderly or by reset."""
+    data = b""
+    try:
+        while piece := await reader.read(65536):
+            data += piece
+    except ConnectionError:
+        pass
+    return data
+
+
+def test_a_client_reads_what_it_wrote() -> None:
+    async def scenario() -> None:
+        volume = MemoryVolume(SIZE)
+        async with serving(one_volume(volume)) as (server, address):
+            client = await NbdClient.connect([address], "vol")
+            assert client.size_bytes == SIZE
+            data = [bytes((n,)) * K4 for n in range(64)]
+            await asyncio.gather(*(client.write(n * K4, data[n], fua=n % 2 == 0) for n in range(64)))
+            assert b"".join(await asyncio.gather(*(client.read(n * K4, K4) for n in range(64)))) == b"".join(data)
+            await client.trim(0, K4)
+            await client.write_zeroes(K4, K4)
+            await client.flush()
+            assert await client.read(0, 3 * K4) == bytes(2 * K4) + data[2]
+            assert (await client.block_status(0, SIZE))[0] == (2 * K4, 3)
+            large = bytes(range(256)) * (4096 * 4)
+            await client.write(1 << 20, large)
+            assert await client.read(1 << 20, len(large)) == large
+            await client.close()
+            assert server.counters.requests_rejected == 0
+            assert server.status()["requests"] == 135
+
+    run(scenario())
+
+
+def test_an_unknown_or_unserved_export_is_refused_with_its_reason() -> None:
+    async def scenario() -> None:
+        directory = MemoryDirectory({"away": ExportUnavailable("away", "takeover under way")})
+        async with serving(directory) as (_, address):
+            with pytest.raises(NbdNegotiationFailed, match="there is no export") as refused:
+                await NbdClient.connect([address], "nope", ONCE)
+            assert refused.value.reply == OptionReply.ERR_UNKNOWN
+            with pytest.raises(NbdNegotiationFailed, match="takeover under way") as refused:
+                await NbdClient.connect([address], "away", ONCE)
+            assert refused.value.reply == OptionReply.ERR_SHUTDOWN
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        HELLO + b"no option at all",
+        HELLO + GO + b"no request, though long enough for one",
+        HELLO + GO + nbd.REQUEST.pack(nbd.SIMPLE_REPLY_MAGIC, 0, 0, 0, 0, K4),
+    ],
+)
+def test_garbage_ends_its_own_connection_only(nonsense: bytes) -> None:
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE))) as (server, address):
+            good = await NbdClient.connect([address], "vol")
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(nonsense)
+            await read_to_end(reader)
+            writer.close()
+            assert server.counters.garbage + server.counters.negotiations_failed == 1
+            await good.write(0, b"x" * K4)
+            assert await good.read(0, K4) == b"x" * K4
+            await good.close()
+
+    run(scenario())
+
+
+def test_a_truncated_request_of_a_client_that_left_changes_nothing() -> None:
+    async def scenario() -> None:
+        volume = MemoryVolume(SIZE)
+        async with serving(one_volume(volume)) as (server, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(HELLO + GO + nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, Command.WRITE, 1, 0, K4) + b"x" * 4000)
+            writer.write_eof()
+            await read_to_end(reader)
+            writer.close()
+            assert volume.data == bytes(SIZE)
+            assert server.counters.connections_open == 0
+
+    run(scenario())
+
+
+def test_a_client_that_dawdles_in_negotiation_is_shown_out() -> None:
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE)), negotiation_s_max=0.05) as (server, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(HELLO[:2])
+            await read_to_end(reader)
+            writer.close()
+            assert server.counters.negotiations_timed_out == 1
+
+    run(scenario())
+
+
+def test_connections_over_the_limit_are_refused_and_places_come_free() -> None:
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE)), connections_max=1) as (server, address):
+            first = await NbdClient.connect([address], "vol")
+            with pytest.raises(NbdDisconnected):
+                await NbdClient.connect([address], "vol", ONCE)
+            assert server.counters.connections_refused >= 1
+            await first.write(0, b"y" * K4)
+            await first.close()
+            await until(lambda: not server.counters.connections_open)
+            second = await NbdClient.connect([address], "vol")
+            assert await second.read(0, K4) == b"y" * K4
+            await second.close()
+
+    run(scenario())
+
+
+def test_dropped_clients_are_reset_with_their_requests_unanswered() -> None:
+    async def scenario() -> None:
+        volume = MemoryVolume(SIZE)
+        async with serving(one_volume(volume)) as (server, address):
+            client = await NbdClient.connect([address], "vol")
+            volume.hold = True
+            pending = client.write(0, b"x" * K4)
+            await until(lambda: volume.held)
+            assert server.drop_clients(VOLUME_ID) == 1
+            with pytest.raises(NbdDisconnected):
+                await pending
+            volume.release()
+            assert server.counters.requests_unanswered == 1
+            assert server.drop_clients(VOLUME_ID) == 0
+
+    run(scenario())
+
+
+def test_a_stalled_client_that_left_gets_nothing_more_admitted() -> None:
+    async def scenario() -> None:
+        volume = MemoryVolume(SIZE)
+        volume.record_calls = True
+        async with serving(one_volume(volume), limits=Limits(requests_in_flight_max=1)) as (server, address):
+            client = await NbdClient.connect([address], "vol")
+            volume.hold = True
+            writes = [client.write(n * K4, b"x" * K4) for n in range(4)]
+            await until(lambda: volume.held)
+            await client.close()
+            assert all(isinstance(write.exception(), NbdDisconnected) for write in writes)
+            volume.release()
+            await until(lambda: not server.counters.connections_open)
+            assert volume.calls == [("write", 0, K4)]
+
+    run(scenario())
+
+
+def test_a_client_that_reads_no_replies_is_held_back() -> None:
+    async def scenario() -> None:
+        volume = MemoryVolume(64 << 20)
+        async with serving(one_volume(volume)) as (server, address):
+            reader, writer = await asyncio.open_connection(*address, limit=1024)
+            request = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, Command.READ, 1, 0, 1 << 20)
+            writer.write(HELLO + GO + request * 64)
+            (connection,) = server._connections
+            await until(lambda: connection._core is not None and connection._core.output_blocked)
+            seen = server.counters.requests
+            assert seen < 64
+            assert not connection._transport.is_reading()
+            received = 0
+            while received < 64 << 20:
+                received += len(await reader.read(1 << 20))
+            assert server.counters.requests == 64
+            writer.close()
+
+    run(scenario())
+
+
+def test_a_bug_in_one_connection_costs_that_connection_only() -> None:
+    async def scenario() -> None:
+        volume = MemoryVolume(SIZE)
+        async with serving(one_volume(volume)) as (server, address):
+            good, bad = [await NbdClient.connect([address], "vol") for _ in range(2)]
+            flush, volume.flush = volume.flush, lambda done: 1 // 0  # type: ignore[method-assign]
+            with pytest.raises(NbdDisconnected):
+                await bad.flush()
+            volume.flush = flush  # type: ignore[method-assign]
+            await good.flush()
+            assert server.counters.internal_errors == 1
+            await good.close()
+
+    run(scenario())
