@@ -502,7 +502,7 @@ class SledStorage:
             if known is None or known.epoch < fence.epoch:
                 self._fences[volume] = fence
                 raised.append(FenceEntry(volume, fence))
-                if known is not None and self.on_fence_raised is not None:
+                if self.on_fence_raised is not None:
                     self.on_fence_raised(volume, fence)
         if content.key_set is not None and (self.key_set is None or content.key_set.version > self.key_set[0]):
             self.key_set = (content.key_set.version, content.key_set.raw)
