@@ -78,6 +78,11 @@ class Direction(IntEnum):
     BACKWARD = 1  # sled to head, responder to initiator
 
 
+def nonce_of(count: int) -> bytes:
+    """The 12-byte nonce of a count (0 to 2^64 - 1)."""
+    return b"\0\0\0\0" + count.to_bytes(8, "big")
+
+
 class QueueMac:
     """AES-256-GMAC of one queue and direction; the count of authenticated messages is the nonce and never repeats.
 
@@ -103,35 +108,29 @@ class QueueMac:
     def tag(self, count: int, data: Buffer) -> bytes:
         """The 16-byte tag of `data` under `count`; raises NonceReused unless `count` exceeds every former one."""
         self._spend(count)
-        return self._gcm.encrypt(b"\0\0\0\0" + count.to_bytes(8, "big"), b"", data)
+        return self._gcm.encrypt(nonce_of(count), b"", data)
 
     def tag_parts(self, count: int, parts: Sequence[Buffer]) -> bytes:
         """`tag` of the concatenation of `parts`; large parts are not copied."""
-        if sum(map(len, parts)) <= JOIN_BYTES_MAX:
-            return self.tag(count, b"".join(parts))
         self._spend(count)
-        mode = modes.GCM(b"\0\0\0\0" + count.to_bytes(8, "big"))
-        encryptor = Cipher(self._algorithm, mode).encryptor()
+        return self._tag_of(count, parts)
+
+    def check(self, count: int, tag: Buffer, data: Buffer) -> bool:
+        """Whether `tag` is that of `data` under `count`, in constant time."""
+        return hmac.compare_digest(self._gcm.encrypt(nonce_of(count), b"", data), tag)
+
+    def check_parts(self, count: int, tag: Buffer, parts: Sequence[Buffer]) -> bool:
+        """`check` of the concatenation of `parts`; large parts are not copied."""
+        return hmac.compare_digest(self._tag_of(count, parts), tag)
+
+    def _tag_of(self, count: int, parts: Sequence[Buffer]) -> bytes:
+        if sum(map(len, parts)) <= JOIN_BYTES_MAX:
+            return self._gcm.encrypt(nonce_of(count), b"", b"".join(parts))
+        encryptor = Cipher(self._algorithm, modes.GCM(nonce_of(count))).encryptor()
         for part in parts:
             encryptor.authenticate_additional_data(part)
         encryptor.finalize()
         return encryptor.tag
-
-    def check(self, count: int, tag: Buffer, data: Buffer) -> bool:
-        """Whether `tag` is that of `data` under `count`, in constant time."""
-        expected = self._gcm.encrypt(b"\0\0\0\0" + count.to_bytes(8, "big"), b"", data)
-        return hmac.compare_digest(expected, tag)
-
-    def check_parts(self, count: int, tag: Buffer, parts: Sequence[Buffer]) -> bool:
-        """`check` of the concatenation of `parts`; large parts are not copied."""
-        if sum(map(len, parts)) <= JOIN_BYTES_MAX:
-            return self.check(count, tag, b"".join(parts))
-        mode = modes.GCM(b"\0\0\0\0" + count.to_bytes(8, "big"))
-        encryptor = Cipher(self._algorithm, mode).encryptor()
-        for part in parts:
-            encryptor.authenticate_additional_data(part)
-        encryptor.finalize()
-        return hmac.compare_digest(encryptor.tag, tag)
 
     def _spend(self, count: int) -> None:
         if count <= self._last:
