@@ -260,6 +260,11 @@ def crc32c_of(*parts: Buffer) -> int:
     return value
 
 
+def crc32c_of_more(part: Buffer, value: int) -> int:
+    """`value` carried on over `part`, for data that arrives in pieces."""
+    return crc32c(part, value)
+
+
 def digest(*parts: Buffer) -> bytes:
     """The four bytes of a header or data digest over `parts` in order."""
     return crc32c_of(*parts).to_bytes(DIGEST_BYTES, "little")
@@ -346,10 +351,16 @@ def h2c_data(cccid: int, ttag: int, datao: int, data: Sequence[Buffer], last: bo
     return _with_data(PduType.H2C_DATA, PduFlag.LAST if last else 0, DATA_HEADER_BYTES, rest, data, dgst)
 
 
-def c2h_data(cccid: int, datao: int, data: Sequence[Buffer], last: bool, dgst: int = 0) -> list[Buffer]:
-    """C2HData with `data` (not copied) at offset `datao`; a CapsuleResp follows the last one."""
+def c2h_data(
+    cccid: int, datao: int, data: Sequence[Buffer], last: bool, dgst: int = 0, align_bytes: int = 4
+) -> list[Buffer]:
+    """C2HData with `data` (not copied) at offset `datao`; a CapsuleResp follows the last one.
+
+    The data begins at a multiple of `align_bytes` in the PDU (HPDA).
+    """
     rest = C2H_DATA.pack(0, 0, 0, 0, 0, cccid, datao, _length(data))[COMMON_BYTES:]
-    return _with_data(PduType.C2H_DATA, PduFlag.LAST if last else 0, DATA_HEADER_BYTES, rest, data, dgst)
+    flags = PduFlag.LAST if last else 0
+    return _with_data(PduType.C2H_DATA, flags, DATA_HEADER_BYTES, rest, data, dgst, align_bytes)
 
 
 def r2t(cccid: int, ttag: int, offset: int, length: int, dgst: int = 0) -> bytes:
@@ -369,14 +380,19 @@ def _without_data(kind: PduType, hlen: int, rest: bytes, dgst: int) -> bytes:
     return header + digest(header)
 
 
-def _with_data(kind: PduType, flags: int, hlen: int, rest: bytes, data: Sequence[Buffer], dgst: int) -> list[Buffer]:
+def _with_data(
+    kind: PduType, flags: int, hlen: int, rest: bytes, data: Sequence[Buffer], dgst: int, align_bytes: int = 4
+) -> list[Buffer]:
     length = _length(data)
     hdgst_bytes = DIGEST_BYTES if dgst & Digest.HEADER else 0
     ddgst_bytes = DIGEST_BYTES if dgst & Digest.DATA and length else 0
     flags |= (PduFlag.HDGST if hdgst_bytes else 0) | (PduFlag.DDGST if ddgst_bytes else 0)
-    start = hlen + hdgst_bytes
+    end = hlen + hdgst_bytes
+    start = end + -end % align_bytes if length else end
     header = COMMON.pack(kind, flags, hlen, start if length else 0, start + length + ddgst_bytes) + rest
-    buffers: list[Buffer] = [header + digest(header) if hdgst_bytes else header]
+    if hdgst_bytes:
+        header += digest(header)
+    buffers: list[Buffer] = [header + bytes(start - end)]
     buffers.extend(data)
     if ddgst_bytes:
         buffers.append(digest(*data))

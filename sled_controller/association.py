@@ -1,0 +1,365 @@
+"""An association: one host's two queues, its session, its slots, and the vendor admin commands on them.
+
+Knows nothing of PDUs: a queue hands over an opcode, the fields of its SQE and its data, and gets an answer by callback.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sled_controller.attach import ON_TABLE, Attach, Slot, VolumeState
+from sled_controller.credential import Credential, holder_of, parse_credential, verify
+from sled_controller.errors import CredentialMalformed, CredentialRefused, HandshakeFailed
+from sled_controller.fencing import RIGHT_MANAGE, AttachVerdict, Fence, Verdict, decide, decide_attach
+from sled_controller.keyset import KeySet
+from sled_controller.receipt import DeviceState, Receipt
+from sled_controller.served import then
+from sled_controller.session import SessionKeys, SledHandshake
+from sled_controller.storage.records import StoredFence
+from spdk_bindings.nvme import AdminOpcode, Status
+
+if TYPE_CHECKING:
+    from sled_controller.subsystem import Subsystem
+
+log = logging.getLogger(__name__)
+
+SLOTS_MAX: Final = 4096  # attaches in the life of one association, since numbers are not used twice
+VOLUMES_MAX: Final = 65536  # volumes that this sled remembers a fence of
+LAST_REFUSED_ATTACH: Final = 0xFFFF  # "slot" of log page C0h that names the last ATTACH refused by a fence
+U32: Final = 0xFFFF_FFFF
+
+
+class Refusal(IntEnum):
+    """DW0 of REFUSED; 1 to 15 are fence verdicts."""
+
+    OTHER_VOLUME = Verdict.OTHER_VOLUME
+    NO_RIGHT = Verdict.NO_RIGHT
+    KEY_RETIRED = Verdict.KEY_RETIRED
+    MALFORMED = 16
+    SIGNATURE = 17
+    OTHER_HEAD = 18  # presented by somebody else than the holder of the head key it names
+    OTHER_HOLDER = 19  # the epoch stands already, with another holder (F2)
+    NO_KEY_SET = 20
+    HANDSHAKE = 21
+    KEY_SET = 22
+    ATTACH_NUMBER = 23
+
+
+STATUS_OF: Final[dict[int, int]] = {
+    Verdict.NOT_ATTACHED: Status.NOT_ATTACHED,
+    Verdict.FENCED_OFF: Status.FENCED_OFF,
+    Verdict.SUPERSEDED: Status.SUPERSEDED,
+    Verdict.OTHER_VOLUME: Status.REFUSED,
+    Verdict.NO_RIGHT: Status.REFUSED,
+    Verdict.KEY_RETIRED: Status.REFUSED,
+    Verdict.EXPIRED: Status.CREDENTIAL_EXPIRED,
+}
+
+
+def refusal_of(verdict: Verdict, fence: Fence | None) -> tuple[int, int, int]:
+    """(status, DW0, DW1) of a refused command: the standing epoch where a fence refused it, else a `Refusal`."""
+    if fence is not None and verdict in (Verdict.FENCED_OFF, Verdict.SUPERSEDED):
+        return STATUS_OF[verdict], fence.epoch & U32, fence.epoch >> 32
+    status = STATUS_OF[verdict]
+    return status, int(verdict) if status == Status.REFUSED else 0, 0
+
+
+class Queue(Protocol):
+    """What an association needs of a queue."""
+
+    def end(self, reason: str) -> None:
+        """Send what is queued and close; the association has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminFields:
+    """The fields of a vendor admin SQE."""
+
+    nsid: int
+    slot: int
+    nlb: int
+    slba: int
+
+
+Reply = Callable[[int, int, int, bytes], None]
+"""status, DW0, DW1, data to the host"""
+
+
+@dataclass(slots=True)
+class Association:
+    """One host's admin queue and I/O queue, its session and its slots. Ends as a whole."""
+
+    subsystem: "Subsystem"
+    controller_id: int
+    host_nqn: bytes
+    host_id: bytes
+    queues: dict[int, Queue] = field(default_factory=dict)
+    slots: list[Slot] = field(default_factory=list)
+    controller: object = None  # its standard side, shared by its queues
+    keys: SessionKeys | None = None
+    holder: bytes = b""
+    refused_by: Fence | None = None
+    ended: bool = False
+    _handshake: SledHandshake | None = None
+
+    def end(self, reason: str) -> None:
+        """End it: both queues close, nothing more is admitted, what is in flight is left to a later drain."""
+        if self.ended:
+            return
+        self.ended = True
+        log.info("event=association_ended controller=%d reason=%s", self.controller_id, reason)
+        self.subsystem.associations.pop(self.controller_id, None)
+        for slot in self.slots:
+            self._drop(slot)
+        queues, self.queues = self.queues, {}
+        for queue in queues.values():
+            queue.end(reason)
+
+    def _drop(self, slot: Slot) -> None:
+        slot.attached = False
+        if slot.state.attach is not None and slot.state.attach.slot is slot:
+            slot.state.attach.cancel()
+        if slot.state.holder is slot:
+            slot.state.retire_holder()
+
+    def keys_changed(self, key_set: KeySet) -> None:
+        """Slots whose credential's key has left the set are refused until they are renewed (F1)."""
+        for slot in self.slots:
+            slot.key_current = slot.key_id in key_set.keys
+
+    def slot(self, number: int) -> Slot | None:
+        """The slot of that number."""
+        return self.slots[number] if number < len(self.slots) else None
+
+    def fence_page(self, number: int) -> bytes | None:
+        """Log page C0h: the credential that raised the fence in the slot's way; None for an unknown slot."""
+        if number == LAST_REFUSED_ATTACH:
+            return self.refused_by.credential if self.refused_by is not None else b""
+        slot = self.slot(number)
+        return None if slot is None else slot.fence.credential
+
+    # --- vendor admin commands
+
+    def session_receive(self, reply: Reply) -> None:
+        """The sled's hello, made anew unless a reply is awaited."""
+        if self.keys is not None:
+            reply(Status.COMMAND_SEQUENCE_ERROR, 0, 0, b"")
+            return
+        identity = self.subsystem.identity
+        self._handshake = SledHandshake(
+            identity.key, identity.sled_id, identity.nqn, self.controller_id, self.subsystem.storage.boot_counter,
+            self.subsystem.env,
+        )  # fmt: skip
+        hello = self._handshake.hello()
+        reply(Status.SUCCESS, len(hello), 0, hello)
+
+    def session_send(self, data: bytes, reply: Reply) -> None:
+        """The head's reply; the session is live when this succeeds."""
+        if self._handshake is None or self.keys is not None:
+            reply(Status.COMMAND_SEQUENCE_ERROR, 0, 0, b"")
+            return
+        handshake, self._handshake = self._handshake, None
+        try:
+            self.keys = handshake.accept(data)
+        except HandshakeFailed as error:
+            log.warning("event=handshake_failed controller=%d reason=%s", self.controller_id, error.reason)
+            reply(Status.REFUSED, Refusal.HANDSHAKE, 0, b"")
+            return
+        self.holder = holder_of(self.keys.head_public)
+        reply(Status.SUCCESS, 0, 0, b"")
+
+    def execute(self, opcode: int, fields: AdminFields, data: bytes, reply: Reply) -> None:
+        """A vendor admin command whose MAC was verified."""
+        if opcode == AdminOpcode.ATTACH:
+            self._attach(data, fields.slba, reply)
+        elif opcode == AdminOpcode.RECEIPT:
+            self._receipt(fields.slot, reply)
+        elif opcode == AdminOpcode.KEYSET_UPDATE:
+            self.subsystem.update_key_set(data, lambda status, code: reply(status, code, 0, b""))
+        elif opcode == AdminOpcode.DETACH:
+            self._detach(fields.slot, reply)
+        elif opcode in (AdminOpcode.NAMESPACE_CREATE, AdminOpcode.NAMESPACE_DELETE):
+            self._manage(opcode, fields, reply)
+        else:
+            reply(Status.INVALID_OPCODE, 0, 0, b"")
+
+    def _credential(self, data: bytes, reply: Reply) -> Credential | None:
+        """The verified credential, or None after refusing it."""
+        key_set = self.subsystem.key_set
+        if key_set is None:
+            self._refuse(reply, Refusal.NO_KEY_SET, "the sled has no key set")
+            return None
+        try:
+            credential = verify(parse_credential(data), key_set)
+        except CredentialMalformed as error:
+            self._refuse(reply, Refusal.MALFORMED, str(error))
+            return None
+        except CredentialRefused as error:
+            self._refuse(reply, Refusal.SIGNATURE, error.reason)
+            return None
+        if credential.holder != self.holder:
+            self._refuse(reply, Refusal.OTHER_HEAD, "presented by another head")
+            return None
+        self.subsystem.learn_time(credential.issued_ms)
+        if self.subsystem.time.now_ms() > credential.expires_ms:
+            self.subsystem.counters.refused += 1
+            reply(Status.CREDENTIAL_EXPIRED, 0, 0, b"")
+            return None
+        return credential
+
+    def _refuse(self, reply: Reply, code: Refusal, reason: str) -> None:
+        self.subsystem.counters.refused += 1
+        log.warning("event=refused controller=%d code=%s reason=%s", self.controller_id, code.name, reason)
+        reply(Status.REFUSED, code, 0, b"")
+
+    def _attach(self, data: bytes, attach_number: int, reply: Reply) -> None:
+        self.subsystem.counters.attaches += 1
+        credential = self._credential(data, reply)
+        if credential is None:
+            return
+        if attach_number == 0:
+            self._refuse(reply, Refusal.ATTACH_NUMBER, "attach numbers start at 1")
+            return
+        if credential.volume not in self.subsystem.volumes and len(self.subsystem.volumes) >= VOLUMES_MAX:
+            reply(Status.NAMESPACE_INSUFFICIENT_CAPACITY, 0, 0, b"")
+            return
+        state = self.subsystem.volume(credential.volume)
+        held = state.holder if state.holder is not None and state.holder.owner is self else None
+        verdict = decide_attach(state.fence, credential.epoch, attach_number, self.holder, held is not None)
+        if verdict is AttachVerdict.RAISE:
+            self._raise(state, credential, attach_number, data, reply)
+        elif verdict is AttachVerdict.RENEW and held is not None:
+            self._renew(held, credential, reply)
+        elif verdict is AttachVerdict.OTHER_HOLDER:
+            self._refuse(reply, Refusal.OTHER_HOLDER, f"epoch {credential.epoch} stands with another holder")
+        else:
+            self.refused_by = state.fence
+            self._refuse_fenced(verdict is AttachVerdict.FENCED_OFF, state.fence, reply)
+
+    def _refuse_fenced(self, fenced_off: bool, fence: Fence, reply: Reply) -> None:
+        counters = self.subsystem.counters
+        if fenced_off:
+            counters.fenced_off += 1
+        else:
+            counters.superseded += 1
+        reply(*refusal_of(Verdict.FENCED_OFF if fenced_off else Verdict.SUPERSEDED, fence), b"")
+
+    def _renew(self, slot: Slot, credential: Credential, reply: Reply) -> None:
+        if not slot.attached:
+            reply(Status.NOT_ATTACHED, 0, 0, b"")  # its drain still runs; the first ATTACH will be answered
+            return
+        if (credential.issued_ms, credential.serial) >= (slot.issued_ms, slot.serial):
+            slot.renew(credential)
+        reply(Status.SUCCESS, slot.number, 0, b"")
+
+    def _raise(self, state: VolumeState, credential: Credential, attach_number: int, raw: bytes, reply: Reply) -> None:
+        """A higher pair: from the next line on, nothing below it is admitted (F3)."""
+        number = len(self.slots)
+        if number >= SLOTS_MAX:
+            reply(Status.CAPACITY_EXCEEDED, 0, 0, b"")
+            return
+        fence = state.fence
+        fence.raise_to(credential.epoch, attach_number, self.holder, bytes(raw))
+        former = state.attach
+        if former is not None:
+            former.cancel()
+            former.superseded()
+        state.retire_holder()
+        slot = Slot(state, self, number, credential, attach_number)
+        self.slots.append(slot)
+        state.holder = slot
+        log.info("event=fence volume=%s epoch=%d attach=%d slot=%d", fence.volume, fence.epoch, attach_number, number)
+        done, superseded = partial(self._attached, slot, reply), partial(self._attach_superseded, slot, reply)
+        attach = Attach(slot, self.subsystem, self.subsystem.call_later, done, superseded)
+        attach.start()
+        if state.durable_epoch < fence.epoch:
+            record = StoredFence(fence.epoch, fence.holder, fence.credential)
+            start = partial(self.subsystem.storage.raise_fence, fence.volume, record)
+            then(start, partial(_fence_kept, state, attach, fence.epoch))
+
+    def _attach_superseded(self, slot: Slot, reply: Reply) -> None:
+        if not self.ended:
+            self._refuse_fenced(slot.epoch < slot.fence.epoch, slot.fence, reply)
+
+    def _attached(self, slot: Slot, reply: Reply, status: int, states: tuple[tuple[int, DeviceState], ...]) -> None:
+        if self.ended:
+            return
+        if status:
+            self._drop(slot)
+            reply(status, 0, 0, b"")
+            return
+        slot.attached = True
+        slot.device_states = states
+        reply(Status.SUCCESS, slot.number, 0, b"")
+
+    def _receipt(self, number: int, reply: Reply) -> None:
+        slot = self.slot(number)
+        if slot is None or not slot.attached or self.keys is None:
+            reply(Status.NOT_ATTACHED, 0, 0, b"")
+            return
+        subsystem = self.subsystem
+        receipt = Receipt(
+            subsystem.identity.sled_id, subsystem.storage.boot_counter, slot.volume, slot.epoch, slot.attach_number,
+            number, slot.device_states,
+        )  # fmt: skip
+        subsystem.counters.receipts += 1
+        data = receipt.encode(self.keys)
+        reply(Status.SUCCESS, len(data), 0, data)
+
+    def _detach(self, number: int, reply: Reply) -> None:
+        slot = self.slot(number)
+        if slot is None:
+            reply(Status.NOT_ATTACHED, 0, 0, b"")
+            return
+        self._drop(slot)
+        slot.when_settled(lambda: reply(Status.SUCCESS, 0, 0, b""))
+
+    def _manage(self, opcode: int, fields: AdminFields, reply: Reply) -> None:
+        """Create or delete a namespace: admitted like I/O, and counted in flight like it (F1, F3)."""
+        subsystem = self.subsystem
+        slot = self.slot(fields.slot)
+        if slot is None:
+            reply(Status.NOT_ATTACHED, 0, 0, b"")
+            return
+        volume = slot.volume
+        if opcode == AdminOpcode.NAMESPACE_DELETE:
+            served = subsystem.served.get(fields.nsid)
+            if served is None:
+                reply(Status.INVALID_NAMESPACE, 0, 0, b"")
+                return
+            volume = served.volume
+        verdict = decide(slot, slot.fence, volume, RIGHT_MANAGE, subsystem.time.now_ms())
+        if verdict:
+            subsystem.count_refusal(verdict)
+            reply(*refusal_of(verdict, slot.fence), b"")
+            return
+        slot.enter(ON_TABLE)
+        storage = subsystem.storage
+        if opcode == AdminOpcode.NAMESPACE_CREATE:
+            start = partial(storage.create_namespace, volume, fields.nlb, fields.slba)
+            then(start, partial(self._managed, slot, fields.nlb, reply))
+            return
+        served = subsystem.served.pop(fields.nsid)  # nothing more is admitted to it
+        start = partial(storage.delete_namespace, fields.nsid)
+        served.when_idle(lambda: then(start, partial(self._managed, slot, None, reply)))
+
+    def _managed(self, slot: Slot, column: int | None, reply: Reply, status: int) -> None:
+        self.subsystem.refresh_namespaces()
+        namespace = None if column is None else self.subsystem.storage.namespace_of(slot.volume, column)
+        if not self.ended:
+            reply(status, namespace.nsid if namespace is not None and status == Status.SUCCESS else 0, 0, b"")
+        slot.leave(ON_TABLE)
+
+
+def _fence_kept(state: VolumeState, attach: Attach, epoch: int, status: int) -> None:
+    """The storage has written the fence's records, or could not."""
+    if status:
+        log.error("event=fence_not_durable volume=%s epoch=%d status=%#05x", state.fence.volume, epoch, status)
+        attach.fail(status)
+        return
+    state.durable_epoch = max(state.durable_epoch, epoch)
+    if state.attach is not None:
+        state.attach.fence_durable()

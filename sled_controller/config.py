@@ -1,0 +1,47 @@
+"""The settings of `sled-controller`."""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, field_validator
+
+from sled_controller.fabric.pdu import DEFAULT_PORT
+from sled_controller.fabric.target_server import CONNECTIONS_MAX
+from sled_controller.settings import Settings
+from spdk_bindings.device import BLOCK_BYTES
+
+PROG: Final = "sled-controller"
+DEVICES_MAX: Final = 32
+DEVICE_BYTES_MIN: Final = 16 * 1024 * 1024
+
+
+class SledSettings(Settings):
+    """A storage sled: an NVMe/TCP subsystem that admits a write only with proof of a current credential."""
+
+    state_dir: Path = Field(description="directory of the sled's identity; made at first start")
+    name: str = Field("sled", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="name for people")
+    listen_host: str = Field("127.0.0.1", description="address to listen on for heads")
+    listen_port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    devices: list[Path] = Field(
+        min_length=1, max_length=DEVICES_MAX, description="the mass storage devices: paths of files of 4096-byte blocks"
+    )
+    device_bytes: Annotated[int, Field(ge=DEVICE_BYTES_MIN, le=1 << 50)] | None = Field(
+        None, description="make a sparse file of this many bytes for a device that is absent, and format it"
+    )
+    root_public_key: str = Field(description="the root key that signs key sets: 64 hexadecimal digits")
+    connections_max: int = Field(CONNECTIONS_MAX, ge=2, le=4096, description="connections of heads at the same time")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("root_public_key")
+    @classmethod
+    def _is_key(cls, value: str) -> str:
+        if len(bytes.fromhex(value)) != 32:
+            raise ValueError("is not 32 bytes in hexadecimal")
+        return value
+
+    @field_validator("device_bytes")
+    @classmethod
+    def _is_whole(cls, value: int | None) -> int | None:
+        if value is not None and value % BLOCK_BYTES:
+            raise ValueError(f"is not a multiple of {BLOCK_BYTES}")
+        return value

@@ -1,0 +1,491 @@
+"""One queue of the NVMe/TCP target: a connection's life from ICReq to its end, without a socket.
+
+The shell gives it bytes (`room`, then `received`) and sends what `take_output` returns. `TRANSITIONS` is the whole
+life cycle; what a PDU may be in each state is in `ACCEPTED`. Sources: NVM Express TCP Transport 1.0, section 3;
+NVM Express Base 2.0, 3.3 and 6.
+"""
+
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from sled_controller.association import AdminFields, Association
+from sled_controller.fabric import pdu
+from sled_controller.fabric.controller import KEEP_ALIVE_GRACE_MS, Controller
+from sled_controller.fabric.pdu import Digest, FatalError, PduError, PduType
+from sled_controller.fabric.receive_buffer import ReceiveStream
+from sled_controller.fabric.vendor_io import (
+    HELD_BYTES_MAX,
+    IN_CAPSULE_BYTES_MAX,
+    QUEUE_ENTRIES_MAX,
+    TRANSFER_BYTES_MAX,
+    IoPath,
+    Transfer,
+)
+from sled_controller.subsystem import Subsystem
+from spdk_bindings.device import Buffer
+from spdk_bindings.nvme import CONTROLLER_ID_DYNAMIC, DISCOVERY_NQN, AdminOpcode, FabricsType, Status, cqe_status
+
+log = logging.getLogger(__name__)
+
+ADMIN_IN_CAPSULE_BYTES_MAX: Final = 8192  # fixed by the transport
+HANDSHAKE_NS: Final = 5_000_000_000  # from accept to Connect
+STALL_NS: Final = 10_000_000_000  # a PDU begun, or data asked for by R2T, without a further byte
+IDLE_NS: Final = 120_000_000_000  # a live association without keep-alive timer
+MS: Final = 1_000_000
+_FABRICS: Final = int(AdminOpcode.FABRICS)
+
+
+class QueueState(Enum):
+    """The life of a connection."""
+
+    WAIT_IC = auto()
+    WAIT_CONNECT = auto()
+    LIVE = auto()
+    CLOSING = auto()  # the last output is on its way; what arrives is dropped
+    CLOSED = auto()
+
+
+class Event(Enum):
+    """What moves a connection on."""
+
+    IC = auto()
+    CONNECTED = auto()
+    FAILED = auto()  # the host broke the protocol
+    ENDED = auto()  # the association ended
+    LOST = auto()  # the socket is gone
+
+
+TRANSITIONS: Final[dict[tuple[QueueState, Event], QueueState]] = {
+    (QueueState.WAIT_IC, Event.IC): QueueState.WAIT_CONNECT,
+    (QueueState.WAIT_CONNECT, Event.CONNECTED): QueueState.LIVE,
+    (QueueState.WAIT_IC, Event.FAILED): QueueState.CLOSING,
+    (QueueState.WAIT_CONNECT, Event.FAILED): QueueState.CLOSING,
+    (QueueState.LIVE, Event.FAILED): QueueState.CLOSING,
+    (QueueState.LIVE, Event.ENDED): QueueState.CLOSING,
+    (QueueState.WAIT_IC, Event.LOST): QueueState.CLOSED,
+    (QueueState.WAIT_CONNECT, Event.LOST): QueueState.CLOSED,
+    (QueueState.LIVE, Event.LOST): QueueState.CLOSED,
+    (QueueState.CLOSING, Event.LOST): QueueState.CLOSED,
+}
+
+ACCEPTED: Final[dict[QueueState, frozenset[int]]] = {
+    QueueState.WAIT_IC: frozenset({PduType.IC_REQ, PduType.H2C_TERM_REQ}),
+    QueueState.WAIT_CONNECT: frozenset({PduType.CAPSULE_CMD, PduType.H2C_TERM_REQ}),
+    QueueState.LIVE: frozenset({PduType.CAPSULE_CMD, PduType.H2C_DATA, PduType.H2C_TERM_REQ}),
+}
+
+
+class TargetQueue:
+    """The target's side of one connection. `wake` is called when there is output outside of `received`."""
+
+    def __init__(self, subsystem: Subsystem, now_ns: int, local_address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        self.subsystem = subsystem
+        self.local_address = local_address
+        self.state = QueueState.WAIT_IC
+        self.stream = ReceiveStream()
+        self.out: list[Buffer] = []
+        self.wake: Callable[[], None] | None = None
+        self.queue_id = 0
+        self.entries = 1
+        self.sqhd = 0
+        self.busy: set[int] = set()
+        self.now_ms = 0
+        self.association: Association | None = None
+        self.controller: Controller | None = None
+        self.io: IoPath | None = None
+        self.failure = ""
+        self._digests = 0
+        self._align = 4
+        self._out_bytes = 0
+        self._mac_count = 0
+        self._receiving = False
+        self._data_for: Transfer | None = None  # an H2CData's payload is arriving
+        self._data_left = 0
+        self._data_last = False
+        self._digest_left = 0
+        self._heard_ns = self._opened_ns = now_ns
+
+    # --- for the shell
+
+    def room(self) -> memoryview:
+        """Where the next bytes of the stream go."""
+        return self.stream.room()
+
+    def received(self, count: int, now_ms: int, now_ns: int) -> None:
+        """`count` bytes were put into `room`. `now_ms` is sled time, `now_ns` time since boot."""
+        self.stream.end += count
+        self._heard_ns = now_ns
+        self.resume(now_ms)
+
+    def feed(self, data: Buffer, now_ms: int = 0, now_ns: int = 0) -> None:
+        """`room` and `received` for callers that hold bytes."""
+        view = memoryview(data)
+        while view:
+            room = self.room()
+            count = min(len(room), len(view))
+            if not count:
+                raise BufferError("the queue is stalled; take its output first")
+            room[:count] = view[:count]
+            view = view[count:]
+            self.received(count, now_ms, now_ns)
+
+    def resume(self, now_ms: int) -> None:
+        """Go on with what was received."""
+        self.now_ms = now_ms
+        self._receiving = True
+        try:
+            self._consume()
+        except PduError as error:
+            self._fail(error)
+        finally:
+            self._receiving = False
+            if self.state is QueueState.CLOSING or self.state is QueueState.CLOSED:
+                self.stream.start = self.stream.end
+            self.stream.tidy()
+
+    def take_output(self) -> list[Buffer]:
+        """What to send now, in order."""
+        out, self.out = self.out, []
+        self._out_bytes = 0
+        return out
+
+    @property
+    def stalled(self) -> bool:
+        """Too much is held or waits to be sent: stop reading, `resume` after output was taken or a device is done."""
+        return self._out_bytes + (self.io.held_bytes if self.io is not None else 0) > HELD_BYTES_MAX
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone; a lost queue ends its association."""
+        if self.state is QueueState.CLOSED:
+            return
+        self._advance(Event.LOST)
+        self.out = []
+        if self.association is not None:
+            self.association.end(reason)
+
+    def end(self, reason: str) -> None:
+        """The association has ended: nothing more is done, what is queued may still be sent."""
+        if self.state is QueueState.LIVE:
+            self.failure = reason
+            self._advance(Event.ENDED)
+            self.poke()
+
+    def overdue(self, now_ns: int) -> str | None:
+        """Why this connection has to be given up now, if it has to."""
+        if self.state in (QueueState.WAIT_IC, QueueState.WAIT_CONNECT):
+            return "no Connect in time" if now_ns - self._opened_ns > HANDSHAKE_NS else None
+        silent_ns = now_ns - self._heard_ns
+        transferring = self._data_for is not None or (self.io is not None and self.io.transfers)
+        if silent_ns > STALL_NS and (transferring or self.stream.start != self.stream.end) and not self.stalled:
+            return "a PDU or a transfer does not go on"
+        if self.state is QueueState.LIVE and self.controller is not None and self.queue_id == 0:
+            kato_ns = self.controller.kato_ms * MS
+            if silent_ns > (kato_ns + KEEP_ALIVE_GRACE_MS * MS if kato_ns else IDLE_NS):
+                return "keep-alive timer expired"
+        return None
+
+    def poke(self) -> None:
+        """Have the shell send what has come up outside of `received`."""
+        if not self._receiving and self.wake is not None:
+            self.wake()
+
+    # --- output
+
+    def complete(
+        self, cid: int, status: int, dw0: int = 0, dw1: int = 0, data: Buffer = b"", dnr: bool = False
+    ) -> None:
+        """Answer a command: its data if it succeeded and has some, then its completion."""
+        self.busy.discard(cid)
+        if self.state is QueueState.CLOSED or self.state is QueueState.CLOSING:
+            return
+        if data:
+            buffers = pdu.c2h_data(cid, 0, (data,), True, self._digests, self._align)
+            self.out += buffers
+            self._out_bytes += len(data)
+        cqe = pdu.CQE.pack(dw0, dw1, self.sqhd, 0, cid, cqe_status(status, dnr))
+        self.out.append(pdu.capsule_resp(cqe, self._digests))
+
+    def send_r2t(self, cid: int, ttag: int, length: int) -> None:
+        """Ask for all data of a command."""
+        if self.state is QueueState.LIVE:
+            self.out.append(pdu.r2t(cid, ttag, 0, length, self._digests))
+
+    def _fail(self, error: PduError) -> None:
+        self.subsystem.counters.protocol_errors += 1
+        self.failure = error.reason
+        log.warning("event=protocol_error fes=%s fei=%d reason=%s", error.fes.name, error.fei, error.reason)
+        self.out.append(pdu.term_req(PduType.C2H_TERM_REQ, error.fes, error.fei, error.header))
+        self._advance(Event.FAILED)
+        if self.association is not None:
+            self.association.end(error.reason)
+
+    def _advance(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state, event]
+
+    # --- input
+
+    def _consume(self) -> None:
+        stream = self.stream
+        io = self.io if self._digests == 0 and self.queue_id else None
+        while self.state in ACCEPTED and stream.start < stream.end:
+            if self._data_for is not None:
+                self._take_data(self._data_for)
+                continue
+            if io is not None:
+                stream.start = io.write_run(stream.current, stream.start, stream.end, self.now_ms)
+                if self.state is not QueueState.LIVE:
+                    return
+            before = stream.start
+            if stream.end - before < pdu.COMMON_BYTES or self.stalled or not self._one():
+                return
+            io = self.io if self._digests == 0 and self.queue_id else None
+
+    def _one(self) -> bool:
+        """Consume one PDU (of an H2CData only its header); False when more bytes are needed."""
+        stream = self.stream
+        start = stream.start
+        view = stream.current.view[start : stream.end]
+        limit = IN_CAPSULE_BYTES_MAX if self.queue_id else ADMIN_IN_CAPSULE_BYTES_MAX
+        kind = view[0]
+        if kind == PduType.H2C_DATA:
+            limit = TRANSFER_BYTES_MAX
+        pdu.check_header(view, ACCEPTED[self.state], self._digests, limit)
+        _, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(view)
+        header_bytes = pdo if kind == PduType.H2C_DATA else plen
+        if len(view) < header_bytes:
+            return False
+        self._check_header_digest(view, kind, hlen)
+        stream.start = start + header_bytes
+        if kind == PduType.CAPSULE_CMD:
+            self._capsule(view, pdo, plen)
+        elif kind == PduType.H2C_DATA:
+            self._data_header(view, flags, pdo, plen)
+        elif kind == PduType.IC_REQ:
+            self._ic_req(view)
+        else:
+            fes, fei = pdu.parse_term_req(view)
+            log.warning("event=terminated_by_host fes=%#x fei=%d", fes, fei)
+            self._advance(Event.FAILED)
+            if self.association is not None:
+                self.association.end(f"the host terminated the connection with FES {fes:#x}")
+        return True
+
+    def _check_header_digest(self, view: memoryview, kind: int, hlen: int) -> None:
+        if not self._digests & Digest.HEADER or kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
+            return
+        got = int.from_bytes(view[hlen : hlen + 4], "little")
+        if got != pdu.crc32c_of(view[:hlen]):
+            raise PduError(FatalError.HEADER_DIGEST, got, "header digest is wrong", bytes(view[:hlen]))
+
+    def _ic_req(self, view: memoryview) -> None:
+        _, _, _, _, _, version, hpda, digests, _ = pdu.IC_REQ.unpack_from(view)
+        seen = bytes(view[: pdu.IC_BYTES])
+        if version != pdu.PDU_VERSION:
+            raise PduError(FatalError.UNSUPPORTED_PARAMETER, 8, f"PDU format version {version}", seen)
+        if hpda > 31:
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 10, f"HPDA {hpda}", seen)
+        if digests & ~(Digest.HEADER | Digest.DATA):
+            raise PduError(FatalError.UNSUPPORTED_PARAMETER, 11, f"digests {digests:#x}", seen)
+        self._digests = digests
+        self._align = (hpda + 1) * 4
+        self.out.append(pdu.ic_resp(digests, TRANSFER_BYTES_MAX))
+        self._advance(Event.IC)
+
+    # --- commands
+
+    def _capsule(self, view: memoryview, pdo: int, plen: int) -> None:
+        sqe = bytes(view[pdu.COMMON_BYTES : pdu.CAPSULE_CMD_BYTES])
+        data: Buffer = b""
+        digest_bad = False
+        if pdo and plen > pdo:
+            stop = plen - (pdu.DIGEST_BYTES if self._digests & Digest.DATA else 0)
+            data = view[pdo:stop]
+            if stop != plen:
+                digest_bad = view[stop:plen] != pdu.digest(data)
+        opcode, cid = sqe[0], sqe[2] | sqe[3] << 8
+        self.sqhd = (self.sqhd + 1) % self.entries
+        if self.state is QueueState.WAIT_CONNECT:
+            self._connect_only(sqe, cid, data, digest_bad)
+        elif cid in self.busy:
+            raise PduError(FatalError.PDU_SEQUENCE, 0, f"command id {cid} is in use", bytes(view[: pdu.COMMON_BYTES]))
+        elif len(self.busy) >= self.entries:
+            raise PduError(FatalError.LIMIT_EXCEEDED, 0, "more commands than the queue has entries", sqe)
+        elif self.io is not None and opcode & 0x80:
+            self.io.command(sqe, data, digest_bad, self.stream.current)
+        elif opcode >= 0xC0:
+            self._vendor_admin(sqe, cid, data, digest_bad)
+        elif digest_bad:
+            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+        elif opcode == _FABRICS:
+            self._fabrics(sqe, cid)
+        elif self.controller is not None and self.queue_id == 0:
+            self.controller.admin(self, sqe)
+        elif self.controller is not None:
+            self.controller.io(self, sqe)
+
+    def _fabrics(self, sqe: bytes, cid: int) -> None:
+        kind = sqe[4]
+        if self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_GET:
+            self.controller.property_get(self, sqe)
+        elif self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_SET:
+            self.controller.property_set(self, sqe)
+        elif kind == FabricsType.CONNECT:
+            self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
+            if self.association is not None:
+                self.association.end("a second Connect on a queue")
+        elif kind == FabricsType.DISCONNECT and self.association is not None:
+            self.complete(cid, Status.SUCCESS)
+            self.association.end("the host disconnected")
+        else:
+            self.complete(cid, Status.INVALID_FIELD, dnr=True)
+
+    def _connect_only(self, sqe: bytes, cid: int, data: Buffer, digest_bad: bool) -> None:
+        if digest_bad:
+            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+        elif sqe[0] != _FABRICS or sqe[4] != FabricsType.CONNECT:
+            self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
+        elif len(data) != pdu.CONNECT_DATA_BYTES:
+            self.complete(cid, Status.SGL_LENGTH_INVALID, dnr=True)
+        else:
+            self._connect(sqe, cid, data)
+
+    def _connect(self, sqe: bytes, cid: int, data: Buffer) -> None:
+        """Connect (Base 2.0, 6.3): DW0 of a refusal is the offset of the field, bit 16 set when it is in the data."""
+        _, _, _, _, _, _, _, recfmt, queue_id, sqsize, _, kato_ms = pdu.CONNECT_SQE.unpack(sqe)
+        host_id, controller_id, subsystem_nqn, host_nqn = pdu.CONNECT_DATA.unpack(data)
+        nqn = subsystem_nqn.rstrip(b"\0").decode("utf-8", "replace")
+        discovery = nqn == DISCOVERY_NQN
+        if recfmt:
+            self.complete(cid, Status.CONNECT_INCOMPATIBLE_FORMAT, dnr=True)
+        elif not 1 <= sqsize < QUEUE_ENTRIES_MAX:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 44, dnr=True)
+        elif nqn != self.subsystem.identity.nqn and not discovery:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 256 | 1 << 16, dnr=True)
+        elif queue_id == 0:
+            self._connect_admin(cid, controller_id, host_nqn, host_id, sqsize + 1, discovery, kato_ms)
+        elif queue_id == 1 and not discovery:
+            self._connect_io(cid, controller_id, host_nqn, host_id, sqsize + 1)
+        else:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 42, dnr=True)
+
+    def _connect_admin(
+        self, cid: int, controller_id: int, host_nqn: bytes, host_id: bytes, entries: int, discovery: bool, kato_ms: int
+    ) -> None:
+        if controller_id != CONTROLLER_ID_DYNAMIC:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16, dnr=True)
+            return
+        association = self.subsystem.open_association(host_nqn, host_id)
+        if association is None:
+            self.complete(cid, Status.CONNECT_CONTROLLER_BUSY)
+            return
+        association.queues[0] = self
+        association.controller = self.controller = Controller(association, discovery, kato_ms)
+        self._connected(cid, association, 0, entries)
+
+    def _connect_io(self, cid: int, controller_id: int, host_nqn: bytes, host_id: bytes, entries: int) -> None:
+        association = self.subsystem.associations.get(controller_id)
+        if association is None or association.host_nqn != host_nqn or association.host_id != host_id:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16, dnr=True)
+            return
+        if 1 in association.queues:
+            self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
+            association.end("a second Connect of its I/O queue")
+            return
+        controller = association.controller
+        if not isinstance(controller, Controller) or controller.discovery or not controller.configuration & 1:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 42, dnr=True)
+            return
+        association.queues[1] = self
+        self.controller = controller
+        self._connected(cid, association, 1, entries)
+        self.io = IoPath(self, association, entries)
+
+    def _connected(self, cid: int, association: Association, queue_id: int, entries: int) -> None:
+        self.association = association
+        self.queue_id = queue_id
+        self.entries = entries
+        self.sqhd = 1 % entries
+        self._advance(Event.CONNECTED)
+        self.complete(cid, Status.SUCCESS, association.controller_id)
+
+    def _vendor_admin(self, sqe: bytes, cid: int, data: Buffer, digest_bad: bool) -> None:
+        association = self.association
+        if association is None or (self.controller is not None and self.controller.discovery):
+            self.complete(cid, Status.INVALID_OPCODE, dnr=True)
+            return
+        opcode, _, _, nsid, number, nlb, _, _, _, length, _, slba, tag = pdu.VENDOR_SQE.unpack(sqe)
+        unsigned = opcode in (AdminOpcode.SESSION_RECEIVE, AdminOpcode.SESSION_SEND)
+        if not unsigned and association.keys is None:
+            self.complete(cid, Status.SESSION_REQUIRED)
+            return
+        count = self._mac_count
+        self._mac_count += not unsigned
+        if digest_bad:
+            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+            return
+        self.busy.add(cid)
+
+        def reply(status: int, dw0: int, dw1: int, answer: bytes) -> None:
+            self.complete(cid, status, dw0, dw1, answer[:length], dnr=status != Status.SUCCESS)
+            self.poke()
+
+        if opcode == AdminOpcode.SESSION_RECEIVE:
+            association.session_receive(reply)
+        elif opcode == AdminOpcode.SESSION_SEND:
+            association.session_send(bytes(data), reply)
+        elif association.keys is None or not association.keys.queue_mac(0).check_parts(
+            count, tag, (sqe[: pdu.MAC_OFFSET] + pdu.NO_MAC, data)
+        ):
+            self.subsystem.counters.bad_macs += 1
+            self.complete(cid, Status.BAD_MAC)
+            association.end("a MAC did not verify")
+        else:
+            association.execute(opcode, AdminFields(nsid, number, nlb, slba), bytes(data), reply)
+
+    # --- H2CData
+
+    def _data_header(self, view: memoryview, flags: int, pdo: int, plen: int) -> None:
+        _, _, _, _, _, cccid, ttag, offset, length = pdu.H2C_DATA.unpack_from(view)
+        seen = bytes(view[: pdu.DATA_HEADER_BYTES])
+        digest_bytes = pdu.DIGEST_BYTES if self._digests & Digest.DATA else 0
+        transfer = self.io.transfers.get(ttag) if self.io is not None else None
+        if transfer is None:
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 10, f"transfer tag {ttag} is not known", seen)
+        if transfer.cid != cccid:
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 8, f"command id {cccid} is not that of the R2T", seen)
+        if length != plen - pdo - digest_bytes:
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 16, f"data length {length} is not the PDU's", seen)
+        if offset != transfer.received or offset + length > transfer.total:
+            raise PduError(FatalError.DATA_OUT_OF_RANGE, 12, f"data at {offset}, {transfer.received} is next", seen)
+        if bool(flags & pdu.PduFlag.LAST) != (offset + length == transfer.total):
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 1, "LAST_PDU is not where the data ends", seen)
+        self._data_for = transfer
+        self._data_left = length
+        self._digest_left = digest_bytes
+        transfer.crc = 0
+
+    def _take_data(self, transfer: Transfer) -> None:
+        """Move what is there of an H2CData's payload, then of its digest."""
+        stream = self.stream
+        source = stream.current.view
+        count = min(self._data_left, stream.end - stream.start)
+        if count:
+            part = source[stream.start : stream.start + count]
+            transfer.data[transfer.received : transfer.received + count] = part
+            if self._digests & Digest.DATA:
+                transfer.crc = pdu.crc32c_of_more(part, transfer.crc)
+            transfer.received += count
+            self._data_left -= count
+            stream.start += count
+        while self._digest_left and not self._data_left and stream.start < stream.end:
+            shift = 8 * (pdu.DIGEST_BYTES - self._digest_left)
+            transfer.digest_bad |= stream.current.data[stream.start] != transfer.crc >> shift & 0xFF
+            self._digest_left -= 1
+            stream.start += 1
+        if self._data_left or self._digest_left:
+            return
+        self._data_for = None
+        if transfer.received == transfer.total and self.io is not None:
+            self.io.data_complete(transfer)

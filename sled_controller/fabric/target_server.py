@@ -1,0 +1,181 @@
+"""The asyncio shell of the target: sockets, one write per loop turn, flow control, limits, deadlines. No protocol."""
+
+import asyncio
+import logging
+from typing import Final, cast
+
+from sled_controller.fabric.target import QueueState, TargetQueue
+from sled_controller.subsystem import Subsystem
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 128
+CHECK_SECONDS: Final = 0.5  # how often deadlines are looked at
+LINGER_SECONDS: Final = 1.0  # for the host to read the last words before the socket is closed
+WRITE_BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
+
+
+class QueueConnection(asyncio.BufferedProtocol):
+    """One socket and its `TargetQueue`."""
+
+    def __init__(self, server: "TargetServer") -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._queue: TargetQueue | None = None
+        self._flush_scheduled = False
+        self._writing_paused = False
+        self._reading_paused = False
+        self._closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = transport
+        if not self._server.admit(self):
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        host, port = transport.get_extra_info("sockname")[:2]
+        subsystem = self._server.subsystem
+        self._queue = TargetQueue(subsystem, subsystem.env.clock.boottime_ns(), (host, port))
+        self._queue.wake = self._wake
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        assert self._queue is not None
+        return self._queue.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        queue = self._queue
+        assert queue is not None
+        subsystem = self._server.subsystem
+        queue.received(nbytes, subsystem.time.now_ms(), subsystem.env.clock.boottime_ns())
+        self._flush()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.forget(self)
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.wake = None
+            queue.lost(f"connection lost: {exc}" if exc else "connection closed")
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._match_reading()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._wake()
+
+    def check_deadlines(self, now_ns: int) -> None:
+        """Give up a connection that does not go on."""
+        reason = self._queue.overdue(now_ns) if self._queue is not None else None
+        if reason is not None and self._transport is not None:
+            self._server.subsystem.counters.timeouts += 1
+            log.warning("event=connection_timeout reason=%r", reason)
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _wake(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._flush_scheduled = False
+        if self._queue is None:
+            return
+        self._flush()
+        if self._queue is not None and self._reading_paused and not self._writing_paused and not self._queue.stalled:
+            self._queue.resume(self._server.subsystem.time.now_ms())
+            self._flush()
+
+    def _flush(self) -> None:
+        queue, transport = self._queue, self._transport
+        if queue is None or transport is None:
+            return
+        out = queue.take_output()
+        if out:
+            if len(out) == 1:
+                transport.write(out[0])
+            else:
+                transport.writelines(out)
+        if queue.state is QueueState.CLOSING and not self._closing:
+            self._closing = True
+            if transport.can_write_eof():
+                transport.write_eof()
+            self._loop.call_later(LINGER_SECONDS, transport.close)
+        self._match_reading()
+
+    def _match_reading(self) -> None:
+        queue, transport = self._queue, self._transport
+        if queue is None or transport is None or transport.is_closing():
+            return
+        want_pause = self._writing_paused or queue.stalled
+        if want_pause and not self._reading_paused:
+            transport.pause_reading()
+            self._reading_paused = True
+        elif self._reading_paused and not want_pause:
+            transport.resume_reading()
+            self._reading_paused = False
+
+
+class TargetServer:
+    """Listens for hosts. `start` and `close` are its life."""
+
+    def __init__(self, subsystem: Subsystem, connections_max: int = CONNECTIONS_MAX) -> None:
+        self.subsystem = subsystem
+        self._connections_max = connections_max
+        self._connections: set[QueueConnection] = set()
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._all_gone: asyncio.Future[None] | None = None
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Listen and return the address; raises OSError when it cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: QueueConnection(self), host, port)
+        self._check()
+        bound = self._server.sockets[0].getsockname()
+        return bound[0], bound[1]
+
+    async def close(self) -> None:
+        """Stop listening and drop every connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        if self._connections:
+            self._all_gone = asyncio.get_running_loop().create_future()
+            await self._all_gone
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def admit(self, connection: QueueConnection) -> bool:
+        """Take a connection in, unless there are too many."""
+        if len(self._connections) >= self._connections_max:
+            log.warning("event=connection_refused reason=%r", f"there are {self._connections_max} already")
+            return False
+        self._connections.add(connection)
+        self.subsystem.counters.connections += 1
+        return True
+
+    def forget(self, connection: QueueConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if not self._connections and self._all_gone is not None and not self._all_gone.done():
+            self._all_gone.set_result(None)
+
+    def _check(self) -> None:
+        now_ns = self.subsystem.env.clock.boottime_ns()
+        for connection in list(self._connections):
+            connection.check_deadlines(now_ns)
+        self._timer = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._check)

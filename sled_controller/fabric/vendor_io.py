@@ -1,0 +1,388 @@
+"""The credentialed I/O of one queue: MAC, fence decision, device, completion.
+
+The common write (in-capsule data, no digests, no FUA) runs in one loop over the receive buffer without an object or
+a call back per command; everything else takes `command`. Admission and submission happen in the same call that saw
+the last data byte (F1).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from sled_controller.association import Association, refusal_of
+from sled_controller.attach import Slot
+from sled_controller.fabric import pdu
+from sled_controller.fabric.receive_buffer import ReceiveBuffer
+from sled_controller.fencing import RIGHT_READ, RIGHT_WRITE, Verdict, decide
+from sled_controller.served import Served
+from sled_controller.session import QueueMac
+from spdk_bindings.device import BLOCK_BYTES, PENDING, Buffer
+from spdk_bindings.nvme import CONTROL_FUA, Status, VendorIo, cqe_status
+
+if TYPE_CHECKING:
+    from sled_controller.fabric.target import TargetQueue
+
+IN_CAPSULE_BYTES_MAX: Final = 16 * 1024
+TRANSFER_BYTES_MAX: Final = 1024 * 1024  # MDTS; also MAXH2CDATA
+QUEUE_ENTRIES_MAX: Final = 128
+HELD_BYTES_MAX: Final = 4 * 1024 * 1024  # per queue: data awaited by R2T, owned by devices, or read and not sent
+
+RIGHTS: Final[dict[int, int]] = {
+    VendorIo.WRITE: RIGHT_WRITE,
+    VendorIo.READ: RIGHT_READ,
+    VendorIo.FLUSH: RIGHT_READ | RIGHT_WRITE,
+    VendorIo.WRITE_ZEROES: RIGHT_WRITE,
+    VendorIo.DEALLOCATE: RIGHT_WRITE,
+}
+
+_WRITE: Final = int(VendorIo.WRITE)
+_PSDT: Final = pdu.PSDT_SGL
+_IN_CAPSULE: Final = pdu.SGL_IN_CAPSULE
+_HEADER: Final = pdu.CAPSULE_CMD_BYTES
+_MAC_AT: Final = pdu.COMMON_BYTES + pdu.MAC_OFFSET
+_DATA_SHIFT: Final = 12
+# A CapsuleCmd whose common header reads as this number has no digests and its data right behind the SQE.
+_PLAIN_CAPSULE: Final = pdu.PduType.CAPSULE_CMD | _HEADER << 16 | _HEADER << 24
+_HOT: Final = Struct("<IIBBHIHHIQQI3xBQ")
+_REPLY: Final = Struct("<16sHHHH")
+_REPLY_OPENING: Final = (
+    pdu.COMMON.pack(pdu.PduType.CAPSULE_RESP, 0, pdu.CAPSULE_RESP_BYTES, 0, pdu.CAPSULE_RESP_BYTES) + bytes(8)
+)  # fmt: skip
+assert _HOT.size == pdu.CAPSULE_CMD_BYTES - pdu.MAC_BYTES
+
+
+class Ticket:
+    """A command that a device has not completed. Made once per queue entry, used again and again."""
+
+    __slots__ = ("buffer", "bytes_held", "callback", "cid", "data", "io", "opcode", "served", "slot")
+
+    def __init__(self, io: "IoPath") -> None:
+        self.io = io
+        self.callback: Callable[[int], None] = self._done
+        self.cid = 0
+        self.opcode = 0
+        self.bytes_held = 0
+        self.slot: Slot | None = None
+        self.served: Served | None = None
+        self.buffer: ReceiveBuffer | None = None  # pinned receive memory
+        self.data: Buffer | None = None  # memory of its own
+
+    def _done(self, status: int) -> None:
+        self.io.completed(self, status)
+
+
+class Transfer:
+    """A write whose data comes by R2T. It keeps the slot that its number meant when the command arrived (F3)."""
+
+    __slots__ = ("cid", "count", "crc", "data", "digest_bad", "received", "slot", "sqe", "total", "ttag")
+
+    def __init__(self, cid: int, count: int, slot: Slot | None, sqe: bytes, total: int) -> None:
+        self.cid = cid
+        self.count = count
+        self.slot = slot
+        self.sqe = sqe
+        self.total = total
+        self.ttag = 0
+        self.received = 0
+        self.crc = 0
+        self.digest_bad = False
+        self.data = bytearray()  # taken when the R2T is sent
+
+
+class IoPath:
+    """The credentialed commands of one I/O queue. `count` is the nonce of the next MAC'd command; it only rises."""
+
+    def __init__(self, queue: "TargetQueue", association: Association, entries: int) -> None:
+        self._queue = queue
+        self._association = association
+        self._subsystem = association.subsystem
+        self._counters = association.subsystem.counters
+        self._served = association.subsystem.served
+        self._mac: QueueMac | None = None
+        self.count = 0
+        self.held_bytes = 0
+        self.tickets = [Ticket(self) for _ in range(entries)]
+        self.transfers: dict[int, Transfer] = {}
+        self._waiting: deque[Transfer] = deque()
+        self._next_ttag = 0
+
+    @property
+    def mac(self) -> QueueMac | None:
+        """The queue's MAC once there is a session."""
+        if self._mac is None and self._association.keys is not None:
+            self._mac = self._association.keys.queue_mac(self._queue.queue_id)
+        return self._mac
+
+    # --- the hot path
+
+    def write_run(self, buffer: ReceiveBuffer, pos: int, end: int, now_ms: int) -> int:
+        """Carry out plain writes from `pos`; returns where the first byte that is not part of one lies."""
+        mac = self.mac
+        if mac is None:
+            return pos
+        queue = self._queue
+        busy, entries, sqhd = queue.busy, queue.entries, queue.sqhd
+        data, view = buffer.data, buffer.view
+        unpack, pack, check, decision = _HOT.unpack_from, _REPLY.pack, mac.check, decide
+        slots, served_of, tickets = self._association.slots, self._served.get, self.tickets
+        count, no_mac, opening, slot_count = self.count, pdu.NO_MAC, _REPLY_OPENING, len(slots)
+        out = bytearray()
+        missed = 0
+        while end - pos >= _HEADER:
+            (common, plen, opcode, flags, cid, nsid, number, nlb, control, zero, address, length, kind, slba) = unpack(
+                data, pos
+            )
+            size = (nlb + 1) << _DATA_SHIFT
+            stop: int = pos + plen
+            if (
+                common != _PLAIN_CAPSULE or opcode != _WRITE or stop > end or plen != size + _HEADER
+                or length != size or control or zero or address or flags != _PSDT or kind != _IN_CAPSULE
+                or size > IN_CAPSULE_BYTES_MAX or number >= slot_count or not tickets or (busy and cid in busy)
+            ):  # fmt: skip
+                break
+            at = pos + _MAC_AT
+            tag = data[at : at + 16]
+            data[at : at + 16] = no_mac
+            good = check(count, tag, view[pos + 8 : stop])
+            count += 1
+            sqhd += 1
+            if sqhd == entries:
+                sqhd = 0
+            if not good:
+                self._hot_leave(out, count, sqhd, missed + 1)
+                self._bad_mac(cid)
+                return stop
+            slot = slots[number]
+            served = served_of(nsid)
+            if served is None:
+                missed += 1
+                out += pack(opening, sqhd, 0, cid, _INVALID_NAMESPACE)
+            elif decision(slot, slot.fence, served.volume, 2, now_ms):
+                self._hot_leave(out, count, sqhd, missed + 1)
+                out, missed = bytearray(), 0
+                self._refuse(cid, decision(slot, slot.fence, served.volume, 2, now_ms), slot)
+            elif slba + nlb >= served.blocks:
+                missed += 1
+                out += pack(opening, sqhd, 0, cid, _OUT_OF_RANGE)
+            else:
+                ticket = tickets[-1]
+                status = served.write(served.first_lba + slba, view[pos + _HEADER : stop], False, ticket.callback)
+                if not status:
+                    out += pack(opening, sqhd, 0, cid, 0)
+                elif status == PENDING:
+                    tickets.pop()
+                    buffer.pins += 1
+                    self._own(ticket, cid, opcode, slot, served, buffer, None, 0)
+                else:
+                    self._counters.device_errors += 1
+                    out += pack(opening, sqhd, 0, cid, cqe_status(status))
+            pos = stop
+        self._hot_leave(out, count, sqhd, missed)
+        return pos
+
+    def _hot_leave(self, out: bytearray, count: int, sqhd: int, missed: int) -> None:
+        self._counters.admitted += count - self.count - missed
+        self.count = count
+        self._queue.sqhd = sqhd
+        if out:
+            self._queue.out.append(out)
+
+    # --- everything else
+
+    def command(self, sqe: bytes, data: Buffer, digest_bad: bool, buffer: ReceiveBuffer) -> None:
+        """A vendor command with its in-capsule data, which lies in `buffer`."""
+        opcode, flags, cid, _, number, nlb, _, _, address, length, kind, _, tag = pdu.VENDOR_SQE.unpack(sqe)
+        mac = self.mac
+        if mac is None:
+            self._queue.complete(cid, Status.SESSION_REQUIRED)
+            return
+        count = self.count
+        self.count = count + 1
+        slots = self._association.slots
+        slot = slots[number] if number < len(slots) else None
+        if opcode == _WRITE and kind == pdu.SGL_TRANSPORT and not data:
+            self._await_data(Transfer(cid, count, slot, sqe, length), (nlb + 1) * BLOCK_BYTES)
+            return
+        if digest_bad:
+            self._queue.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+            return
+        if not mac.check_parts(count, tag, (sqe[: pdu.MAC_OFFSET] + pdu.NO_MAC, data)):
+            self._bad_mac(cid)
+            return
+        if flags != _PSDT or (data and (kind != _IN_CAPSULE or address or length != len(data))):
+            self._queue.complete(cid, Status.SGL_LENGTH_INVALID, dnr=True)
+            return
+        self._run(sqe, slot, data, buffer, 0)
+
+    def _run(self, sqe: bytes, slot: Slot | None, data: Buffer, buffer: ReceiveBuffer | None, held: int) -> None:
+        """Decide, and submit in the same turn (F1). `held` bytes of `data` are this command's own memory."""
+        opcode, _, cid, nsid, _, nlb, control, zero, _, length, _, slba, _ = pdu.VENDOR_SQE.unpack(sqe)
+        right = RIGHTS.get(opcode)
+        served = self._served.get(nsid)
+        status: int = Status.SUCCESS
+        if right is None:
+            status = Status.INVALID_OPCODE
+        elif zero or control & ~CONTROL_FUA:
+            status = Status.INVALID_FIELD
+        elif served is None:
+            status = Status.INVALID_NAMESPACE
+        if status or right is None or served is None:
+            self._finish_held(held)
+            self._queue.complete(cid, status, dnr=True)
+            return
+        verdict = (
+            Verdict.NOT_ATTACHED if slot is None
+            else decide(slot, slot.fence, served.volume, right, self._queue.now_ms)
+        )  # fmt: skip
+        if verdict:
+            self._finish_held(held)
+            self._refuse(cid, verdict, slot)
+            return
+        size = (nlb + 1) * BLOCK_BYTES
+        status = self._check_range(opcode, served, slba, nlb + 1, size, length, len(data))
+        if status or slot is None:
+            self._finish_held(held)
+            self._queue.complete(cid, status, dnr=True)
+            return
+        self._counters.admitted += 1
+        if opcode == VendorIo.READ:
+            held, data = size, bytearray(size)
+            self.held_bytes += size
+        self._submit(opcode, cid, slot, served, slba, nlb + 1, bool(control & CONTROL_FUA), data, buffer, held)
+
+    @staticmethod
+    def _check_range(opcode: int, served: Served, slba: int, blocks: int, size: int, length: int, given: int) -> int:
+        if opcode == VendorIo.FLUSH:
+            return Status.SGL_LENGTH_INVALID if given else Status.SUCCESS
+        if slba + blocks > served.blocks:
+            return Status.LBA_OUT_OF_RANGE
+        if opcode in (VendorIo.READ, VendorIo.WRITE):
+            if size > TRANSFER_BYTES_MAX:
+                return Status.INVALID_FIELD
+            if length != size or given != (size if opcode == VendorIo.WRITE else 0):
+                return Status.SGL_LENGTH_INVALID
+        return Status.SUCCESS
+
+    def _submit(
+        self, opcode: int, cid: int, slot: Slot, served: Served, slba: int, blocks: int, fua: bool, data: Buffer,
+        buffer: ReceiveBuffer | None, held: int,
+    ) -> None:  # fmt: skip
+        device, lba = served.device, served.first_lba + slba
+        ticket = self.tickets[-1]
+        done = ticket.callback
+        if opcode == _WRITE:
+            status = device.write(lba, data, fua, done)
+        elif opcode == VendorIo.READ:
+            assert isinstance(data, bytearray)
+            status = device.read(lba, data, done)
+        elif opcode == VendorIo.FLUSH:
+            status = device.flush(done)
+        elif opcode == VendorIo.WRITE_ZEROES:
+            status = device.write_zeroes(lba, blocks, fua, done)
+        else:
+            status = device.deallocate(lba, blocks, done)
+        if status == PENDING:
+            self.tickets.pop()
+            if buffer is not None and opcode == _WRITE:
+                buffer.pins += 1
+            else:
+                buffer = None
+            self._own(ticket, cid, opcode, slot, served, buffer, data if held else None, held)
+            return
+        self._complete(opcode, cid, status, data, held)
+
+    def _own(
+        self, ticket: Ticket, cid: int, opcode: int, slot: Slot, served: Served, buffer: ReceiveBuffer | None,
+        data: Buffer | None, held: int,
+    ) -> None:  # fmt: skip
+        ticket.cid, ticket.opcode, ticket.slot, ticket.served = cid, opcode, slot, served
+        ticket.buffer, ticket.data, ticket.bytes_held = buffer, data, held
+        slot.enter(served.device_index)
+        served.in_flight += 1
+        self._queue.busy.add(cid)
+
+    def completed(self, ticket: Ticket, status: int) -> None:
+        """A device has completed a command: its memory is free again, and a drain may go on."""
+        slot, served, buffer, data, held = ticket.slot, ticket.served, ticket.buffer, ticket.data, ticket.bytes_held
+        assert slot is not None, "a device completes a command once"
+        assert served is not None
+        ticket.slot = ticket.served = ticket.buffer = ticket.data = None
+        ticket.bytes_held = 0
+        self.tickets.append(ticket)
+        if buffer is not None:
+            self._queue.stream.unpin(buffer)
+        self._complete(ticket.opcode, ticket.cid, status, data if data is not None else b"", held)
+        served.leave()
+        slot.leave(served.device_index)
+        self._queue.poke()
+
+    def _complete(self, opcode: int, cid: int, status: int, data: Buffer, held: int) -> None:
+        self._finish_held(held)
+        if status:
+            self._counters.device_errors += 1
+            self._queue.complete(cid, status)
+        elif opcode == VendorIo.READ:
+            self._queue.complete(cid, Status.SUCCESS, data=data)
+        else:
+            self._queue.complete(cid, Status.SUCCESS)
+
+    def _finish_held(self, held: int) -> None:
+        self.held_bytes -= held
+        if held:
+            self._grant()
+
+    def _refuse(self, cid: int, verdict: Verdict, slot: Slot | None) -> None:
+        self._subsystem.count_refusal(verdict)
+        status, dw0, dw1 = refusal_of(verdict, None if slot is None else slot.fence)
+        self._queue.complete(cid, status, dw0, dw1)
+
+    def _bad_mac(self, cid: int) -> None:
+        self._counters.bad_macs += 1
+        self._queue.complete(cid, Status.BAD_MAC)
+        self._association.end("a MAC did not verify")
+
+    # --- data by R2T
+
+    def _await_data(self, transfer: Transfer, size: int) -> None:
+        if transfer.total != size or size > TRANSFER_BYTES_MAX:
+            # Its MAC covers data that will not come, so nothing about it can be believed: refuse without effect.
+            self._queue.complete(transfer.cid, Status.SGL_LENGTH_INVALID, dnr=True)
+            return
+        self._queue.busy.add(transfer.cid)
+        self._waiting.append(transfer)
+        self._grant()
+
+    def _grant(self) -> None:
+        """Ask for the data of those whose memory is there, in the order of their commands."""
+        while self._waiting and (not self.held_bytes or self.held_bytes + self._waiting[0].total <= HELD_BYTES_MAX):
+            transfer = self._waiting.popleft()
+            self.held_bytes += transfer.total
+            transfer.data = bytearray(transfer.total)
+            while self._next_ttag in self.transfers:
+                self._next_ttag = (self._next_ttag + 1) & 0xFFFF
+            transfer.ttag = self._next_ttag
+            self._next_ttag = (self._next_ttag + 1) & 0xFFFF
+            self.transfers[transfer.ttag] = transfer
+            self._queue.send_r2t(transfer.cid, transfer.ttag, transfer.total)
+
+    def data_complete(self, transfer: Transfer) -> None:
+        """The last data byte of a transfer has arrived: now, not when it was asked for, it is admitted or not."""
+        del self.transfers[transfer.ttag]
+        mac = self.mac
+        assert mac is not None
+        if transfer.digest_bad:
+            self._finish_held(transfer.total)
+            self._queue.complete(transfer.cid, Status.TRANSIENT_TRANSPORT_ERROR)
+            return
+        tag = transfer.sqe[pdu.MAC_OFFSET :]
+        signed = transfer.sqe[: pdu.MAC_OFFSET] + pdu.NO_MAC
+        if not mac.check_parts(transfer.count, tag, (signed, transfer.data)):
+            self._bad_mac(transfer.cid)
+            return
+        self._queue.busy.discard(transfer.cid)
+        self._run(transfer.sqe, transfer.slot, transfer.data, None, transfer.total)
+
+
+_INVALID_NAMESPACE: Final = cqe_status(Status.INVALID_NAMESPACE, do_not_retry=True)
+_OUT_OF_RANGE: Final = cqe_status(Status.LBA_OUT_OF_RANGE, do_not_retry=True)

@@ -1,0 +1,77 @@
+"""The sled's state directory: who it is (made at first start) and where it listens (rewritten at each start)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sled_controller.environment import Environment
+from sled_controller.errors import SledError
+from sled_controller.subsystem import Identity
+
+KEY_FILE: Final = "identity.key"  # secret: {id, private_key}
+IDENTITY_FILE: Final = "identity.json"  # for enrolment: {id, name, public_key, nqn}
+ENDPOINTS_FILE: Final = "endpoints.json"  # {pid, nvme_tcp: [host, port]}, there once the sled has served
+
+
+class StateDirectoryUnusable(SledError):
+    """The state directory cannot be used; the text names the file, the cause and the remedy."""
+
+
+class StateDirectory:
+    """Files below one directory, each replaced atomically."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateDirectoryUnusable(f"{path}: cannot be made: {error.strerror}; use another one") from None
+        self.path = path
+
+    @property
+    def has_served(self) -> bool:
+        """Whether a start with this directory ever succeeded."""
+        return (self.path / ENDPOINTS_FILE).exists()
+
+    def identity(self, name: str, root_public: bytes, env: Environment) -> Identity:
+        """The identity kept here, made when there is none; `identity.json` too. Raises StateDirectoryUnusable."""
+        path = self.path / KEY_FILE
+        try:
+            if path.exists():
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                sled_id, private = UUID(kept["id"]), bytes.fromhex(kept["private_key"])
+            else:
+                sled_id, private = env.new_uuid(), env.entropy.bytes(32)
+                self.replace(KEY_FILE, {"id": str(sled_id), "private_key": private.hex()}, secret=True)
+            key = Ed25519PrivateKey.from_private_bytes(private)
+            identity = Identity(sled_id, key, root_public, name)
+            public = key.public_key().public_bytes_raw().hex()
+            self.replace(
+                IDENTITY_FILE, {"id": str(sled_id), "name": name, "public_key": public, "nqn": identity.nqn}
+            )  # fmt: skip
+        except OSError as error:
+            raise StateDirectoryUnusable(f"{path}: {error.strerror}; give the program access to it") from None
+        except (ValueError, KeyError, TypeError):
+            raise StateDirectoryUnusable(
+                f"{path}: is damaged; restore it from a backup, or remove it and enrol the sled as a new one"
+            ) from None
+        return identity
+
+    def endpoints(self, host: str, port: int) -> None:
+        """Say that the sled serves now, and where."""
+        self.replace(ENDPOINTS_FILE, {"pid": os.getpid(), "nvme_tcp": [host, port]})
+
+    def replace(self, name: str, value: dict[str, Any], secret: bool = False) -> None:
+        """Write a JSON file durably and atomically; raises OSError."""
+        path = self.path / name
+        fresh = path.with_suffix(path.suffix + ".new")
+        fresh.touch(mode=0o600 if secret else 0o644)
+        fresh.chmod(0o600 if secret else 0o644)
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)

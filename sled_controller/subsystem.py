@@ -1,0 +1,209 @@
+"""The subsystem of a sled: what all its connections share. Volumes and their fences, namespaces, key set, sled time."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sled_controller.association import LAST_REFUSED_ATTACH as LAST_REFUSED_ATTACH
+from sled_controller.association import Association
+from sled_controller.association import Refusal as Refusal
+from sled_controller.attach import CallLater, VolumeState
+from sled_controller.environment import Environment
+from sled_controller.errors import KeySetRefused
+from sled_controller.fabric.vendor import NAMESPACE_ENTRY, STATUS
+from sled_controller.fencing import Fence, Verdict
+from sled_controller.keyset import KeySet
+from sled_controller.served import Served, then
+from sled_controller.sled_time import SledTime
+from sled_controller.storage.records import StoredFence
+from sled_controller.storage.sled_storage import SledStorage
+from spdk_bindings.device import Device
+from spdk_bindings.nvme import Status, sled_nqn
+
+log = logging.getLogger(__name__)
+
+ASSOCIATIONS_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this sled is; `root_public` (32 raw bytes) signs key sets."""
+
+    sled_id: UUID
+    key: Ed25519PrivateKey
+    root_public: bytes
+    name: str = "sled"
+
+    @property
+    def nqn(self) -> str:
+        """The subsystem's NQN."""
+        return sled_nqn(self.sled_id)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counted since start; the sled status log page shows them in this order."""
+
+    admitted: int = 0
+    fenced_off: int = 0
+    superseded: int = 0
+    refused: int = 0
+    bad_macs: int = 0
+    protocol_errors: int = 0
+    attaches: int = 0
+    receipts: int = 0
+    device_errors: int = 0
+    connections: int = 0
+    timeouts: int = 0
+
+    def values(self) -> list[int]:
+        """All of them."""
+        return [getattr(self, name) for name in self.__slots__]
+
+
+class Subsystem:
+    """All that the connections of one sled share."""
+
+    def __init__(self, identity: Identity, storage: SledStorage, env: Environment, call_later: CallLater) -> None:
+        self.identity = identity
+        self.storage = storage
+        self.env = env
+        self.call_later = call_later
+        self.counters = Counters()
+        self.time = SledTime(env.clock, storage.issued_ms)
+        self.started_ns = env.clock.boottime_ns()
+        self.key_set: KeySet | None = self._kept_key_set()
+        self.volumes: dict[UUID, VolumeState] = {}
+        self.served: dict[int, Served] = {}
+        self.associations: dict[int, Association] = {}
+        self._next_controller_id = 1
+        storage.on_device_offline = self._device_offline
+        storage.on_fence_raised = self._fence_joined
+        self.refresh_namespaces()
+
+    def _kept_key_set(self) -> KeySet | None:
+        if self.storage.key_set is None:
+            return None
+        try:
+            return KeySet.open(self.storage.key_set[1], self.identity.root_public)
+        except KeySetRefused as error:
+            log.error("event=kept_key_set_refused reason=%s", error.reason)
+            return None
+
+    # --- volumes and namespaces
+
+    def volume(self, volume: UUID) -> VolumeState:
+        """The volume's state, from the durable fence when it is seen for the first time since start."""
+        state = self.volumes.get(volume)
+        if state is None:
+            kept = self.storage.fence_of(volume)
+            fence = Fence(volume) if kept is None else Fence(volume, kept.epoch, 0, kept.holder, kept.credential)
+            state = self.volumes[volume] = VolumeState(fence, fence.epoch)
+        return state
+
+    def refresh_namespaces(self) -> None:
+        """Take over what the storage says of namespaces and their devices."""
+        kept = self.storage.namespaces
+        for nsid in [nsid for nsid, served in self.served.items() if kept.get(nsid) is not served.namespace]:
+            del self.served[nsid]
+        for nsid, namespace in kept.items():
+            served = self.served.get(nsid)
+            if served is None:
+                self.served[nsid] = Served(namespace, self.volume(namespace.volume).fence)
+            else:
+                served.follow()
+
+    def device(self, index: int) -> Device | None:
+        """The device, None when it is offline."""
+        return dict(self.storage.online_devices()).get(index)
+
+    def of_volume(self, fence: Fence) -> list[int]:
+        """Indices of the online devices that hold a namespace of the fence's volume."""
+        entries = self.storage.namespaces.values()
+        return sorted({entry.device_index for entry in entries if entry.online and entry.volume == fence.volume})
+
+    def indices(self) -> list[int]:
+        """Indices of all devices that this sled ever had."""
+        return [index for index, _ in self.storage.device_states()]
+
+    def take_offline(self, index: int, reason: str) -> None:
+        """From now on the device takes no commands; the others go on."""
+        self.storage.take_offline(index, reason)
+
+    def _device_offline(self, index: int, reason: str) -> None:
+        self.refresh_namespaces()
+
+    def _fence_joined(self, volume: UUID, fence: StoredFence) -> None:
+        """A joining device brought a higher fence than the one here."""
+        state = self.volume(volume)
+        if fence.epoch > state.fence.epoch:
+            state.retire_holder()
+            state.fence.raise_to(fence.epoch, 0, fence.holder, fence.credential)
+
+    def count_refusal(self, verdict: Verdict) -> None:
+        """Count a command that the fence decision refused."""
+        if verdict == Verdict.FENCED_OFF:
+            self.counters.fenced_off += 1
+        elif verdict == Verdict.SUPERSEDED:
+            self.counters.superseded += 1
+        else:
+            self.counters.refused += 1
+
+    # --- associations
+
+    def open_association(self, host_nqn: bytes, host_id: bytes) -> "Association | None":
+        """A new association, None when there are too many."""
+        if len(self.associations) >= ASSOCIATIONS_MAX:
+            return None
+        while self._next_controller_id in self.associations:
+            self._next_controller_id = self._next_controller_id % 0xFFEF + 1
+        association = Association(self, self._next_controller_id, host_nqn, host_id)
+        self.associations[association.controller_id] = association
+        self._next_controller_id = self._next_controller_id % 0xFFEF + 1
+        return association
+
+    # --- sled-wide admin commands
+
+    def learn_time(self, issued_ms: int) -> None:
+        """Move sled time forward by a verified issue time, and keep it."""
+        if self.time.learn(issued_ms):
+            self.storage.note_issued(issued_ms)
+
+    def update_key_set(self, data: bytes, done: Callable[[int, int], None]) -> None:
+        """Take a newer key set signed by the root, ignore others; `done(status, refusal)` once it is durable."""
+        try:
+            key_set = KeySet.open(data, self.identity.root_public)
+        except KeySetRefused as error:
+            log.warning("event=key_set_refused reason=%s", error.reason)
+            done(Status.REFUSED, Refusal.KEY_SET)
+            return
+        if self.key_set is not None and key_set.version <= self.key_set.version:
+            done(Status.SUCCESS, 0)
+            return
+        self.key_set = key_set
+        self.learn_time(key_set.issued_ms)
+        for association in self.associations.values():
+            association.keys_changed(key_set)
+        log.info("event=key_set version=%d keys=%d", key_set.version, len(key_set.keys))
+        start = partial(self.storage.store_key_set, key_set.version, data)
+        then(start, lambda status: done(status, 0))
+
+    def status_page(self) -> bytes:
+        """Log page C2h."""
+        uptime_ms = (self.env.clock.boottime_ns() - self.started_ns) // 1_000_000
+        version = 0 if self.key_set is None else self.key_set.version
+        head = STATUS.pack(self.storage.boot_counter, version, self.time.now_ms())
+        return head + b"".join(value.to_bytes(8, "little") for value in (uptime_ms, *self.counters.values()))
+
+    def namespace_page(self) -> bytes:
+        """Log page C1h, with the zero entry that ends it."""
+        rows = [
+            NAMESPACE_ENTRY.pack(nsid, entry.column, 0, entry.blocks, entry.volume.bytes)
+            for nsid, entry in sorted(self.storage.namespaces.items())
+        ]
+        return b"".join(rows) + bytes(NAMESPACE_ENTRY.size)
