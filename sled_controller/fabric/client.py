@@ -13,6 +13,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sled_controller.association import LAST_REFUSED_ATTACH
 from sled_controller.credential import CREDENTIAL_BYTES, Credential, parse_credential
 from sled_controller.environment import Environment
 from sled_controller.errors import CommandFailed, CredentialMalformed, ReceiptRefused, SledError, SledUnavailable
@@ -25,7 +26,6 @@ from sled_controller.fabric.refusal import error_of
 from sled_controller.keyset import version_of
 from sled_controller.receipt import RECEIPT_BYTES, Receipt
 from sled_controller.session import HELLO_BYTES, HeadHandshake, SessionKeys
-from sled_controller.subsystem import LAST_REFUSED_ATTACH
 from spdk_bindings.device import Buffer
 from spdk_bindings.identify import CONTROLLER_FORMAT, IDENTIFY_BYTES
 from spdk_bindings.nvme import (

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from sled_controller.errors import SledUnavailable
 from sled_controller.fabric.host import Command, Completed, Connected, HostQueue, HostState, QueueFull, Terminated
@@ -74,8 +74,7 @@ class QueueConnection(asyncio.BufferedProtocol):
     # --- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self.heard_s = self._loop.time()
         self.core.start()
         self._flush()

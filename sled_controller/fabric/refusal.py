@@ -2,8 +2,8 @@
 
 from typing import Final
 
+from sled_controller.association import Refusal
 from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledError, Superseded
-from sled_controller.subsystem import Refusal
 from spdk_bindings.nvme import Status, status_name
 
 _REASONS: Final = {
