@@ -1,18 +1,79 @@
-"""One volume on one head: a follower that keeps what the primary sends, or the primary that serves it."""
+"""One volume on one head: a follower that keeps what the primary sends, or the primary that serves it.
+
+Ties the parts together and owns the role. What each part does is said in its module; docs/volume-engine.md is the map.
+"""
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeAlias
 from uuid import UUID
 
 from head_node.files import Directory
+from head_node.volume.checkpoint import CHECKPOINT_FILE, Checkpoint, decode_checkpoint
 from head_node.volume.columns import Column
+from head_node.volume.destage import Destager
+from head_node.volume.errors import (
+    BatchMalformed,
+    LogCorrupt,
+    LogDiverged,
+    LogMissing,
+    NotEnoughColumns,
+    StaleEpoch,
+    VolumeError,
+    VolumeStopped,
+    WrongRole,
+)
 from head_node.volume.geometry import Geometry
-from head_node.volume.interface import ServedVolume
+from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read_identity
+from head_node.volume.interface import BLOCK_BYTES, ServedVolume
+from head_node.volume.limits import Limits
+from head_node.volume.log import WriteLog
+from head_node.volume.reader import Reader
+from head_node.volume.records import (
+    RECORD_BLOCKS_MAX,
+    Kind,
+    Record,
+    StripeRecord,
+    epoch_record,
+    parse_records,
+    parse_stripe,
+    stripe_record,
+    write_header,
+    zero_record,
+)
+from head_node.volume.segments import SEGMENT_PREFIX, Position
+from head_node.volume.service import ClientService
+from head_node.volume.state import VolumeState
+from head_node.volume.stripewriter import StripeWriter
 from sled_controller.environment import Environment
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+INSTALLING_FILE = "installing"
+"""Present while a full resync replaces the log; a log that has it is no log."""
+
+logger = logging.getLogger(__name__)
+
+
+class Role(Enum):
+    """What the engine is now."""
+
+    FOLLOWER = "follower"
+    PRIMARY = "primary"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+TRANSITIONS = {
+    Role.FOLLOWER: {Role.PRIMARY, Role.FAILED, Role.CLOSED},
+    Role.PRIMARY: {Role.FOLLOWER, Role.FAILED, Role.CLOSED},
+    Role.FAILED: {Role.CLOSED},
+    Role.CLOSED: set[Role](),
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,97 +87,652 @@ class LogPosition:
 class VolumeEngine:
     """See docs/volume-engine.md. Every callback is called on the loop and may be replaced at any time."""
 
-    volume: UUID
-    log_id: UUID
-    size_blocks: int
-    geometry: Geometry
-    served: ServedVolume
-    """What EXPORT uses; only meaningful while primary."""
-    tail: LogPosition
-    durable: int
-    """Last opnum durable in this log."""
-    committed: int
-    """Last opnum known committed here."""
-    highest_epoch: int
-    """Records below this epoch are refused (F5)."""
-    lease: Callable[[], bool]
-    """F7, asked at admission and before each reply; False makes requests wait."""
-    on_durable: Callable[[int], None]
-    on_failed: Callable[[Exception], None]
-    on_append: Callable[[int, int, Sequence[Buffer]], None]
-    """(first opnum, last opnum, raw records) once per loop turn that appended, as primary only."""
-    on_committed: Callable[[int], None]
-    """(opnum) when `committed` advanced, as primary only: tell the followers."""
-    on_fenced: Callable[[int, Exception], None]
-    """(column index, FencedOff or Superseded)."""
+    def __init__(
+        self, directory: Directory, identity: Identity, promise: PromiseFile, env: Environment, limits: Limits
+    ) -> None:
+        self._directory = directory
+        self._identity = identity
+        self._promise = promise
+        self._env = env
+        self.limits = limits
+        self.volume = identity.volume
+        self.log_id = identity.log_id
+        self.size_blocks = identity.size_blocks
+        self.geometry = identity.geometry
+        self.role = Role.FOLLOWER
+        self.failure: Exception | None = None
+        self.state = VolumeState(self.size_blocks, self.geometry)
+        self.committed = 0
+        """Last opnum known committed here, and applied."""
+        self._log: WriteLog
+        self._pending: deque[tuple[int, int, int, Any, Any]] = deque()
+        """(opnum, kind, lba, CRCs | block count | StripeRecord, data) of records not known committed."""
+        self._epochs: list[tuple[int, int]] = []
+        self._columns: list[Column | None] = [None] * self.geometry.shards
+        self.reader = Reader(self.volume, self.state, self._columns)
+        self._service = ClientService(self)
+        self.served: ServedVolume = self._service
+        """What EXPORT uses; only meaningful while primary."""
+        self._destager: Destager | None = None
+        self._members: dict[UUID, int] = {}
+        self._epoch = 0
+        self._epoch_opnum = 0
+        self._held = False
+        self.serving = False
+        """Primary, epoch record committed, not held."""
+        self._leader_committed = 0
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._streaming: list[Buffer] = []
+        self._streaming_first = 0
+        self._turn_scheduled = False
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._checkpoint_count = 0
+        self.lease: Callable[[], bool] = lambda: True
+        """F7, asked at admission and before each reply; False makes requests wait."""
+        self.on_durable: Callable[[int], None] = lambda opnum: None
+        self.on_failed: Callable[[Exception], None] = lambda error: None
+        self.on_append: Callable[[int, int, Sequence[Buffer]], None] = lambda first, last, buffers: None
+        """(first opnum, last opnum, raw records) once per loop turn that appended, as primary only."""
+        self.on_committed: Callable[[int], None] = lambda opnum: None
+        """(opnum) when `committed` advanced, as primary only: tell the followers."""
+        self.on_fenced: Callable[[int, BaseException], None] = lambda column, error: None
+        """(column index, FencedOff or Superseded)."""
+
+    # -- making and recovering ------------------------------------------------------------------------------------
 
     @classmethod
     async def create(
-        cls, directory: Directory, *, volume: UUID, geometry: Geometry, size_blocks: int, env: Environment
+        cls,
+        directory: Directory,
+        *,
+        volume: UUID,
+        geometry: Geometry,
+        size_blocks: int,
+        env: Environment,
+        limits: Limits | None = None,
     ) -> "VolumeEngine":
-        """Make a log with a new random log id in an empty directory."""
-        raise NotImplementedError
+        """Make a log with a new random log id in an empty directory. Raises DirectoryLocked, VolumeError when it is
+        not empty, OSError (ENOSPC)."""
+        limits = limits or Limits()
+        directory.lock()
+        try:
+            if directory.names():
+                raise VolumeError(f"{directory.path}: is not empty; open the log in it, or remove it first")
+            identity = Identity(env.new_uuid(), volume, size_blocks, limits.segment_bytes, geometry)
+            engine = cls(directory, identity, await PromiseFile.create(directory, identity.log_id), env, limits)
+            engine._adopt(await WriteLog.create(directory, identity.log_id, limits.segment_bytes, Position(0, 0, 0), 1))
+            await directory.replace(CHECKPOINT_FILE, engine._checkpoint(1, Position(0, 0, 0)).encode())
+            # Last, because this file is what makes it a log.
+            await directory.replace(IDENTITY_FILE, [identity.encode()])
+        except BaseException:
+            directory.close()
+            raise
+        return engine
 
     @classmethod
-    async def open(cls, directory: Directory, *, volume: UUID, env: Environment) -> "VolumeEngine":
+    async def open(
+        cls, directory: Directory, *, volume: UUID, env: Environment, limits: Limits | None = None
+    ) -> "VolumeEngine":
         """Recover a log. Raises LogMissing, LogForeign, LogCorrupt, DirectoryLocked."""
-        raise NotImplementedError
+        directory.lock()
+        try:
+            return await cls._recover(directory, volume, env, limits or Limits())
+        except BaseException:
+            directory.close()
+            raise
 
-    async def see_epoch(self, epoch: int) -> None:
-        """Refuse records of lower epochs from now on, durably (F5). Raises StaleEpoch when a higher one was seen."""
+    @classmethod
+    async def _recover(cls, directory: Directory, volume: UUID, env: Environment, limits: Limits) -> "VolumeEngine":
+        identity = read_identity(directory, volume)
+        if INSTALLING_FILE in directory.names():
+            raise LogMissing(f"{directory.path}: a full resync was not finished; create a new log and join again")
+        promise = await PromiseFile.open(directory, identity.log_id)
+        engine = cls(directory, identity, promise, env, limits)
+        try:
+            checkpoint = decode_checkpoint(directory.read(CHECKPOINT_FILE), volume)
+        except FileNotFoundError:
+            raise LogCorrupt(CHECKPOINT_FILE, 0, "is missing; resync this member in full") from None
+        if checkpoint.log_id != identity.log_id:
+            raise LogCorrupt(CHECKPOINT_FILE, 0, f"is of log {checkpoint.log_id}, not {identity.log_id}")
+        engine._restore(checkpoint)
+        cut = promise.promise.cut_after
+        engine._adopt(
+            await WriteLog.recover(
+                directory, identity.log_id, identity.segment_bytes, checkpoint.first_sequence, engine._replayed, cut
+            )
+        )
+        if cut is not None:
+            await promise.intend_cut(None)
+        if not engine._epochs_match_log():
+            raise LogCorrupt(CHECKPOINT_FILE, 0, "does not fit the log")
+        engine._apply_to(min(checkpoint.covered, engine.durable))
+        return engine
 
-    def follow_append(self, batch: Buffer) -> None:
-        """Append raw records. Raises StaleEpoch, LogDiverged, BatchMalformed; nothing of the batch is kept then."""
+    def _adopt(self, log: WriteLog) -> None:
+        self._log = log
+        log.on_durable = self._durable
+        log.on_failed = self._fail
+        self.committed = log.first_opnum - 1
 
-    def follow_committed(self, opnum: int) -> None:
-        """The primary says that everything up to `opnum` is committed."""
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.state = VolumeState(self.size_blocks, self.geometry)
+        self.state.covered = checkpoint.covered
+        self.state.map.restore(dict(checkpoint.pages))
+        self.state.stripes.entries = checkpoint.stripes
+        self.reader = Reader(self.volume, self.state, self._columns)
+        self._epochs = list(checkpoint.epochs)
 
-    async def truncate_after(self, opnum: int) -> None:
-        """Durably cut everything after `opnum`; LogDiverged when that is committed or trimmed here (full resync)."""
+    def _replayed(self, record: Record) -> None:
+        self._note(record)
+
+    def _epochs_match_log(self) -> bool:
+        epochs = [epoch for epoch, _ in self._epochs]
+        return epochs == sorted(set(epochs))
+
+    # -- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def tail(self) -> LogPosition:
+        """The last record appended here."""
+        return LogPosition(self._log.position.opnum, self._log.position.epoch)
+
+    @property
+    def durable(self) -> int:
+        """Last opnum durable in this log."""
+        return self._log.durable
+
+    @property
+    def highest_epoch(self) -> int:
+        """Senders of lower epochs are refused (F5)."""
+        return max(self._promise.promise.highest_epoch, self._log.position.epoch)
 
     def epoch_history(self) -> list[tuple[int, int]]:
         """(epoch, first opnum) of every epoch in this log, oldest first."""
-        raise NotImplementedError
+        tail = self._log.position.opnum
+        return [(epoch, first) for epoch, first in self._epochs if first <= tail]
 
     def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None:
-        """Raw records from `from_opnum` on, at least one if there is one; None when trimmed (full resync)."""
+        """Raw records from `from_opnum` on, at least one batch if there is one; None when trimmed (full resync)."""
+        return self._log.read(from_opnum, max_bytes)
 
-    async def export_checkpoint(self) -> list[Buffer]:
-        """All a newcomer needs to follow from `read_log(checkpoint start)` on: map, stripes, and its log position."""
-        raise NotImplementedError
+    def no_space(self) -> bool:
+        """Slots ran out and compaction cannot win any."""
+        return self._destager is not None and self._destager.no_space
 
-    async def install_checkpoint(self, data: Buffer) -> None:
-        """Replace everything here by an exported checkpoint (full resync); then follow from `tail.opnum + 1`."""
-
-    async def lead(self, epoch: int, columns: Sequence[Column | None]) -> int:
-        """Become primary of `epoch`: append its epoch record and return its opnum (not yet committed)."""
-        raise NotImplementedError
-
-    def set_required(self, members: frozenset[UUID]) -> None:
-        """Heads other than this one whose durability a commit needs."""
-
-    def member_durable(self, head: UUID, opnum: int) -> None:
-        """`head` has everything up to `opnum` durable; ignored for heads not required."""
-
-    def wait_committed(self, opnum: int) -> asyncio.Future[None]:
-        """Resolved when `opnum` is committed; fails with VolumeStopped."""
-        raise NotImplementedError
-
-    def set_column(self, index: int, column: Column | None) -> None:
-        """A sled came back with a new attach, or went."""
-
-    def hold(self) -> None:
-        """Acknowledge nothing until `resume` (F6)."""
-
-    def resume(self) -> None:
-        """Acknowledge again."""
-
-    async def step_down(self) -> None:
-        """Drop client requests unanswered and become a follower (F6)."""
-
-    async def close(self, *, destage: bool = False) -> None:
-        """Stop; as primary with `destage` first put everything committed into stripes."""
+    def has_room(self, length: int) -> bool:
+        """Is there room in overlay and log for `length` more bytes of client data?"""
+        # A depth-1 writer of 4 KiB blocks uses two blocks of log per block.
+        if len(self.state.overlay) * BLOCK_BYTES >= self.limits.overlay_bytes_max:
+            return False
+        return self._log.used_bytes + self._log.pending_bytes + 2 * length <= self.limits.client_log_bytes_max
 
     def status(self) -> dict[str, Any]:
         """Counters and gauges for status reports."""
-        raise NotImplementedError
+        stripes, destager = self.state.stripes, self._destager
+        missing = sum(column is None or not column.available for column in self._columns)
+        return {
+            "role": self.role.value,
+            "serving": self.serving,
+            "log_id": str(self.log_id),
+            "epoch": self._epoch or self._log.position.epoch,
+            "highest_epoch": self.highest_epoch,
+            "tail": self._log.position.opnum,
+            "durable": self.durable,
+            "committed": self.committed,
+            "log_bytes": self._log.used_bytes,
+            "log_segments": self._log.segment_count,
+            "log_batches": self._log.batch_count,
+            "log_no_room": self._log.no_room,
+            "checkpoints": self._checkpoint_count,
+            "overlay_blocks": len(self.state.overlay),
+            "map_pages": len(self.state.map.pages),
+            "slots": stripes.slot_count,
+            "slots_free": stripes.free_count,
+            "columns_missing": missing if self.role is Role.PRIMARY else None,
+            "stripes_written": destager.stripe_count if destager else 0,
+            "stripes_exposed": destager.exposed_count if destager else 0,
+            "stripes_given_up": destager.given_up_count if destager else 0,
+            "blocks_moved": destager.moved_count if destager else 0,
+            "no_space": self.no_space(),
+            "blocks_reconstructed": self.reader.reconstructed_count,
+            "blocks_mismatched": self.reader.mismatch_count,
+            "failure": str(self.failure) if self.failure else None,
+            "requests": self._service.gauges(),
+        }
+
+    # -- follower ---------------------------------------------------------------------------------------------------
+
+    async def see_epoch(self, epoch: int) -> None:
+        """Refuse senders of lower epochs from now on, durably (F5). Raises StaleEpoch when a higher one was seen."""
+        if epoch < self.highest_epoch:
+            raise StaleEpoch(epoch, self.highest_epoch)
+        await self._promise.see_epoch(epoch)
+
+    def follow_append(self, batch: Buffer, *, epoch: int | None = None) -> None:
+        """Append raw records of the primary of `epoch` (None: of the highest epoch seen).
+
+        Raises StaleEpoch, LogDiverged, BatchMalformed; nothing of the batch is kept then. A read-only `batch` belongs
+        to the engine from now on, a writable one is copied.
+        """
+        self._expect(Role.FOLLOWER)
+        highest = self.highest_epoch
+        if epoch is not None and epoch != highest:
+            if epoch < highest:
+                raise StaleEpoch(epoch, highest)
+            raise WrongRole(f"epoch {epoch} was not made durable by see_epoch; {highest} is the highest")
+        view = memoryview(batch)
+        raw: Buffer = view if view.readonly else bytes(view)
+        before = self._log.position
+        records: list[Record] = []
+        try:
+            records.extend(parse_records(raw, before.opnum + 1, before.chain))
+        except BatchMalformed as error:
+            if not records:
+                raise LogDiverged(f"records do not continue opnum {before.opnum}: {error}") from None
+            raise
+        newest = before.epoch
+        for record in records:
+            if not newest <= record.epoch <= highest or (record.epoch > newest) != (record.kind == Kind.EPOCH):
+                raise BatchMalformed(f"opnum {record.opnum}: epoch {record.epoch} after {newest}, highest {highest}")
+            newest = record.epoch
+        self._append_raw(memoryview(raw).cast("B"), records)
+
+    def _append_raw(self, raw: memoryview, records: list[Record]) -> None:
+        start = 0
+        for index, record in enumerate(records):
+            self._note(record)
+            last = index + 1 == len(records)
+            if last or records[index + 1].end - start > RECORD_BLOCKS_MAX * BLOCK_BYTES:
+                position = Position(record.opnum, record.epoch, record.crc)
+                self._log.append(raw[start : record.end], None, position)
+                start = record.end
+        self._schedule_turn()
+
+    def _note(self, record: Record) -> None:
+        """Remember what a record says until it is known committed."""
+        kind = record.kind
+        what: Any = None
+        if kind == Kind.WRITE:
+            what = record.block_crcs()
+        elif kind == Kind.ZERO:
+            what = record.block_count()
+        elif kind == Kind.STRIPE:
+            what = parse_stripe(record.meta)
+        elif (record.epoch, record.opnum) not in self._epochs:
+            self._epochs.append((record.epoch, record.opnum))
+        self._pending.append((record.opnum, kind, record.lba, what, record.data))
+
+    def follow_committed(self, opnum: int) -> None:
+        """The primary says that everything up to `opnum` is committed."""
+        self._expect(Role.FOLLOWER)
+        self._leader_committed = max(self._leader_committed, opnum)
+        self._apply_to(min(self._leader_committed, self.durable))
+        self._consider_checkpoint()
+
+    async def truncate_after(self, opnum: int) -> None:
+        """Durably cut everything after `opnum`; LogDiverged when that is committed or trimmed here (full resync)."""
+        self._expect(Role.FOLLOWER)
+        if opnum >= self._log.position.opnum:
+            return
+        floor = max(self.committed, self._log.first_opnum - 1)
+        if opnum < floor or opnum < self.state.covered:
+            raise LogDiverged(f"opnum {opnum} is below {max(floor, self.state.covered)}, committed or trimmed here")
+        # The epochs cut away stay promised: truncation must not make this member accept their predecessors.
+        await self._promise.see_epoch(self._log.position.epoch)
+        await self._promise.intend_cut(opnum)
+        await self._log.truncate_after(opnum)
+        await self._promise.intend_cut(None)
+        self._pending = deque(entry for entry in self._pending if entry[0] <= opnum)
+        self._epochs = [(epoch, first) for epoch, first in self._epochs if first <= opnum]
+        self._leader_committed = min(self._leader_committed, opnum)
+
+    async def export_checkpoint(self) -> list[Buffer]:
+        """All a newcomer needs to follow from its `tail.opnum + 1` on after `install_checkpoint`."""
+        before = self._log.segment_of(self._needed_from())[1]
+        return self._checkpoint(1, before).encode()
+
+    async def install_checkpoint(self, data: Buffer) -> None:
+        """Replace everything here by an exported checkpoint (full resync); then follow from `tail.opnum + 1`.
+
+        A crash in the middle leaves a directory that `open` reports as LogMissing. Raises LogCorrupt, LogForeign."""
+        self._expect(Role.FOLLOWER)
+        checkpoint = decode_checkpoint(bytes(data), self.volume)
+        await self._settle_checkpoint()
+        await self._promise.see_epoch(self.highest_epoch)
+        await self._directory.replace(INSTALLING_FILE, [b"full resync under way\n"])
+        await self._log.close()
+        for name in self._directory.names():
+            if name.startswith(SEGMENT_PREFIX):
+                await self._directory.remove(name)
+        self._pending.clear()
+        self._leader_committed = 0
+        self._restore(checkpoint)
+        log = await WriteLog.create(
+            self._directory, self.log_id, self._identity.segment_bytes, checkpoint.before, checkpoint.first_sequence
+        )
+        self._adopt(log)
+        own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, covered=checkpoint.covered)
+        await self._directory.replace(CHECKPOINT_FILE, own.encode())
+        await self._directory.remove(INSTALLING_FILE)
+
+    # -- primary ----------------------------------------------------------------------------------------------------
+
+    async def lead(self, epoch: int, columns: Sequence[Column | None]) -> int:
+        """Become primary of `epoch`: append its epoch record and return its opnum (not yet committed).
+
+        Nothing is served or destaged before that is committed. Raises StaleEpoch, WrongRole."""
+        self._expect(Role.FOLLOWER)
+        if epoch < self.highest_epoch or epoch <= self._log.position.epoch:
+            raise StaleEpoch(epoch, self.highest_epoch)
+        if len(columns) != self.geometry.shards:
+            raise NotEnoughColumns(f"{len(columns)} columns given, the geometry has {self.geometry.shards}")
+        await self.see_epoch(epoch)
+        self._become(Role.PRIMARY)
+        self._columns[:] = columns
+        self._epoch = epoch
+        opnum = self._log.position.opnum + 1
+        header, chain = epoch_record(opnum, epoch, self._log.position.chain)
+        self._epochs.append((epoch, opnum))
+        self._epoch_opnum = opnum
+        self._append(opnum, chain, Kind.EPOCH, 0, None, header, None)
+        return opnum
+
+    def _begin_destage(self) -> None:
+        """The epoch record is committed: slots can be told free from used now, not before."""
+        self.state.stripes.open_slots(self._slots())
+        writer = StripeWriter(self.volume, self.geometry, self._epoch, self._columns)
+        self._destager = Destager(self.state, writer, self.reader, self._append_stripe, self._fenced)
+        if self._held:
+            self._destager.hold()
+
+    def _slots(self) -> int:
+        sizes = [column.blocks for column in self._columns if column is not None]
+        return min(sizes, default=0) // self.geometry.shard_blocks
+
+    def set_required(self, members: frozenset[UUID]) -> None:
+        """Heads other than this one whose durability a commit needs. A head new here counts from its next
+        `member_durable`."""
+        self._members = {head: self._members.get(head, 0) for head in members}
+        self._advance()
+
+    def member_durable(self, head: UUID, opnum: int) -> None:
+        """`head` has everything up to `opnum` durable; ignored for heads not required."""
+        if head in self._members:
+            self._members[head] = opnum
+            self._advance()
+
+    def wait_committed(self, opnum: int) -> asyncio.Future[None]:
+        """Resolved when `opnum` is committed; fails with VolumeStopped."""
+        waiter = self._waiters.get(opnum)
+        if waiter is None or waiter.cancelled():
+            waiter = asyncio.get_running_loop().create_future()
+            if opnum <= self.committed:
+                waiter.set_result(None)
+            elif self.role is not Role.PRIMARY:
+                waiter.set_exception(VolumeStopped(f"opnum {opnum} is not committed and this is no primary"))
+            else:
+                self._waiters[opnum] = waiter
+        return waiter
+
+    def set_column(self, index: int, column: Column | None) -> None:
+        """A sled came back with a new attach, or went."""
+        former, self._columns[index] = self._columns[index], column
+        if former is not None and former is not column:
+            self.state.stripes.attach_gone(former)
+        if self._destager is not None:
+            if self._slots() != self.state.stripes.slot_count:
+                self.state.stripes.resize(self._slots())
+            self._destager.retry()
+        self._service.pump()
+
+    def hold(self) -> None:
+        """Acknowledge nothing until `resume` (F6)."""
+        self._held = True
+        self._set_serving()
+        if self._destager is not None:
+            self._destager.hold()
+
+    def resume(self) -> None:
+        """Acknowledge again."""
+        self._held = False
+        self._set_serving()
+        if self._destager is not None:
+            self._destager.resume()
+        self._service.answer(self.committed)
+        self._service.pump()
+
+    async def step_down(self) -> None:
+        """Drop client requests unanswered and become a follower (F6)."""
+        if self.role is Role.PRIMARY:
+            self._become(Role.FOLLOWER)
+            await self.reader.close()
+
+    async def close(self, *, destage: bool = False) -> None:
+        """Stop; as primary with `destage` first put everything committed into stripes."""
+        if self.role is Role.CLOSED:
+            return
+        if destage and self._destager is not None and not self._held:
+            await self._destager.drain()
+        if self.role is not Role.FAILED:
+            await self._settle_checkpoint()
+        failed = self.role is Role.FAILED
+        self._become(Role.CLOSED)
+        await self.reader.close()
+        await self._log.close()
+        if not failed and self.failure is None and self._log.failed is None:
+            try:
+                await self._write_checkpoint()
+            except OSError as error:
+                logger.warning("event=checkpoint_failed volume=%s error=%s", self.volume, error)
+        self._directory.close()
+
+    # -- appending as primary ---------------------------------------------------------------------------------------
+
+    def append_write(self, lba: int, data: Buffer) -> int:
+        """Log a client write; returns the opnum of its last record."""
+        log = self._log
+        position = log.position
+        if len(data) == BLOCK_BYTES:
+            opnum = position.opnum + 1
+            header, chain, crcs = write_header(opnum, self._epoch, lba, data, position.chain)
+            self._append(opnum, chain, Kind.WRITE, lba, crcs, header, data)
+            return opnum
+        view = memoryview(data)
+        step = RECORD_BLOCKS_MAX * BLOCK_BYTES
+        opnum = position.opnum
+        for at in range(0, len(view), step):
+            piece = view[at : at + step]
+            opnum += 1
+            header, chain, crcs = write_header(opnum, self._epoch, lba, piece, log.position.chain)
+            self._append(opnum, chain, Kind.WRITE, lba, crcs, header, piece)
+            lba += len(crcs)
+        return opnum
+
+    def append_zero(self, lba: int, count: int) -> int:
+        """Log a client's trim or write-zeroes; returns its opnum."""
+        opnum = self._log.position.opnum + 1
+        header, chain = zero_record(opnum, self._epoch, lba, count, self._log.position.chain)
+        self._append(opnum, chain, Kind.ZERO, lba, count, header, None)
+        return opnum
+
+    def _append_stripe(self, stripe: StripeRecord) -> int:
+        opnum = self._log.position.opnum + 1
+        header, chain = stripe_record(opnum, self._epoch, stripe, self._log.position.chain)
+        self._append(opnum, chain, Kind.STRIPE, 0, stripe, header, None)
+        return opnum
+
+    def _append(
+        self, opnum: int, chain: int, kind: int, lba: int, what: Any, header: bytes, data: Buffer | None
+    ) -> None:
+        self._log.append(header, data, Position(opnum, self._epoch, chain))
+        self._pending.append((opnum, kind, lba, what, data))
+        if not self._streaming:
+            self._streaming_first = opnum
+        self._streaming.append(header)
+        if data is not None:
+            self._streaming.append(data)
+        if not self._turn_scheduled:
+            self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        """Once per loop turn: stream and commit what the turn appended."""
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._turn_scheduled = False
+        if self._streaming:
+            buffers, self._streaming = self._streaming, []
+            self.on_append(self._streaming_first, self._log.position.opnum, buffers)
+        self._log.kick()
+
+    # -- committing -------------------------------------------------------------------------------------------------
+
+    def _durable(self, opnum: int) -> None:
+        if self.role is Role.PRIMARY:
+            self._advance()
+        elif self._leader_committed > self.committed:
+            self._apply_to(min(self._leader_committed, opnum))
+            self._consider_checkpoint()
+        self.on_durable(opnum)
+
+    def _advance(self) -> None:
+        """Commit what every required member has, once the epoch record is among it (F5)."""
+        opnum = min(self._log.durable, *self._members.values()) if self._members else self._log.durable
+        if self.role is not Role.PRIMARY or opnum < self._epoch_opnum or opnum <= self.committed:
+            return
+        self._apply_to(opnum)
+        if self.role is not Role.PRIMARY:
+            return
+        if self._destager is None:
+            self._begin_destage()
+            self._set_serving()
+        self._service.answer(opnum)
+        self.on_committed(opnum)
+        for needed in [needed for needed in self._waiters if needed <= opnum]:
+            waiter = self._waiters.pop(needed)
+            if not waiter.done():
+                waiter.set_result(None)
+        self._relieve()
+        if self._destager is not None:
+            self._destager.committed(opnum)
+        self._service.pump()
+        self._consider_checkpoint()
+
+    def _relieve(self) -> None:
+        """Under log pressure destage what there is, so that the log can be trimmed."""
+        if self._destager is not None:
+            oldest = self.state.overlay.oldest_opnum() if self._log.segment_count > 2 else None
+            used = self._log.used_bytes
+            pressed = oldest is not None and used > self.limits.log_bytes_max // 2
+            self._destager.force = pressed and self._log.segment_of(oldest or 0)[1] == self._log.first_position
+
+    def _apply_to(self, opnum: int) -> None:
+        pending, state = self._pending, self.state
+        try:
+            while pending and pending[0][0] <= opnum:
+                at, kind, lba, what, data = pending.popleft()
+                if kind == Kind.WRITE:
+                    state.write(at, lba, what, data)
+                elif kind == Kind.ZERO:
+                    state.zero(at, lba, what)
+                elif kind == Kind.STRIPE:
+                    state.stripe(at, what)
+        except LogCorrupt as error:
+            self._fail(error)
+            return
+        self.committed = max(self.committed, opnum)
+
+    def _fenced(self, column: int, error: BaseException) -> None:
+        logger.warning("event=fenced volume=%s epoch=%d column=%d error=%s", self.volume, self._epoch, column, error)
+        self.on_fenced(column, error)
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _needed_from(self) -> int:
+        """The oldest opnum that the log must keep for a checkpoint made now."""
+        oldest = self.state.overlay.oldest_opnum()
+        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)
+
+    def _checkpoint(self, first_sequence: int, before: Position, covered: int | None = None) -> Checkpoint:
+        covered = max(self.committed, self.state.covered) if covered is None else covered
+        epochs = tuple((epoch, first) for epoch, first in self._epochs if first <= covered)
+        stripes, pages = self.state.stripes.entries.copy(), self.state.map.snapshot()
+        return Checkpoint(self.log_id, self.volume, covered, first_sequence, before, epochs, stripes, pages)
+
+    def _consider_checkpoint(self) -> None:
+        if self._checkpointing is not None or self._log.segment_count < 3 or self.role in (Role.FAILED, Role.CLOSED):
+            return
+        gain = self._log.index_of(self._needed_from())
+        if gain >= 2 or (gain and self._log.used_bytes > self.limits.log_bytes_max // 2):
+            self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint_now())
+
+    async def _checkpoint_now(self) -> None:
+        try:
+            await self._write_checkpoint()
+        except OSError as error:
+            # The old checkpoint and the log it needs are still there; the log only grows.
+            logger.error("event=checkpoint_failed volume=%s error=%s", self.volume, error)
+        finally:
+            self._checkpointing = None
+        self._service.pump()
+
+    async def _write_checkpoint(self) -> None:
+        if self.committed < self.state.covered:
+            return
+        sequence, before = self._log.segment_of(self._needed_from())
+        await self._directory.replace(CHECKPOINT_FILE, self._checkpoint(sequence, before).encode())
+        self._checkpoint_count += 1
+        await self._log.trim_before(sequence)
+
+    async def _settle_checkpoint(self) -> None:
+        if self._checkpointing is not None:
+            await asyncio.wait([self._checkpointing])
+
+    # -- roles ------------------------------------------------------------------------------------------------------
+
+    def _expect(self, role: Role) -> None:
+        if self.failure is not None:
+            raise VolumeStopped(f"volume {self.volume} failed here: {self.failure}")
+        if self.role is not role:
+            raise WrongRole(f"volume {self.volume} is {self.role.value} here, not {role.value}")
+
+    def _become(self, role: Role) -> None:
+        if role not in TRANSITIONS[self.role]:
+            raise WrongRole(f"volume {self.volume} cannot become {role.value} from {self.role.value}")
+        former, self.role = self.role, role
+        logger.info("event=role volume=%s from=%s to=%s tail=%s", self.volume, former.value, role.value, self.tail)
+        if former is Role.PRIMARY:
+            self._leave_primary()
+        self._set_serving()
+
+    def _leave_primary(self) -> None:
+        self._service.drop()
+        if self._destager is not None:
+            self._destager.stop()
+            self._destager = None
+        self.state.stripes.close_slots()
+        self.state.overlay.put_all_back()
+        self._columns[:] = [None] * self.geometry.shards
+        self._epoch = self._epoch_opnum = self._leader_committed = 0
+        self._held = False
+        self._members.clear()
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            if not waiter.done():
+                waiter.set_exception(VolumeStopped(f"volume {self.volume} is no longer primary here"))
+                # Nobody may be waiting any more; that is no error.
+                waiter.exception()
+
+    def _set_serving(self) -> None:
+        self.serving = self.role is Role.PRIMARY and self._destager is not None and not self._held
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure = error
+            logger.error("event=volume_failed volume=%s error=%s", self.volume, error)
+            if self.role is Role.CLOSED:
+                return
+            self._become(Role.FAILED)
+            self.on_failed(error)

@@ -321,11 +321,19 @@ class WriteLog:
         self._next_file += 1
         return name
 
+    def index_of(self, opnum: int) -> int:
+        """How many live segments lie wholly before `opnum`."""
+        return max(bisect_right(self._segments, opnum, key=lambda segment: segment.first_opnum) - 1, 0)
+
     def segment_of(self, opnum: int) -> tuple[int, Position]:
         """(sequence, position before) of the live segment that holds `opnum` or will."""
-        index = bisect_right(self._segments, opnum, key=lambda segment: segment.first_opnum) - 1
-        segment = self._segments[max(index, 0)]
+        segment = self._segments[self.index_of(opnum)]
         return segment.sequence, segment.before
+
+    @property
+    def first_position(self) -> Position:
+        """What the oldest record kept continues."""
+        return self._segments[0].before
 
     async def trim_before(self, sequence: int) -> None:
         """Give up segments below `sequence`, which the durable checkpoint does not need any more."""

@@ -1,0 +1,103 @@
+"""Checkpoints: block map, stripe table and epoch history in one file, put in place atomically.
+
+A checkpoint covers the committed records up to `covered`. The log is needed from `before` on: from the segment that
+holds the first record that is not covered or whose data is not in a stripe yet.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import construct as c
+import numpy as np
+from crc32c import crc32c
+
+from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS, Page
+from head_node.volume.errors import LogCorrupt, LogForeign
+from head_node.volume.interface import Buffer
+from head_node.volume.segments import Position
+from head_node.volume.stripes import STRIPE_ENTRY, Table
+
+CHECKPOINT_FILE: Final = "checkpoint"
+CHECKPOINT_MAGIC: Final = b"PALCHECK"
+CHECKPOINT_HEADER: Final = struct.Struct("<8sI16s16sQQQQIIII")
+CHECKPOINT_CONSTRUCT: Final = c.Struct(
+    "magic" / c.Const(CHECKPOINT_MAGIC),
+    "version" / c.Int32ul,
+    "log_id" / c.Bytes(16),
+    "volume" / c.Bytes(16),
+    "covered" / c.Int64ul,
+    "first_sequence" / c.Int64ul,
+    "before_opnum" / c.Int64ul,
+    "before_epoch" / c.Int64ul,
+    "before_chain" / c.Int32ul,
+    "epoch_count" / c.Int32ul,
+    "slot_count" / c.Int32ul,
+    "page_count" / c.Int32ul,
+)
+VERSION: Final = 1
+
+_EPOCH: Final = struct.Struct("<QQ")
+_PAGE: Final = struct.Struct("<Q")
+_CRC: Final = struct.Struct("<I")
+_PAGE_BYTES: Final = _PAGE.size + PAGE_BLOCKS * ENTRY.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Decoded content; nothing in it changes any more."""
+
+    log_id: UUID
+    volume: UUID
+    covered: int
+    first_sequence: int
+    before: Position
+    epochs: tuple[tuple[int, int], ...]
+    stripes: Table
+    pages: dict[int, Page]
+
+    def encode(self) -> list[Buffer]:
+        """The file as buffers, the CRC-32C of everything before it last."""
+        header = CHECKPOINT_HEADER.pack(
+            CHECKPOINT_MAGIC, VERSION, self.log_id.bytes, self.volume.bytes, self.covered, self.first_sequence,
+            self.before.opnum, self.before.epoch, self.before.chain,
+            len(self.epochs), len(self.stripes), len(self.pages),
+        )  # fmt: skip
+        out: list[Buffer] = [header, b"".join(_EPOCH.pack(*epoch) for epoch in self.epochs), self.stripes.tobytes()]
+        for number, page in sorted(self.pages.items()):
+            out += [_PAGE.pack(number), page.view(np.uint8).data]
+        crc = 0
+        for buffer in out:
+            crc = crc32c(buffer, crc)
+        return [*out, _CRC.pack(crc)]
+
+
+def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
+    """Parse a whole checkpoint; raises LogCorrupt, or LogForeign when it is another volume's."""
+    view = memoryview(data).cast("B")
+    if len(view) < CHECKPOINT_HEADER.size + _CRC.size:
+        raise LogCorrupt(CHECKPOINT_FILE, 0, "too short")
+    fields = CHECKPOINT_HEADER.unpack_from(view)
+    magic, version, log_id, owner, covered, first_sequence, opnum, epoch, chain, epochs, slots, pages = fields
+    sections = epochs * _EPOCH.size, slots * STRIPE_ENTRY.itemsize, pages * _PAGE_BYTES
+    if magic != CHECKPOINT_MAGIC or version != VERSION:
+        raise LogCorrupt(CHECKPOINT_FILE, 0, "is no checkpoint of this version")
+    if len(view) != CHECKPOINT_HEADER.size + sum(sections) + _CRC.size:
+        raise LogCorrupt(CHECKPOINT_FILE, 0, f"has {len(view)} bytes, which its header contradicts")
+    if _CRC.unpack_from(view, len(view) - _CRC.size)[0] != crc32c(view[: -_CRC.size]):
+        raise LogCorrupt(CHECKPOINT_FILE, len(view) - _CRC.size, "does not verify")
+    if owner != volume.bytes:
+        raise LogForeign(f"{CHECKPOINT_FILE}: is of volume {UUID(bytes=owner)}, not {volume}")
+    at = CHECKPOINT_HEADER.size
+    history = tuple((first, last) for first, last in _EPOCH.iter_unpack(view[at : at + sections[0]]))
+    at += sections[0]
+    stripes = np.frombuffer(view, STRIPE_ENTRY, count=slots, offset=at).copy()
+    at += sections[1]
+    found: dict[int, Page] = {}
+    for _ in range(pages):
+        page = np.frombuffer(view, ENTRY, count=PAGE_BLOCKS, offset=at + _PAGE.size).copy()
+        found[_PAGE.unpack_from(view, at)[0]] = page
+        at += _PAGE_BYTES
+    before = Position(opnum, epoch, chain)
+    return Checkpoint(UUID(bytes=log_id), volume, covered, first_sequence, before, history, stripes, found)

@@ -1,0 +1,257 @@
+"""Destage: moves committed blocks from the log into stripes, and live blocks out of half-dead stripes (compaction).
+
+Starts nothing before the epoch record is committed (the engine makes it then) and appends STRIPE only when enough
+shards are durable. What no committed STRIPE names is garbage, so giving a stripe up costs nothing but the slot's time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from head_node.volume.overlay import Entry
+from head_node.volume.reader import Reader
+from head_node.volume.records import StripeRecord
+from head_node.volume.state import VolumeState
+from head_node.volume.stripewriter import Outcome, StripeBlock, StripeWriter
+
+STRIPES_IN_FLIGHT_MAX: Final = 3
+"""Enough to keep six sleds busy while one stripe is encoded; each holds about 1.5 MiB."""
+RETRY_SECONDS: Final = 0.5
+COMPACTION_RESERVE_SLOTS: Final = 4
+"""Slots that only compaction may take, so that it always progresses."""
+
+logger = logging.getLogger(__name__)
+
+
+class Destager:
+    """Runs in one epoch of a primary."""
+
+    def __init__(
+        self,
+        state: VolumeState,
+        writer: StripeWriter,
+        reader: Reader,
+        append_stripe: Callable[[StripeRecord], int],
+        on_fenced: Callable[[int, BaseException], None],
+    ) -> None:
+        self._state = state
+        self._writer = writer
+        self._reader = reader
+        self._append_stripe = append_stripe
+        self._on_fenced = on_fenced
+        self.force = False
+        """Write partial stripes too (log pressure, shutdown)."""
+        self.no_space = False
+        """Not one slot can be had or won by compaction."""
+        self.stripe_count = 0
+        self.moved_count = 0
+        self.given_up_count = 0
+        self.exposed_count = 0
+        """Stripes committed with shards missing."""
+        self._held = False
+        self._stopped = False
+        self._in_flight = 0
+        self._unsettled: dict[int, int] = {}
+        """slot -> opnum of its STRIPE, until that is committed."""
+        self._compacting: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._idle: list[asyncio.Future[None]] = []
+
+    # -- control ----------------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Begin no stripe until `resume` (F6)."""
+        self._held = True
+
+    def resume(self) -> None:
+        """Go on."""
+        self._held = False
+        self.pump()
+
+    def stop(self) -> None:
+        """Begin nothing and append nothing any more."""
+        self._stopped = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._compacting is not None:
+            self._compacting.cancel()
+        self._wake()
+
+    async def drain(self) -> bool:
+        """Put everything into stripes, the last one padded; False if columns or slots do not allow it now."""
+        self.force = True
+        self.pump()
+        while not self._stopped and (self._in_flight or self._unsettled):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
+        self.force = False
+        return not len(self._state.overlay)
+
+    def committed(self, opnum: int) -> None:
+        """Everything up to `opnum` is applied: stripes named there are settled."""
+        if self._unsettled:
+            for slot in [slot for slot, needed in self._unsettled.items() if needed <= opnum]:
+                del self._unsettled[slot]
+            self._wake()
+        self.pump()
+
+    def pump(self) -> None:
+        """Begin what can be begun; called whenever blocks, columns or slots may have come."""
+        if self._stopped or self._held or self._retry is not None:
+            return
+        fresh = self._state.overlay.fresh
+        full = self._state.geometry.stripe_blocks
+        while fresh and (len(fresh) >= full or self.force) and self._in_flight < STRIPES_IN_FLIGHT_MAX:
+            if self._writer.available() < self._writer.needed() or not self._begin():
+                break
+            fresh = self._state.overlay.fresh
+        self._consider_compaction()
+
+    def _wake(self) -> None:
+        waiters, self._idle = self._idle, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- from the log -----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> bool:
+        stripes = self._state.stripes
+        if stripes.free_count <= min(COMPACTION_RESERVE_SLOTS, stripes.slot_count // 4):
+            return False
+        slot = stripes.allocate()
+        if slot is None:
+            return False
+        self.no_space = False
+        taken = self._state.overlay.take(self._state.geometry.stripe_blocks)
+        blocks = [StripeBlock(lba, opnum, crc, data) for lba, (opnum, crc, data) in taken]
+        self._in_flight += 1
+        self._writer.write(slot, blocks, lambda record, outcome: self._written(taken, record, outcome))
+        return True
+
+    def _written(self, taken: list[tuple[int, Entry]], record: StripeRecord, outcome: Outcome) -> None:
+        self._in_flight -= 1
+        if not self._settle(record, outcome) and not self._stopped:
+            self._state.overlay.put_back(taken)
+        self._wake()
+        self.pump()
+
+    def _settle(self, record: StripeRecord, outcome: Outcome) -> bool:
+        """Append STRIPE if enough shards are durable; else give the stripe up and come back later."""
+        unanswered = [column for column, _ in outcome.failed.values()]
+        if self._stopped:
+            return False
+        fenced = outcome.fenced()
+        enough = len(outcome.present) >= self._writer.needed()
+        if enough and fenced is None:
+            opnum = self._append_stripe(record)
+            self._unsettled[record.slot] = opnum
+            self.stripe_count += 1
+            self.exposed_count += len(outcome.present) < len(record.shards)
+            self._state.stripes.written(record.slot, unanswered)
+            return True
+        self.given_up_count += 1
+        self._state.stripes.written(record.slot, unanswered)
+        for shard, (_, error) in outcome.failed.items():
+            logger.warning(
+                "event=shard_write_failed slot=%d shard=%d column=%d error=%r",
+                record.slot, shard, record.shards[shard][0], error,
+            )  # fmt: skip
+        if fenced is not None:
+            shard, error = fenced
+            self._on_fenced(record.shards[shard][0], error)
+        if not self._stopped and self._retry is None:
+            # Columns that fail at once would otherwise be asked again at once.
+            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self.retry)
+        return False
+
+    def retry(self) -> None:
+        """A column changed, or time passed: a stripe that failed may work now."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self.pump()
+
+    # -- compaction -------------------------------------------------------------------------------------------------
+
+    def _consider_compaction(self) -> None:
+        stripes = self._state.stripes
+        low = max(COMPACTION_RESERVE_SLOTS * 2, stripes.slot_count // 16)
+        if self._compacting is None and stripes.slot_count and stripes.free_count < low:
+            self._compacting = asyncio.get_running_loop().create_task(self._compact())
+            self._compacting.add_done_callback(self._compacted)
+
+    def _compacted(self, task: "asyncio.Task[None]") -> None:
+        self._compacting = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("event=compaction_failed error=%r", error)
+            if not self._stopped and self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self.retry)
+        elif not task.cancelled() and not self._stopped and not self.no_space:
+            asyncio.get_running_loop().call_soon(self.pump)
+
+    async def _compact(self) -> None:
+        """Copy the live blocks of the emptiest stripes into one new stripe and MOVE them there."""
+        stripes, full = self._state.stripes, self._state.geometry.stripe_blocks
+        if self._unsettled or self._writer.available() < self._writer.needed():
+            await self._settled_or_later()
+            return
+        victims = stripes.emptiest(64, full)
+        if not victims:
+            self.no_space = stripes.free_count <= COMPACTION_RESERVE_SLOTS
+            await self._settled_or_later()
+            return
+        self.no_space = False
+        slot = stripes.allocate()
+        if slot is None:
+            self.no_space = not self._in_flight
+            await self._settled_or_later()
+            return
+        try:
+            blocks = await self._gather(victims, full)
+        except BaseException:
+            stripes.written(slot)
+            raise
+        if not blocks:
+            stripes.written(slot)
+            await self._settled_or_later()
+            return
+        finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def written(record: StripeRecord, outcome: Outcome) -> None:
+            settled = self._settle(record, outcome)
+            self.moved_count += len(blocks) if settled else 0
+            if not finished.done():
+                finished.set_result(settled)
+
+        self._in_flight += 1
+        try:
+            self._writer.write(slot, blocks, written)
+            await finished
+        finally:
+            self._in_flight -= 1
+            self._wake()
+        await self._settled_or_later()
+
+    async def _settled_or_later(self) -> None:
+        """Wait for the STRIPE records under way; without one, a little, so that compaction never spins."""
+        if not self._unsettled:
+            await asyncio.sleep(RETRY_SECONDS)
+        while self._unsettled and not self._stopped:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    async def _gather(self, victims: list[int], count: int) -> list[StripeBlock]:
+        """Up to `count` live blocks of `victims`, emptiest first, each verified against the map's CRC (D2)."""
+        rank = {slot: position for position, slot in enumerate(victims)}
+        live = self._state.map.live_in(victims)
+        live.sort(key=lambda item: (rank[item[1].slot], item[1].at))
+        out: list[StripeBlock] = []
+        for piece in (live[:count][at : at + 64] for at in range(0, min(count, len(live)), 64)):
+            data = await asyncio.gather(*(self._reader.copy(lba, place) for lba, place in piece))
+            for (lba, place), block in zip(piece, data, strict=True):
+                out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))
+        return out

@@ -1,0 +1,160 @@
+"""What a log directory is (its random log id, volume and geometry) and what its owner promised durably (F5).
+
+`identity` is written once. `promise` has two blocks written in turn: the highest epoch seen, and the intent of a
+truncation that is under way.
+"""
+
+import asyncio
+import struct
+from dataclasses import dataclass, replace
+from typing import Final
+from uuid import UUID
+
+import construct as c
+from crc32c import crc32c
+
+from head_node.files import Directory, LogFile
+from head_node.volume.errors import LogCorrupt, LogForeign, LogMissing
+from head_node.volume.geometry import Geometry
+from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.segments import commit_now
+
+IDENTITY_FILE: Final = "identity"
+PROMISE_FILE: Final = "promise"
+IDENTITY_MAGIC: Final = b"PALLOGID"
+PROMISE_MAGIC: Final = b"PALPROMI"
+IDENTITY: Final = struct.Struct("<8sII16s16sQQHHI")
+PROMISE: Final = struct.Struct("<8sII16sQQQ")
+IDENTITY_CONSTRUCT: Final = c.Struct(
+    "magic" / c.Const(IDENTITY_MAGIC),
+    "crc" / c.Int32ul,
+    "version" / c.Int32ul,
+    "log_id" / c.Bytes(16),
+    "volume" / c.Bytes(16),
+    "size_blocks" / c.Int64ul,
+    "segment_bytes" / c.Int64ul,
+    "data_shards" / c.Int16ul,
+    "parity_shards" / c.Int16ul,
+    "shard_blocks" / c.Int32ul,
+)
+PROMISE_CONSTRUCT: Final = c.Struct(
+    "magic" / c.Const(PROMISE_MAGIC),
+    "crc" / c.Int32ul,
+    "reserved" / c.Int32ul,
+    "log_id" / c.Bytes(16),
+    "sequence" / c.Int64ul,
+    "highest_epoch" / c.Int64ul,
+    "cut_after" / c.Int64ul,
+)
+VERSION: Final = 1
+
+_AFTER_CRC: Final = 12
+_NO_CUT: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Fixed at the making of a log directory."""
+
+    log_id: UUID
+    volume: UUID
+    size_blocks: int
+    segment_bytes: int
+    geometry: Geometry
+
+    def encode(self) -> bytes:
+        """The content of the identity file."""
+        geometry = self.geometry
+        layout = (geometry.data_shards, geometry.parity_shards, geometry.shard_blocks)
+        values = (VERSION, self.log_id.bytes, self.volume.bytes, self.size_blocks, self.segment_bytes, *layout)
+        crc = crc32c(IDENTITY.pack(IDENTITY_MAGIC, 0, *values)[_AFTER_CRC:])
+        return IDENTITY.pack(IDENTITY_MAGIC, crc, *values)
+
+
+def read_identity(directory: Directory, volume: UUID) -> Identity:
+    """The identity of a directory that should hold `volume`; raises LogMissing, LogCorrupt, LogForeign."""
+    try:
+        data = directory.read(IDENTITY_FILE)
+    except FileNotFoundError:
+        raise LogMissing(f"{directory.path}: no log here (new or wiped); create one with a new log id") from None
+    if len(data) != IDENTITY.size:
+        raise LogCorrupt(IDENTITY_FILE, 0, f"{len(data)} bytes instead of {IDENTITY.size}")
+    magic, crc, version, log_id, owner, size_blocks, segment_bytes, k, m, shard_blocks = IDENTITY.unpack(data)
+    if magic != IDENTITY_MAGIC or crc != crc32c(data[_AFTER_CRC:]) or version != VERSION:
+        raise LogCorrupt(IDENTITY_FILE, 0, "does not verify")
+    if owner != volume.bytes:
+        raise LogForeign(f"{directory.path}: holds volume {UUID(bytes=owner)}, not {volume}; put the right log back")
+    return Identity(UUID(bytes=log_id), volume, size_blocks, segment_bytes, Geometry(k, m, shard_blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What must hold across a restart."""
+
+    highest_epoch: int = 0
+    cut_after: int | None = None
+    """A truncation to this opnum was begun and maybe not finished."""
+
+
+class PromiseFile:
+    """Keeps the newest promise durable; of two blocks the one not in use is written."""
+
+    def __init__(self, file: LogFile, log_id: UUID) -> None:
+        self._file = file
+        self._log_id = log_id
+        self._sequence = 0
+        self._writing = asyncio.Lock()
+        self.promise = Promise()
+
+    @classmethod
+    async def create(cls, directory: Directory, log_id: UUID) -> "PromiseFile":
+        """Make the file in a new log directory."""
+        return cls(await directory.create(PROMISE_FILE, 2 * BLOCK_BYTES), log_id)
+
+    @classmethod
+    async def open(cls, directory: Directory, log_id: UUID) -> "PromiseFile":
+        """Read the newest promise; raises LogCorrupt when neither block can be trusted."""
+        try:
+            self = cls(directory.open(PROMISE_FILE), log_id)
+        except FileNotFoundError:
+            raise LogCorrupt(PROMISE_FILE, 0, "is missing; resync this member in full") from None
+        blocks = [self._file.read(offset, BLOCK_BYTES) for offset in (0, BLOCK_BYTES)]
+        found = [promise for block in blocks if (promise := self._decode(block)) is not None]
+        rotten = [block for block in blocks if any(block) and self._decode(block) is None]
+        # Blocks are atomic: a block that is neither zero nor valid has rotted and may have held the newest promise.
+        if rotten or not all(len(block) == BLOCK_BYTES for block in blocks):
+            raise LogCorrupt(PROMISE_FILE, 0, "does not verify; the highest epoch seen is unknown: resync in full")
+        if found:
+            self._sequence, self.promise = max(found, key=lambda entry: entry[0])
+        await commit_now(self._file, 0, [])
+        return self
+
+    async def see_epoch(self, epoch: int) -> None:
+        """Make `epoch` the highest epoch seen, if it is higher; durable on return."""
+        async with self._writing:
+            if epoch > self.promise.highest_epoch:
+                await self._write(replace(self.promise, highest_epoch=epoch))
+
+    async def intend_cut(self, opnum: int | None) -> None:
+        """Record that everything after `opnum` is being cut, or that the cut is done; durable on return."""
+        async with self._writing:
+            await self._write(replace(self.promise, cut_after=opnum))
+
+    async def _write(self, promise: Promise) -> None:
+        sequence = self._sequence + 1
+        cut = _NO_CUT if promise.cut_after is None else promise.cut_after
+        values = (0, self._log_id.bytes, sequence, promise.highest_epoch, cut)
+        crc = crc32c(PROMISE.pack(PROMISE_MAGIC, 0, *values)[_AFTER_CRC:])
+        block = PROMISE.pack(PROMISE_MAGIC, crc, *values).ljust(BLOCK_BYTES, b"\0")
+        await commit_now(self._file, sequence % 2 * BLOCK_BYTES, [block])
+        self._sequence, self.promise = sequence, promise
+
+    def _decode(self, block: bytes) -> tuple[int, Promise] | None:
+        if len(block) < PROMISE.size:
+            return None
+        magic, crc, _, log_id, sequence, highest_epoch, cut = PROMISE.unpack_from(block)
+        if magic != PROMISE_MAGIC or crc != crc32c(block[_AFTER_CRC : PROMISE.size]):
+            return None
+        if log_id != self._log_id.bytes:
+            raise LogForeign(f"{PROMISE_FILE}: belongs to log {UUID(bytes=log_id)}, not {self._log_id}")
+        return sequence, Promise(highest_epoch, None if cut == _NO_CUT else cut)

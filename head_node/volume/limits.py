@@ -1,0 +1,30 @@
+"""Bounds of one engine."""
+
+from dataclasses import dataclass
+
+from head_node.volume.segments import BATCH_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound in bytes."""
+
+    segment_bytes: int = 32 << 20
+    """Large enough that rolling is rare and its unused end small, small enough to be zeroed in 50 ms."""
+    log_bytes_max: int = 256 << 20
+    """Client writes wait above this; a follower's log may pass it, since it cannot refuse."""
+    overlay_bytes_max: int = 128 << 20
+    """Committed blocks in memory that are in no stripe yet."""
+    unanswered_bytes_max: int = 32 << 20
+    """Client data admitted and not yet acknowledged."""
+
+    def __post_init__(self) -> None:
+        if self.segment_bytes < 2 * BATCH_BYTES_MAX or self.segment_bytes % 4096:
+            raise ValueError(f"segment_bytes {self.segment_bytes}: whole blocks, at least {2 * BATCH_BYTES_MAX}")
+        if self.log_bytes_max < 4 * self.segment_bytes:
+            raise ValueError(f"log_bytes_max {self.log_bytes_max}: at least four segments")
+
+    @property
+    def client_log_bytes_max(self) -> int:
+        """Log bytes that client writes may fill; the rest is for STRIPE records, which is how the log gets free."""
+        return self.log_bytes_max - self.segment_bytes

@@ -1,0 +1,114 @@
+"""Committed blocks that are in the log and not yet in a stripe: what reads look at first and destage takes from.
+
+`fresh` is in commit order, because a block that is written again moves to the end; so the first entry is also the
+oldest record that the log must keep. `leaving` holds blocks of stripes that are being written.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import TypeAlias
+
+from head_node.volume.interface import BLOCK_BYTES, Buffer
+
+Entry: TypeAlias = tuple[int, int, Buffer]
+"""(opnum, CRC-32C, 4096 bytes)."""
+
+
+class Overlay:
+    """lba -> newest committed block not yet in a stripe."""
+
+    def __init__(self) -> None:
+        self.fresh: dict[int, Entry] = {}
+        self.leaving: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self.fresh) + len(self.leaving)
+
+    def get(self, lba: int) -> Entry | None:
+        """The newest committed block in the overlay."""
+        return self.fresh.get(lba) or self.leaving.get(lba)
+
+    def put(self, opnum: int, lba: int, crcs: tuple[int, ...], data: Buffer) -> None:
+        """A committed WRITE."""
+        fresh = self.fresh
+        if len(crcs) == 1:
+            fresh.pop(lba, None)
+            fresh[lba] = (opnum, crcs[0], data)
+            return
+        view = memoryview(data)
+        at = 0
+        for crc in crcs:
+            fresh.pop(lba, None)
+            fresh[lba] = (opnum, crc, view[at : at + BLOCK_BYTES])
+            lba += 1
+            at += BLOCK_BYTES
+
+    def discard(self, lba: int, count: int) -> None:
+        """A committed ZERO: older blocks are dead, in stripes being written too."""
+        for blocks in (self.fresh, self.leaving):
+            if count <= len(blocks):
+                for at in range(lba, lba + count):
+                    blocks.pop(at, None)
+            else:
+                for at in [key for key in blocks if lba <= key < lba + count]:
+                    del blocks[at]
+
+    def settle(self, lba: int, opnum: int) -> bool:
+        """A committed STRIPE holds `lba` as of `opnum`: True (and forgotten here) if that is still the newest."""
+        newer = self.fresh.get(lba)
+        if newer is not None:
+            if newer[0] != opnum:
+                self._forget_leaving(lba, opnum)
+                return False
+            del self.fresh[lba]
+            return True
+        entry = self.leaving.get(lba)
+        if entry is None or entry[0] != opnum:
+            return False
+        del self.leaving[lba]
+        return True
+
+    def _forget_leaving(self, lba: int, opnum: int) -> None:
+        entry = self.leaving.get(lba)
+        if entry is not None and entry[0] == opnum:
+            del self.leaving[lba]
+
+    def take(self, count: int) -> list[tuple[int, Entry]]:
+        """Move the `count` oldest fresh blocks to `leaving` and return them."""
+        taken = list(islice(self.fresh.items(), count))
+        for lba, entry in taken:
+            del self.fresh[lba]
+            self.leaving[lba] = entry
+        return taken
+
+    def put_back(self, taken: list[tuple[int, Entry]]) -> None:
+        """The stripe of these blocks was given up: they are fresh again unless superseded."""
+        back = []
+        for lba, entry in taken:
+            if self.leaving.get(lba) is entry:
+                del self.leaving[lba]
+                if lba not in self.fresh:
+                    back.append((lba, entry))
+        if back:
+            merged = sorted([*back, *self.fresh.items()], key=lambda item: item[1][0])
+            self.fresh = dict(merged)
+
+    def put_all_back(self) -> None:
+        """No stripe is being written any more (role change)."""
+        self.put_back(list(self.leaving.items()))
+        self.leaving.clear()
+
+    def oldest_opnum(self) -> int | None:
+        """The oldest record that the log must keep for this overlay, None when it is empty."""
+        first = next(iter(self.fresh.values()), None)
+        oldest = None if first is None else first[0]
+        if self.leaving:
+            leaving = min(entry[0] for entry in self.leaving.values())
+            oldest = leaving if oldest is None else min(oldest, leaving)
+        return oldest
+
+    def within(self, lba: int, count: int) -> Iterator[int]:
+        """The lbas of a range that are here."""
+        if count <= len(self):
+            return (at for at in range(lba, lba + count) if at in self.fresh or at in self.leaving)
+        return (at for at in {*self.fresh, *self.leaving} if lba <= at < lba + count)

@@ -1,0 +1,288 @@
+"""Reads: overlay, else the one shard that the map names, else reconstruction from any k shards.
+
+Whatever leaves here has the CRC that the map has for it (D2), and a shard only counts if its header names the
+(epoch, sequence, index) that the stripe table has.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from crc32c import crc32c
+
+from head_node.volume.blockmap import Place
+from head_node.volume.columns import Column
+from head_node.volume.erasure import erasure_code
+from head_node.volume.errors import BlockUnreadable
+from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.shard import ShardHeader, decode_shard_header
+from head_node.volume.state import VolumeState
+from head_node.volume.stripes import Stripe
+
+HEADERS_CACHED_MAX: Final = 4096
+"""Shard headers kept, about half a KiB each."""
+
+logger = logging.getLogger(__name__)
+
+BlocksDone = Callable[[Exception | None, Sequence[Buffer]], None]
+_ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
+
+
+class Run(NamedTuple):
+    """Consecutive rows of one shard that a read wants, and where they go in the answer."""
+
+    slot: int
+    stripe: Stripe
+    """As it was when the read began: its last live block may die meanwhile, the slot is held."""
+    shard: int
+    row: int
+    places: list[Place]
+    lba: int
+    position: int
+
+
+class Reader:
+    """Reads committed blocks of one volume through its columns."""
+
+    def __init__(self, volume: UUID, state: VolumeState, columns: list[Column | None]) -> None:
+        self._volume = volume
+        self._state = state
+        self.columns = columns
+        self._headers: dict[tuple[int, int], ShardHeader] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.reconstructed_count = 0
+        self.mismatch_count = 0
+
+    def read(self, lba: int, count: int, done: BlocksDone) -> None:
+        """Read `count` blocks; calls `done` with an error or the blocks in order, maybe inside the call."""
+        overlay = self._state.overlay
+        if count == 1:
+            entry = overlay.get(lba)
+            if entry is not None:
+                done(None, (entry[2],))
+                return
+        answer: list[Buffer] = [_ZERO_BLOCK] * count
+        runs: list[Run] = []
+        for at, place in enumerate(self._state.map.find_range(lba, count)):
+            entry = overlay.get(lba + at)
+            if entry is not None:
+                answer[at] = entry[2]
+            elif place is not None:
+                self._add(runs, place, lba + at, at)
+        if not runs:
+            done(None, answer)
+            return
+        _Pending(self, runs, answer, done)
+
+    def _add(self, runs: list[Run], place: Place, lba: int, position: int) -> None:
+        shard, row = divmod(place.at, self._state.geometry.rows)
+        if runs:
+            last = runs[-1]
+            length = len(last.places)
+            if (last.slot, last.shard, last.row + length, last.position + length) == (place.slot, shard, row, position):
+                last.places.append(place)
+                return
+        stripe = self._state.stripes.get(place.slot)
+        assert stripe is not None, f"block {lba} is mapped to slot {place.slot}, which is empty"
+        runs.append(Run(place.slot, stripe, shard, row, [place], lba, position))
+
+    async def copy(self, lba: int, place: Place) -> Buffer:
+        """The block at `place`, for a copier; raises BlockUnreadable. The map may point elsewhere by the time that
+        this returns: MOVE finds out."""
+        shard, row = divmod(place.at, self._state.geometry.rows)
+        stripe = self._state.stripes.get(place.slot)
+        if stripe is None:
+            raise BlockUnreadable(lba, f"slot {place.slot} was emptied meanwhile")
+        done: asyncio.Future[Buffer] = asyncio.get_running_loop().create_future()
+
+        def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(blocks[0])
+            else:
+                done.set_exception(error)
+
+        _Pending(self, [Run(place.slot, stripe, shard, row, [place], lba, 0)], [b""], finished)
+        return await done
+
+    # -- one run, the usual way -------------------------------------------------------------------------------------
+
+    def start(self, run: Run, done: Callable[[Exception | None, Buffer], None]) -> None:
+        """Read one run; the slot is held by the caller."""
+        data = self._fetch(run, run.shard, 1 + run.row, len(run.places))
+        header = self._known(run, run.shard)
+        if data is None:
+            self._spawn(self._finish(run, None, done))
+        elif header is not None:
+            data.add_done_callback(lambda future: self._arrived(run, future, done))
+        else:
+            self._spawn(self._finish(run, data, done))
+
+    def _arrived(
+        self, run: Run, future: asyncio.Future[Buffer], done: Callable[[Exception | None, Buffer], None]
+    ) -> None:
+        if not future.cancelled() and future.exception() is None and self._verified(run, future.result()):
+            done(None, future.result())
+        else:
+            self._spawn(self._finish(run, None, done))
+
+    async def _finish(
+        self,
+        run: Run,
+        data: asyncio.Future[Buffer] | None,
+        done: Callable[[Exception | None, Buffer], None],
+    ) -> None:
+        try:
+            buffer = await self._settled(data) if data is not None else None
+            if buffer is None or await self._header(run, run.shard) is None or not self._verified(run, buffer):
+                buffer = await self._reconstruct(run)
+        except BlockUnreadable as error:
+            logger.error("event=block_unreadable volume=%s lba=%d error=%s", self._volume, error.lba, error)
+            done(error, b"")
+            return
+        done(None, buffer)
+
+    def _verified(self, run: Run, buffer: Buffer) -> bool:
+        view = memoryview(buffer)
+        if len(view) != len(run.places) * BLOCK_BYTES:
+            return False
+        for index, place in enumerate(run.places):
+            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != place.crc:
+                self.mismatch_count += 1
+                logger.warning(
+                    "event=block_crc_mismatch volume=%s lba=%d slot=%d shard=%d",
+                    self._volume, run.lba + index, run.slot, run.shard,
+                )  # fmt: skip
+                return False
+        return True
+
+    # -- reconstruction ---------------------------------------------------------------------------------------------
+
+    async def _reconstruct(self, run: Run) -> Buffer:
+        """The run from k other shards whose blocks verify against their headers."""
+        geometry = self._state.geometry
+        others = [shard for shard in range(geometry.shards) if shard != run.shard]
+        pieces = await asyncio.gather(*(self._source(run, shard) for shard in others))
+        sources = {shard: bytes(piece) for shard, piece in zip(others, pieces, strict=True) if piece is not None}
+        if len(sources) < geometry.data_shards:
+            reason = f"{len(sources)} other shards of slot {run.slot} are readable, {geometry.data_shards} are needed"
+            raise BlockUnreadable(run.lba, reason)
+        code = erasure_code(geometry.data_shards, geometry.parity_shards)
+        rebuilt = code.rebuild(sources, run.shard)
+        if not self._verified(run, rebuilt):
+            raise BlockUnreadable(run.lba, f"what {sorted(sources)} of slot {run.slot} yield fails its CRC")
+        self.reconstructed_count += len(run.places)
+        return rebuilt
+
+    async def _source(self, run: Run, shard: int) -> Buffer | None:
+        data = self._fetch(run, shard, 1 + run.row, len(run.places))
+        if data is None:
+            return None
+        header = await self._header(run, shard)
+        buffer = await self._settled(data)
+        if header is None or buffer is None or len(buffer) != len(run.places) * BLOCK_BYTES:
+            return None
+        view = memoryview(buffer)
+        for index in range(len(run.places)):
+            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != header.crcs[run.row + index]:
+                self.mismatch_count += 1
+                return None
+        return buffer
+
+    # -- shards and their headers -----------------------------------------------------------------------------------
+
+    def _fetch(self, run: Run, shard: int, row: int, count: int) -> asyncio.Future[Buffer] | None:
+        """Ask the column, None if the shard was never written or the column is away."""
+        geometry = self._state.geometry
+        column = self.columns[geometry.column_of(run.slot, shard)]
+        if not run.stripe.present >> shard & 1 or column is None or not column.available:
+            return None
+        return column.read(run.slot * geometry.shard_blocks + row, count)
+
+    def _known(self, run: Run, shard: int) -> ShardHeader | None:
+        header = self._headers.get((run.slot, shard))
+        return header if header is not None and self._names(header, run.stripe, shard) else None
+
+    def _names(self, header: ShardHeader, stripe: Stripe, shard: int) -> bool:
+        named = (header.volume, header.epoch, header.sequence, header.index, len(header.crcs))
+        return named == (self._volume, stripe.epoch, stripe.sequence, shard, self._state.geometry.rows)
+
+    async def _header(self, run: Run, shard: int) -> ShardHeader | None:
+        """The verified header of a shard, None if the shard does not count."""
+        known = self._known(run, shard)
+        if known is not None:
+            return known
+        future = self._fetch(run, shard, 0, 1)
+        block = await self._settled(future) if future is not None else None
+        header = decode_shard_header(block) if block is not None else None
+        if header is None or not self._names(header, run.stripe, shard):
+            if block is not None:
+                self.mismatch_count += 1
+                logger.warning("event=stale_shard volume=%s slot=%d shard=%d", self._volume, run.slot, shard)
+            return None
+        if len(self._headers) >= HEADERS_CACHED_MAX:
+            del self._headers[next(iter(self._headers))]
+        self._headers[run.slot, shard] = header
+        return header
+
+    async def _settled(self, future: asyncio.Future[Buffer]) -> Buffer | None:
+        """The result, None for any failure of a column (another shard will do)."""
+        await asyncio.wait([future])
+        if future.cancelled() or future.exception() is not None:
+            return None
+        return future.result()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End reconstructions under way; their reads are not answered."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def hold(self, run: Run) -> None:
+        """Keep the run's slot from being written again."""
+        self._state.stripes.hold(run.slot)
+
+    def release(self, run: Run) -> None:
+        """The other half of `hold`."""
+        self._state.stripes.release(run.slot)
+
+
+class _Pending:
+    """A read that waits for its runs; holds their slots."""
+
+    __slots__ = ("_answer", "_done", "_error", "_left", "_reader")
+
+    def __init__(self, reader: Reader, runs: list[Run], answer: list[Buffer], done: BlocksDone) -> None:
+        self._reader, self._answer, self._done = reader, answer, done
+        self._left = len(runs)
+        self._error: Exception | None = None
+        for run in runs:
+            reader.hold(run)
+        for run in runs:
+            reader.start(run, lambda error, data, run=run: self._finished(run, error, data))  # type: ignore[misc]
+
+    def _finished(self, run: Run, error: Exception | None, data: Buffer) -> None:
+        self._reader.release(run)
+        self._left -= 1
+        if error is not None:
+            self._error = error
+        elif len(run.places) == 1:
+            self._answer[run.position] = data
+        else:
+            view = memoryview(data)
+            # One buffer stands for the whole run; the other places get nothing.
+            self._answer[run.position] = view
+            for index in range(run.position + 1, run.position + len(run.places)):
+                self._answer[index] = b""
+        if not self._left:
+            self._done(self._error, () if self._error else [part for part in self._answer if len(part)])

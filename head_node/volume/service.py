@@ -1,0 +1,272 @@
+"""Client requests of a primary: admission, waiting, replies. The lease is asked at both ends (F7)."""
+
+import asyncio
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from head_node.volume.interface import (
+    BLOCK_BYTES,
+    EXTENT_DATA,
+    EXTENT_HOLE,
+    EXTENT_ZERO,
+    Buffer,
+    Done,
+    ExtentsDone,
+    ReadDone,
+)
+
+if TYPE_CHECKING:
+    from head_node.volume.engine import VolumeEngine
+
+WAITING_MAX: Final = 65_536
+"""Requests kept back; an export admits 128 per connection, so more means an export without a bound."""
+POLL_SECONDS: Final = 0.01
+"""How often a lease that lapsed is asked again while something waits for it."""
+EXTENTS_MAX: Final = 4096
+REQUEST_BYTES_MAX: Final = 32 << 20
+
+_OFFSET_MASK: Final = BLOCK_BYTES - 1
+
+logger = logging.getLogger(__name__)
+
+Request: TypeAlias = Callable[[], None]
+
+
+class ClientService:
+    """The ServedVolume of an engine."""
+
+    def __init__(self, engine: "VolumeEngine") -> None:
+        self._engine = engine
+        self.size_bytes = engine.size_blocks * BLOCK_BYTES
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._acks: deque[tuple[int, Done, int]] = deque()
+        """(last opnum, done, bytes) of writes not yet answered."""
+        self._replies: deque[Request] = deque()
+        """Reads that are done but were not answered for want of the lease."""
+        self._unanswered_bytes = 0
+        self._poll: asyncio.TimerHandle | None = None
+        self._on_ready: list[Callable[[], None]] = []
+        self._generation = 0
+        self.read_count = 0
+        self.write_count = 0
+        self.lease_wait_count = 0
+
+    # -- ServedVolume -----------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int, done: ReadDone) -> None:
+        if not self._fits(offset, length):
+            done(errno.EINVAL, ())
+        elif not length:
+            done(0, ())
+        elif self._waiting or not self._serving():
+            self._wait(0, lambda: self._read(offset, length, done))
+        else:
+            self._read(offset, length, done)
+
+    def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
+        length = len(data)
+        if offset & _OFFSET_MASK or length & _OFFSET_MASK or offset < 0:
+            done(errno.EINVAL)
+        elif offset + length > self.size_bytes:
+            done(errno.ENOSPC)
+        elif not length:
+            done(0)
+        elif self._waiting or not self._serving() or not self._room(length):
+            self._wait(length, lambda: self._write(offset, data, done))
+        else:
+            self._write(offset, data, done)
+
+    def trim(self, offset: int, length: int, done: Done) -> None:
+        if not self._fits(offset, length):
+            done(errno.EINVAL)
+        elif not length:
+            done(0)
+        elif self._waiting or not self._serving():
+            self._wait(0, lambda: self._zero(offset, length, done))
+        else:
+            self._zero(offset, length, done)
+
+    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done) -> None:
+        if self._fits(offset, 0) and self._fits(0, length) and offset + length > self.size_bytes:
+            done(errno.ENOSPC)
+        else:
+            self.trim(offset, length, done)
+
+    def flush(self, done: Done) -> None:
+        self._reply(lambda: done(0))
+
+    def extents(self, offset: int, length: int, done: ExtentsDone) -> None:
+        if not self._fits(offset, length):
+            done(errno.EINVAL, ())
+        elif self._waiting or not self._serving():
+            self._wait(0, lambda: self.extents_now(offset, length, done))
+        else:
+            self.extents_now(offset, length, done)
+
+    def ready(self) -> bool:
+        return not self._waiting
+
+    def on_ready(self, callback: Callable[[], None]) -> None:
+        if self.ready():
+            callback()
+        else:
+            self._on_ready.append(callback)
+
+    # -- admission --------------------------------------------------------------------------------------------------
+
+    def _fits(self, offset: int, length: int) -> bool:
+        unaligned = (offset | length) & _OFFSET_MASK
+        return not unaligned and offset >= 0 and length >= 0 and offset + length <= self.size_bytes
+
+    def _serving(self) -> bool:
+        """May a request be begun or answered right now (F6, F7)?"""
+        engine = self._engine
+        return engine.serving and engine.lease()
+
+    def _room(self, length: int) -> bool:
+        # A request larger than the bound must get through when nothing else is in the way.
+        over = self._unanswered_bytes and self._unanswered_bytes + length > self._engine.limits.unanswered_bytes_max
+        return not over and self._engine.has_room(length)
+
+    def _wait(self, cost: int, request: Request) -> None:
+        if len(self._waiting) >= WAITING_MAX:
+            logger.error("event=requests_unbounded volume=%s waiting=%d", self._engine.volume, len(self._waiting))
+            return
+        self._waiting.append((cost, request))
+        self._arm()
+
+    def pump(self) -> None:
+        """Begin what waits, as far as lease and bounds allow."""
+        waiting = self._waiting
+        while waiting:
+            cost, request = waiting[0]
+            if not self._serving():
+                self._arm()
+                return
+            if cost and not self._room(cost):
+                if not self._engine.no_space():
+                    return
+                # No slot and nothing to compact: waiting would be for ever.
+                waiting.popleft()
+                self._refuse(request)
+                continue
+            waiting.popleft()
+            request()
+        callbacks, self._on_ready = self._on_ready, []
+        for callback in callbacks:
+            callback()
+
+    def _refuse(self, request: Request) -> None:
+        self._refusing = True
+        try:
+            request()
+        finally:
+            self._refusing = False
+
+    _refusing = False
+
+    def _arm(self) -> None:
+        """Ask the lease again soon; `pump` and `answer` come by themselves otherwise."""
+        if self._poll is None and self._engine.serving:
+            self.lease_wait_count += 1
+            self._poll = asyncio.get_running_loop().call_later(POLL_SECONDS, self._polled)
+
+    def _polled(self) -> None:
+        self._poll = None
+        self.answer(self._engine.committed)
+        self.pump()
+
+    # -- doing it ---------------------------------------------------------------------------------------------------
+
+    def _read(self, offset: int, length: int, done: ReadDone) -> None:
+        self.read_count += 1
+        generation = self._generation
+
+        def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
+            if generation != self._generation:
+                return
+            if error is not None:
+                self._reply(lambda: done(errno.EIO, ()))
+            elif not self._replies and self._serving():
+                done(0, blocks)
+            else:
+                self._reply(lambda: done(0, blocks))
+
+        self._engine.reader.read(offset // BLOCK_BYTES, length // BLOCK_BYTES, finished)
+
+    def _write(self, offset: int, data: Buffer, done: Done) -> None:
+        if self._refusing:
+            done(errno.ENOSPC)
+            return
+        self.write_count += 1
+        length = len(data)
+        self._unanswered_bytes += length
+        self._acks.append((self._engine.append_write(offset // BLOCK_BYTES, data), done, length))
+
+    def _zero(self, offset: int, length: int, done: Done) -> None:
+        self.write_count += 1
+        self._acks.append((self._engine.append_zero(offset // BLOCK_BYTES, length // BLOCK_BYTES), done, 0))
+
+    def extents_now(self, offset: int, length: int, done: ExtentsDone) -> None:
+        """Answer `extents` for an admitted request."""
+        state = self._engine.state
+        lba, count = offset // BLOCK_BYTES, length // BLOCK_BYTES
+        present = state.map.find_data(lba, count)
+        for at in state.overlay.within(lba, count):
+            present[at - lba] = True
+        edges = [0, *((present[1:] != present[:-1]).nonzero()[0] + 1).tolist(), count] if count else []
+        out = []
+        for start, stop in pairwise(edges[: EXTENTS_MAX + 1]):
+            out.append(((stop - start) * BLOCK_BYTES, EXTENT_DATA if present[start] else EXTENT_HOLE | EXTENT_ZERO))
+        self._reply(lambda: done(0, out))
+
+    # -- replies ----------------------------------------------------------------------------------------------------
+
+    def _reply(self, reply: Request) -> None:
+        if not self._replies and self._serving():
+            reply()
+        else:
+            self._replies.append(reply)
+            self._arm()
+
+    def answer(self, committed: int) -> None:
+        """Acknowledge writes up to `committed` and send what else is ready, each under the lease."""
+        acks = self._acks
+        while acks and acks[0][0] <= committed:
+            if not self._serving():
+                self._arm()
+                return
+            _, done, length = acks.popleft()
+            self._unanswered_bytes -= length
+            done(0)
+        while self._replies:
+            if not self._serving():
+                self._arm()
+                return
+            self._replies.popleft()()
+
+    def drop(self) -> None:
+        """Forget every request unanswered (F6); their connections are reset by the cluster."""
+        self._generation += 1
+        self._waiting.clear()
+        self._acks.clear()
+        self._replies.clear()
+        self._on_ready.clear()
+        self._unanswered_bytes = 0
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+
+    def gauges(self) -> dict[str, int]:
+        """For status reports."""
+        return {
+            "reads": self.read_count,
+            "writes": self.write_count,
+            "unanswered": len(self._acks) + len(self._replies),
+            "waiting": len(self._waiting),
+            "lease_waits": self.lease_wait_count,
+        }

@@ -1,0 +1,154 @@
+"""Stripe table and slots: which stripe lies where, how many of its blocks live, and which slots may be written.
+
+A slot is the same row of shards in every column. It is free when the committed record that took its last live block
+away is applied, no reader holds it, and no command to it is unanswered in a live attach.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from head_node.volume.records import StripeRecord
+
+Table: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+
+STRIPE_ENTRY: Final = np.dtype([("epoch", "<u8"), ("sequence", "<u8"), ("live", "<u4"), ("present", "<u4")])
+"""An entry with epoch 0 is no stripe."""
+
+
+class Stripe(NamedTuple):
+    """The identity of the stripe in a slot and which of its shards were written (bit i: shard i)."""
+
+    epoch: int
+    sequence: int
+    live: int
+    present: int
+
+
+class StripeTable:
+    """Everything about slots that the committed log determines, plus who uses them right now."""
+
+    def __init__(self) -> None:
+        self.entries: Table = np.zeros(0, STRIPE_ENTRY)
+        self._readers: Counter[int] = Counter()
+        self._writing: set[int] = set()
+        self._unanswered: dict[int, set[object]] = {}
+        """slot -> the column objects (attaches) with commands to it whose outcome is unknown."""
+        self._free: dict[int, None] = {}
+        self._slot_count = 0
+
+    # -- what the committed log says --------------------------------------------------------------------------------
+
+    def get(self, slot: int) -> Stripe | None:
+        """The stripe in `slot`."""
+        if slot >= len(self.entries):
+            return None
+        epoch, sequence, live, present = self.entries[slot].item()
+        return Stripe(epoch, sequence, live, present) if epoch else None
+
+    def add(self, record: StripeRecord, live: int) -> None:
+        """A committed STRIPE of which `live` blocks are still wanted."""
+        slot = record.slot
+        if slot >= len(self.entries):
+            grown = np.zeros(max(slot + 1, len(self.entries) * 2, 64), STRIPE_ENTRY)
+            grown[: len(self.entries)] = self.entries
+            self.entries = grown
+        self.entries[slot] = (record.epoch, record.sequence, live, record.present_mask)
+        if not live:
+            self._clear(slot)
+
+    def lose(self, slots: "np.ndarray[Any, np.dtype[Any]]") -> None:
+        """Blocks in these slots (with repeats) are dead."""
+        if not len(slots):
+            return
+        for slot, count in zip(*(part.tolist() for part in np.unique(slots, return_counts=True)), strict=True):
+            self.entries["live"][slot] -= count
+            if not self.entries["live"][slot]:
+                self._clear(slot)
+
+    def _clear(self, slot: int) -> None:
+        self.entries[slot] = (0, 0, 0, 0)
+        self._offer(slot)
+
+    # -- who may write where ----------------------------------------------------------------------------------------
+
+    def open_slots(self, count: int) -> None:
+        """As primary: `count` slots exist in the columns, and nothing of an earlier epoch is unanswered (F3)."""
+        self._slot_count = count
+        self._writing.clear()
+        self._unanswered.clear()
+        self._free = {slot: None for slot in range(count) if self._is_free(slot)}
+
+    def resize(self, count: int) -> None:
+        """The columns turned out to have `count` slots."""
+        self._slot_count = count
+        self._free = {slot: None for slot in range(count) if self._is_free(slot)}
+
+    def close_slots(self) -> None:
+        """No longer primary: nothing is allocated."""
+        self._slot_count = 0
+        self._free.clear()
+
+    @property
+    def slot_count(self) -> int:
+        """Slots of the columns, 0 unless primary."""
+        return self._slot_count
+
+    @property
+    def free_count(self) -> int:
+        """Slots that `allocate` can hand out now."""
+        return len(self._free)
+
+    def allocate(self) -> int | None:
+        """A free slot for a new stripe, or None."""
+        if not self._free:
+            return None
+        slot = next(iter(self._free))
+        del self._free[slot]
+        assert self._is_free(slot)
+        self._writing.add(slot)
+        return slot
+
+    def written(self, slot: int, unanswered: Iterable[object] = ()) -> None:
+        """The stripe for `slot` is committed or given up; `unanswered` are the attaches whose writes failed."""
+        self._writing.discard(slot)
+        failed = set(unanswered)
+        if failed:
+            self._unanswered[slot] = self._unanswered.get(slot, set()) | failed
+        self._offer(slot)
+
+    def attach_gone(self, column: object) -> None:
+        """A newer attach drained this one (F3): its commands can no longer take effect."""
+        for slot in [slot for slot, columns in self._unanswered.items() if column in columns]:
+            self._unanswered[slot].discard(column)
+            if not self._unanswered[slot]:
+                del self._unanswered[slot]
+                self._offer(slot)
+
+    def hold(self, slot: int) -> None:
+        """A reader depends on what is in `slot`."""
+        self._readers[slot] += 1
+
+    def release(self, slot: int) -> None:
+        """A reader is done with `slot`."""
+        self._readers[slot] -= 1
+        if not self._readers[slot]:
+            del self._readers[slot]
+            self._offer(slot)
+
+    def _is_free(self, slot: int) -> bool:
+        in_use = slot < len(self.entries) and bool(self.entries["epoch"][slot])
+        return not (in_use or slot in self._readers or slot in self._writing or slot in self._unanswered)
+
+    def _offer(self, slot: int) -> None:
+        if slot < self._slot_count and self._is_free(slot):
+            self._free[slot] = None
+
+    def emptiest(self, count: int, blocks_max: int) -> list[int]:
+        """Up to `count` slots with the fewest live blocks, fewer than `blocks_max` each, emptiest first."""
+        live = self.entries["live"]
+        used = np.flatnonzero((self.entries["epoch"] != 0) & (live < blocks_max))
+        chosen: list[int] = used[np.argsort(live[used], kind="stable")][:count].tolist()
+        return chosen
