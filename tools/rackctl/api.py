@@ -65,13 +65,19 @@ class OperatorApi:
         """`heads` and `sleds` as the authority knows them, with what the heads report."""
         return _mapping(self.call("GET", "/v1/nodes"))
 
-    def enrol_sled(self, identity: Mapping[str, Any], host: str, port: int) -> dict[str, Any]:
+    def enrol_sled(self, identity: Mapping[str, Any], host: str, port: int, capacity_blocks: int) -> dict[str, Any]:
         """Make a sled known by what its `identity.json` says and where it listens."""
-        return _mapping(self.call("POST", "/v1/sleds", {**identity, "address": [host, port]}))
+        who = {key: identity[key] for key in ("id", "name", "public_key", "nqn")}
+        body = {**who, "host": host, "port": port, "capacity_blocks": capacity_blocks}
+        return _mapping(self.call("POST", "/v1/sleds", body))
 
-    def join_token(self) -> str:
-        """A token with which one head can enrol."""
-        return str(_mapping(self.call("POST", "/v1/join-tokens", {}))["token"])
+    def join_token(self, uses: int) -> str:
+        """A token with which that many heads can enrol."""
+        return str(_mapping(self.call("POST", "/v1/join-tokens", {"uses": uses}))["token"])
+
+    def events(self, after: int = 0) -> list[dict[str, Any]]:
+        """What happened lately, oldest first, above that sequence number."""
+        return list(_mapping(self.call("GET", f"/v1/events?after={after}"))["events"])
 
 
 def _mapping(answer: Any) -> dict[str, Any]:

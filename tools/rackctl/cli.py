@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from rackctl import state
 from rackctl.errors import RackError, RackNotFound
+from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.options import add_directory, add_size, add_switch, named_size, named_sizes, size_of
 from rackctl.rack import Rack, Roles
 from rackctl.sizes import parse_size, show_size
@@ -21,22 +21,12 @@ from rackctl.status import status_of
 from rackctl.table import aligned
 
 EXIT_FAILURE: Final = 2
-# What a shell gives for a program that a signal ended (POSIX.1 2.8.2 leaves the offset, all shells use 128).
-_SIGNAL_EXIT: Final = 128
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM came: clean up, then end with the status that says so."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; expected failures end here, in one line and status 2."""
     try:
-        with _signals_raise():
+        with signals_raise():
             arguments = build_parser().parse_args(argv)
             command: Callable[[argparse.Namespace], int] = arguments.command
             return command(arguments)
@@ -44,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rackctl: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except Interrupted as interrupted:
-        return _SIGNAL_EXIT + interrupted.number
+        return SIGNAL_EXIT + interrupted.number
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILURE
@@ -136,11 +126,11 @@ def _up(arguments: argparse.Namespace) -> int:
             signal.pause()
     finally:
         if not arguments.detach:
-            _undisturbed(rack.stop)
+            undisturbed(rack.stop)
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    _undisturbed(_rack(arguments).stop)
+    undisturbed(_rack(arguments).stop)
     return 0
 
 
@@ -216,7 +206,7 @@ def _run(arguments: argparse.Namespace) -> int:
             rack.create_volume(name, size_bytes)
         return _run_command(argv, {**os.environ, **captive_environment(rack, [name for name, _ in volumes])})
     finally:
-        _undisturbed(rack.stop)
+        undisturbed(rack.stop)
 
 
 def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
@@ -258,7 +248,7 @@ def _run_command(argv: Sequence[str], environ: dict[str, str]) -> int:
         child.kill()
         child.wait()
         raise
-    return status if status >= 0 else _SIGNAL_EXIT - status
+    return status if status >= 0 else SIGNAL_EXIT - status
 
 
 def _rack(arguments: argparse.Namespace) -> Rack:
@@ -275,31 +265,6 @@ def _rack(arguments: argparse.Namespace) -> Rack:
             )
         directory = found[0]
     return Rack.open(directory)
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into an exception, so that every `finally` runs."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _undisturbed(clean_up: Callable[[], None]) -> None:
-    """Clean up to the end, whoever presses Ctrl-C once more."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        clean_up()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Secrets go through the environment, never through the argument vector, which every user of the machine can read.
 """
 
+import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,21 +46,23 @@ def command_of(node: Node, layout: Layout, *, argv: list[str], environ: dict[str
     return Command(node.name, argv, environ or {}, layout.state_dir(node), layout.log(node))
 
 
-def authority(node: Node, layout: Layout, token: str) -> Command:
-    """The authority with the operator's token."""
+def authority(node: Node, layout: Layout) -> Command:
+    """The authority; it makes the operator's token itself."""
     argv = [
         *(_script("rack-authority"), "--state-dir", str(layout.state_dir(node))),
         *("--host", HOST, "--port", str(node.ports["api"])),
     ]
-    return command_of(node, layout, argv=argv, environ={"RACK_AUTHORITY_OPERATOR_TOKEN": token})
+    return command_of(node, layout, argv=argv)
 
 
 def sled(node: Node, layout: Layout, *, root_public_key: str, device_bytes: int) -> Command:
-    """A sled with one file-backed device, formatted on its first start."""
+    """A sled with one file-backed device, made and formatted on its first start."""
+    state_dir = layout.state_dir(node)
     argv = [
-        *(_script("sled-controller"), "--state-dir", str(layout.state_dir(node)), "--name", node.name),
-        *("--host", HOST, "--port", str(node.ports["nvme"])),
-        *("--root-public-key", root_public_key, "--device-bytes", str(device_bytes)),
+        *(_script("sled-controller"), "--state-dir", str(state_dir), "--name", node.name),
+        *("--listen-host", HOST, "--listen-port", str(node.ports["nvme"])),
+        *("--devices", json.dumps([str(state_dir / "device-0")]), "--device-bytes", str(device_bytes)),
+        *("--root-public-key", root_public_key),
     ]
     return command_of(node, layout, argv=argv)
 

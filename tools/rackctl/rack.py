@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import secrets
 import shutil
 import signal
 import subprocess
@@ -162,7 +161,7 @@ class Rack:
     def pause(self, name: str) -> None:
         """SIGSTOP: the machine hangs, its connections stay open."""
         self._signal(name, signal.SIGSTOP)
-        _await(lambda: self.node(name).state is ProcessState.PAUSED, f"{name} to stop", _KILL_TIMEOUT_S)
+        wait_until(lambda: self.node(name).state is ProcessState.PAUSED, f"{name} to stop", _KILL_TIMEOUT_S)
 
     def resume(self, name: str) -> None:
         """SIGCONT: it goes on where it was, unaware of the time in between."""
@@ -188,7 +187,7 @@ class Rack:
         """Delete a volume and wait until its namespaces are gone."""
         identity = self.api.volume(name)["volume"]
         self.api.delete_volume(name)
-        _await(
+        wait_until(
             lambda: all(volume["volume"] != identity for volume in self.api.volumes()),
             f"volume {name} to be deleted",
             timeout_s,
@@ -218,7 +217,7 @@ class Rack:
                 return None
             return roles if is_served(HOST, self.node(roles.primary).ports["nbd"], volume) else None
 
-        return _await(served, f"volume {volume} to be served", timeout_s)
+        return wait_until(served, f"volume {volume} to be served", timeout_s)
 
     def wait_members(self, volume: str, count: int, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
         """Wait until `count` heads hold everything, so that one fewer may be lost."""
@@ -227,7 +226,7 @@ class Rack:
             roles = self.roles(volume)
             return roles if roles.primary and 1 + len(roles.secondaries) >= count else None
 
-        return _await(enough, f"volume {volume} to have {count} members", timeout_s)
+        return wait_until(enough, f"volume {volume} to have {count} members", timeout_s)
 
     def wait_epoch_above(self, volume: str, epoch: int, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
         """Wait for a takeover: until the record's epoch is higher than `epoch`."""
@@ -236,7 +235,7 @@ class Rack:
             roles = self.roles(volume)
             return roles if roles.epoch > epoch else None
 
-        return _await(taken, f"volume {volume} to be taken over from epoch {epoch}", timeout_s)
+        return wait_until(taken, f"volume {volume} to be taken over from epoch {epoch}", timeout_s)
 
     # How it is done
 
@@ -249,10 +248,11 @@ class Rack:
             authority = now.node("authority")
             found = self._launch(now, [self._command(now, authority)])["authority"]
             now.root_public_key = str(found["root_public_key"])
+            now.token = Path(found["operator_token_file"]).read_text(encoding="ascii").strip()
             with OperatorApi(now.api_url, now.token) as api:
-                tokens = {node.name: api.join_token() for node in now.of_kind(NodeKind.HEAD)} if new else {}
+                join_token = api.join_token(len(now.of_kind(NodeKind.HEAD))) if new else None
                 others = [node for node in now.nodes if node is not authority]
-                self._launch(now, [self._command(now, node, tokens.get(node.name)) for node in others])
+                self._launch(now, [self._command(now, node, join_token) for node in others])
                 if new:
                     self._enrol_sleds(now, api)
                 self._learn_head_ids(now, api)
@@ -262,7 +262,7 @@ class Rack:
         for node in now.of_kind(NodeKind.SLED):
             identity = json.loads((self.layout.state_dir(node) / "identity.json").read_text(encoding="utf-8"))
             node.id = str(identity["id"])
-            api.enrol_sled(identity, HOST, node.ports["nvme"])
+            api.enrol_sled(identity, HOST, node.ports["nvme"], now.device_bytes // BLOCK_BYTES)
 
     def _learn_head_ids(self, now: RackState, api: OperatorApi) -> None:
         """Wait until every head is enrolled."""
@@ -274,7 +274,7 @@ class Rack:
                 node.id = str(known.get(node.name, ""))
             return all(node.id for node in heads)
 
-        _await(enrolled, "the heads to enrol", _WAIT_TIMEOUT_S)
+        wait_until(enrolled, "the heads to enrol", _WAIT_TIMEOUT_S)
 
     def _give_ports(self, node: Node) -> None:
         for service in SERVICES[node.kind]:
@@ -285,7 +285,7 @@ class Rack:
 
     def _command(self, now: RackState, node: Node, join_token: str | None = None) -> Command:
         if node.kind is NodeKind.AUTHORITY:
-            return programs.authority(node, self.layout, now.token)
+            return programs.authority(node, self.layout)
         if node.kind is NodeKind.SLED:
             return programs.sled(node, self.layout, root_public_key=now.root_public_key, device_bytes=now.device_bytes)
         return programs.head(node, self.layout, authority_url=now.api_url, join_token=join_token)
@@ -325,7 +325,7 @@ class Rack:
             raise NodeNotRunning(f"{name}: its process is gone: `rackctl node restart {name}` starts it again")
 
 
-def _await(poll: Callable[[], Value | None], what: str, timeout_s: float) -> Value:
+def wait_until(poll: Callable[[], Value | None], what: str, timeout_s: float) -> Value:
     """Ask until there is an answer; an authority that is away gives none. Raises WaitedTooLong."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -342,4 +342,4 @@ def _new_state(size: RackSize, *, temporary: bool) -> RackState:
     nodes = [Node("authority", NodeKind.AUTHORITY)]
     nodes += [Node(f"sled-{number}", NodeKind.SLED) for number in range(size.sleds)]
     nodes += [Node(f"head-{number}", NodeKind.HEAD) for number in range(size.heads)]
-    return RackState(nodes=nodes, temporary=temporary, token=secrets.token_urlsafe(32), device_bytes=size.device_bytes)
+    return RackState(nodes=nodes, temporary=temporary, token="", device_bytes=size.device_bytes)

@@ -1,9 +1,11 @@
 """What `rackctl status` shows: processes by the kernel, roles and epochs by the authority, fences by the heads."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from rackctl.errors import RackError
+from rackctl.evidence import fences_seen
 from rackctl.processes import ProcessState, resident_bytes
 from rackctl.rack import Rack
 from rackctl.state import NodeKind
@@ -56,7 +58,7 @@ class RackStatus:
             parts.append(aligned(header, volumes))
         if data["fences"]:
             fences = [
-                (fence["head"], fence["volume"], fence["stale_epoch"], fence["current_epoch"], fence["at"])
+                (fence["head"], fence["volume"], fence["stale_epoch"], fence["current_epoch"], fence["sled"])
                 for fence in data["fences"]
             ]
             parts.append(aligned(("FENCED OFF", "VOLUME", "STALE EPOCH", "CURRENT EPOCH", "BY"), fences))
@@ -111,24 +113,7 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
                 "primary": primary,
                 "secondaries": [name for name in members if name != primary],
                 "sleds": [names.get(sled, sled) for sled in record["sleds"]],
-                "exposed": len(members) < 2,
+                "exposed": bool(record["health"]["exposed"]),
             }
         )
-    volumes = {volume["volume"]: volume["name"] for volume in data["volumes"]}
-    for head in rack.api.nodes()["heads"]:
-        data["fences"] += fences_of(head, names, volumes)
-
-
-def fences_of(head: dict[str, Any], names: dict[str, str], volumes: dict[str, str]) -> list[dict[str, Any]]:
-    """What a head reported of being fenced off, with names instead of ids."""
-    report = head.get("status") or {}
-    return [
-        {
-            "head": names.get(head["id"], head["id"]),
-            "volume": volumes.get(str(fence.get("volume")), fence.get("volume")),
-            "stale_epoch": fence.get("stale_epoch"),
-            "current_epoch": fence.get("current_epoch"),
-            "at": names.get(str(fence.get("sled")), fence.get("sled")),
-        }
-        for fence in report.get("fences", [])
-    ]
+    data["fences"] = [dataclasses.asdict(fence) for fence in fences_seen(rack)]
