@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from rackctl import bench_nbd, peer_programs
+from rackctl import bench_nbd, bench_sled, peer_programs
 from rackctl.bench_nbd import FILE_BYTES, RUN_S, WORKLOADS, Target
 from rackctl.errors import RackError
 from rackctl.options import add_option, add_switch, whole_number
@@ -33,6 +33,7 @@ BEGIN: Final = "<!-- measured: begin -->"
 END: Final = "<!-- measured: end -->"
 ROUNDS_DEFAULT: Final = 5
 VOLUME: Final = "bench"
+SLED_WRITES: Final = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = Measured()
     try:
         with tempfile.TemporaryDirectory(prefix="palisade-bench-") as scratch:
-            measured.tables.append(sled_alone(arguments.rounds))
+            measured.tables.append(sled_alone(arguments.rounds, Path(scratch)))
             measured.tables += volumes(arguments.rounds, Path(scratch), measured)
             measured.tables.append(failovers(arguments.rounds))
         for table in measured.tables:
@@ -87,9 +88,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sled_alone(rounds: int) -> Table:
-    """A sled with credentialed commands, without heads."""
-    raise NotImplementedError
+def sled_alone(rounds: int, scratch: Path) -> Table:
+    """A sled with credentialed commands, without heads, and the same with the MAC check left out."""
+    try:
+        found = bench_sled.measure(rounds, SLED_WRITES, scratch)
+    except bench_sled.BenchFailed as error:
+        raise RackError(f"the sled alone: {error}") from None
+    median = found["median"]
+    print(f"sled alone: {median['write_depth32_iops']:,.0f} IOPS at depth 32", flush=True)
+    rows = [
+        ("4 KiB random write, depth 32", f"{median['write_depth32_iops']:,.0f} IOPS"),
+        ("4 KiB random write, depth 1", f"{median['write_depth1_iops']:,.0f} IOPS"),
+        ("depth 32 without the check of MACs", f"{median['write_depth32_unchecked_iops']:,.0f} IOPS"),
+        ("what the check costs", f"{found['verification_cost_percent']:.1f} %"),
+        ("flush (fdatasync) after 1024 writes", f"{median['flush_after_1024_writes_ms']:.1f} ms"),
+        ("flush after 1 write", f"{median['flush_after_1_write_ms']:.1f} ms"),
+    ]
+    return Table("A sled alone, every command credentialed", ("figure", "median"), rows)
 
 
 def volumes(rounds: int, scratch: Path, measured: Measured) -> list[Table]:
