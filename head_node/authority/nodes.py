@@ -76,8 +76,10 @@ class Nodes:
         """Make a join token for `uses` heads within `term_ms`; its text is shown only here."""
         tokens = await self._ledger.json_list("token/")
         now_ms = self._env.clock.wall_ms()
+        # Spent ones stay as long as there is room: a head that restarts enrols with its token once more.
         spent = [name for name, token in tokens.items() if not _usable(token.value, now_ms)]
-        if len(tokens) - len(spent) >= TOKENS_MAX:
+        delete = [token_key(name) for name in spent[:64]] if len(tokens) >= TOKENS_MAX else []
+        if len(tokens) - len(delete) >= TOKENS_MAX:
             raise Conflict(f"{TOKENS_MAX} join tokens are open; delete some")
         token_id, secret = self._env.entropy.bytes(8).hex(), self._env.entropy.bytes(32).hex()
         kept = {
@@ -86,9 +88,7 @@ class Nodes:
             "uses_left": uses,
             "expires_ms": now_ms + term_ms,
         }
-        await self._ledger.commit(
-            compare={}, put={token_key(token_id): kept}, delete=[token_key(name) for name in spent[:64]]
-        )
+        await self._ledger.commit(compare={}, put={token_key(token_id): kept}, delete=delete)
         return joining.token_text(token_id, secret), kept
 
     async def tokens(self) -> list[dict[str, Any]]:

@@ -93,16 +93,22 @@ def test_a_database_in_use_by_another_program_is_reported(tmp_path: Path) -> Non
     run(scenario)
 
 
+def modes_in(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
 def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
+    modes: dict[str, int] = {}
+
     async def scenario() -> None:
         store = await SqliteStore.open(tmp_path / "store.db")
         await store.commit(put={"a": b"1"})
-        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
-        assert set(modes.values()) == {0o600}
-        assert "store.db-wal" in modes
+        modes.update(modes_in(tmp_path))
         await store.close()
 
     run(scenario)
+    assert set(modes.values()) == {0o600}
+    assert "store.db-wal" in modes
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -152,7 +158,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path, content: bytes) -> N
     (tmp_path / "store.db").write_bytes(content)
 
     async def scenario() -> None:
-        with pytest.raises(StoreFailed, match="store.db"):
+        with pytest.raises(StoreFailed, match=r"store\.db"):
             await SqliteStore.open(tmp_path / "store.db")
 
     run(scenario)
