@@ -157,7 +157,7 @@ class VolumeAttachments:
                     if entry.volume == self._volume:
                         await place.attachment.delete_namespace(entry.nsid)
             except SledError as error:
-                log.warning("namespace_delete_failed volume=%s sled=%s error=%s", self._volume, place.sled, error)
+                log.warning("event=namespace_delete_failed volume=%s sled=%s error=%s", self._volume, place.sled, error)
                 return False
             return True
 
@@ -178,7 +178,7 @@ class VolumeAttachments:
                 try:
                     await place.attachment.renew(credential)
                 except SledError as error:
-                    log.warning("renewal_refused volume=%s sled=%s error=%s", self._volume, place.sled, error)
+                    log.warning("event=renewal_refused volume=%s sled=%s error=%s", self._volume, place.sled, error)
 
     def probe(self) -> None:
         """Ask every sled whether this epoch still counts, with a flush (F6); refusals come through `on_refused`."""
@@ -244,7 +244,7 @@ class VolumeAttachments:
                     pass
                 except SledError as error:
                     log.warning(
-                        "attach_refused volume=%s epoch=%d sled=%s error=%s",
+                        "event=attach_refused volume=%s epoch=%d sled=%s error=%s",
                         self._volume, self._epoch, place.sled, error,
                     )  # fmt: skip
                 await asyncio.sleep(pause)
@@ -261,7 +261,11 @@ class VolumeAttachments:
         if (receipt.volume, receipt.epoch, receipt.sled) != (self._volume, self._epoch, place.sled):
             raise SledUnavailable(f"sled {place.sled} gave a receipt for something else")
         log.info(
-            "attached volume=%s epoch=%d attach=%d sled=%s", self._volume, self._epoch, place.attach_number, place.sled
+            "event=attached volume=%s epoch=%d attach=%d sled=%s",
+            self._volume,
+            self._epoch,
+            place.attach_number,
+            place.sled,
         )
         place.attachment = attachment
         self._activate(place)

@@ -141,7 +141,7 @@ class PeerConnection(asyncio.Protocol):
                 else:
                     self._opened(event)
         except ClusterError as error:
-            log.warning("link_broken error=%s", error)
+            log.warning("event=link_broken error=%s", error)
             self.abort(str(error))
             return
         self._flush()
@@ -253,7 +253,7 @@ class PeerListener:
         connection = PeerConnection(PeerLink(handshake), initiator=False)
         if self._strangers >= STRANGERS_MAX:
             self.refused_total += 1
-            log.warning("link_refused reason=too_many_strangers")
+            log.warning("event=link_refused reason=too_many_strangers")
             asyncio.get_running_loop().call_soon(connection.abort, "too many strangers")
             return connection
         self._strangers += 1
@@ -277,4 +277,4 @@ class PeerListener:
         refused = connection.authenticated.exception()
         if refused is not None:
             self.refused_total += 1
-            log.warning("link_refused reason=%s", refused)
+            log.warning("event=link_refused reason=%s", refused)

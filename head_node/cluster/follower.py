@@ -77,7 +77,7 @@ class Follower:
         await self.stop("sealed")
         await self._settle()
         log.info(
-            "sealed volume=%s log=%s tail=%d epoch=%d",
+            "event=sealed volume=%s log=%s tail=%d epoch=%d",
             self._volume, self._engine.log_id, self._engine.tail.opnum, self._engine.tail.epoch,
         )  # fmt: skip
 
@@ -114,6 +114,9 @@ class Follower:
         except ClusterError as error:
             self._note(primary, str(error))
             return False
+        if self._primary != primary:
+            connection.abort("following another primary")
+            return False
         session = LogReceiver(
             connection, self._engine, self.promise, self._services.terms, self._services.env, self._wake
         )
@@ -130,5 +133,5 @@ class Follower:
 
     def _note(self, primary: UUID, reason: str) -> None:
         if reason != self.reason:
-            log.warning("not_following volume=%s primary=%s reason=%s", self._volume, primary, reason)
+            log.warning("event=not_following volume=%s primary=%s reason=%s", self._volume, primary, reason)
         self.reason = reason

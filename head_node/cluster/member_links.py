@@ -128,7 +128,7 @@ class MemberLinks:
             connection.refuse(f"this primary's epoch is {self._epoch}, the log has seen a newer one")
             self._on_newer_epoch(max(join.tail_epoch, join.history[-1][0] if join.history else 0))
         elif counted is not None and counted != join.log:
-            log.warning("wiped_log head=%s log=%s counted=%s epoch=%d", head, join.log, counted, self._epoch)
+            log.warning("event=wiped_log head=%s log=%s counted=%s epoch=%d", head, join.log, counted, self._epoch)
             connection.refuse(f"log {counted} of this head is still a member; it is being removed, join again (F5)")
             self._on_wiped(head)
         else:
@@ -139,7 +139,9 @@ class MemberLinks:
         if sender is None or sender.member.log != join.log:
             sender = LogSender(connection, self._engine, Member(head, join.log), self._on_durable)
             self._senders[head] = sender
-            log.info("member_joined head=%s log=%s tail=%d epoch=%d", head, join.log, join.tail_opnum, self._epoch)
+            log.info(
+                "event=member_joined head=%s log=%s tail=%d epoch=%d", head, join.log, join.tail_opnum, self._epoch
+            )
         if self._leading:
             sender.lead(self._epoch)
         sender.joined(join)
@@ -153,4 +155,4 @@ class MemberLinks:
         sender = self._senders.pop(head, None)
         if sender is not None:
             sender.close()
-            log.warning("member_link_lost head=%s epoch=%d reason=%s", head, self._epoch, reason)
+            log.warning("event=member_link_lost head=%s epoch=%d reason=%s", head, self._epoch, reason)

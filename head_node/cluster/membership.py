@@ -132,11 +132,11 @@ class MembershipChanges:
             except RecordChanged as error:
                 record = error.record
             except (AuthorityUnavailable, Unauthorised) as error:
-                log.warning("membership_outcome_unknown volume=%s epoch=%d error=%s", volume, self._epoch, error)
+                log.warning("event=membership_outcome_unknown volume=%s epoch=%d error=%s", volume, self._epoch, error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             except AuthorityError as error:
-                log.warning("membership_refused volume=%s epoch=%d error=%s", volume, self._epoch, error)
+                log.warning("event=membership_refused volume=%s epoch=%d error=%s", volume, self._epoch, error)
                 record = await self._reread()
             return self._settle(record, add, remove)
 
@@ -147,7 +147,7 @@ class MembershipChanges:
         self._on_change()
         done = add in record.current if add is not None else remove not in record.current
         log.info(
-            "membership volume=%s epoch=%d version=%d added=%s removed=%s done=%s",
+            "event=membership volume=%s epoch=%d version=%d added=%s removed=%s done=%s",
             record.volume, record.epoch, record.version,
             add and add.head, remove and remove.head, done,
         )  # fmt: skip

@@ -166,7 +166,6 @@ class PrimaryRole:
         """Stop serving for good; a member that has everything may take over at once, which ends the role. Without
         one the role goes on, so that its columns can be used to destage."""
         self.lease.end_term()
-        self._engine.hold()
         self._services.drop_clients(self.volume)
         heirs = self._heirs()
         if heirs and self._led:
@@ -203,7 +202,7 @@ class PrimaryRole:
         await self._engine.wait_committed(opnum)
         self._advance(VolumeState.SERVING)
         log.info(
-            "serving volume=%s epoch=%d opnum=%d receipts=%d exposed=%s",
+            "event=serving volume=%s epoch=%d opnum=%d receipts=%d exposed=%s",
             self.volume, self.epoch, opnum, self.attachments.receipts, self.membership.exposed,
         )  # fmt: skip
         if self.record.state is RecordState.DELETING:
@@ -235,7 +234,7 @@ class PrimaryRole:
             pass
         strays = await self.attachments.delete_namespaces()
         if strays:
-            log.warning("namespaces_left volume=%s sleds=%s", self.volume, ",".join(map(str, strays)))
+            log.warning("event=namespaces_left volume=%s sleds=%s", self.volume, ",".join(map(str, strays)))
         await self._services.authority.confirm_deleted(self.volume, epoch=self.epoch)
         self.end(End.DELETED, "deleted")
 
@@ -278,7 +277,7 @@ class PrimaryRole:
             self._lease_was_valid = valid
             log.log(
                 logging.INFO if valid else logging.WARNING,
-                "lease volume=%s epoch=%d valid=%s lags_ms=%s",
+                "event=lease volume=%s epoch=%d valid=%s lags_ms=%s",
                 self.volume, self.epoch, valid, self.lease.lags_ms(now_ns),
             )  # fmt: skip
         if not valid and now_ns - self._probed_ns >= PROBE_PAUSE_MS * MS:
@@ -290,7 +289,7 @@ class PrimaryRole:
         for head in self.lease.silent(now_ns):
             member = self.record.member(head)
             if member is not None:
-                log.warning("member_silent volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
+                log.warning("event=member_silent volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
                 self._begin("members", self._remove(member))
                 return
         for sender in self.links.senders():
@@ -311,7 +310,7 @@ class PrimaryRole:
 
     async def _add(self, member: Member) -> None:
         if await self._changes.add(member, lambda: self._ready(member)):
-            log.info("member_added volume=%s epoch=%d head=%s", self.volume, self.epoch, member.head)
+            log.info("event=member_added volume=%s epoch=%d head=%s", self.volume, self.epoch, member.head)
 
     async def _remove(self, member: Member) -> None:
         removed = await self._changes.remove(member, lambda: member.head in self.lease.silent(self._now_ns()))
@@ -346,7 +345,7 @@ class PrimaryRole:
             credential = await self._services.authority.renew(self.volume, epoch=self.epoch)
             term_ns = credential_term_ns(credential)
         except AuthorityUnavailable as error:
-            log.warning("renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+            log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
             self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
             return
         except (AuthorityError, CredentialMalformed) as error:
@@ -363,17 +362,26 @@ class PrimaryRole:
         if self._led:
             self._engine.set_column(index, column)
         if self._led and column is None and not self._ended.done():
-            log.warning("column_lost volume=%s epoch=%d column=%d", self.volume, self.epoch, index)
+            log.warning("event=column_lost volume=%s epoch=%d column=%d", self.volume, self.epoch, index)
 
-    def _column_refused(self, index: int, error: Exception) -> None:
+    def _column_refused(self, index: int, error: BaseException) -> None:
         if isinstance(error, SledError):
             self.attachments.refused(index, error)
 
     def _fenced(self, index: int, error: FencedOff) -> None:
         self.fenced_total += 1
         sled = self.attachments.sled_of(index)
-        self.last_fenced = {"sled": str(sled), "sled_epoch": error.epoch, "own_epoch": self.epoch}
-        log.warning("fenced_off volume=%s epoch=%d sled=%s sled_epoch=%d", self.volume, self.epoch, sled, error.epoch)
+        if self.last_fenced is None or self.last_fenced["sled"] != str(sled):
+            self.last_fenced = {
+                "volume": str(self.volume),
+                "sled": str(sled),
+                "stale_epoch": self.epoch,
+                "current_epoch": error.epoch,
+            }
+            self._services.note("fenced-off", self.last_fenced)
+        log.warning(
+            "event=fenced_off volume=%s epoch=%d sled=%s sled_epoch=%d", self.volume, self.epoch, sled, error.epoch
+        )
         if "judge" not in self._tasks and not self._ended.done():
             self._hold()
             self._begin("judge", self._judge(index, error))
@@ -389,8 +397,12 @@ class PrimaryRole:
             self.end(End.FENCED, found.reason, error.credential)
             return
         sled = self.attachments.sled_of(index)
-        log.error("sled_faulty volume=%s epoch=%d sled=%s reason=%s", self.volume, self.epoch, sled, found.reason)
+        log.error("event=sled_faulty volume=%s epoch=%d sled=%s reason=%s", self.volume, self.epoch, sled, found.reason)
         self.faulty_sleds.add(sled)
+        self._services.note(
+            "sled-faulty",
+            {"volume": str(self.volume), "epoch": self.epoch, "sled": str(sled), "reason": found.reason},
+        )
         self.attachments.quarantine(index)
         self._unhold()
 
@@ -399,7 +411,7 @@ class PrimaryRole:
 
     def _suspect(self, reason: str) -> None:
         """Something hints at a newer epoch: read the record; the sleds say it by themselves when asked."""
-        log.warning("epoch_in_doubt volume=%s epoch=%d reason=%s", self.volume, self.epoch, reason)
+        log.warning("event=epoch_in_doubt volume=%s epoch=%d reason=%s", self.volume, self.epoch, reason)
         self.attachments.probe()
 
         async def look() -> None:
@@ -409,7 +421,7 @@ class PrimaryRole:
 
     async def _deposed(self, record: VolumeRecord) -> None:
         log.warning(
-            "deposed volume=%s epoch=%d record_epoch=%d primary=%s",
+            "event=deposed volume=%s epoch=%d record_epoch=%d primary=%s",
             self.volume, self.epoch, record.epoch, record.primary,
         )  # fmt: skip
         self._hold()
@@ -459,9 +471,11 @@ class PrimaryRole:
         if isinstance(error, Deposed):
             self.record_changed(error.record)
         elif isinstance(error, ClusterError | AuthorityError | VolumeError | SledError):
-            log.warning("primary_work_failed volume=%s epoch=%d work=%s error=%s", self.volume, self.epoch, name, error)
+            log.warning(
+                "event=primary_work_failed volume=%s epoch=%d work=%s error=%s", self.volume, self.epoch, name, error
+            )
             if name in ("office", "delete"):
                 self.end(End.GAVE_UP, str(error))
         else:
-            log.error("primary_work_broke volume=%s work=%s", self.volume, name, exc_info=error)
+            log.error("event=primary_work_broke volume=%s work=%s", self.volume, name, exc_info=error)
             self.end(End.GAVE_UP, repr(error))

@@ -153,7 +153,7 @@ class LogReceiver:
         if self._connection.closed:
             self._end()
         elif error is not None:
-            log.warning("join_failed error=%r", error)
+            log.warning("event=join_failed error=%r", error)
             self._connection.refuse(f"join failed: {error}")
         else:
             self._connection.resume_receiving()
@@ -170,7 +170,9 @@ class LogReceiver:
             self._following = False
             return
         if order.after_opnum < self._engine.tail.opnum:
-            log.info("log_truncated after=%d tail=%d epoch=%d", order.after_opnum, self._engine.tail.opnum, order.epoch)
+            log.info(
+                "event=log_truncated after=%d tail=%d epoch=%d", order.after_opnum, self._engine.tail.opnum, order.epoch
+            )
             await self._engine.truncate_after(order.after_opnum)
         self._following = True
         self._durable(self._engine.durable)

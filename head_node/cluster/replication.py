@@ -40,9 +40,10 @@ History = Sequence[tuple[int, int]]
 class SourceLog(Protocol):
     """What a sender needs of the primary's engine."""
 
-    tail: LogPosition
     committed: int
 
+    @property
+    def tail(self) -> LogPosition: ...
     def epoch_history(self) -> list[tuple[int, int]]: ...
     def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None: ...
     async def export_checkpoint(self) -> list[Buffer]: ...
@@ -188,7 +189,7 @@ class LogSender:
             return
         if after < join.tail_opnum:
             log.info(
-                "member_diverges head=%s tail=%d common=%d epoch=%d",
+                "event=member_diverges head=%s tail=%d common=%d epoch=%d",
                 self.member.head, join.tail_opnum, after, self._epoch,
             )  # fmt: skip
         self._to(SenderState.STREAMING)
@@ -234,7 +235,7 @@ class LogSender:
 
     def _start_resync(self, join: Join) -> None:
         log.warning(
-            "member_resyncs head=%s tail=%d floor=%d epoch=%d",
+            "event=member_resyncs head=%s tail=%d floor=%d epoch=%d",
             self.member.head, join.tail_opnum, join.floor_opnum, self._epoch,
         )  # fmt: skip
         self._to(SenderState.RESYNCING)

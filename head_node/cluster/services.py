@@ -54,3 +54,5 @@ class Services:
     """Open, or make, the volume's log directory. Raises VolumeError, OSError."""
     remove_log: Callable[[UUID], Awaitable[None]]
     """Remove a deleted volume's log directory."""
+    note: Callable[[str, dict[str, Any]], None]
+    """(kind, fields): an event for the authority's list; kinds are in docs/cluster.md."""

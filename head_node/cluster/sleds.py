@@ -2,9 +2,10 @@
 secondaries alike, so that a takeover begins with ATTACH and not with a handshake."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 from head_node.store.records import SledRecord
@@ -57,7 +58,7 @@ class _Association:
                 continue
             pause = BACKOFF_SECONDS_MIN
             self.connects_total += 1
-            log.info("sled_connected sled=%s name=%s", self.record.id, self.record.name)
+            log.info("event=sled_connected sled=%s name=%s", self.record.id, self.record.name)
             self.client, self.reason = client, ""
             self._changed(self.record.id, client)
             try:
@@ -74,7 +75,7 @@ class _Association:
 
     def _note(self, reason: str) -> None:
         if reason != self.reason:
-            log.warning("sled_unreachable sled=%s name=%s reason=%s", self.record.id, self.record.name, reason)
+            log.warning("event=sled_unreachable sled=%s name=%s reason=%s", self.record.id, self.record.name, reason)
         self.reason = reason
 
 
@@ -94,7 +95,7 @@ class Sleds:
             record = sleds.get(sled)
             if record is None or not _same_place(record, association.record):
                 del self._associations[sled]
-                self._forget(association)
+                self._background(association.close())
                 self._tell(sled, None)
         for sled, record in sleds.items():
             if sled not in self._associations:
@@ -109,6 +110,12 @@ class Sleds:
         """How many of `sleds` have an open association now."""
         return sum(self.client(sled) is not None for sled in sleds)
 
+    def push_key_set(self) -> None:
+        """A newer key set is here: carry it to every sled that is connected."""
+        for association in self._associations.values():
+            if association.client is not None:
+                self._background(_push(association.client))
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(sled, client or None)` at every change; returns what ends it."""
         self._listeners.add(listener)
@@ -118,7 +125,7 @@ class Sleds:
         """By sled id: whether it is connected, and why not."""
         return {
             str(sled): {
-                "connected": association.client is not None,
+                "reachable": association.client is not None,
                 "connects_total": association.connects_total,
                 "reason": association.reason,
             }
@@ -130,14 +137,19 @@ class Sleds:
         associations, self._associations = list(self._associations.values()), {}
         await asyncio.gather(*(association.close() for association in associations), *self._closing)
 
-    def _forget(self, association: _Association) -> None:
-        task = asyncio.get_running_loop().create_task(association.close())
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     def _tell(self, sled: UUID, client: SledClient | None) -> None:
         for listener in list(self._listeners):
             listener(sled, client)
+
+
+async def _push(client: SledClient) -> None:
+    with contextlib.suppress(SledError):
+        await client.push_key_set()
 
 
 def _same_place(left: SledRecord, right: SledRecord) -> bool:

@@ -111,7 +111,7 @@ async def ask(api: TakeoverApi, record: VolumeRecord, log_id: UUID, env: Environ
         term_ns = credential_term_ns(credential)
     except (AuthorityError, CredentialMalformed) as error:
         raise TakeoverImpossible(f"the authority did not grant epoch {record.epoch + 1}: {error}") from error
-    log.info("epoch_granted volume=%s epoch=%d version=%d", granted.volume, granted.epoch, granted.version)
+    log.info("event=epoch_granted volume=%s epoch=%d version=%d", granted.volume, granted.epoch, granted.version)
     return Grant(granted, credential, asked_ns + term_ns, asked_ns + term_ns // 2)
 
 

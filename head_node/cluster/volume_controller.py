@@ -98,6 +98,11 @@ class VolumeController:
         return self._engine.served
 
     @property
+    def ended(self) -> bool:
+        """Nothing of this volume runs here any more."""
+        return self._task is not None and self._task.done()
+
+    @property
     def is_primary(self) -> bool:
         return self.state in PRIMARY_STATES
 
@@ -145,7 +150,7 @@ class VolumeController:
                 if self.state is VolumeState.FAILED:
                     break
         except Exception:
-            log.exception("volume_broke volume=%s state=%s", self.volume, self.state.value)
+            log.exception("event=volume_broke volume=%s state=%s", self.volume, self.state.value)
             self._fail("an internal error ended this volume here; see the log, restart the head")
         finally:
             await self._close()
@@ -252,6 +257,15 @@ class VolumeController:
             self._to(VolumeState.RETIRED)
             return
         if not self._stopping:
+            self._services.note(
+                "stepped-down",
+                {
+                    "volume": str(self.volume),
+                    "epoch": role.epoch,
+                    "why": outcome.end.value,
+                    "detail": outcome.detail,
+                },
+            )
             await self._tell_authority(outcome)
         self._to(VolumeState.FOLLOWING)
 
@@ -281,13 +295,17 @@ class VolumeController:
     def _to(self, state: VolumeState) -> None:
         check(self.state, state)
         log.info(
-            "state volume=%s from=%s to=%s epoch=%d", self.volume, self.state.value, state.value, self.record.epoch
+            "event=state volume=%s from=%s to=%s epoch=%d",
+            self.volume,
+            self.state.value,
+            state.value,
+            self.record.epoch,
         )
         self.state = state
         self._changed.set()
 
     def _fail(self, reason: str) -> None:
-        log.error("volume_failed volume=%s reason=%s", self.volume, reason)
+        log.error("event=volume_failed volume=%s reason=%s", self.volume, reason)
         self.reason = reason
         if self.state is not VolumeState.FAILED:
             self.state = VolumeState.FAILED
@@ -296,7 +314,7 @@ class VolumeController:
 
     def _note(self, reason: str) -> None:
         if reason != self.reason:
-            log.warning("volume_note volume=%s state=%s reason=%s", self.volume, self.state.value, reason)
+            log.warning("event=volume_note volume=%s state=%s reason=%s", self.volume, self.state.value, reason)
         self.reason = reason
 
     def _wake(self) -> None:

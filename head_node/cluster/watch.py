@@ -85,7 +85,7 @@ class AuthorityWatch:
 
     def _take(self, view: RackView) -> None:
         if not self.reachable:
-            log.info("authority_reachable revision=%d", view.revision)
+            log.info("event=authority_reachable revision=%d", view.revision)
         self.reachable, self.reason = True, ""
         if self.view is not None and view.revision <= self.view.revision:
             return
@@ -95,5 +95,5 @@ class AuthorityWatch:
 
     def _unreachable(self, error: AuthorityError) -> None:
         if self.reachable or not self.reason:
-            log.warning("authority_unreachable error=%s", error)
+            log.warning("event=authority_unreachable error=%s", error)
         self.reachable, self.reason = False, str(error)

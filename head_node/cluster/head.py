@@ -1,0 +1,213 @@
+"""One head: its volumes, its links to other heads, its sleds, and what it tells the authority about itself."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from head_node.authority.errors import AuthorityError
+from head_node.cluster.connection import PeerConnection, PeerListener, dial
+from head_node.cluster.directory import VolumeDirectory
+from head_node.cluster.errors import LinkClosed, NotServing
+from head_node.cluster.frames import Purpose
+from head_node.cluster.lease import LeaseTerms
+from head_node.cluster.link import LinkContext
+from head_node.cluster.relay_transport import LinkRelayTransport
+from head_node.cluster.services import Authority, Services
+from head_node.cluster.sleds import MakeClient, Sleds
+from head_node.cluster.volume_controller import VolumeController
+from head_node.cluster.watch import AuthorityWatch
+from head_node.export.server import NbdServer
+from head_node.store.records import RackView, VolumeRecord
+from head_node.volume.engine import VolumeEngine
+from sled_controller.environment import Environment
+from sled_controller.errors import KeySetRefused
+from sled_controller.keyset import KeySet
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS: Final = 1.0
+FENCES_KEPT_MAX: Final = 32
+EVENTS_KEPT_MAX: Final = 64
+DIAL_SECONDS_MAX: Final = 1.0
+PEER_SERVICE: Final = "peer"
+
+OpenEngine = Callable[[VolumeRecord], Awaitable[VolumeEngine]]
+RemoveLog = Callable[[UUID], Awaitable[None]]
+
+
+class Head:
+    """See the module. `listen`, then `start` once enrolled, `stop` at the end."""
+
+    def __init__(
+        self, head: UUID, key: Ed25519PrivateKey, authority: Authority, *, root_public: Callable[[], bytes | None],
+        make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog, terms: LeaseTerms, env: Environment,
+    ) -> None:  # fmt: skip
+        self.head = head
+        self._key = key
+        self._root_public = root_public
+        self._env = env
+        self.controllers: dict[UUID, VolumeController] = {}
+        self.watch = AuthorityWatch(authority)
+        self.sleds = Sleds(make_client, env)
+        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env)
+        self.directory = VolumeDirectory(head, self.controllers, self._dial)
+        self.nbd = NbdServer(self.directory, env)
+        self._authority = authority
+        self._key_set: KeySet | None = None
+        self.key_set_bytes: bytes | None = None
+        self._fences: deque[dict[str, Any]] = deque(maxlen=FENCES_KEPT_MAX)
+        self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT_MAX)
+        self._reporter: asyncio.Task[None] | None = None
+        self._report_due = asyncio.Event()
+        self._stopping = False
+        self._started = False
+        self._services = Services(
+            head=head, env=env, terms=terms, started_ns=env.clock.boottime_ns(), authority=authority,
+            watch=self.watch, sleds=self.sleds, key_set=lambda: self._key_set, dial=self._dial,
+            drop_clients=self._drop_clients, open_engine=open_engine, remove_log=remove_log, note=self._note,
+        )  # fmt: skip
+
+    async def start(self) -> None:
+        """Begin to follow the authority. Volumes appear with its first view."""
+        self.watch.on_view(self._viewed)
+        self.watch.start()
+        self._reporter = asyncio.get_running_loop().create_task(self._report())
+        self._started = True
+
+    async def stop(self) -> None:
+        """Hand over what is served, or destage it, then close everything."""
+        self._stopping = True
+        await asyncio.gather(*(controller.stop() for controller in self.controllers.values()))
+        await self.nbd.close()
+        await self.listener.close()
+        if self._started:
+            await self.watch.close()
+        if self._reporter is not None:
+            self._reporter.cancel()
+            await asyncio.wait([self._reporter])
+        await self.sleds.close()
+
+    @property
+    def ready(self) -> bool:
+        """The authority has been heard, and no volume is still opening or has failed here."""
+        states = {controller.state.value for controller in self.controllers.values()}
+        return self.watch.view is not None and not states & {"opening", "failed"}
+
+    def status(self) -> dict[str, Any]:
+        """What the authority is told, and what the status page shows."""
+        return {
+            "volumes": {str(volume): controller.status() for volume, controller in self.controllers.items()},
+            "sleds": self.sleds.status(),
+            "fences": list(self._fences),
+            "authority": {"reachable": self.watch.reachable, "reason": self.watch.reason},
+            "nbd": self.nbd.status(),
+            "links_refused_total": self.listener.refused_total,
+            "ready": self.ready,
+        }
+
+    # the authority's view
+
+    def _viewed(self, view: RackView) -> None:
+        if self._stopping:
+            return
+        self._take_key_set(view.key_set)
+        self.sleds.update(view.sleds)
+        for volume, record in view.volumes.items():
+            controller = self.controllers.get(volume)
+            if controller is None:
+                controller = VolumeController(self._services, record)
+                self.controllers[volume] = controller
+                controller.start()
+            else:
+                controller.record_changed(record)
+        for volume, controller in list(self.controllers.items()):
+            if volume not in view.volumes:
+                controller.record_changed(None)
+                if controller.ended:
+                    del self.controllers[volume]
+
+    def _take_key_set(self, data: bytes) -> None:
+        root = self._root_public()
+        if root is None or data == self.key_set_bytes:
+            return
+        try:
+            key_set = KeySet.open(data, root)
+        except KeySetRefused as error:
+            log.error("event=key_set_refused error=%s", error)
+            return
+        if self._key_set is None or key_set.version > self._key_set.version:
+            self._key_set, self.key_set_bytes = key_set, data
+            self.sleds.push_key_set()
+
+    # links
+
+    def _peer_keys(self) -> list[bytes]:
+        view = self.watch.view
+        if view is None:
+            return []
+        return [head.public_key for head in view.heads.values() if head.id != self.head and not head.revoked]
+
+    def _accept(self, connection: PeerConnection, context: LinkContext, peer_public: bytes) -> None:
+        peer = self._head_of(peer_public)
+        controller = self.controllers.get(context.volume)
+        if peer is None or controller is None or self._stopping:
+            connection.refuse(f"volume {context.volume} is not on this head")
+        elif context.purpose is Purpose.LOG:
+            controller.accept_log(connection, peer)
+        else:
+            try:
+                export = self.directory.local(context.volume)
+            except NotServing as error:
+                connection.refuse(str(error))
+            else:
+                self.nbd.accept_relay(LinkRelayTransport(connection), export)
+
+    def _head_of(self, public: bytes) -> UUID | None:
+        view = self.watch.view
+        heads = {} if view is None else view.heads
+        return next((head.id for head in heads.values() if head.public_key == public and not head.revoked), None)
+
+    async def _dial(self, head: UUID, purpose: Purpose, volume: UUID) -> PeerConnection:
+        view = self.watch.view
+        record = None if view is None else view.heads.get(head)
+        address = None if record is None else record.addresses.get(PEER_SERVICE)
+        if record is None or address is None or record.revoked:
+            raise LinkClosed(f"head {head} has no address that is known here")
+        context = LinkContext(purpose, volume, head)
+        return await dial(address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX)
+
+    def _drop_clients(self, volume: UUID) -> None:
+        self.nbd.drop_clients(volume)
+
+    # reports
+
+    def _note(self, kind: str, fields: dict[str, Any]) -> None:
+        """Something that an operator may want to know; goes out with the next report, which is due now."""
+        if kind == "fenced-off":
+            self._fences.append(fields)
+        self._events.append({"kind": kind, **fields})
+        self._report_due.set()
+
+    async def _report(self) -> None:
+        while True:
+            self._report_due.clear()
+            events = list(self._events)
+            try:
+                await self._authority.report({**self.status(), "events": events})
+            except AuthorityError as error:
+                log.debug("event=report_failed error=%s", error)
+            else:
+                for _ in events:
+                    self._events.popleft()
+            try:
+                async with asyncio.timeout(REPORT_SECONDS):
+                    await self._report_due.wait()
+            except TimeoutError:
+                pass
+            else:
+                await asyncio.sleep(REPORT_SECONDS / 10)

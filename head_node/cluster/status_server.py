@@ -1,0 +1,110 @@
+"""A small HTTP/1.1 page of one head: is it alive, is it ready, what does it do. Read only, one request a connection."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+REQUEST_BYTES_MAX: Final = 8192
+REQUEST_SECONDS_MAX: Final = 5.0
+CONNECTIONS_MAX: Final = 64
+
+Status = Callable[[], dict[str, Any]]
+
+
+def answer(request: bytes, status: Status, ready: Callable[[], bool]) -> bytes:
+    """The whole reply to one request head. `/health`: the loop turns. `/ready`: 200 or 503. `/status`: JSON.
+    `/metrics`: every number of the status in Prometheus' text format."""
+    parts = request.split(b"\r\n", 1)[0].split(b" ")
+    if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
+        return _reply(400, "text/plain", "this is no HTTP request\n")
+    if parts[0] != b"GET":
+        return _reply(405, "text/plain", "only GET is possible here\n")
+    path = parts[1].split(b"?", 1)[0]
+    if path == b"/health":
+        return _reply(200, "text/plain", "alive\n")
+    if path == b"/ready":
+        return _reply(200, "text/plain", "ready\n") if ready() else _reply(503, "text/plain", "not ready\n")
+    if path == b"/status":
+        return _reply(200, "application/json", json.dumps(status()) + "\n")
+    if path == b"/metrics":
+        return _reply(200, "text/plain; version=0.0.4", "".join(_metrics("palisade_head", status(), {})))
+    return _reply(404, "text/plain", "try /health, /ready, /status or /metrics\n")
+
+
+def _metrics(name: str, value: object, labels: dict[str, str]) -> Iterator[str]:
+    if isinstance(value, bool | int | float):
+        shown = ",".join(f'{key}="{text}"' for key, text in labels.items())
+        yield f"{name}{{{shown}}} {float(value):g}\n" if shown else f"{name} {float(value):g}\n"
+    elif isinstance(value, dict):
+        labelled = {"volumes": "volume", "sleds": "sled", "members_lag": "head"}
+        for key, inner in value.items():
+            label = labelled.get(str(key))
+            if label is not None and isinstance(inner, dict):
+                for item, content in inner.items():
+                    yield from _metrics(f"{name}_{label}", content, {**labels, label: str(item)})
+            else:
+                yield from _metrics(f"{name}_{key}", inner, labels)
+
+
+def _reply(code: int, kind: str, text: str) -> bytes:
+    reasons = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+    body = text.encode()
+    head = (
+        f"HTTP/1.1 {code} {reasons[code]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class _Request(asyncio.Protocol):
+    def __init__(self, server: "StatusServer") -> None:
+        self._server = server
+        self._received = bytearray()
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS_MAX, self._transport.abort)
+        self._server.connections.add(self)
+        if len(self._server.connections) > CONNECTIONS_MAX:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if b"\r\n\r\n" in self._received:
+            self._transport.write(answer(bytes(self._received), self._server.status, self._server.ready))
+            self._transport.close()
+        elif len(self._received) > REQUEST_BYTES_MAX:
+            self._transport.write(_reply(400, "text/plain", f"a request has at most {REQUEST_BYTES_MAX} bytes\n"))
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._server.connections.discard(self)
+
+    def cut(self) -> None:
+        self._transport.abort()
+
+
+class StatusServer:
+    """Serves the pages of `answer`."""
+
+    def __init__(self, status: Status, ready: Callable[[], bool]) -> None:
+        self.status = status
+        self.ready = ready
+        self.connections: set[_Request] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> tuple[str, int]:
+        """Listen; returns the address in use. Raises OSError."""
+        self._server = await asyncio.get_running_loop().create_server(lambda: _Request(self), host, port)
+        name = self._server.sockets[0].getsockname()
+        return str(name[0]), int(name[1])
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.cut()

@@ -1,0 +1,64 @@
+"""The settings of the program `head-node`."""
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from head_node.cluster.lease import LeaseTerms
+from sled_controller.settings import Settings
+
+PROG = "head-node"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class HeadSettings(Settings):
+    """A head node: mirrors, keeps and serves volumes; hands them over and takes them over."""
+
+    state_dir: Path = Field(description="directory of the head's key, its volumes' logs and endpoints.json")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$")] = Field(
+        description="name of this head in the rack: lower case letters, digits, dots and dashes, at most 64"
+    )
+    authority_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")] = Field(
+        description="where the authority is, such as http://127.0.0.1:7400"
+    )
+    join_token: str | None = Field(default=None, description="join token of the operator; needed at the first start")
+    host: str = Field(default="127.0.0.1", description="address to listen on for clients and other heads")
+    advertise_host: str | None = Field(
+        default=None, description="address under which other heads reach this one, if it is not `host`"
+    )
+    peer_port: Port = Field(default=0, description="port for other heads; 0 takes a free one")
+    nbd_port: Port = Field(default=0, description="port for NBD clients; 0 takes a free one")
+    api_host: str = Field(default="127.0.0.1", description="address to listen on for health and status pages")
+    api_port: Port = Field(default=0, description="port for health and status pages; 0 takes a free one")
+    lease_ttl_ms: Annotated[int, Field(ge=200, le=60_000)] = Field(
+        default=1000, description="lease TTL in milliseconds; the same on all heads of a rack"
+    )
+    lease_guard_ms: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how much earlier than the TTL a primary stops to serve; default a tenth of the TTL"
+    )
+    heartbeat_ms: Annotated[int, Field(ge=5)] | None = Field(
+        default=None, description="time between heartbeats; default 15 % of the TTL"
+    )
+    silence_ms: Annotated[int, Field(ge=10)] | None = Field(
+        default=None, description="silence after which a member is removed; default 60 % of the TTL"
+    )
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
+        default="info", description="least level to log: debug, info, warning or error"
+    )
+
+    @model_validator(mode="after")
+    def _lease_fits(self) -> Self:
+        self.terms()
+        return self
+
+    def terms(self) -> LeaseTerms:
+        """The lease's times; raises ValueError when they do not fit together."""
+        scaled = LeaseTerms.scaled(self.lease_ttl_ms)
+        return LeaseTerms(
+            self.lease_ttl_ms,
+            self.lease_guard_ms or scaled.guard_ms,
+            self.heartbeat_ms or scaled.heartbeat_ms,
+            self.silence_ms or scaled.silence_ms,
+        )

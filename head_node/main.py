@@ -1,0 +1,227 @@
+"""head-node: the program that runs one head of a rack."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import uvloop
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from head_node.authority.client import AuthorityClient
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.cluster.head import PEER_SERVICE, Head
+from head_node.cluster.status_server import StatusServer
+from head_node.config import PROG, HeadSettings
+from head_node.errors import HeadError, NotEnrolled, StateDirectoryUnusable
+from head_node.log_directories import LogDirectories
+from head_node.store.records import Address, SledRecord
+from sled_controller.environment import Environment
+from sled_controller.fabric.client import SledClient
+from sled_controller.settings import load
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 0.25
+STOP_SECONDS_MAX: Final = 20.0
+KEY_BYTES: Final = 32
+
+
+class StateDirectory:
+    """The head's own files: a lock, its key, who it is, and the rack's root key once it is enrolled."""
+
+    def __init__(self, path: Path, name: str, env: Environment) -> None:
+        self.path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(path / "head.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateDirectoryUnusable(f"{path}: another head-node runs here; stop it or name another one") from None
+        (path / "endpoints.json").unlink(missing_ok=True)
+        self.key = self._load_key(env)
+        self.head = self._load_identity(name, env)
+
+    @property
+    def root_public(self) -> bytes | None:
+        """The rack's root key, None before the first enrolment."""
+        try:
+            data = bytes.fromhex((self.path / "root.pub").read_text("ascii"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            data = b""
+        if len(data) != KEY_BYTES:
+            raise StateDirectoryUnusable(f"{self.path / 'root.pub'}: is not a public key; remove it and enrol again")
+        return data
+
+    def remember_root(self, root_public: bytes) -> None:
+        write_file(self.path / "root.pub", root_public.hex() + "\n", 0o644)
+
+    def write_endpoints(self, endpoints: Mapping[str, object]) -> None:
+        """Say where this process listens; it is up from here on."""
+        write_file(self.path / "endpoints.json", json.dumps({"pid": os.getpid(), **endpoints}) + "\n", 0o644)
+
+    def close(self) -> None:
+        (self.path / "endpoints.json").unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _load_key(self, env: Environment) -> Ed25519PrivateKey:
+        path = self.path / "head.key"
+        try:
+            data = bytes.fromhex(path.read_text("ascii"))
+        except FileNotFoundError:
+            data = env.entropy.bytes(KEY_BYTES)
+            write_file(path, data.hex() + "\n", 0o600)
+        except ValueError:
+            data = b""
+        if len(data) != KEY_BYTES:
+            raise StateDirectoryUnusable(f"{path}: is not a head's key; restore it, or enrol this head as a new one")
+        return Ed25519PrivateKey.from_private_bytes(data)
+
+    def _load_identity(self, name: str, env: Environment) -> UUID:
+        path = self.path / "identity.json"
+        try:
+            head = UUID(json.loads(path.read_text("utf-8"))["id"])
+        except FileNotFoundError:
+            head = env.new_uuid()
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateDirectoryUnusable(f"{path}: is not a head's identity ({error}); restore it") from None
+        public = self.key.public_key().public_bytes_raw()
+        write_file(path, json.dumps({"id": str(head), "name": name, "public_key": public.hex()}) + "\n", 0o644)
+        return head
+
+
+def write_file(path: Path, text: str, mode: int) -> None:
+    """Replace `path` atomically and durably."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(partial, path)
+
+
+async def enrol(
+    client: AuthorityClient, settings: HeadSettings, state: StateDirectory, addresses: Mapping[str, Address]
+) -> None:
+    """Make this head known, or tell where it listens now, trying until the authority answers. Raises NotEnrolled."""
+    while True:
+        try:
+            if state.root_public is None:
+                if settings.join_token is None:
+                    raise NotEnrolled("this head is not enrolled; give it a join token (HEAD_NODE_JOIN_TOKEN)")
+                await client.enrol(settings.join_token, name=settings.name, addresses=addresses)
+                assert client.root_public is not None
+                state.remember_root(client.root_public)
+                log.info("event=enrolled head=%s name=%s", state.head, settings.name)
+            else:
+                await client.announce(addresses)
+            return
+        except AuthorityUnavailable as error:
+            log.warning("event=authority_unavailable error=%s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+        except AuthorityError as error:
+            raise NotEnrolled(f"{settings.authority_url} refuses this head: {error}") from error
+
+
+async def serve(settings: HeadSettings, env: Environment) -> None:
+    """Run until SIGTERM or SIGINT. Raises HeadError, OSError."""
+    state = StateDirectory(settings.state_dir, settings.name, env)
+    try:
+        client = AuthorityClient(
+            settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public
+        )
+        logs = LogDirectories(settings.state_dir / "volumes", state.head, env)
+
+        def make_client(sled: SledRecord) -> SledClient:
+            host, port = sled.address
+            return SledClient(
+                host=host, port=port, sled_id=sled.id, sled_public=sled.public_key, head_key=state.key,
+                head_id=state.head, env=env, key_set=lambda: head.key_set_bytes,
+            )  # fmt: skip
+
+        head = Head(
+            state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
+            open_engine=logs.open, remove_log=logs.remove, terms=settings.terms(), env=env,
+        )  # fmt: skip
+        try:
+            await run(head, client, settings, state)
+        finally:
+            await client.close()
+    finally:
+        state.close()
+
+
+async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state: StateDirectory) -> None:
+    """Listen, enrol, serve, stop in good order."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    pages = StatusServer(head.status, lambda: head.ready)
+    try:
+        peer = await head.listener.start(settings.host, settings.peer_port)
+        nbd = await head.nbd.start(settings.host, settings.nbd_port)
+        api = await pages.start(settings.api_host, settings.api_port)
+        shown = settings.advertise_host or settings.host
+        enrolling = loop.create_task(
+            enrol(client, settings, state, {PEER_SERVICE: (shown, peer[1]), "nbd": (shown, nbd[1])})
+        )
+        if state.root_public is None:
+            await until_first([enrolling, loop.create_task(stop.wait())])
+        if not stop.is_set():
+            await head.start()
+            state.write_endpoints({"id": str(state.head), "peer": peer, "nbd": nbd, "api": f"http://{api[0]}:{api[1]}"})
+            log.info("event=up head=%s name=%s peer=%s nbd=%s", state.head, settings.name, peer, nbd)
+            stopped = loop.create_task(stop.wait())
+            await until_first([enrolling, stopped])
+            await stopped
+        enrolling.cancel()
+        log.info("event=stopping head=%s", state.head)
+        async with asyncio.timeout(STOP_SECONDS_MAX):
+            await head.stop()
+    finally:
+        await pages.close()
+
+
+async def until_first(tasks: list["asyncio.Task[None] | asyncio.Task[bool]"]) -> None:
+    """Wait until one of `tasks` is done; raises what it raised."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.result()
+
+
+def main() -> None:
+    """Entry point of the console script: 0 after a clean stop, 1 when it could not run, 2 for wrong settings."""
+    settings = load(HeadSettings, PROG)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings, Environment()))
+    except HeadError as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except TimeoutError:
+        print(f"{PROG}: did not stop in order within {STOP_SECONDS_MAX} s", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        print(f"{PROG}: {error.filename or ''} {error.strerror or error}".replace("  ", " "), file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
