@@ -1,0 +1,101 @@
+"""What operators see: volumes with health, nodes with roles, events."""
+
+from kit.authority import Kit, run
+
+
+def test_a_volume_is_created_listed_and_inspected_by_name_and_id() -> None:
+    async def scenario(kit: Kit) -> None:
+        await kit.enrolled("head-1")
+        await kit.enrolled("head-2")
+        await kit.sleds()
+        made = await kit.operator.post("/v1/volumes", json={"name": "v", "size_bytes": 1 << 30})
+        body = made.json()
+        assert made.headers["location"] == f"/v1/volumes/{body['volume']}"
+        assert (body["state"], body["epoch"], len(body["heads"]), len(set(body["sleds"]))) == ("creating", 0, 2, 6)
+        assert (await kit.operator.get("/v1/volumes/v")).json() == body
+        assert (await kit.operator.get(f"/v1/volumes/{body['volume']}")).json() == body
+        assert (await kit.operator.get("/v1/volumes")).json() == {"volumes": [body]}
+
+    run(scenario)
+
+
+def test_health_comes_from_the_record_and_from_live_reports() -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, secondary, record = await kit.ready()
+
+        async def health() -> dict[str, object]:
+            found: dict[str, object] = (await kit.operator.get("/v1/volumes/v")).json()["health"]
+            return found
+
+        assert await health() == {"exposed": False, "primary_live": False, "members": 2, "reports": {}}
+        said = {"role": "primary", "epoch": 1, "exposed": True}
+        await primary.client.report({"volumes": {str(record.volume): said}})
+        assert await health() == {
+            "exposed": True,
+            "primary_live": True,
+            "members": 2,
+            "reports": {str(primary.id): said},
+        }
+        await primary.client.report({"volumes": {str(record.volume): said | {"exposed": False}}})
+        assert (await health())["exposed"] is False
+        await primary.client.change_members(
+            record.volume, epoch=1, expected_version=record.version, remove=record.current[1]
+        )
+        assert (await health())["exposed"] is True
+        kit.clock.advance(10_000)
+        assert (await health())["primary_live"] is False
+        assert secondary.id != primary.id
+
+    run(scenario)
+
+
+def test_nodes_are_listed_with_roles_reports_and_allocations() -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, secondary, record = await kit.ready()
+        sled = record.sleds[0]
+        await primary.client.report({"sleds": {str(sled): {"reachable": False}}, "lag": 3})
+        nodes = (await kit.operator.get("/v1/nodes")).json()
+        heads = {head["id"]: head for head in nodes["heads"]}
+        assert [role["role"] for role in heads[str(primary.id)]["roles"]] == ["primary"]
+        assert [role["role"] for role in heads[str(secondary.id)]["roles"]] == ["secondary"]
+        assert (heads[str(primary.id)]["live"], heads[str(secondary.id)]["live"]) == (True, False)
+        assert heads[str(primary.id)]["report"]["lag"] == 3
+        sleds = {entry["id"]: entry for entry in nodes["sleds"]}
+        assert sleds[str(sled)]["reachable"] is False
+        assert sleds[str(record.sleds[1])]["reachable"] is None
+        assert sleds[str(sled)]["allocated_blocks"] == record.columns[0].blocks
+        assert (await kit.operator.get("/v1/heads")).json() == nodes["heads"]
+        assert (await kit.operator.get("/v1/sleds")).json() == nodes["sleds"]
+
+    run(scenario)
+
+
+def test_events_tell_takeovers_and_what_heads_report_in_a_bounded_ring() -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, secondary, record = await kit.ready()
+        await secondary.client.takeover(record.volume, expected_version=record.version, log_id=secondary.log)
+        fenced = {"kind": "fenced-off", "volume": str(record.volume), "epoch": 1, "current_epoch": 2}
+        await primary.client.report({"events": [fenced, "nonsense", {"kind": "x", "sequence": 0, "head": "other"}]})
+        events = (await kit.operator.get("/v1/events")).json()["events"]
+        assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+        takeover, seen, other = events[-3:]
+        assert (takeover["kind"], takeover["head"], takeover["epoch"]) == ("takeover", str(secondary.id), 2)
+        assert fenced.items() <= seen.items()
+        assert seen["head"] == other["head"] == str(primary.id)
+        rest = (await kit.operator.get(f"/v1/events?after={takeover['sequence']}")).json()["events"]
+        assert rest == [seen, other]
+        for _ in range(20):
+            await primary.client.report({"events": [fenced] * 100})
+        assert len((await kit.operator.get("/v1/events")).json()["events"]) == 1024
+
+    run(scenario)
+
+
+def test_a_head_sees_its_own_volumes_only() -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, _, record = await kit.ready()
+        other = await kit.enrolled("head-3")
+        assert set((await primary.client.view()).volumes) == {record.volume}
+        assert (await other.client.view()).volumes == {}
+
+    run(scenario)

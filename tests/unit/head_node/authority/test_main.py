@@ -1,0 +1,132 @@
+"""The program: starts fast, tells where it is, stops cleanly, and never runs twice on one store."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from head_node.authority.client import AuthorityClient
+from sled_controller.environment import Environment
+
+START_S_MAX = 20
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "head_node.authority.main", *arguments]
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
+    """A running authority and its endpoints; terminated at the end."""
+    process = subprocess.Popen(command("--state-dir", str(folder), *arguments), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if "event=serving" in line:
+                break
+        yield process, json.loads((folder / "endpoints.json").read_text())
+    finally:
+        process.terminate()
+        process.communicate(timeout=START_S_MAX)
+
+
+def test_it_serves_says_where_and_stops_cleanly(tmp_path: Path) -> None:
+    with started(tmp_path) as (process, endpoints):
+        token = (tmp_path / "operator.token").read_text().strip()
+        assert endpoints["pid"] == process.pid
+        assert endpoints["root_public_key"] == (tmp_path / "root.pub").read_text().strip()
+        with httpx.Client(base_url=str(endpoints["api"]), headers={"authorization": f"Bearer {token}"}) as http:
+            assert http.get("/healthz").json() == {"status": "ok"}
+            assert http.get("/readyz").status_code == 200
+            assert http.get("/v1/volumes").json() == {"volumes": []}
+            assert http.post("/v1/backup").json()["file"] == "store.backup"
+            refused = subprocess.run(
+                command("--state-dir", str(tmp_path)), capture_output=True, text=True, timeout=START_S_MAX, check=False
+            )
+            assert refused.returncode == 1
+            assert f"in use by another authority (process {process.pid})" in refused.stderr
+            assert http.get("/healthz").status_code == 200
+            assert json.loads((tmp_path / "endpoints.json").read_text()) == endpoints
+    assert process.returncode == 0
+    assert not (tmp_path / "endpoints.json").exists()
+    secret = ("authority.db", "root.key", "operator.token", "store.backup")
+    assert {name: (tmp_path / name).stat().st_mode & 0o777 for name in secret} == dict.fromkeys(secret, 0o600)
+
+
+def test_it_comes_back_after_kill_9_with_the_same_keys_and_token(tmp_path: Path) -> None:
+    with started(tmp_path) as (process, first):
+        token = (tmp_path / "operator.token").read_text()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(START_S_MAX)
+    with started(tmp_path) as (_, second):
+        assert second["root_public_key"] == first["root_public_key"]
+        assert (tmp_path / "operator.token").read_text() == token
+
+
+def test_a_missing_root_key_of_an_old_rack_is_reported_not_replaced(tmp_path: Path) -> None:
+    with started(tmp_path):
+        pass
+    (tmp_path / "root.key").unlink()
+    done = subprocess.run(
+        command("--state-dir", str(tmp_path)), capture_output=True, text=True, timeout=START_S_MAX, check=False
+    )
+    assert done.returncode == 1
+    assert "root.key: No such file" in done.stderr
+    assert not (tmp_path / "root.key").exists()
+
+
+def test_a_port_in_use_and_wrong_settings_are_reported(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            command("--state-dir", str(tmp_path), "--port", port),
+            capture_output=True,
+            text=True,
+            timeout=START_S_MAX,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: cannot listen" in done.stderr
+    done = subprocess.run(
+        command("--state-dir", str(tmp_path), "--port", "70000"),
+        capture_output=True,
+        text=True,
+        timeout=START_S_MAX,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--port" in done.stderr
+
+
+def test_a_long_poll_is_answered_when_the_authority_stops(tmp_path: Path) -> None:
+    """Otherwise each stop would take as long as the longest poll."""
+
+    async def scenario(process: subprocess.Popen[str], api: str, token: str) -> None:
+        env = Environment()
+        key = Ed25519PrivateKey.generate()
+        client = AuthorityClient(api, head_id=env.new_uuid(), head_key=key, env=env)
+        await client.enrol(token, name="head-1", addresses={"nbd": ("127.0.0.1", 1)})
+        view = await client.view()
+        waiting = asyncio.ensure_future(client.view(after=view.revision, wait_ms=60_000))
+        # Answered after the poll has been admitted, as both come through one loop in this order.
+        await client.report({})
+        assert not waiting.done()
+        process.terminate()
+        assert (await waiting).revision == view.revision
+        await client.close()
+
+    with started(tmp_path) as (process, endpoints):
+        api = str(endpoints["api"])
+        operator = {"authorization": "Bearer " + (tmp_path / "operator.token").read_text().strip()}
+        token = httpx.post(api + "/v1/join-tokens", headers=operator).json()["token"]
+        asyncio.run(asyncio.wait_for(scenario(process, api, token), START_S_MAX))
+        assert process.wait(START_S_MAX) == 0
