@@ -27,6 +27,13 @@ DEPTH_MAX: Final = 4096
 SGL_OFFSET: Final = 24
 CID: Final = Struct("<H")
 
+# Plain numbers of what is compared per PDU: operators of an IntFlag cost more than all the rest.
+_CAPSULE_CMD: Final = int(PduType.CAPSULE_CMD)
+_C2H_DATA: Final = int(PduType.C2H_DATA)
+_CAPSULE_RESP: Final = int(PduType.CAPSULE_RESP)
+_SUCCESS: Final = int(PduFlag.SUCCESS)
+_LAST_SUCCESS: Final = int(PduFlag.LAST | PduFlag.SUCCESS)
+
 Data: TypeAlias = Sequence[memoryview]
 
 
@@ -159,7 +166,7 @@ class HostQueue:
         self.queue_id = queue_id
         self.depth = depth
         self.mac: QueueMac | None = None
-        self.digests = digests
+        self._agree(digests)
         self.outstanding: dict[int, Command] = {}  # by CID, the oldest first
         self._connect = (subsystem_nqn, host_nqn, host_id, controller_id, kato_ms)
         self._in_capsule_bytes = in_capsule_bytes
@@ -175,7 +182,6 @@ class HostQueue:
         self._fill_from = 0
         self._fill_left = 0
         self._fill_flags = 0
-        self._simple_resp = self._header_of_response()
 
     @property
     def has_room(self) -> bool:
@@ -228,7 +234,7 @@ class HostQueue:
             if self._direct and self._filling is not None:
                 self._filling.received += count
                 self._fill_left -= count
-                if not self._fill_left and not self.digests & Digest.DATA:
+                if not self._fill_left and not self._ddgst_bytes:
                     self._payload_complete(events)
             else:
                 self._end += count
@@ -283,7 +289,13 @@ class HostQueue:
             if mac is None:
                 raise SledError("an authenticated command before the session")
             sqe[pdu.MAC_OFFSET :] = mac.tag_parts(mac.next_count(), (sqe, *command.data))
-        self._out += pdu.capsule_cmd(sqe, in_capsule, self.digests)
+        if self.digests:
+            self._out += pdu.capsule_cmd(sqe, in_capsule, self.digests)
+            return
+        head = pdu.CAPSULE_CMD_BYTES
+        pdo, plen = (head, head + length) if in_capsule else (0, head)
+        self._out.append(pdu.COMMON.pack(_CAPSULE_CMD, 0, head, pdo, plen) + sqe)
+        self._out += in_capsule
 
     def _parse(self, events: list[Event]) -> None:
         """Take every whole PDU out of the stage; payload as it comes."""
@@ -308,35 +320,42 @@ class HostQueue:
             self._start += header_bytes
             self._take_header(stage[at : at + header_bytes], events)
 
-    def _header_of_response(self) -> bytes:
-        digest_bytes = pdu.DIGEST_BYTES if self.digests & Digest.HEADER else 0
-        flags = PduFlag.HDGST if digest_bytes else 0
+    def _agree(self, digests: int) -> None:
+        """Use these digests from now on."""
+        self.digests = digests
+        self._hdgst_bytes = pdu.DIGEST_BYTES if digests & Digest.HEADER else 0
+        self._ddgst_bytes = pdu.DIGEST_BYTES if digests & Digest.DATA else 0
         size = pdu.CAPSULE_RESP_BYTES
-        return pdu.COMMON.pack(PduType.CAPSULE_RESP, flags, size, 0, size + digest_bytes)
+        flags = PduFlag.HDGST if self._hdgst_bytes else 0
+        self._simple_resp = pdu.COMMON.pack(PduType.CAPSULE_RESP, flags, size, 0, size + self._hdgst_bytes)
 
     def _take_simple_response(self, at: int, have: int, events: list[Event]) -> bool:
         """The hot path: a CapsuleResp whose common header is exactly what it has to be."""
-        digest_bytes = pdu.DIGEST_BYTES if self.digests & Digest.HEADER else 0
-        if have < pdu.CAPSULE_RESP_BYTES + digest_bytes:
+        size = pdu.CAPSULE_RESP_BYTES + self._hdgst_bytes
+        if have < size:
             return False
-        if digest_bytes:
+        if self._hdgst_bytes:
             self._check_header_digest(at)
-        self._start = at + pdu.CAPSULE_RESP_BYTES + digest_bytes
+        self._start = at + size
         self._complete(self._stage[at + pdu.COMMON_BYTES : at + pdu.CAPSULE_RESP_BYTES], events)
         return True
 
     def _check_header(self, at: int) -> int:
         """Check a common header; returns how many bytes precede the payload, all of them for a PDU without."""
-        pdu.check_header(
-            self._stage[at : at + pdu.COMMON_BYTES], ACCEPTED[self.state], self.digests, self._into_bytes_max
-        )
-        kind, _, _, pdo, plen = pdu.COMMON.unpack_from(self._stage, at)
-        return int(pdo if kind == PduType.C2H_DATA else plen)
+        kind, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(self._stage, at)
+        simple = (
+            kind == _C2H_DATA and hlen == pdo == pdu.DATA_HEADER_BYTES and not flags & ~_LAST_SUCCESS
+            and hlen < plen <= hlen + self._into_bytes_max and self.state is HostState.LIVE and not self.digests
+        )  # fmt: skip
+        if not simple:
+            header = self._stage[at : at + pdu.COMMON_BYTES]
+            pdu.check_header(header, ACCEPTED[self.state], self.digests, self._into_bytes_max)
+        return int(pdo if kind == _C2H_DATA else plen)
 
     def _check_header_digest(self, at: int) -> None:
-        kind, _, hlen, _, _ = pdu.COMMON.unpack_from(self._stage, at)
-        if not self.digests & Digest.HEADER or kind in (PduType.IC_RESP, PduType.C2H_TERM_REQ):
+        if not self._hdgst_bytes or self._stage[at] in (PduType.IC_RESP, PduType.C2H_TERM_REQ):
             return
+        hlen = self._stage[at + 2]
         seen = bytes(self._stage[at + hlen : at + hlen + pdu.DIGEST_BYTES])
         if pdu.digest(self._stage[at : at + hlen]) != seen:
             fei = int.from_bytes(seen, "little")
@@ -344,9 +363,9 @@ class HostQueue:
 
     def _take_header(self, header: memoryview, events: list[Event]) -> None:
         kind = header[0]
-        if kind == PduType.CAPSULE_RESP:
+        if kind == _CAPSULE_RESP:
             self._complete(header[pdu.COMMON_BYTES : pdu.CAPSULE_RESP_BYTES], events)
-        elif kind == PduType.C2H_DATA:
+        elif kind == _C2H_DATA:
             self._begin_payload(header)
         elif kind == PduType.R2T:
             self._answer_r2t(header)
@@ -370,8 +389,7 @@ class HostQueue:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 11, f"digests {dgst:#x} that nobody asked for", seen)
         if maxh2cdata_bytes < MAXH2CDATA_BYTES_MIN or maxh2cdata_bytes % 4:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 12, f"MAXH2CDATA {maxh2cdata_bytes}", seen)
-        self.digests = dgst
-        self._simple_resp = self._header_of_response()
+        self._agree(dgst)
         self._maxh2cdata_bytes = maxh2cdata_bytes
         self._move(HostInput.IC_RESP)
         self._submit(self._connect_command(), 0.0)
@@ -415,17 +433,20 @@ class HostQueue:
 
     def _begin_payload(self, header: memoryview) -> None:
         _, flags, _, pdo, plen, cid, datao, datal = pdu.C2H_DATA.unpack_from(header)
-        seen = bytes(header[: pdu.DATA_HEADER_BYTES])
         command = self.outstanding.get(cid)
         if command is None or command.into is None:
-            raise PduError(FatalError.INVALID_HEADER_FIELD, 8, f"data for CID {cid}, which reads nothing", seen)
-        payload = plen - pdo - (pdu.DIGEST_BYTES if self.digests & Digest.DATA else 0)
+            raise PduError(
+                FatalError.INVALID_HEADER_FIELD, 8, f"data for CID {cid}, which reads nothing", bytes(header)
+            )
+        payload = plen - pdo - self._ddgst_bytes
         if datal != payload:
-            raise PduError(FatalError.INVALID_HEADER_FIELD, 16, f"{payload} bytes of data, DATAL {datal}", seen)
+            raise PduError(
+                FatalError.INVALID_HEADER_FIELD, 16, f"{payload} bytes of data, DATAL {datal}", bytes(header)
+            )
         if datao != command.received or datao + datal > len(command.into):
-            raise PduError(FatalError.DATA_OUT_OF_RANGE, 0, f"data at {datao} + {datal} of CID {cid}", seen)
-        if flags & PduFlag.SUCCESS and not flags & PduFlag.LAST:
-            raise PduError(FatalError.INVALID_HEADER_FIELD, 1, "SUCCESS without LAST", seen)
+            raise PduError(FatalError.DATA_OUT_OF_RANGE, 0, f"data at {datao} + {datal} of CID {cid}", bytes(header))
+        if flags & _LAST_SUCCESS == _SUCCESS:
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 1, "SUCCESS without LAST", bytes(header))
         self._filling = command
         self._fill_from = datao
         self._fill_left = datal
@@ -444,7 +465,7 @@ class HostQueue:
             self._fill_left -= count
         if self._fill_left:
             return False
-        if self.digests & Digest.DATA:
+        if self._ddgst_bytes:
             if self._end - self._start < pdu.DIGEST_BYTES:
                 return False
             seen = bytes(self._stage[self._start : self._start + pdu.DIGEST_BYTES])
@@ -458,7 +479,7 @@ class HostQueue:
         command = self._filling
         assert command is not None
         self._filling = None
-        if self._fill_flags & PduFlag.SUCCESS:
+        if self._fill_flags & _SUCCESS:
             del self.outstanding[command.cid]
             self._free_cids.append(command.cid)
             events.append(Completed(command, Status.TRANSIENT_TRANSPORT_ERROR if command.damaged else 0, 0, 0))
