@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, cast
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -60,12 +60,12 @@ class PeerConnection(asyncio.Protocol):
         return not self._full
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        socket = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = socket
         if self._closed:
-            transport.abort()
+            socket.abort()
             return
-        transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+        socket.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
         self._timeout = self._loop.call_later(HANDSHAKE_SECONDS_MAX, self._too_slow)
         self._link.start(initiator=self._initiator)
         self._flush()
