@@ -6,7 +6,7 @@ makes the keys. Nothing is resumed: keys live as long as one association. No I/O
 
 import hashlib
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from struct import Struct
@@ -118,6 +118,14 @@ class QueueMac:
     def check(self, count: int, tag: Buffer, data: Buffer) -> bool:
         """Whether `tag` is that of `data` under `count`, in constant time."""
         return hmac.compare_digest(self._gcm.encrypt(nonce_of(count), b"", data), tag)
+
+    @property
+    def opener(self) -> Callable[[bytes, Buffer, Buffer], bytes]:
+        """`opener(nonce_of(count), tag, data)` raises InvalidTag unless `check` would be true.
+
+        For the one loop per received buffer that cannot afford a call in between.
+        """
+        return self._gcm.decrypt
 
     def check_parts(self, count: int, tag: Buffer, parts: Sequence[Buffer]) -> bool:
         """`check` of the concatenation of `parts`; large parts are not copied."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from cryptography.exceptions import InvalidTag
+
 from sled_controller.association import Association, refusal_of
 from sled_controller.attach import Slot
 from sled_controller.fabric import pdu
@@ -124,7 +126,7 @@ class IoPath:
         queue = self._queue
         busy, entries, sqhd = queue.busy, queue.entries, queue.sqhd
         data, view = buffer.data, buffer.view
-        unpack, pack, check, decision = _HOT.unpack_from, _REPLY.pack, mac.check, decide
+        unpack, pack, open_tag, decision = _HOT.unpack_from, _REPLY.pack, mac.opener, decide
         slots, served_of, tickets = self._association.slots, self._served.get, self.tickets
         count, no_mac, opening, slot_count = self.count, pdu.NO_MAC, _REPLY_OPENING, len(slots)
         out = bytearray()
@@ -144,7 +146,12 @@ class IoPath:
             at = pos + _MAC_AT
             tag = data[at : at + 16]
             data[at : at + 16] = no_mac
-            good = check(count, tag, view[pos + 8 : stop])
+            try:
+                open_tag(count.to_bytes(12, "big"), tag, view[pos + 8 : stop])
+            except InvalidTag:
+                good = False
+            else:
+                good = True
             count += 1
             sqhd += 1
             if sqhd == entries:
