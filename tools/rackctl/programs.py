@@ -17,7 +17,7 @@ from rackctl.state import Node, NodeKind
 SERVICES: Final = {
     NodeKind.AUTHORITY: ("api",),
     NodeKind.SLED: ("nvme",),
-    NodeKind.HEAD: ("peer", "nbd"),
+    NodeKind.HEAD: ("peer", "nbd", "api"),
 }
 
 
@@ -73,6 +73,7 @@ def head(node: Node, layout: Layout, *, authority_url: str, join_token: str | No
         *(_script("head-node"), "--state-dir", str(layout.state_dir(node)), "--name", node.name),
         *("--authority-url", authority_url, "--host", HOST),
         *("--peer-port", str(node.ports["peer"]), "--nbd-port", str(node.ports["nbd"])),
+        *("--api-host", HOST, "--api-port", str(node.ports["api"])),
     ]
     environ = {"HEAD_NODE_JOIN_TOKEN": join_token} if join_token else {}
     return command_of(node, layout, argv=argv, environ=environ)
