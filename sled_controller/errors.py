@@ -88,3 +88,7 @@ class NonceReused(SledError):
         super().__init__(f"count {count} asked for, {last} is already used")
         self.count = count
         self.last = last
+
+
+class QueueFull(SledError):
+    """Every place of the queue is taken; wait for a completion."""

@@ -11,7 +11,7 @@ from typing import Final, Protocol, TypeAlias
 from sled_controller.credential import Credential
 from sled_controller.errors import CommandFailed, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric import vendor
-from sled_controller.fabric.host import Command, Completed, Data
+from sled_controller.fabric.command import Command, Completed, Data
 from sled_controller.fabric.refusal import error_of
 from sled_controller.fabric.vendor import NamespaceEntry
 from sled_controller.receipt import Receipt

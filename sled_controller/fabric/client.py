@@ -19,8 +19,9 @@ from sled_controller.environment import Environment
 from sled_controller.errors import CommandFailed, CredentialMalformed, ReceiptRefused, SledError, SledUnavailable
 from sled_controller.fabric import vendor
 from sled_controller.fabric.attachment import Attachment, Outcome
+from sled_controller.fabric.command import Command, Completed
 from sled_controller.fabric.connection import QueueConnection
-from sled_controller.fabric.host import ADMIN_IN_CAPSULE_BYTES, Command, Completed, HostQueue
+from sled_controller.fabric.host import ADMIN_IN_CAPSULE_BYTES, HostQueue
 from sled_controller.fabric.liveness import Liveness
 from sled_controller.fabric.refusal import error_of
 from sled_controller.keyset import version_of
@@ -115,7 +116,7 @@ class SledClient:
             async with asyncio.timeout(OPEN_SECONDS_MAX):
                 await self._open()
         except (OSError, SledError) as error:  # TimeoutError is an OSError
-            self._close(f"opening failed: {error or type(error).__name__}")
+            self._close("opening took too long" if isinstance(error, TimeoutError) else f"opening failed: {error}")
             raise SledUnavailable(f"sled {self.sled_id}: {self.reason}") from error
         except BaseException:
             self._close("opening was cancelled")

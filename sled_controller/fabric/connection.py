@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
 
-from sled_controller.errors import SledUnavailable
-from sled_controller.fabric.host import Command, Completed, Connected, HostQueue, HostState, QueueFull, Terminated
+from sled_controller.errors import QueueFull, SledUnavailable
+from sled_controller.fabric.command import Command, Completed, Connected, Terminated
+from sled_controller.fabric.host import HostQueue, HostState
 from spdk_bindings.nvme import status_name
 
 log = logging.getLogger(__name__)

@@ -6,14 +6,14 @@ Data is never copied on its way out, and on its way in it goes to the caller's b
 buffer when a long C2HData is under way.
 """
 
-from collections.abc import Sequence
 from enum import Enum, auto
 from struct import Struct
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final
 from uuid import UUID
 
-from sled_controller.errors import SledError
+from sled_controller.errors import QueueFull, SledError
 from sled_controller.fabric import pdu
+from sled_controller.fabric.command import Command, Completed, Connected, Data, Event, Refused, Terminated, cut
 from sled_controller.fabric.pdu import Digest, FatalError, PduError, PduFlag, PduType
 from sled_controller.session import QueueMac
 from spdk_bindings.device import Buffer
@@ -33,8 +33,6 @@ _C2H_DATA: Final = int(PduType.C2H_DATA)
 _CAPSULE_RESP: Final = int(PduType.CAPSULE_RESP)
 _SUCCESS: Final = int(PduFlag.SUCCESS)
 _LAST_SUCCESS: Final = int(PduFlag.LAST | PduFlag.SUCCESS)
-
-Data: TypeAlias = Sequence[memoryview]
 
 
 class HostState(Enum):
@@ -84,72 +82,6 @@ ACCEPTED: Final[dict[HostState, frozenset[int]]] = {
     HostState.CONNECT_SENT: frozenset({PduType.CAPSULE_RESP, PduType.C2H_TERM_REQ}),
     HostState.LIVE: frozenset({PduType.CAPSULE_RESP, PduType.C2H_DATA, PduType.R2T, PduType.C2H_TERM_REQ}),
 }
-
-
-class QueueFull(SledError):
-    """Every command identifier of the queue is in use; wait for a completion."""
-
-
-class Command:
-    """One command: a 64-byte SQE without CID, SGL and MAC, the data to send or the buffer to fill.
-
-    `authenticated` commands get the next count of the queue and its MAC when they are submitted. `context` is the
-    caller's. `received` counts the bytes that arrived in `into`.
-    """
-
-    __slots__ = (
-        "authenticated", "cid", "context", "damaged", "data", "data_bytes", "into", "received", "requested", "sqe",
-        "submitted_s",
-    )  # fmt: skip
-
-    def __init__(
-        self, sqe: bytearray, data: Data = (), into: memoryview | None = None, *, authenticated: bool = False,
-        context: Any = None,
-    ) -> None:  # fmt: skip
-        self.sqe = sqe
-        self.data = data
-        self.data_bytes = sum(map(len, data))
-        self.into = into
-        self.authenticated = authenticated
-        self.context = context
-        self.cid = -1
-        self.received = 0
-        self.requested = 0  # bytes of data that the controller has asked for by R2T
-        self.submitted_s = 0.0
-        self.damaged = False
-
-
-class Connected(NamedTuple):
-    """The queue is live; the controller has this id."""
-
-    controller_id: int
-
-
-class Completed(NamedTuple):
-    """`command` is over; `status` is SCT << 8 | SC, 0 for success."""
-
-    command: Command
-    status: int
-    dw0: int
-    dw1: int
-
-
-class Refused(NamedTuple):
-    """Connect was refused with this status."""
-
-    status: int
-
-
-class Terminated(NamedTuple):
-    """The queue has ended by a TermReq, the peer's or ours (then it is among the data to send)."""
-
-    fes: int
-    fei: int
-    reason: str
-    by_peer: bool
-
-
-Event: TypeAlias = Completed | Connected | Refused | Terminated
 
 
 class HostQueue:
@@ -505,19 +437,3 @@ class HostQueue:
         self._out.append(pdu.term_req(PduType.H2C_TERM_REQ, error.fes, error.fei, error.header))
         self._move(HostInput.BAD_PDU)
         events.append(Terminated(error.fes, error.fei, error.reason, False))
-
-
-def cut(buffers: Data, offset: int, length: int) -> list[Buffer]:
-    """The pieces of `buffers` that hold `length` bytes from `offset` of their concatenation; nothing is copied."""
-    pieces: list[Buffer] = []
-    for buffer in buffers:
-        if offset >= len(buffer):
-            offset -= len(buffer)
-            continue
-        piece = buffer[offset : offset + length]
-        pieces.append(piece)
-        length -= len(piece)
-        offset = 0
-        if not length:
-            break
-    return pieces

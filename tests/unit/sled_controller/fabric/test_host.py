@@ -9,23 +9,10 @@ from hypothesis import strategies as st
 from kit import host
 
 from sled_controller import session
-from sled_controller.errors import SledError
+from sled_controller.errors import QueueFull, SledError
 from sled_controller.fabric import pdu
-from sled_controller.fabric.host import (
-    STAGE_BYTES,
-    TRANSITIONS,
-    Command,
-    Completed,
-    Connected,
-    Event,
-    HostInput,
-    HostQueue,
-    HostState,
-    QueueFull,
-    Refused,
-    Terminated,
-    cut,
-)
+from sled_controller.fabric.command import Command, Completed, Connected, Event, Refused, Terminated, cut
+from sled_controller.fabric.host import STAGE_BYTES, TRANSITIONS, HostInput, HostQueue, HostState
 from sled_controller.fabric.pdu import Digest, FatalError, PduFlag, PduType
 from sled_controller.fabric.vendor import vendor_sqe
 from sled_controller.session import nonce_of
