@@ -80,6 +80,7 @@ class PrimaryRole:
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
         self.faulty_sleds: set[UUID] = set()
+        self._fences_noted: set[UUID] = set()
         self._changes = MembershipChanges(
             services.authority, self.membership, self.epoch, self._reread, self._members_changed
         )
@@ -371,7 +372,8 @@ class PrimaryRole:
     def _fenced(self, index: int, error: FencedOff) -> None:
         self.fenced_total += 1
         sled = self.attachments.sled_of(index)
-        if self.last_fenced is None or self.last_fenced["sled"] != str(sled):
+        if sled not in self._fences_noted:
+            self._fences_noted.add(sled)
             self.last_fenced = {
                 "volume": str(self.volume),
                 "sled": str(sled),
@@ -379,9 +381,9 @@ class PrimaryRole:
                 "current_epoch": error.epoch,
             }
             self._services.note("fenced-off", self.last_fenced)
-        log.warning(
-            "event=fenced_off volume=%s epoch=%d sled=%s sled_epoch=%d", self.volume, self.epoch, sled, error.epoch
-        )
+            log.warning(
+                "event=fenced_off volume=%s epoch=%d sled=%s sled_epoch=%d", self.volume, self.epoch, sled, error.epoch
+            )
         if "judge" not in self._tasks and not self._ended.done():
             self._hold()
             self._begin("judge", self._judge(index, error))

@@ -166,7 +166,9 @@ class VolumeController:
         if self._engine is None:
             return
         self._engine.on_failed = lambda error: self._fail(f"the log failed: {error}")
-        promise = MemberPromise(self._services.terms, started_ns=self._services.started_ns)
+        # Before the first epoch there was no primary to whom a former run of this head could have promised anything.
+        started_ns = self._services.started_ns if self.record.epoch else -self._services.terms.ttl_ns
+        promise = MemberPromise(self._services.terms, started_ns=started_ns)
         self._follower = Follower(self._services, self._engine, self.volume, promise, self._wake)
         self._to(VolumeState.FOLLOWING)
 
