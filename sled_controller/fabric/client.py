@@ -115,13 +115,13 @@ class SledClient:
         try:
             async with asyncio.timeout(OPEN_SECONDS_MAX):
                 await self._open()
+                self._move(ClientState.OPEN)
         except (OSError, SledError) as error:  # TimeoutError is an OSError
             self._close("opening took too long" if isinstance(error, TimeoutError) else f"opening failed: {error}")
             raise SledUnavailable(f"sled {self.sled_id}: {self.reason}") from error
         except BaseException:
             self._close("opening was cancelled")
             raise
-        self._move(ClientState.OPEN)
         self._liveness.start(self._loop.time())
         self._timer = self._loop.call_later(self._tick_s, self._tick)
 
@@ -221,25 +221,28 @@ class SledClient:
     # --- opening
 
     async def _open(self) -> None:
-        admin = self._admin = await self._connect(0, CONTROLLER_ID_DYNAMIC, ADMIN_IN_CAPSULE_BYTES)
-        controller_id = await admin.connected
+        self._admin = self._queue(0, CONTROLLER_ID_DYNAMIC, ADMIN_IN_CAPSULE_BYTES)
+        controller_id = await self._connect(self._admin)
         await self._enable()
         in_capsule_bytes = await self._identify()
-        io = self._io = await self._connect(1, controller_id, in_capsule_bytes)
-        await io.connected
+        self._io = self._queue(1, controller_id, in_capsule_bytes)
+        await self._connect(self._io)
         await self._start_session(controller_id)
         await self.push_key_set()
 
-    async def _connect(self, queue_id: int, controller_id: int, in_capsule_bytes: int) -> QueueConnection:
+    async def _connect(self, connection: QueueConnection) -> int:
+        """Dial and wait for Connect's answer; returns the controller id."""
+        await self._loop.create_connection(lambda: connection, *self._address)
+        return await connection.connected
+
+    def _queue(self, queue_id: int, controller_id: int, in_capsule_bytes: int) -> QueueConnection:
         core = HostQueue(
             queue_id=queue_id, depth=IO_DEPTH if queue_id else ADMIN_DEPTH, subsystem_nqn=sled_nqn(self.sled_id),
             host_nqn=sled_nqn(self._head_id), host_id=self._head_id, controller_id=controller_id,
             in_capsule_bytes=in_capsule_bytes, kato_ms=0 if queue_id else KEEP_ALIVE_TIMEOUT_MS,
             digests=self._digests,
         )  # fmt: skip
-        connection = QueueConnection(core, self._close)
-        await self._loop.create_connection(lambda: connection, *self._address)
-        return connection
+        return QueueConnection(core, self._close)
 
     async def _enable(self) -> None:
         await self.admin(vendor.property_set(Property.CC, CONTROLLER_CONFIGURATION), authenticated=False)

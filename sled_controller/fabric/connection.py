@@ -40,6 +40,7 @@ class QueueConnection(asyncio.BufferedProtocol):
         self._flush_scheduled = False
         self._paused = False
         self._lost = False
+        self._aborted = False
         self._reason = ""
 
     def submit(self, command: Command) -> None:
@@ -68,7 +69,11 @@ class QueueConnection(asyncio.BufferedProtocol):
         return None
 
     def abort(self) -> None:
-        """Close at once, without waiting for a sled that may not read any more; what is queued is dropped."""
+        """Close at once, without waiting for a sled that may not read any more; what is queued is dropped.
+
+        A connection that is still being made is closed as soon as it is there.
+        """
+        self._aborted = True
         if self._transport is not None and not self._lost:
             self._transport.abort()
 
@@ -76,6 +81,9 @@ class QueueConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        if self._aborted:
+            self._transport.abort()
+            return
         self.heard_s = self._loop.time()
         self.core.start()
         self._flush()

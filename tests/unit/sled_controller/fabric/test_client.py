@@ -342,3 +342,17 @@ def test_a_write_that_is_not_1_to_256_blocks_is_the_callers_error(length: int) -
             await client.close()
 
     run(scenario)
+
+
+def test_closing_while_a_connection_is_being_made_leaves_none_behind() -> None:
+    async def scenario() -> None:
+        async with scripted(b"") as (sled, script):
+            client = sled.client()
+            opening = asyncio.get_running_loop().create_task(client.open())
+            await asyncio.sleep(0)
+            await client.close()
+            with pytest.raises(SledUnavailable, match="closed by this head"):
+                await opening
+            assert await script.ended == b""
+
+    run(scenario)
