@@ -65,7 +65,8 @@ class HealthDocument(BaseModel):
     """What the record and the live heads' reports say together."""
 
     exposed: Annotated[bool, Field(description="one more loss may lose acknowledged writes")]
-    primary_live: bool
+    primary_live: Annotated[bool, Field(description="the primary reported within the last seconds")]
+    serving: Annotated[bool, Field(description="the primary reports that it serves clients")]
     members: Annotated[int, Field(description="size of `current`")]
     reports: Annotated[dict[UUID, dict[str, Any]], Field(description="by live head, as that head reports it")]
 

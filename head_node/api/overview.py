@@ -27,6 +27,7 @@ async def volume_status(authority: Authority, record: VolumeRecord) -> models.Vo
         health=models.HealthDocument(
             exposed=exposed,
             primary_live=record.primary is not None and authority.reports.is_live(record.primary),
+            serving=primary is not None and bool(primary.get("serving")),
             members=len(record.current),
             reports={head: dict(report) for head, report in said.items()},
         ),

@@ -22,7 +22,7 @@ from head_node.store.records import RackView
 from sled_controller.environment import Environment
 
 # Keys retire by the clock; looking this often keeps them at most as much too long.
-RETIRE_CHECK_S = 30.0
+UPKEEP_S = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -170,10 +170,11 @@ class Authority:
     async def _keep_up(self) -> None:
         while True:
             try:
+                await self.nodes.finish_revocations()
                 await self.keyring.retire()
             except AuthorityError as error:
-                _log.warning("event=key-retirement-failed error=%s", error)
-            await asyncio.sleep(RETIRE_CHECK_S)
+                _log.warning("event=upkeep-failed error=%s", error)
+            await asyncio.sleep(UPKEEP_S)
 
 
 def _sha256(text: str) -> str:

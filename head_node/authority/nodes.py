@@ -1,5 +1,6 @@
 """Who belongs to the rack: heads by join token and key, sleds by the operator's word, and how a head is put out."""
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ HEADS_MAX = 64
 SLEDS_MAX = 512
 TOKENS_MAX = 256
 KEY_BYTES = 32
+# Each connects to all sleds of a volume.
+FENCES_AT_ONCE_MAX = 8
 
 _log = logging.getLogger(__name__)
 
@@ -216,10 +219,12 @@ class Nodes:
             if found is None:
                 raise NotFound(f"there is no head {head}")
             record = replace(found.value, revoked=True)
+            name = name_key("head", record.name)
+            owner = await self._ledger.json(name)
             await self._ledger.commit(
-                compare={head_key(head): found.revision},
+                compare={head_key(head): found.revision, name: revision_of(owner)},
                 put={head_key(head): record.to_json(), PLACEMENT_KEY: str(head)},
-                delete=[name_key("head", record.name)],
+                delete=[name] if owner is not None and owner.value == str(head) else [],
             )
             return record
 
@@ -227,18 +232,35 @@ class Nodes:
         self._reports.forget(head)
         _log.warning("event=head-revoked head=%s name=%s", head, record.name)
         self._reports.add_event("head-revoked", head=str(head), name=record.name)
-        changed = []
+        changed = [await self._volumes.withdraw(volume, head) for volume in (await self._ledger.rack()).volumes]
+        return Revocation(record, tuple(after for after in changed if after), await self._fence_volumes(head))
+
+    async def finish_revocations(self) -> None:
+        """Complete what a stop of the authority has cut short: no revoked head stays in a record."""
+        rack = await self._ledger.rack()
+        named = {head for entry in rack.volumes.values() for head in entry.value.heads}
+        named |= {member.head for entry in rack.volumes.values() for member in entry.value.current}
+        for head in named:
+            entry = rack.heads.get(head)
+            if entry is not None and entry.value.revoked:
+                await self.revoke_head(head)
+
+    async def _fence_volumes(self, head: UUID) -> dict[UUID, Mapping[UUID, str]]:
+        """Raise the fence wherever `head` was the last to be given an epoch, several volumes at a time."""
+        fencer = self._fencer
+        if fencer is None:
+            return {}
+        turns = asyncio.Semaphore(FENCES_AT_ONCE_MAX)
         fences: dict[UUID, Mapping[UUID, str]] = {}
-        for volume, entry in (await self._ledger.rack()).volumes.items():
-            was_primary = entry.value.primary == head
-            after = await self._volumes.withdraw(volume, head)
-            if after is not None:
-                changed.append(after)
-                if was_primary and after.epoch and self._fencer is not None:
-                    fences[volume] = await self._fencer.fence(after)
-                    said = {str(sled): result for sled, result in fences[volume].items()}
-                    self._reports.add_event("fenced-now", volume=str(volume), epoch=after.epoch, sleds=said)
-        return Revocation(record, tuple(changed), fences)
+
+        async def fence(record: VolumeRecord) -> None:
+            async with turns:
+                fences[record.volume] = await fencer.fence(record)
+            said = {str(sled): result for sled, result in fences[record.volume].items()}
+            self._reports.add_event("fenced-now", volume=str(record.volume), epoch=record.epoch, sleds=said)
+
+        await asyncio.gather(*(fence(record) for record in await self._volumes.last_given_to(head)))
+        return fences
 
     async def _check_room(self, key: str, maximum: int) -> None:
         kind = key.split("/")[1]

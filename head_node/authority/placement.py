@@ -17,25 +17,25 @@ def place_columns(
 ) -> tuple[UUID, ...]:
     """k + m distinct sleds, those with the most free space first; raises Unplaceable.
 
-    A sled that heads cannot reach is not used. Unknown capacities count as unlimited, least used first.
+    A sled that heads cannot reach is used only when there is no other: right after a start nobody has been reached,
+    and the volume stays in `creating` until they are. Unknown capacities count as unlimited, least used first.
     """
     wanted_blocks = column_blocks(size_bytes, geometry)
     used: Counter[UUID] = Counter()
     for volume in volumes:
         for sled_id in volume.sleds:
             used[sled_id] += column_blocks(volume.size_bytes, volume.geometry)
-    healthy = [sled for sled in sleds if reachable(sled.id) is not False]
-    roomy = [s for s in healthy if not s.capacity_blocks or s.capacity_blocks - used[s.id] >= wanted_blocks]
+    roomy = [s for s in sleds if not s.capacity_blocks or s.capacity_blocks - used[s.id] >= wanted_blocks]
     if len(roomy) < geometry.columns:
         raise Unplaceable(
             f"{geometry.columns} sleds with {wanted_blocks} free blocks each are needed; of {len(sleds)} enrolled,"
-            f" {len(healthy)} can be reached and {len(roomy)} of those have room"
+            f" {len(roomy)} have room"
         )
 
-    def preference(sled: SledRecord) -> tuple[int, int, str]:
+    def preference(sled: SledRecord) -> tuple[bool, bool, int, str]:
         # Known capacity sorts by free blocks; unknown by what is used, after those that are known to have room.
         free = sled.capacity_blocks - used[sled.id] if sled.capacity_blocks else -used[sled.id]
-        return (0 if sled.capacity_blocks else 1, -free, sled.name)
+        return (reachable(sled.id) is False, not sled.capacity_blocks, -free, sled.name)
 
     return tuple(sled.id for sled in sorted(roomy, key=preference)[: geometry.columns])
 

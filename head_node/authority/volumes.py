@@ -128,7 +128,8 @@ class Volumes:
             requester = await self._enrolled(head)
             found = await self._ledger.volume(volume)
             record = transitions.take_over(found.value, head, log, expected_version)
-            await self._put(found, record, requester, {claim_key(volume): {"epoch": record.epoch, "claim": claim}})
+            given = {"epoch": record.epoch, "claim": claim, "head": str(head)}
+            await self._put(found, record, requester, {claim_key(volume): given})
             return record, requester.value.public_key
 
         record, public_key = await self._ledger.until_settled(attempt)
@@ -295,6 +296,16 @@ class Volumes:
         if record is not None:
             self._note("head-withdrawn", record, head=str(head))
         return record
+
+    async def last_given_to(self, head: UUID) -> list[VolumeRecord]:
+        """Volumes in an epoch that nobody was given, where `head` was given the last before it."""
+        rack = await self._ledger.rack()
+        found = []
+        for volume, claim in (await self._ledger.json_list("claim/")).items():
+            entry = rack.volumes.get(UUID(volume))
+            if entry and claim.value["head"] == str(head) and claim.value["epoch"] < entry.value.epoch:
+                found.append(entry.value)
+        return found
 
     async def fill_heads(self) -> None:
         """Assign heads to volumes that have fewer than they should, as after an enrolment."""

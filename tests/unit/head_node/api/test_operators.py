@@ -27,12 +27,14 @@ def test_health_comes_from_the_record_and_from_live_reports() -> None:
             found: dict[str, object] = (await kit.operator.get("/v1/volumes/v")).json()["health"]
             return found
 
-        assert await health() == {"exposed": False, "primary_live": False, "members": 2, "reports": {}}
-        said = {"role": "primary", "epoch": 1, "exposed": True}
+        quiet = {"exposed": False, "primary_live": False, "serving": False, "members": 2, "reports": {}}
+        assert await health() == quiet
+        said = {"role": "primary", "epoch": 1, "exposed": True, "serving": True}
         await primary.client.report({"volumes": {str(record.volume): said}})
         assert await health() == {
             "exposed": True,
             "primary_live": True,
+            "serving": True,
             "members": 2,
             "reports": {str(primary.id): said},
         }

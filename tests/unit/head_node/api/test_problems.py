@@ -94,7 +94,7 @@ def test_sleds_that_are_too_small_take_no_volume() -> None:
             await kit.operator.post("/v1/volumes", json={"name": f"v{size}", "size_bytes": size}) for size in sizes
         ]
         assert replies[0].status_code == 201
-        assert "0 of those have room" in check_problem(replies[1], 409, "unplaceable")["detail"]
+        assert "0 have room" in check_problem(replies[1], 409, "unplaceable")["detail"]
 
     run(scenario)
 

@@ -1,6 +1,7 @@
 """Who gets in, who does not, and what putting a head out does."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from head_node.authority.errors import (
     Unauthorised,
 )
 from head_node.authority.joining import JoinToken
+from head_node.authority.ledger import head_key
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Member
 
@@ -186,6 +188,32 @@ def test_revoking_the_primary_takes_a_new_epoch_and_fences_it_off_now() -> None:
         assert primary.id not in view.heads
         with pytest.raises(EnrolmentRefused, match="revoked"):
             await kit.restarted(primary).client.enrol(await kit.token(), name="back", addresses={})
+
+    run(scenario, fencer=fencer)
+
+
+def test_a_revocation_that_was_cut_short_is_finished_and_can_be_repeated() -> None:
+    fencer = RecordingFencer()
+
+    async def scenario(kit: Kit) -> None:
+        primary, secondary, record = await kit.ready()
+        found = await kit.authority.ledger.head(primary.id)
+        assert found is not None
+        # As if the authority had stopped right after the first commit of a revocation.
+        revoked = replace(found.value, revoked=True)
+        await kit.authority.ledger.commit(compare={}, put={head_key(primary.id): revoked.to_json()})
+        await kit.authority.nodes.finish_revocations()
+        after = await kit.record(record.volume)
+        assert (after.epoch, after.primary, after.member(primary.id)) == (2, secondary.id, None)
+        assert [fenced.epoch for fenced in fencer.fenced] == [2]
+        namesake = await kit.enrolled(found.value.name)
+        after = await kit.record(record.volume)
+        done = await revoke(kit, primary)
+        assert set(done["fences"]) == {str(record.volume)}  # type: ignore[call-overload]
+        assert await kit.record(record.volume) == after
+        with pytest.raises(Conflict):
+            await kit.enrolled(found.value.name)
+        assert (await namesake.client.view()).heads[namesake.id].name == found.value.name
 
     run(scenario, fencer=fencer)
 

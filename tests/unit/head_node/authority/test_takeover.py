@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
-from kit.authority import Kit, UncertainStore, columns_of, run
+from kit.authority import Kit, UncertainStore, columns_of, rack, run
 
 from head_node.authority.errors import (
     AuthorityUnavailable,
@@ -17,6 +18,7 @@ from head_node.authority.errors import (
     RequestRefused,
 )
 from head_node.store.records import Member, VolumeState
+from head_node.store.sqlite import SqliteStore
 from sled_controller.credential import ALL_RIGHTS, Credential, Rights, parse_credential, verify
 from sled_controller.keyset import KeySet
 
@@ -109,6 +111,30 @@ def test_f4_a_lost_reply_burns_the_epoch() -> None:
         assert taken.epoch == (await opened(kit, raw)).epoch == 3
 
     run(scenario)
+
+
+def test_f4_an_authority_that_stops_before_it_signs_has_burned_the_epoch(tmp_path: Path) -> None:
+    """The transaction is durable, the credential never existed; the next run of the authority gives the next epoch."""
+
+    async def main() -> None:
+        store = await SqliteStore.open(tmp_path / "authority.db")
+        async with rack(store=store) as kit:
+            _, secondary, record = await kit.ready()
+            await secondary.client.view()
+            secondary.transport.lose = True
+            with pytest.raises(AuthorityUnavailable):
+                await secondary.client.takeover(record.volume, expected_version=record.version, log_id=secondary.log)
+        await store.close()
+        store = await SqliteStore.open(tmp_path / "authority.db")
+        async with rack(store=store, seed=2) as kit:
+            again = kit.process(secondary.id, secondary.key, root=kit.authority.root_public)
+            seen = (await again.client.view()).volumes[record.volume]
+            assert (seen.epoch, seen.primary) == (2, secondary.id)
+            taken, raw = await again.client.takeover(record.volume, expected_version=seen.version, log_id=secondary.log)
+            assert taken.epoch == (await opened(kit, raw)).epoch == 3
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_restart_takes_new_epoch() -> None:
