@@ -326,6 +326,8 @@ def _transcript(hello: Hello, nqn: str, sled_public: bytes, head_public: bytes, 
     ).digest()
 
 
+# --- head to head
+
 PEER_HELLO_MAGIC: Final = b"PLPH"
 PEER_ANSWER_MAGIC: Final = b"PLPA"
 CONTEXT_BYTES_MAX: Final = 64
