@@ -18,6 +18,7 @@ from rackctl.account import Account
 from rackctl.errors import RackError
 from rackctl.evidence import engine_of_primary, wait_destaged, wait_fenced_off
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise
+from rackctl.options import add_option
 from rackctl.ports import HOST
 from rackctl.rack import Rack, Roles, wait_until
 from rackctl.state import NodeKind
@@ -36,11 +37,21 @@ STALL_S_MAX: Final = 5.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tell the story; 0 when everything held, 1 when something did not, 2 when it could not be told."""
-    argparse.ArgumentParser(prog="python -m rackctl.demo", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m rackctl.demo", description=__doc__)
+    add_option(
+        parser,
+        "--dir",
+        variable="RACKCTL_DEMO_DIR",
+        kind=Path,
+        default=None,
+        metavar="DIR",
+        text="keep the rack's state and logs there",
+    )
+    directory: Path | None = parser.parse_args(argv).dir
     account = Account()
     try:
         with signals_raise(), tempfile.TemporaryDirectory(prefix="palisade-demo-") as scratch:
-            tell(account, Path(scratch))
+            tell(account, directory, Path(scratch))
     except (RackError, ExportError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -50,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if account.all_held else 1
 
 
-def tell(account: Account, scratch: Path) -> None:
+def tell(account: Account, directory: Path | None, scratch: Path) -> None:
     """All chapters on one rack."""
     account.say("starting an authority, 6 sleds and 2 heads")
-    with Rack.running() as rack:
+    with Rack.running(directory) as rack:
         account.say(f"rack up in {rack.directory}")
         rack.create_volume(VOLUME, VOLUME_BYTES)
         account.say(f"volume {VOLUME!r} of 1 GiB is served")
@@ -212,3 +223,7 @@ async def read_back(account: Account, writer: VerifiedWriter, what: str) -> None
         not findings.wrong and findings.read > 0,
         f"{writer.acknowledged} writes, {findings.read} blocks read back, {len(findings.wrong)} wrong",
     )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -111,9 +111,11 @@ class VerifiedWriter:
             raise failures[0]
 
     async def close(self) -> None:
-        """Let the connection go."""
+        """Let the connection go; what is unanswered stays so."""
+        workers, self._workers = self._workers, []
         if self._client is not None:
             await self._client.close()
+        await asyncio.gather(*workers, return_exceptions=True)
 
     async def verify(self) -> Findings:
         """Read back every block that was ever written."""
