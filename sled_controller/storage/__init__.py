@@ -4,7 +4,8 @@ from sled_controller.storage.device_store import DeviceState
 from sled_controller.storage.errors import DeviceUntrusted, StorageError, StorageUnusable
 from sled_controller.storage.namespace import Namespace
 from sled_controller.storage.records import StoredFence
-from sled_controller.storage.sled_storage import DeviceReport, SledStorage
+from sled_controller.storage.roster import DeviceReport
+from sled_controller.storage.sled_storage import SledStorage
 
 __all__ = [
     "DeviceReport",

@@ -6,7 +6,6 @@ Start takes the maximum over the devices and brings each up to it before it is s
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -34,12 +33,12 @@ from sled_controller.storage.records import (
     FenceEntry,
     IssuedEntry,
     KeySetEntry,
-    MembersEntry,
     NamespaceDeletedEntry,
     NamespaceEntry,
     StoredFence,
 )
-from sled_controller.storage.superblock import DEVICE_INDEX_MAX, FormatState, Superblock, plan
+from sled_controller.storage.roster import DeviceReport, DeviceRoster
+from sled_controller.storage.superblock import FormatState, Superblock, plan
 from sled_controller.storage.table import GROUP_RECORDS_MAX
 from spdk_bindings.device import PENDING, Device, Done
 from spdk_bindings.nvme import Status, status_name
@@ -52,18 +51,6 @@ COLUMN_MAX: Final = 0xFFFF
 EPOCH_MAX: Final = 2**64 - 1
 
 _SUCCESS: Final = int(Status.SUCCESS)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceReport:
-    """What an operator needs to know of a device: `index` is None when its superblock couldn't be read."""
-
-    index: int | None
-    serial: str
-    state: DeviceState
-    reason: str
-    free_blocks: int
-    damaged_records: int
 
 
 class SledStorage:
@@ -107,10 +94,7 @@ class SledStorage:
         self.on_fence_raised: Callable[[UUID, StoredFence], None] | None = None
         self._env = env
         self._fences: dict[UUID, StoredFence] = {}
-        self._members: dict[int, bytes] = {}
-        self._stores: dict[int, DeviceStore] = {}
-        self._devices: list[Device] = []
-        self._reports: dict[int, DeviceReport] = {}
+        self._roster = DeviceRoster()
         self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
         self._issued_durable_ms = 0
         self._closed = False
@@ -137,35 +121,35 @@ class SledStorage:
         Raises StorageUnusable when no device is online in the end.
         """
         storage = cls(sled_id, env)
-        storage._devices = list(devices)
         loaded: list[DeviceStore] = []
-        blank: list[tuple[int, Device, Superblock | None]] = []
-        for position, device in enumerate(devices):
+        blank: list[tuple[Device, Superblock | None]] = []
+        for device in devices:
+            storage._roster.add(device)
             try:
                 store = await storage._load(device)
             except DeviceUntrusted as error:
-                storage._distrust(position, device, error)
+                storage._distrust(device, error)
                 continue
             if isinstance(store, DeviceStore):
                 loaded.append(store)
             else:
-                blank.append((position, device, store))
+                blank.append((device, store))
         for store in sorted(loaded, key=lambda store: store.content.boot_counter, reverse=True):
             try:
                 storage._adopt(store)
             except DeviceUntrusted as error:
-                storage._distrust(storage._devices.index(store.device), store.device, error)
-        for position, device, unfinished in blank:
+                storage._distrust(store.device, error)
+        for device, unfinished in blank:
             try:
                 if not format:
                     raise DeviceUntrusted("it is blank and formatting was not asked for")
                 storage._adopt(await storage._format(device, unfinished, table_records))
             except DeviceUntrusted as error:
-                storage._distrust(position, device, error)
+                storage._distrust(device, error)
         storage.boot_counter += 1
-        for store in list(storage._stores.values()):
+        for store in storage._roster.present():
             await storage._bring_online(store)
-        if not storage._online():
+        if not storage._roster.online():
             reasons = "; ".join(f"{report.serial}: {report.reason}" for report in storage.reports()) or "none given"
             storage.close()
             raise StorageUnusable(f"no device can be served: {reasons}")
@@ -178,8 +162,7 @@ class SledStorage:
         devices first. Raises DeviceUntrusted, and then the device is left offline and untouched; the storage owns and
         closes it in either case.
         """
-        self._devices.append(device)
-        position = len(self._devices) - 1
+        self._roster.add(device)
         try:
             loaded = await self._load(device)
             if not isinstance(loaded, DeviceStore):
@@ -189,11 +172,11 @@ class SledStorage:
             raised = self._adopt(loaded)
             await self._spread(raised)
         except DeviceUntrusted as error:
-            self._distrust(position, device, error)
+            self._distrust(device, error)
             raise
         await self._bring_online(loaded)
         if loaded.state is not DeviceState.ONLINE:
-            raise DeviceUntrusted(self._reports[position].reason)
+            raise DeviceUntrusted(self._roster.reason(device), loaded.index)
         return loaded.index
 
     def close(self) -> None:
@@ -201,11 +184,10 @@ class SledStorage:
         if self._closed:
             return
         self._closed = True
-        for store in self._stores.values():
-            if store.state is not DeviceState.OFFLINE:
-                store.state = DeviceState.OFFLINE
-                store.log.abandon()
-        for device in self._devices:
+        for store in self._roster.present():
+            store.state = DeviceState.OFFLINE
+            store.log.abandon()
+        for device in self._roster.devices:
             device.close()
 
     # -- fences (F2) ----------------------------------------------------------------------------------------------
@@ -239,7 +221,7 @@ class SledStorage:
                 if fence.holder != known.holder:
                     return int(Status.REFUSED)
                 return self._append_everywhere((), done)
-        elif not all(store.has_room(volume) for store in self._present()):
+        elif not all(store.has_room(volume) for store in self._roster.present()):
             self.counters["refused_for_room"] += 1
             log.error("event=table_full volume=%s remedy=erase_and_readd_with_larger_table", volume)
             return int(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
@@ -305,7 +287,7 @@ class SledStorage:
             return int(Status.NOT_ATTACHED)
         candidates = [
             store
-            for store in self._online()
+            for store in self._roster.online()
             if store.has_room(volume, 1) and not store.log.full and store.find_extent(blocks) is not None
         ]
         if not candidates:
@@ -335,7 +317,7 @@ class SledStorage:
             return int(Status.INVALID_NAMESPACE)
         if not namespace.online:
             return int(Status.INTERNAL_PATH_ERROR)
-        store = self._stores[namespace.device_index]
+        store = self._roster.stores[namespace.device_index]
         del self.namespaces[nsid]
         gather = Gather(1, done)
 
@@ -357,46 +339,26 @@ class SledStorage:
 
     def device_states(self) -> tuple[tuple[int, DeviceState], ...]:
         """(device index, state) of every device this sled ever had, ascending; one that isn't here is MISSING."""
-        states = dict.fromkeys(self._members, DeviceState.MISSING)
-        states.update((report.index, report.state) for report in self._reports.values() if report.index is not None)
-        states.update((index, store.state) for index, store in self._stores.items())
-        return tuple(sorted(states.items()))
+        return self._roster.states()
 
     def online_devices(self) -> list[tuple[int, Device]]:
         """(index, device) of those being served: what a drain flushes (F3)."""
-        return [(store.index, store.device) for store in self._online()]
+        return [(store.index, store.device) for store in self._roster.online()]
 
     def reports(self) -> list[DeviceReport]:
         """Every device given to `open` or `join`, and those that are missing."""
-        reports = [
-            DeviceReport(store.index, store.device.serial, store.state, "", store.free_blocks(), store.damaged_records)
-            for store in self._stores.values()
-            if store.state is not DeviceState.OFFLINE
-        ]
-        reports += self._reports.values()
-        present = {report.index for report in reports}
-        reports += [
-            DeviceReport(index, "", DeviceState.MISSING, "it is a device of this sled and not here", 0, 0)
-            for index in self._members
-            if index not in present
-        ]
-        return reports
+        return self._roster.reports()
 
     def take_offline(self, index: int, reason: str) -> None:
         """Stop serving a device for good (until a restart or `join`): nothing submitted from here on reaches it.
 
         Its outstanding commands are reset. Does nothing when it's offline already.
         """
-        store = self._stores.get(index)
+        store = self._roster.stores.get(index)
         if store is None or store.state is DeviceState.OFFLINE:
             return
-        store.state = DeviceState.OFFLINE
-        position = next(at for at, device in enumerate(self._devices) if device is store.device)
-        self._reports[position] = DeviceReport(
-            index, store.device.serial, DeviceState.OFFLINE, reason, 0, store.damaged_records
-        )
+        self._roster.retire(store, reason)
         self.counters["devices_failed"] += 1
-        log.error("event=device_offline serial=%s index=%d reason=%r", store.device.serial, index, reason)
         for namespace in self.namespaces.values():
             if namespace.device_index == index:
                 namespace.device = OFFLINE
@@ -407,23 +369,17 @@ class SledStorage:
 
     def release(self, index: int) -> None:
         """Close a device that is offline, so that it (the same file, say) can be opened again and `join`."""
-        store = self._stores.get(index)
+        store = self._roster.stores.get(index)
         if store is not None and store.state is DeviceState.OFFLINE:
             store.device.close()
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _online(self) -> list[DeviceStore]:
-        return [store for store in self._stores.values() if store.state is DeviceState.ONLINE]
-
-    def _present(self) -> list[DeviceStore]:
-        return [store for store in self._stores.values() if store.state is not DeviceState.OFFLINE]
-
     def _any_full(self) -> bool:
-        return any(store.log.full for store in self._present())
+        return any(store.log.full for store in self._roster.present())
 
     def _append_everywhere(self, entries: Sequence[Entry], done: Done) -> int:
-        stores = self._present()
+        stores = self._roster.present()
         if not stores:
             return int(Status.INTERNAL_ERROR)
         if self._any_full():
@@ -433,14 +389,12 @@ class SledStorage:
             store.log.append(entries, gather.one)
         return gather.result()
 
-    def _distrust(self, position: int, device: Device, error: DeviceUntrusted) -> None:
-        index, reason = error.index, error.reason
+    def _distrust(self, device: Device, error: DeviceUntrusted) -> None:
         self.counters["devices_untrusted"] += 1
-        log.error("event=device_untrusted serial=%s index=%s reason=%r", device.serial, index, reason)
-        self._reports[position] = DeviceReport(index, device.serial, DeviceState.OFFLINE, reason, 0, 0)
+        self._roster.distrust(device, error)
 
     def _table_failed(self, store: DeviceStore, reason: str) -> None:
-        if self._stores.get(store.index) is store:
+        if self._roster.stores.get(store.index) is store:
             self.take_offline(store.index, reason)
 
     async def _load(self, device: Device) -> DeviceStore | Superblock | None:
@@ -462,10 +416,7 @@ class SledStorage:
         return DeviceStore(device, superblock, recovered, self._table_failed)
 
     async def _format(self, device: Device, unfinished: Superblock | None, table_records: int | None) -> DeviceStore:
-        taken = set(self._members) | set(self._stores) | {report.index for report in self._reports.values()}
-        index = next((index for index in range(DEVICE_INDEX_MAX + 1) if index not in taken), None)
-        if index is None:
-            raise DeviceUntrusted(f"a sled has at most {DEVICE_INDEX_MAX + 1} devices, ever")
+        index = self._roster.free_index()
         try:
             superblock = plan(device.block_count, index, self.sled_id.bytes, self._env.new_uuid().bytes, table_records)
         except ValueError as error:
@@ -478,11 +429,7 @@ class SledStorage:
     def _adopt(self, store: DeviceStore) -> list[Entry]:
         """Merge a device into the sled's state; return what it raised there. DeviceUntrusted changes nothing."""
         content, index = store.content, store.index
-        here = self._stores.get(index)
-        if here is not None and here.state is not DeviceState.OFFLINE:
-            raise DeviceUntrusted(f"device index {index} is taken by {here.device.serial}", index)
-        if self._members.get(index, store.superblock.device) != store.superblock.device:
-            raise DeviceUntrusted(f"device index {index} belongs to another device", index)
+        self._roster.check_place(store)
         for volume, fence in content.fences.items():
             known = self._fences.get(volume)
             if known is not None and known.epoch == fence.epoch and known.holder != fence.holder:
@@ -493,7 +440,7 @@ class SledStorage:
         missing.namespaces = content.namespaces
         if missing.records_reserved() > store.superblock.table_records:
             raise DeviceUntrusted("its table is too small for this sled's fences", index)
-        for other in self._present():
+        for other in self._roster.present():
             if not other.has_room_for(content.fences):
                 raise DeviceUntrusted(f"the table of {other.device.serial} is too small for its fences", index)
         raised: list[Entry] = []
@@ -508,15 +455,12 @@ class SledStorage:
             self.key_set = (content.key_set.version, content.key_set.raw)
             raised.append(content.key_set)
         self.issued_ms = max(self.issued_ms, content.issued_ms)
-        self._members.update(content.members)
-        self._members[index] = store.superblock.device
-        raised.append(MembersEntry(tuple(sorted(self._members.items()))))
-        if not self._online():
+        self._roster.admit(store)
+        raised.append(self._roster.members_entry())
+        if not self._roster.online():
             self.boot_counter = max(self.boot_counter, content.boot_counter)
         elif content.boot_counter > self.boot_counter:
             raised.append(BootEntry(content.boot_counter))
-        self._stores[index] = store
-        self._reports = {at: report for at, report in self._reports.items() if report.index != index}
         return raised
 
     async def _spread(self, entries: Sequence[Entry]) -> None:
@@ -538,8 +482,8 @@ class SledStorage:
             lacking.append(KeySetEntry(*self.key_set))
         if self.issued_ms > content.issued_ms:
             lacking.append(IssuedEntry(self.issued_ms))
-        if content.members != self._members:
-            lacking.append(MembersEntry(tuple(sorted(self._members.items()))))
+        if content.members != self._roster.members:
+            lacking.append(self._roster.members_entry())
         for first in range(0, len(lacking), GROUP_RECORDS_MAX):
             store.log.append(lacking[first : first + GROUP_RECORDS_MAX], _ignore)
         status = await completed(partial(durable, store.log))

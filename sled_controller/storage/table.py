@@ -23,6 +23,8 @@ GROUP_RECORDS_MAX: Final = 64
 """256 KiB per FUA write."""
 QUEUE_RECORDS_MAX: Final = 8192
 """Waiting entries per device: as many as the largest table has records; 32 MiB of blocks at the very most."""
+RETRIES_MAX: Final = 3
+"""A drain may reset the device under a table write; the same blocks are then written again."""
 WRITE_TIMEOUT_S: Final = 5.0
 """A table write that takes longer ends the device's service: it would hold up every attach on the sled."""
 
@@ -55,12 +57,8 @@ class TableLog:
         self._steps: deque[tuple[int, bytes]] = deque()
         self._waiting: list[Done] = []
         self._busy = False
+        self._retries = 0
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Whether everything queued is durable."""
-        return not self._busy
 
     @property
     def full(self) -> bool:
@@ -104,10 +102,8 @@ class TableLog:
                         WRITE_TIMEOUT_S, self._fail, int(Status.INTERNAL_PATH_ERROR)
                     )
                     return
-                if status:
-                    self._fail(status)
+                if not self._stepped(status):
                     return
-                self._steps.popleft()
             waiting, self._waiting = self._waiting, []
             for done in waiting:
                 done(int(Status.SUCCESS))
@@ -124,11 +120,20 @@ class TableLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._stepped(status):
+            self._advance()
+
+    def _stepped(self, status: int) -> bool:
+        """Whether to go on: the step was done, or is to be done again because someone reset the device under it."""
+        if status == Status.ABORT_REQUESTED and self._retries < RETRIES_MAX:
+            self._retries += 1
+            return True
         if status:
             self._fail(status)
-            return
+            return False
+        self._retries = 0
         self._steps.popleft()
-        self._advance()
+        return True
 
     def _begin_group(self) -> None:
         group: list[Entry] = []
