@@ -112,9 +112,11 @@ def test_a_newer_epoch_fences_the_first_client_off_and_shows_its_credential(run:
             for outcome in await asyncio.gather(*stale, return_exceptions=True):
                 assert isinstance(outcome, FencedOff)
                 assert (outcome.epoch, outcome.credential) == (6, newer)
+            refusals = sled.subsystem.counters.fenced_off
             with pytest.raises(FencedOff) as again:
                 await old.write_zeroes(nsid, 0, 1)
             assert again.value.credential == newer
+            assert sled.subsystem.counters.fenced_off == refusals, "the sled was asked again"
             with pytest.raises(FencedOff) as managing:
                 await old.delete_namespace(nsid)
             assert managing.value.credential == newer

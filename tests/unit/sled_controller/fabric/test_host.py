@@ -389,7 +389,7 @@ def test_data_for_a_command_that_reads_nothing_ends_the_queue() -> None:
     assert command.received == 0
 
 
-@pytest.mark.parametrize(("offset", "length"), [(4, 4096), (4092, 8), (2**32 - 4, 4), (4096, 4)])
+@pytest.mark.parametrize(("offset", "length"), [(4, 100), (4, 4096), (4092, 8), (2**32 - 4, 4), (4096, 4)])
 def test_data_out_of_the_buffer_or_out_of_order_ends_the_queue_and_touches_nothing(offset: int, length: int) -> None:
     core, command = reading()
     ended(
@@ -407,6 +407,12 @@ def test_more_data_than_any_command_reads_ends_the_queue_before_it_is_stored() -
 def test_data_of_another_length_than_it_says_ends_the_queue() -> None:
     core, command = reading()
     header = pdu.C2H_DATA.pack(PduType.C2H_DATA, 4, 24, 24, 24 + 4096, command.cid, 0, 2048)
+    ended(core.receive(header), FatalError.INVALID_HEADER_FIELD)
+
+
+def test_flags_that_data_does_not_have_end_the_queue() -> None:
+    core, command = reading()
+    header = pdu.C2H_DATA.pack(PduType.C2H_DATA, 0x14, 24, 24, 24 + 4096, command.cid, 0, 4096)
     ended(core.receive(header), FatalError.INVALID_HEADER_FIELD)
 
 
