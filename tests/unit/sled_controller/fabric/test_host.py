@@ -412,7 +412,8 @@ def test_data_of_another_length_than_it_says_ends_the_queue() -> None:
 
 def test_flags_that_data_does_not_have_end_the_queue() -> None:
     core, command = reading()
-    header = pdu.C2H_DATA.pack(PduType.C2H_DATA, 0x14, 24, 24, 24 + 4096, command.cid, 0, 4096)
+    flags = PduFlag.LAST | PduFlag.HDGST  # no digest is agreed
+    header = pdu.C2H_DATA.pack(PduType.C2H_DATA, flags, 24, 24, 24 + 4096, command.cid, 0, 4096)
     ended(core.receive(header), FatalError.INVALID_HEADER_FIELD)
 
 
