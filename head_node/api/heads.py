@@ -43,9 +43,12 @@ Head = Annotated[HeadRecord, Depends(signing_head)]
 async def enrol(request: Request, rack: Rack, body: models.EnrolmentRequest) -> models.EnrolmentDocument:
     """Enrol a head with a join token; signed with the key that it enrols."""
     key = parse_key(body.public_key)
+    proof = bytes.fromhex(body.proof)
+    # Before the nonce is remembered: who has no token takes no memory.
+    await rack.nodes.check_proof(body.id, key, body.token_id, proof)
     rack.authenticator.newcomer(await received(request), body.id, key)
     head, welcome = await rack.nodes.enrol_head(
-        body.id, body.name, key, _addresses(body.addresses), body.token_id, bytes.fromhex(body.proof)
+        body.id, body.name, key, _addresses(body.addresses), body.token_id, proof
     )
     return models.EnrolmentDocument(
         head=models.HeadDocument.model_validate(head.to_json()),

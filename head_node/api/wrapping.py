@@ -74,8 +74,8 @@ class SignedReplies:
         self._authority = authority
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = dict(scope["headers"]).get(b"signature") if scope["type"] == "http" else None
-        if asked is None or len(asked) > signatures.HEADER_CHARS_MAX:
+        asked = _asked(scope) if scope["type"] == "http" else None
+        if asked is None:
             await self._app(scope, receive, send)
             return
         start: Message | None = None
@@ -90,13 +90,13 @@ class SignedReplies:
             if message.get("more_body", False) or start is None:
                 return
             content = b"".join(body)
-            start["headers"] = [*start["headers"], *self._fields(start["status"], content, asked.decode("latin-1"))]
+            start["headers"] = [*start["headers"], *self._fields(start["status"], content, asked)]
             await send(start)
             await send({"type": "http.response.body", "body": content})
 
         await self._app(scope, receive, signing_send)
 
-    def _fields(self, status: int, content: bytes, asked: str) -> list[tuple[bytes, bytes]]:
+    def _fields(self, status: int, content: bytes, asked: signatures.Asked) -> list[tuple[bytes, bytes]]:
         digest = signatures.content_digest(content)
         env = self._authority.env
         fields: dict[str, Any] = signatures.sign(
@@ -110,3 +110,14 @@ class SignedReplies:
         return [
             (name.encode(), value.encode("latin-1")) for name, value in {"content-digest": digest, **fields}.items()
         ]
+
+
+def _asked(scope: Scope) -> signatures.Asked | None:
+    """The signed request as it came, None when it is not signed."""
+    headers = dict(scope["headers"])
+    signature, digest = headers.get(b"signature"), headers.get(b"content-digest", b"")
+    if signature is None or max(len(signature), len(digest)) > signatures.HEADER_CHARS_MAX:
+        return None
+    path = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
+    parts = (path, scope.get("query_string", b""), digest, signature)
+    return signatures.Asked(scope["method"], *(part.decode("latin-1") for part in parts))

@@ -253,14 +253,15 @@ class AuthorityClient:
             raise AuthorityUnavailable(f"{self._base_url}: {type(error).__name__}: {error}") from error
         answer = bytes(received)
         if verified and self.root_public is not None:
-            self._verify(reply, answer, headers["signature"], self.root_public)
+            asked = signatures.Asked(method, path, query, digest, headers["signature"])
+            self._verify(reply, answer, asked, self.root_public)
         return _open(reply.status_code, answer)
 
-    def _verify(self, reply: httpx.Response, body: bytes, request_signature: str, root_public: bytes) -> None:
+    def _verify(self, reply: httpx.Response, body: bytes, asked: signatures.Asked, root_public: bytes) -> None:
         """An answer that the authority did not sign is no answer."""
         try:
             digest = signatures.check_digest(reply.headers.get("content-digest"), body)
-            values = signatures.reply_values(reply.status_code, digest, request_signature)
+            values = signatures.reply_values(reply.status_code, digest, asked)
             given = signatures.parse(reply.headers)
             signatures.verify(given, values, root_public, tag=signatures.REPLY_TAG)
         except signatures.SignatureRefused as error:

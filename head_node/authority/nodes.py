@@ -13,6 +13,7 @@ from head_node.authority.errors import Conflict, EnrolmentRefused, NotFound, Req
 from head_node.authority.ledger import (
     PLACEMENT_KEY,
     Ledger,
+    Versioned,
     head_key,
     identity_key,
     name_key,
@@ -105,6 +106,15 @@ class Nodes:
             raise NotFound(f"there is no join token {token_id}")
         await self._ledger.commit(compare={}, put={}, delete=[token_key(token_id)])
 
+    async def check_proof(self, head: UUID, public_key: bytes, token_id: str, proof: bytes) -> Versioned[Any]:
+        """The token with which `proof` was made for this head and key; raises EnrolmentRefused."""
+        token = await self._ledger.json(token_key(token_id))
+        if token is None or not hmac.compare_digest(
+            joining.proof_of(bytes.fromhex(token.value["verifier"]), head, public_key), proof
+        ):
+            raise EnrolmentRefused("the join token is unknown, or another one than it says")
+        return token
+
     async def enrol_head(
         self,
         head: UUID,
@@ -121,11 +131,7 @@ class Nodes:
         """
 
         async def attempt() -> tuple[HeadRecord, bytes]:
-            token = await self._ledger.json(token_key(token_id))
-            if token is None or not hmac.compare_digest(
-                joining.proof_of(bytes.fromhex(token.value["verifier"]), head, public_key), proof
-            ):
-                raise EnrolmentRefused("the join token is unknown, or another one than it says")
+            token = await self.check_proof(head, public_key, token_id, proof)
             found = await self._ledger.head(head)
             if found is not None and (found.value.revoked or found.value.public_key != public_key):
                 raise EnrolmentRefused(f"head {head} is revoked, or enrolled with another key")

@@ -1,8 +1,10 @@
 """HTTP Message Signatures (RFC 9421) with Ed25519, both ways between heads and the authority.
 
 A head signs method, authority, path, query, the authority's instance and the body's digest (RFC 9530), with creation
-time, nonce and key id. The authority signs status and digest of its reply together with the signature that it answers,
-so a reply cannot be moved to another request. Pure functions: no clock, no randomness, no socket.
+time, nonce and key id. The authority signs status and digest of its reply together with what it received, signature and
+all, so a reply cannot be moved to another request, nor come from a request that was altered on the way.
+
+Pure functions: no clock, no randomness, no socket.
 """
 
 import base64
@@ -20,7 +22,10 @@ REPLY_TAG = "palisade-authority"
 INSTANCE_HEADER = "palisade-instance"
 # What an unsigned part could change, a signature does not protect: all of these must be covered.
 REQUEST_COMPONENTS = ('"@method"', '"@authority"', '"@path"', '"@query"', f'"{INSTANCE_HEADER}"', '"content-digest"')
-REPLY_COMPONENTS = ('"@status"', '"content-digest"', '"signature";req')
+REPLY_COMPONENTS = (
+    '"@status"', '"content-digest"', '"@method";req', '"@path";req', '"@query";req', '"content-digest";req',
+    '"signature";req',
+)  # fmt: skip
 
 HEADER_CHARS_MAX = 2048
 _INPUT = re.compile(
@@ -59,9 +64,21 @@ def request_values(method: str, authority: str, path: str, query: str, instance:
     return dict(zip(REQUEST_COMPONENTS, values, strict=True))
 
 
-def reply_values(status: int, digest: str, request_signature: str) -> dict[str, str]:
-    """Component values of a reply to the request that carried the field value `request_signature`."""
-    return dict(zip(REPLY_COMPONENTS, (str(status), digest, request_signature), strict=True))
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The request that a reply answers, as one side sent it or the other received it."""
+
+    method: str
+    path: str
+    query: str
+    digest: str
+    signature: str
+
+
+def reply_values(status: int, digest: str, asked: Asked) -> dict[str, str]:
+    """Component values of a reply."""
+    values = (str(status), digest, asked.method, asked.path, "?" + asked.query, asked.digest, asked.signature)
+    return dict(zip(REPLY_COMPONENTS, values, strict=True))
 
 
 def sign(

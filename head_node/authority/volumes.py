@@ -128,7 +128,7 @@ class Volumes:
             requester = await self._enrolled(head)
             found = await self._ledger.volume(volume)
             record = transitions.take_over(found.value, head, log, expected_version)
-            given = {"epoch": record.epoch, "claim": claim, "head": str(head)}
+            given: dict[str, int | str] = {"epoch": record.epoch, "claim": claim, "head": str(head)}
             await self._put(found, record, requester, {claim_key(volume): given})
             return record, requester.value.public_key
 

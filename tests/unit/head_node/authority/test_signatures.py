@@ -147,6 +147,7 @@ def test_an_answer_without_the_root_key_is_no_answer() -> None:
 
     class Forging(LosingTransport):
         change = "body"
+        older: tuple[bytes, dict[str, str]] = (b"", {})
 
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             reply = await super().handle_async_request(request)
@@ -162,6 +163,11 @@ def test_an_answer_without_the_root_key_is_no_answer() -> None:
                 status = 202
             elif self.change == "older answer":
                 body, headers = self.older
+            elif self.change == "answer of another path":
+                altered = httpx.Request("GET", URL + "/healthz", headers=request.headers)
+                other = await self._inner.handle_async_request(altered)
+                body, headers, status = await other.aread(), dict(other.headers), other.status_code
+                assert (status, "signature" in headers) == (200, True)
             elif self.change == "unsigned":
                 del headers["signature"]
             self.older = (body, headers)
@@ -180,7 +186,7 @@ def test_an_answer_without_the_root_key_is_no_answer() -> None:
         )
         transport.change = "nothing"
         await client.view()
-        for change in ("body", "digest too", "status", "unsigned", "nothing", "older answer"):
+        for change in ("body", "digest too", "status", "answer of another path", "unsigned", "nothing", "older answer"):
             transport.change = change
             if change == "nothing":
                 await client.view()
@@ -203,7 +209,7 @@ def test_an_authority_that_does_not_answer_or_answers_nonsense_is_unavailable() 
     async def scenario(kit: Kit) -> None:
         primary, _, record = await kit.ready()
         for body, status in answers.items():
-            transport = httpx.MockTransport(lambda _, b=body, s=status: httpx.Response(s, content=b))  # type: ignore[misc]
+            transport = httpx.MockTransport(lambda _, b=body, s=status: httpx.Response(s, content=b))
             client = AuthorityClient(URL, head_id=primary.id, head_key=primary.key, env=kit.env, transport=transport)
             with pytest.raises(AuthorityUnavailable):
                 await client.view()

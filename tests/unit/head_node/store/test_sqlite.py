@@ -27,6 +27,7 @@ class FailingCommit(sqlite3.Connection):
     """Fails the next COMMIT of a write, before or after it took place."""
 
     fail: str | None = None
+    writing = False
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
         if sql == "COMMIT" and self.fail is not None and self.in_transaction and self.writing:
@@ -34,12 +35,13 @@ class FailingCommit(sqlite3.Connection):
                 super().execute("COMMIT")
             type(self).fail = None
             raise sqlite3.OperationalError("disk I/O error")
-        self.writing = sql == "BEGIN IMMEDIATE" or (self.in_transaction and getattr(self, "writing", False))
+        self.writing = sql == "BEGIN IMMEDIATE" or (self.in_transaction and self.writing)
         return super().execute(sql, *parameters)
 
 
 def connect_failing(path: Path, **options: Any) -> sqlite3.Connection:
-    return sqlite3.connect(path, factory=FailingCommit, **options)
+    connection: sqlite3.Connection = sqlite3.connect(path, factory=FailingCommit, **options)
+    return connection
 
 
 def test_what_was_committed_is_there_after_reopening(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_commit_that_fails_is_unknown_and_then_read_again(tmp_path: Path, mome
 
 def test_a_full_disk_refuses_the_write_and_keeps_the_rest(tmp_path: Path) -> None:
     def connect_small(path: Path, **options: Any) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, **options)
+        connection: sqlite3.Connection = sqlite3.connect(path, **options)
         connection.execute("PRAGMA max_page_count = 20")
         return connection
 
