@@ -5,14 +5,16 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kit.volumes import Volume
 from kit.writing import assert_nothing_lost, writing
-from rackctl.nbd_probe import is_served
-from rackctl.ports import HOST
 from rackctl.processes import ProcessState
 from rackctl.rack import Rack, RackSize
+from rackctl.verified_writer import DEPTH
 
 Tell = Callable[[Coroutine[Any, Any, None]], None]
+# Long enough for a takeover that would not wait.
+LEASE_PAST_S = 3.0
 
 
 def test_both_heads_are_killed_at_once_and_started_again(volume: Volume, tell: Tell) -> None:
@@ -67,8 +69,8 @@ def test_a_takeover_waits_for_the_authority(volume: Volume, tell: Tell) -> None:
         async with writing(volume) as writer:
             await asyncio.to_thread(rack.kill, "authority")
             await asyncio.to_thread(rack.kill, before.primary)
-            port = rack.node(secondary).ports["nbd"]
-            assert not await asyncio.to_thread(is_served, HOST, port, volume.name)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(writer.wait_acknowledged(2 * DEPTH), LEASE_PAST_S)
             await asyncio.to_thread(rack.restart, "authority")
             after = await asyncio.to_thread(rack.wait_epoch_above, volume.name, before.epoch)
             assert after.primary == secondary
