@@ -182,7 +182,9 @@ class Attach:
             self._volume.attach = None
 
     def check_drained(self) -> None:
-        """Go on to the flush when the last former command is over."""
+        """Go on to the flush when the last former command is over, and no device is in the middle of a reset."""
+        if self.state is AttachState.RESETTING and self._pending:
+            return
         if self.state in (AttachState.DRAINING, AttachState.RESETTING) and not self._volume.former:
             self._stop_timer()
             self.state = AttachState.FLUSHING
