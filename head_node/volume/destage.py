@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from head_node.volume.columns import Column
 from head_node.volume.overlay import Entry
 from head_node.volume.reader import Reader
 from head_node.volume.records import StripeRecord
@@ -52,8 +53,8 @@ class Destager:
         self._held = False
         self._stopped = False
         self._in_flight = 0
-        self._unsettled: dict[int, int] = {}
-        """slot -> opnum of its STRIPE, until that is committed."""
+        self._unsettled: dict[int, tuple[int, list[Column]]] = {}
+        """slot -> (opnum of its STRIPE, columns whose shard failed), until that is committed."""
         self._compacting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
@@ -92,8 +93,8 @@ class Destager:
     def committed(self, opnum: int) -> None:
         """Everything up to `opnum` is applied: stripes named there are settled."""
         if self._unsettled:
-            for slot in [slot for slot, needed in self._unsettled.items() if needed <= opnum]:
-                del self._unsettled[slot]
+            for slot in [slot for slot, (needed, _) in self._unsettled.items() if needed <= opnum]:
+                self._state.stripes.written(slot, self._unsettled.pop(slot)[1])
             self._wake()
         self.pump()
 
@@ -147,10 +148,9 @@ class Destager:
         enough = len(outcome.present) >= self._writer.needed()
         if enough and fenced is None:
             opnum = self._append_stripe(record)
-            self._unsettled[record.slot] = opnum
+            self._unsettled[record.slot] = (opnum, unanswered)
             self.stripe_count += 1
             self.exposed_count += len(outcome.present) < len(record.shards)
-            self._state.stripes.written(record.slot, unanswered)
             return True
         self.given_up_count += 1
         self._state.stripes.written(record.slot, unanswered)
@@ -178,8 +178,10 @@ class Destager:
 
     def _consider_compaction(self) -> None:
         stripes = self._state.stripes
+        if not stripes.slot_count:
+            return
         low = max(COMPACTION_RESERVE_SLOTS * 2, stripes.slot_count // 16)
-        if self._compacting is None and stripes.slot_count and stripes.free_count < low:
+        if self._compacting is None and stripes.slot_count - stripes.used_count - STRIPES_IN_FLIGHT_MAX < low:
             self._compacting = asyncio.get_running_loop().create_task(self._compact())
             self._compacting.add_done_callback(self._compacted)
 

@@ -16,6 +16,7 @@ Table: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
 
 STRIPE_ENTRY: Final = np.dtype([("epoch", "<u8"), ("sequence", "<u8"), ("live", "<u4"), ("present", "<u4")])
 """An entry with epoch 0 is no stripe."""
+_WINDOW_SLOTS: Final = 4096
 
 
 class Stripe(NamedTuple):
@@ -36,8 +37,10 @@ class StripeTable:
         self._writing: set[int] = set()
         self._unanswered: dict[int, set[object]] = {}
         """slot -> the column objects (attaches) with commands to it whose outcome is unknown."""
-        self._free: dict[int, None] = {}
         self._slot_count = 0
+        self._used_count = 0
+        """Slots below `_slot_count` that hold a stripe."""
+        self._cursor = 0
 
     # -- what the committed log says --------------------------------------------------------------------------------
 
@@ -56,6 +59,7 @@ class StripeTable:
             grown[: len(self.entries)] = self.entries
             self.entries = grown
         self.entries[slot] = (record.epoch, record.sequence, live, record.present_mask)
+        self._used_count += slot < self._slot_count
         if not live:
             self._clear(slot)
 
@@ -70,26 +74,25 @@ class StripeTable:
 
     def _clear(self, slot: int) -> None:
         self.entries[slot] = (0, 0, 0, 0)
-        self._offer(slot)
+        self._used_count -= slot < self._slot_count
 
     # -- who may write where ----------------------------------------------------------------------------------------
 
     def open_slots(self, count: int) -> None:
         """As primary: `count` slots exist in the columns, and nothing of an earlier epoch is unanswered (F3)."""
-        self._slot_count = count
         self._writing.clear()
         self._unanswered.clear()
-        self._free = {slot: None for slot in range(count) if self._is_free(slot)}
+        self.resize(count)
 
     def resize(self, count: int) -> None:
         """The columns turned out to have `count` slots."""
         self._slot_count = count
-        self._free = {slot: None for slot in range(count) if self._is_free(slot)}
+        self._used_count = int(np.count_nonzero(self.entries["epoch"][:count]))
+        self._cursor = 0
 
     def close_slots(self) -> None:
         """No longer primary: nothing is allocated."""
-        self._slot_count = 0
-        self._free.clear()
+        self.resize(0)
 
     @property
     def slot_count(self) -> int:
@@ -97,19 +100,31 @@ class StripeTable:
         return self._slot_count
 
     @property
+    def used_count(self) -> int:
+        """Slots that hold a stripe."""
+        return self._used_count
+
+    @property
     def free_count(self) -> int:
         """Slots that `allocate` can hand out now."""
-        return len(self._free)
+        busy = self._readers.keys() | self._writing | self._unanswered.keys()
+        blocked = sum(slot < self._slot_count and not self._in_use(slot) for slot in busy)
+        return self._slot_count - self._used_count - blocked
 
     def allocate(self) -> int | None:
-        """A free slot for a new stripe, or None."""
-        if not self._free:
-            return None
-        slot = next(iter(self._free))
-        del self._free[slot]
-        assert self._is_free(slot)
-        self._writing.add(slot)
-        return slot
+        """A free slot for a new stripe, or None. Goes round, so that a slot rests as long as it can."""
+        count = self._slot_count
+        for start, stop in ((self._cursor, count), (0, self._cursor)):
+            for base in range(start, stop, _WINDOW_SLOTS):
+                end = min(base + _WINDOW_SLOTS, stop)
+                epochs = self.entries["epoch"][base:end]
+                empty: list[int] = [base + at for at in np.flatnonzero(epochs == 0).tolist()]
+                for slot in (*empty, *range(base + len(epochs), end)):
+                    if self._is_free(slot):
+                        self._writing.add(slot)
+                        self._cursor = slot + 1
+                        return slot
+        return None
 
     def written(self, slot: int, unanswered: Iterable[object] = ()) -> None:
         """The stripe for `slot` is committed or given up; `unanswered` are the attaches whose writes failed."""
@@ -117,7 +132,6 @@ class StripeTable:
         failed = set(unanswered)
         if failed:
             self._unanswered[slot] = self._unanswered.get(slot, set()) | failed
-        self._offer(slot)
 
     def attach_gone(self, column: object) -> None:
         """A newer attach drained this one (F3): its commands can no longer take effect."""
@@ -125,7 +139,6 @@ class StripeTable:
             self._unanswered[slot].discard(column)
             if not self._unanswered[slot]:
                 del self._unanswered[slot]
-                self._offer(slot)
 
     def hold(self, slot: int) -> None:
         """A reader depends on what is in `slot`."""
@@ -136,15 +149,12 @@ class StripeTable:
         self._readers[slot] -= 1
         if not self._readers[slot]:
             del self._readers[slot]
-            self._offer(slot)
+
+    def _in_use(self, slot: int) -> bool:
+        return slot < len(self.entries) and bool(self.entries["epoch"][slot])
 
     def _is_free(self, slot: int) -> bool:
-        in_use = slot < len(self.entries) and bool(self.entries["epoch"][slot])
-        return not (in_use or slot in self._readers or slot in self._writing or slot in self._unanswered)
-
-    def _offer(self, slot: int) -> None:
-        if slot < self._slot_count and self._is_free(slot):
-            self._free[slot] = None
+        return not (self._in_use(slot) or slot in self._readers or slot in self._writing or slot in self._unanswered)
 
     def emptiest(self, count: int, blocks_max: int) -> list[int]:
         """Up to `count` slots with the fewest live blocks, fewer than `blocks_max` each, emptiest first."""
