@@ -5,7 +5,7 @@ requests that have come are parsed in one loop over the receive buffer, and the 
 buffer: it is handed to the volume uncopied, which may keep it, so memory that held a payload is never written again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -37,7 +37,12 @@ HOLE_BYTES_MIN: Final = 32 * 1024
 The first byte that is not zero ends the search of a piece, so data costs next to nothing."""
 
 OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Replies gathered before the owner has to take them: reads that complete at once would otherwise pile up unbounded."""
+"""Replies per loop turn: reads that complete at once would otherwise pile up unbounded."""
+
+TURN_SHARE: Final = 128
+OTHER_SHARE: Final = 16
+"""Requests of one connection per loop turn, and how many of them anything but a read or write counts for (a block
+status walks maps). Thousands of requests fit into the receive buffer; heartbeats and others cannot wait for all."""
 
 _ZEROES: Final = bytes(HOLE_BYTES_MIN)
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
@@ -124,6 +129,7 @@ class Transmission:
         self._skip_bytes = 0
         self._skip_reply: tuple[int, int, int, str] | None = None
         self._stalled = False
+        self._turn_over = False
         self._ready_asked = False
 
     # --- the owner's side -------------------------------------------------------------------------------------------
@@ -164,18 +170,20 @@ class Transmission:
             self.received(taken)
 
     def take_output(self) -> list[Buffer]:
-        """The replies since the last call."""
+        """The replies since the last call. When a turn's share was used up, `wake` is called from here at once."""
         self._awake = False
         self._output_bytes = 0
         output, self._output = self._output, []
+        if self._turn_over:
+            self._turn_over = False
+            self._notify()
         return output
 
-    def resume(self) -> bool:
-        """Take up parsing where a limit stopped it; False when nothing came of it (no output, or still no room)."""
-        self._awake = True
-        self._parse()
-        self._awake = False
-        return bool(self._output)
+    def resume(self) -> None:
+        """Take up parsing where a limit stopped it; to be called, once per loop turn, after `wake`."""
+        if self._stalled:
+            self._awake = True
+            self._parse()
 
     def drop(self) -> None:
         """The connection is gone or has to go: answer nothing any more; what waits here never gets to the volume."""
@@ -190,6 +198,7 @@ class Transmission:
 
     def _parse(self) -> None:
         self._stalled = False
+        share = TURN_SHARE
         unpack = nbd.REQUEST.unpack_from
         slab, start, end = self._slab, self._start, self._end
         volume, size_bytes = self._volume, self._size_bytes
@@ -203,14 +212,13 @@ class Transmission:
                     break
             elif end - start < 28:
                 break
-            if (
-                self.in_flight >= requests_max
-                or self.output_blocked
-                or self._output_bytes > OUTPUT_BYTES_MAX
-                or not ready()
-            ):
+            if self.in_flight >= requests_max or self.output_blocked or not ready():
                 self._stall()
                 break
+            if share <= 0 or self._output_bytes > OUTPUT_BYTES_MAX:
+                self._stalled = self._turn_over = True
+                break
+            share -= 1
             if self._large is not None:
                 self._submit_large()
                 continue
@@ -226,6 +234,7 @@ class Transmission:
                 or not 0 < length <= 33554432
             ):
                 start += 28
+                share -= OTHER_SHARE - 1
                 self._counters.requests += 1
                 self._other(flags, command, cookie, offset, length)
                 continue
@@ -483,31 +492,47 @@ def merge_extents(extents: Sequence[tuple[int, int]], length: int, extents_max: 
 
 
 def data_and_hole_chunks(cookie: int, offset: int, buffers: Sequence[Buffer]) -> list[Buffer]:
-    """A structured READ reply in which runs of zeroes (whole pieces of HOLE_BYTES_MIN) are hole chunks."""
-    runs: list[tuple[bool, int, list[Buffer]]] = []
+    """A structured READ reply in which runs of at least HOLE_BYTES_MIN zeroes are hole chunks."""
+    runs: list[tuple[bool, int, list[Buffer]]] = [(False, 0, [])]
+    zeroes: list[Buffer] = []
+    zero_bytes = 0
+    for piece in _pieces(buffers):
+        if piece[0] == 0 and _ZEROES.startswith(piece):
+            zeroes.append(piece)
+            zero_bytes += len(piece)
+            continue
+        if zero_bytes >= HOLE_BYTES_MIN:
+            runs += [(True, zero_bytes, []), (False, len(piece), [piece])]
+        else:
+            _, run_bytes, parts = runs[-1]
+            parts += zeroes
+            parts.append(piece)
+            runs[-1] = (False, run_bytes + zero_bytes + len(piece), parts)
+        zeroes, zero_bytes = [], 0
+    if zero_bytes:
+        hole = zero_bytes >= HOLE_BYTES_MIN
+        runs.append((hole, zero_bytes, [] if hole else zeroes))
+    return _chunks_of(cookie, offset, [run for run in runs if run[1]])
+
+
+def _pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     for buffer in buffers:
-        view = memoryview(buffer)
-        for at in range(0, len(view), HOLE_BYTES_MIN):
-            piece = view[at : at + HOLE_BYTES_MIN]
-            hole = piece[0] == 0 and _ZEROES.startswith(piece)
-            if runs and runs[-1][0] == hole:
-                _, run_bytes, parts = runs[-1]
-                if not hole:
-                    parts.append(piece)
-                runs[-1] = (hole, run_bytes + len(piece), parts)
-            else:
-                runs.append((hole, len(piece), [] if hole else [piece]))
-    chunks: list[Buffer] = []
+        if len(buffer) <= HOLE_BYTES_MIN:
+            yield buffer
+        else:
+            view = memoryview(buffer)
+            for at in range(0, len(view), HOLE_BYTES_MIN):
+                yield view[at : at + HOLE_BYTES_MIN]
+
+
+def _chunks_of(cookie: int, offset: int, runs: list[tuple[bool, int, list[Buffer]]]) -> list[Buffer]:
+    magic, chunks = nbd.STRUCTURED_REPLY_MAGIC, list[Buffer]()
     for number, (hole, run_bytes, parts) in enumerate(runs, 1):
         done = nbd.CHUNK_DONE if number == len(runs) else 0
         if hole:
-            chunks.append(
-                nbd.HOLE_CHUNK.pack(nbd.STRUCTURED_REPLY_MAGIC, done, Chunk.OFFSET_HOLE, cookie, 12, offset, run_bytes)
-            )
+            chunks.append(nbd.HOLE_CHUNK.pack(magic, done, Chunk.OFFSET_HOLE, cookie, 12, offset, run_bytes))
         else:
-            chunks.append(
-                nbd.DATA_CHUNK.pack(nbd.STRUCTURED_REPLY_MAGIC, done, Chunk.OFFSET_DATA, cookie, run_bytes + 8, offset)
-            )
+            chunks.append(nbd.DATA_CHUNK.pack(magic, done, Chunk.OFFSET_DATA, cookie, run_bytes + 8, offset))
             chunks += parts
         offset += run_bytes
     return chunks

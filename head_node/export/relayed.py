@@ -32,10 +32,13 @@ class RelayedClient:
         clock: Clock,
         timing: RelayTiming,
         counters: NbdCounters,
+        moved: Callable[[], bool],
         on_end: Callable[[str], None],
     ) -> None:
-        """`on_end` is called once when the link is gone, with the reason ("" after a disconnect in good order)."""
+        """`moved` says, asked at each heartbeat, that this head serves the volume by now.
+        `on_end` is called once when the link is gone, with the reason ("" after a disconnect in good order)."""
         self._client = client
+        self._moved = moved
         self._on_end = on_end
         self._ended = False
         self._counters = counters
@@ -99,6 +102,8 @@ class RelayedClient:
     def link_beat(self) -> None:
         if not self._client.is_reading() and peer_is_gone(self._client):
             self._link.lose("the client is gone")
+        elif self._moved():
+            self._link.lose("this head serves the volume by now")
 
     def link_lost(self, reason: str) -> None:
         self._counters.relays_open -= 1
@@ -161,13 +166,13 @@ class RelayedTransmission:
             return
         core.feed(data)
         self._link.consumed(len(data))
-        self._flush()
+        self._reply()
 
     def link_drained(self) -> None:
         core = self._core
         if core is not None and core.output_blocked:
             core.output_blocked = False
-            self._flush()
+            self._go_on()
 
     def link_ended(self) -> None:
         self._link.lose("an END frame from the client's side")
@@ -187,27 +192,37 @@ class RelayedTransmission:
         self._on_end(self)
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._go_on)
 
-    def _flush(self) -> None:
+    def _go_on(self) -> None:
+        """There are replies, or room again: take up what a limit stopped, then what waits, a frame or two per turn."""
         core = self._core
         if core is None or self._link.closed:
             return
-        while True:
-            self._link.send_data(core.take_output())
-            if self._link.closed:
-                return
-            core.output_blocked = self._link.pending_bytes > PENDING_BYTES_MAX
-            if core.stalled:
-                if core.resume():
-                    continue
-                if core.stalled:
-                    break
-            if not self._waiting:
-                break
-            data = self._waiting.popleft()
-            core.feed(data)
-            self._link.consumed(len(data))
+        try:
+            core.resume()
+            if self._waiting and not core.stalled:
+                data = self._waiting.popleft()
+                core.feed(data)
+                self._link.consumed(len(data))
+        except Exception as error:  # a bug must cost this client only
+            self._counters.internal_errors += 1
+            log.exception("event=nbd_internal_error relayed=1 volume=%s", self.volume_id)
+            self._link.lose(f"internal error: {error!r}")
+            return
+        if self._waiting and not core.stalled:
+            self._wake()
+        self._reply()
+
+    def _reply(self) -> None:
+        core = self._core
+        if core is None or self._link.closed:
+            return
+        self._link.send_data(core.take_output())
+        if self._link.closed:
+            return
+        if self._link.pending_bytes > PENDING_BYTES_MAX:
+            core.output_blocked = True  # only `link_drained` takes it back, as that is where parsing goes on
         if core.phase is Phase.BROKEN:
             log.warning("event=nbd_garbage relayed=1 volume=%s reason=%s", self.volume_id, core.fault)
             self._link.lose(core.fault)

@@ -41,6 +41,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._peer = ""
+        self._name = ""
         self._rejection_logged = False
         self._reset = False
 
@@ -69,15 +70,13 @@ class NbdConnection(asyncio.BufferedProtocol):
         try:
             if self._core is not None:
                 self._core.received(nbytes)
-                self._flush()
+                self._reply()
             elif self._relay is not None:
                 self._relay.received(nbytes)
             else:
                 self._negotiate(self._negotiation.receive(self._buffer[:nbytes]))
-        except Exception as error:  # a bug must cost this connection only
-            self._server.counters.internal_errors += 1
-            log.exception("event=nbd_internal_error peer=%s", self._peer)
-            self.reset_client(f"internal error: {error!r}")
+        except Exception as error:
+            self._bug(error)
 
     def eof_received(self) -> bool:
         """A client may half-close after DISC and still wait for its replies; any other end of file is the end."""
@@ -94,7 +93,7 @@ class NbdConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         if self._core is not None:
             self._core.output_blocked = False
-            self._flush()
+            self._go_on()
         elif self._relay is not None:
             self._relay.block_client(False)
         else:
@@ -174,6 +173,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             size = export.volume.size_bytes if isinstance(export, LocalExport) else export.size_bytes
             return self._negotiation.grant(size)
         self.volume_id = export.volume_id
+        self._name = event.name
         if isinstance(export, LocalExport):
             self._serve(export)
         else:
@@ -197,7 +197,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             limits=self._server.limits,
         )
         self._core.feed(self._negotiation.leftover())
-        self._flush()
+        self._reply()
 
     def _begin(self) -> None:
         if self._deadline is not None:
@@ -228,6 +228,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             clock=self._server.env.clock,
             timing=self._server.timing,
             counters=self._server.counters,
+            moved=self._serves_by_now,
             on_end=self._relay_ended,
         )
         leftover = self._negotiation.leftover()
@@ -235,22 +236,45 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._relay.send(leftover)
         self._resume_reading()
 
+    def _serves_by_now(self) -> bool:
+        """Whether this head has become the primary of what it relays: its clients are better off coming again."""
+        try:
+            return isinstance(self._server.exports.find(self._name), LocalExport)
+        except ExportUnavailable:
+            return False
+
     # --- transmission -----------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._go_on)
 
-    def _flush(self) -> None:
-        """Write the replies of this loop turn at once, and keep reading in step with what may be taken."""
+    def _go_on(self) -> None:
+        """There are replies, or room again: take up what a limit stopped, unless the client has left meanwhile."""
         core = self._core
         if core is None or self._reset:
             return
         if core.stalled and peer_is_gone(self._transport):
             self.reset_client("the client is gone")
             return
+        try:
+            core.resume()
+        except Exception as error:
+            self._bug(error)
+            return
+        self._reply()
+
+    def _bug(self, error: Exception) -> None:
+        """A bug must cost this connection only."""
+        self._server.counters.internal_errors += 1
+        log.exception("event=nbd_internal_error peer=%s", self._peer)
+        self.reset_client(f"internal error: {error!r}")
+
+    def _reply(self) -> None:
+        """Write the replies of this loop turn at once, and keep reading in step with what may be taken."""
+        core = self._core
+        if core is None or self._reset:
+            return
         self._write(core.take_output())
-        while core.stalled and core.resume():
-            self._write(core.take_output())
         if core.phase is Phase.BROKEN:
             self.reset_client(core.fault)
             return

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kit.export import VOLUME_ID, LinkEnd, MemoryDirectory, MemoryVolume, link_pair, one_volume, until
 
+from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
 from head_node.export.interface import LocalExport, RelayTransport, RemoteExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
@@ -200,6 +201,78 @@ def test_silence_ends_both_halves() -> None:
                 await pending
             await until(lambda: pair.head.counters.relays_open == 0)
             assert pair.head.counters.relays_lost == 1
+
+    run(scenario())
+
+
+def test_a_head_that_has_become_the_primary_sends_its_relayed_clients_back_to_itself() -> None:
+    async def scenario() -> None:
+        async with relaying() as pair:
+            policy = ReconnectPolicy(total_s_max=5)
+            client = await NbdClient.connect([pair.address], "vol", policy)
+            near, far = pair.links[0]
+            near.cut = far.cut = True  # the old primary is stopped: no answer, no end
+            pending = client.write(0, b"n" * K4)
+            directory = pair.head.exports
+            assert isinstance(directory, MemoryDirectory)
+            directory.exports["vol"] = LocalExport(VOLUME_ID, pair.volume)
+            await pending
+            assert pair.volume.data[:K4] == b"n" * K4
+            await client.close()
+
+    run(scenario())
+
+
+class Collector:
+    """A bare other end: keeps the bytes of DATA frames, gives credit only when told."""
+
+    def __init__(self) -> None:
+        self.received_bytes = 0
+
+    def frame_received(self, frame: memoryview) -> None:
+        if frame[0] == Frame.DATA:
+            self.received_bytes += len(frame) - 1
+
+    def transport_lost(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+def test_requests_stopped_for_want_of_credit_go_on_when_it_comes_in_bits() -> None:
+    """Given replies that wait for credit and a request stopped because of them, when something else is answered while
+    they have drained only in part, then the request still goes on once they have drained."""
+
+    async def scenario() -> None:
+        volume = MemoryVolume(8 << 20)
+        primary = NbdServer(one_volume(volume), Environment())
+        near, far = link_pair()
+        collector = Collector()
+        near.start(collector)
+        primary.accept_relay(far, LocalExport(VOLUME_ID, volume))
+        near.send([bytes((Frame.OPEN, 1, 0))])
+
+        def read(cookie: int, length: int) -> None:
+            request = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.Command.READ, cookie, 0, length)
+            near.send([bytes((Frame.DATA,)), request])
+
+        def credit(count: int) -> None:
+            near.send([bytes((Frame.CREDIT,)), nbd.U32.pack(count)])
+
+        volume.hold = True
+        read(1, K4)
+        await until(lambda: volume.held)
+        volume.hold = False
+        read(2, 2 * WINDOW_BYTES)
+        read(3, K4)
+        await until(lambda: collector.received_bytes == WINDOW_BYTES)
+        credit(64 * 1024)
+        await until(lambda: collector.received_bytes == WINDOW_BYTES + 64 * 1024)
+        volume.release()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        credit(WINDOW_BYTES)
+        await until(lambda: collector.received_bytes == 2 * WINDOW_BYTES + 2 * K4 + 3 * 16)
+        collector.transport_lost = lambda reason: None  # type: ignore[method-assign]
+        await primary.close()
 
     run(scenario())
 
