@@ -18,7 +18,7 @@ def test_nbdinfo_sees_size_and_abilities(new_volume: Callable[[int], Volume]) ->
     assert export["is_read_only"] is False
     for ability in ("can_flush", "can_fua", "can_trim", "can_zero"):
         assert export[ability] is True, ability
-    assert export["block_minimum"] == 4096
+    assert export["block_size_minimum"] == 4096
 
 
 def test_nbdinfo_lists_the_volumes_of_every_head(new_volume: Callable[[int], Volume]) -> None:
