@@ -5,7 +5,7 @@ requests that have come are parsed in one loop over the receive buffer, and the 
 buffer: it is handed to the volume uncopied, which may keep it, so memory that held a payload is never written again.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -15,6 +15,7 @@ from head_node.export import nbd_protocol as nbd
 from head_node.export.counters import NbdCounters
 from head_node.export.interface import Buffer
 from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
+from head_node.export.replies import HOLE_BYTES_MIN, chunk, data_and_hole_chunks, merge_extents
 from head_node.volume.interface import ServedVolume
 
 SLAB_BYTES: Final = 256 * 1024
@@ -32,10 +33,6 @@ EXTENTS_BYTES_MAX: Final = 1 << 30
 EXTENTS_MAX: Final = 8192
 """Extents per BLOCK_STATUS reply, 64 KiB of them."""
 
-HOLE_BYTES_MIN: Final = 32 * 1024
-"""Reads at least this long are searched for zeroes, in pieces of this size: a hole chunk of 32 bytes replaces each run.
-The first byte that is not zero ends the search of a piece, so data costs next to nothing."""
-
 OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Replies per loop turn: reads that complete at once would otherwise pile up unbounded."""
 
@@ -44,7 +41,6 @@ OTHER_SHARE: Final = 16
 """Requests of one connection per loop turn, and how many of them anything but a read or write counts for (a block
 status walks maps). Thousands of requests fit into the receive buffer; heartbeats and others cannot wait for all."""
 
-_ZEROES: Final = bytes(HOLE_BYTES_MIN)
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
 
 _ALLOWED_FLAGS: Final[dict[int, int]] = {
@@ -443,13 +439,13 @@ class Transmission:
             body = nbd.U32.pack(nbd.META_CONTEXT_ALLOCATION_ID) + b"".join(
                 nbd.EXTENT.pack(*extent) for extent in merged
             )
-            self._output.append(_chunk(cookie, Chunk.BLOCK_STATUS, body))
+            self._output.append(chunk(cookie, Chunk.BLOCK_STATUS, body))
             self._output_bytes += len(body)
         self._notify()
 
     def _succeed(self, cookie: int, command: int) -> None:
         if self._structured and command == Command.READ:
-            self._output.append(_chunk(cookie, Chunk.NONE, b""))
+            self._output.append(chunk(cookie, Chunk.NONE, b""))
         else:
             self._output.append(nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, 0, cookie))
 
@@ -465,74 +461,6 @@ class Transmission:
     def _error(self, cookie: int, error: int, text: str) -> None:
         if self._structured:
             said = text.encode()
-            self._output.append(_chunk(cookie, Chunk.ERROR, nbd.ERROR_CHUNK.pack(error, len(said)) + said))
+            self._output.append(chunk(cookie, Chunk.ERROR, nbd.ERROR_CHUNK.pack(error, len(said)) + said))
         else:
             self._output.append(nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, error, cookie))
-
-
-def _chunk(cookie: int, kind: Chunk, body: bytes) -> bytes:
-    return nbd.CHUNK_HEADER.pack(nbd.STRUCTURED_REPLY_MAGIC, nbd.CHUNK_DONE, kind, cookie, len(body)) + body
-
-
-def merge_extents(extents: Sequence[tuple[int, int]], length: int, extents_max: int) -> list[tuple[int, int]]:
-    """Join neighbours of equal flags and cut at `length` bytes and `extents_max` extents."""
-    merged: list[tuple[int, int]] = []
-    for extent_bytes, flags in extents:
-        extent_bytes = min(extent_bytes, length)
-        if extent_bytes <= 0:
-            continue
-        length -= extent_bytes
-        if merged and merged[-1][1] == flags:
-            merged[-1] = (merged[-1][0] + extent_bytes, flags)
-        elif len(merged) == extents_max:
-            break
-        else:
-            merged.append((extent_bytes, flags))
-    return merged
-
-
-def data_and_hole_chunks(cookie: int, offset: int, buffers: Sequence[Buffer]) -> list[Buffer]:
-    """A structured READ reply in which runs of at least HOLE_BYTES_MIN zeroes are hole chunks."""
-    runs: list[tuple[bool, int, list[Buffer]]] = [(False, 0, [])]
-    zeroes: list[Buffer] = []
-    zero_bytes = 0
-    for piece in _pieces(buffers):
-        if piece[0] == 0 and _ZEROES.startswith(piece):
-            zeroes.append(piece)
-            zero_bytes += len(piece)
-            continue
-        if zero_bytes >= HOLE_BYTES_MIN:
-            runs += [(True, zero_bytes, []), (False, len(piece), [piece])]
-        else:
-            _, run_bytes, parts = runs[-1]
-            parts += zeroes
-            parts.append(piece)
-            runs[-1] = (False, run_bytes + zero_bytes + len(piece), parts)
-        zeroes, zero_bytes = [], 0
-    if zero_bytes:
-        hole = zero_bytes >= HOLE_BYTES_MIN
-        runs.append((hole, zero_bytes, [] if hole else zeroes))
-    return _chunks_of(cookie, offset, [run for run in runs if run[1]])
-
-
-def _pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    for buffer in buffers:
-        if len(buffer) <= HOLE_BYTES_MIN:
-            yield buffer
-        else:
-            view = memoryview(buffer)
-            for at in range(0, len(view), HOLE_BYTES_MIN):
-                yield view[at : at + HOLE_BYTES_MIN]
-
-
-def _chunks_of(cookie: int, offset: int, runs: list[tuple[bool, int, list[Buffer]]]) -> list[Buffer]:
-    magic, chunks = nbd.STRUCTURED_REPLY_MAGIC, list[Buffer]()
-    for number, (hole, run_bytes, parts) in enumerate(runs, 1):
-        done = nbd.CHUNK_DONE if number == len(runs) else 0
-        if hole:
-            chunks.append(nbd.HOLE_CHUNK.pack(magic, done, Chunk.OFFSET_HOLE, cookie, 12, offset, run_bytes))
-        else:
-            chunks.append(nbd.DATA_CHUNK.pack(magic, done, Chunk.OFFSET_DATA, cookie, run_bytes + 8, offset))
-            chunks += parts
-        offset += run_bytes
-    return chunks

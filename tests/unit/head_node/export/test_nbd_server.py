@@ -11,7 +11,6 @@ from head_node.export import nbd_protocol as nbd
 from head_node.export.counters import NbdCounters
 from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
 from head_node.export.nbd_server import (
-    HOLE_BYTES_MIN,
     LARGE_PAYLOAD_BYTES,
     OTHER_SHARE,
     OUTPUT_BYTES_MAX,
@@ -20,9 +19,8 @@ from head_node.export.nbd_server import (
     Limits,
     Phase,
     Transmission,
-    data_and_hole_chunks,
-    merge_extents,
 )
+from head_node.export.replies import HOLE_BYTES_MIN, data_and_hole_chunks, merge_extents
 
 SIZE = 1 << 20
 K4 = 4096
