@@ -70,7 +70,10 @@ class SledStorage:
     Hooks the target may set: `on_device_offline(index, reason)`, called when a device stops being served (its
     namespaces' `device` is `OFFLINE` by then and a reset of the real one is under way, so commands admitted
     before still complete or never take effect); `on_fence_raised(volume, fence)`, called when a *joining* device
-    brought a higher fence than the sled's.
+    brought a higher fence than the sled's; `on_rejoin(index)`, called when a device that this start served before
+    is about to be served again: it may have lost unflushed writes in between, so every association that had
+    commands on it must be ended here, or a later flush would vouch for them (D1). Without it such a device is
+    refused until a restart, whose boot counter tells the heads.
     """
 
     def __init__(self, sled_id: UUID, env: Environment) -> None:
@@ -92,7 +95,9 @@ class SledStorage:
         }
         self.on_device_offline: Callable[[int, str], None] | None = None
         self.on_fence_raised: Callable[[UUID, StoredFence], None] | None = None
+        self.on_rejoin: Callable[[int], None] | None = None
         self._env = env
+        self._served: set[int] = set()
         self._fences: dict[UUID, StoredFence] = {}
         self._roster = DeviceRoster()
         self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
@@ -159,8 +164,8 @@ class SledStorage:
         """Take a device in while serving (new, or one that was away); return its index.
 
         It gets every fence before it is served, and any fence that is higher on it is raised here and on all other
-        devices first. Raises DeviceUntrusted, and then the device is left offline and untouched; the storage owns and
-        closes it in either case.
+        devices first. The caller then takes over what is new in `namespaces`. Raises DeviceUntrusted, and then the
+        device is left offline and untouched; the storage owns and closes it in either case.
         """
         self._roster.add(device)
         try:
@@ -169,6 +174,10 @@ class SledStorage:
                 if not format:
                     raise DeviceUntrusted("it is blank and formatting was not asked for")
                 loaded = await self._format(device, loaded, table_records)
+            if loaded.index in self._served and self.on_rejoin is None:
+                raise DeviceUntrusted(
+                    "it was served before in this start; restart the sled to take it in", loaded.index
+                )
             raised = self._adopt(loaded)
             await self._spread(raised)
         except DeviceUntrusted as error:
@@ -493,6 +502,9 @@ class SledStorage:
         if store.needs_healing:
             self.counters["tables_healed"] += 1
         self._issued_durable_ms = max(self._issued_durable_ms, self.issued_ms)
+        if store.index in self._served and self.on_rejoin is not None:
+            self.on_rejoin(store.index)
+        self._served.add(store.index)
         store.state = DeviceState.ONLINE
         for nsid in [nsid for nsid, namespace in self.namespaces.items() if namespace.device_index == store.index]:
             del self.namespaces[nsid]

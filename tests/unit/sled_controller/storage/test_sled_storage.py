@@ -416,6 +416,8 @@ def test_a_device_that_comes_back_gets_the_fences_before_it_is_served() -> None:
         storage.take_offline(0, "pulled")
         storage.raise_fence(volume(1), fence(2), unexpected)
         storage.release(0)
+        ended: list[int] = []
+        storage.on_rejoin = ended.append
         drive = Latency(devices[0], lambda operation: 0.0)
         joining = asyncio.ensure_future(storage.join(drive))
         while storage.device_states()[0][1] is not DeviceState.JOINING:
@@ -425,8 +427,24 @@ def test_a_device_that_comes_back_gets_the_fences_before_it_is_served() -> None:
         assert raised == 0
         assert await joining == 0
         assert storage.namespaces[1].device is drive
+        assert ended == [0]
         alone = await open_storage([devices[0].clone()])
         assert alone.fences() == {volume(1): fence(2), volume(2): fence(9)}
+
+    run(scenario())
+
+
+def test_a_device_served_before_in_this_start_needs_someone_to_end_what_used_it() -> None:
+    """Its unflushed writes may be lost, and a flush after it came back would vouch for them (D1)."""
+
+    async def scenario() -> None:
+        devices = memory_devices(2)
+        storage = await open_storage(devices, format=True)
+        storage.take_offline(0, "pulled")
+        with pytest.raises(DeviceUntrusted, match="restart the sled"):
+            await storage.join(devices[0])
+        assert storage.device_states() == ((0, OFFLINE), (1, ONLINE))
+        assert (await open_storage(devices)).device_states() == ((0, ONLINE), (1, ONLINE))
 
     run(scenario())
 
