@@ -229,12 +229,24 @@ HLEN: Final[dict[int, int]] = {
 
 _CARRY_DATA: Final = frozenset({PduType.CAPSULE_CMD, PduType.H2C_DATA, PduType.C2H_DATA})
 _NO_DIGEST: Final = frozenset({PduType.IC_REQ, PduType.IC_RESP, PduType.H2C_TERM_REQ, PduType.C2H_TERM_REQ})
-_FLAGS: Final[dict[int, int]] = {
-    PduType.CAPSULE_CMD: PduFlag.HDGST | PduFlag.DDGST,
-    PduType.CAPSULE_RESP: PduFlag.HDGST,
-    PduType.H2C_DATA: PduFlag.HDGST | PduFlag.DDGST | PduFlag.LAST,
-    PduType.C2H_DATA: PduFlag.HDGST | PduFlag.DDGST | PduFlag.LAST | PduFlag.SUCCESS,
-    PduType.R2T: PduFlag.HDGST,
+# Plain numbers: an operator of IntFlag is a call, and its `~` knows nothing of bits without a name.
+HDGST_FLAG: Final = int(PduFlag.HDGST)
+DDGST_FLAG: Final = int(PduFlag.DDGST)
+LAST_FLAG: Final = int(PduFlag.LAST)
+HEADER_DIGEST: Final = int(Digest.HEADER)
+DATA_DIGEST: Final = int(Digest.DATA)
+_CAPSULE_CMD: Final = int(PduType.CAPSULE_CMD)
+_DATA_KINDS: Final = frozenset({int(PduType.H2C_DATA), int(PduType.C2H_DATA)})
+_TERM_KINDS: Final = frozenset({int(PduType.H2C_TERM_REQ), int(PduType.C2H_TERM_REQ)})
+_FLAGS_RESERVED: Final[dict[int, int]] = {
+    kind: 0xFF & ~int(legal)
+    for kind, legal in {
+        PduType.CAPSULE_CMD: PduFlag.HDGST | PduFlag.DDGST,
+        PduType.CAPSULE_RESP: PduFlag.HDGST,
+        PduType.H2C_DATA: PduFlag.HDGST | PduFlag.DDGST | PduFlag.LAST,
+        PduType.C2H_DATA: PduFlag.HDGST | PduFlag.DDGST | PduFlag.LAST | PduFlag.SUCCESS,
+        PduType.R2T: PduFlag.HDGST,
+    }.items()
 }
 
 
@@ -244,12 +256,12 @@ class PduError(Exception):
     `header` is what came of the PDU in error.
     """
 
-    def __init__(self, fes: FatalError, fei: int, reason: str, header: bytes = b"") -> None:
+    def __init__(self, fes: FatalError, fei: int, reason: str, header: Buffer = b"") -> None:
         super().__init__(reason)
         self.fes = fes
         self.fei = fei
         self.reason = reason
-        self.header = header
+        self.header = bytes(header[:COMMON_BYTES]) if len(header) > TERM_BYTES_MAX else bytes(header)
 
 
 def crc32c_of(*parts: Buffer) -> int:
@@ -280,37 +292,36 @@ def check_header(
     asked of this sender's data.
     """
     kind, flags, hlen, pdo, plen = COMMON.unpack_from(header)
-    seen = bytes(header[:COMMON_BYTES])
     if kind not in HLEN:
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 0, f"type {kind:#04x} is unknown", seen)
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 0, f"type {kind:#04x} is unknown", header)
     if kind not in accepted:
-        raise PduError(FatalError.PDU_SEQUENCE, 0, f"{PduType(kind).name} is not expected here", seen)
+        raise PduError(FatalError.PDU_SEQUENCE, 0, f"{PduType(kind).name} is not expected here", header)
     if hlen != HLEN[kind]:
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 2, f"header length {hlen}, not {HLEN[kind]}", seen)
-    if kind in (PduType.H2C_TERM_REQ, PduType.C2H_TERM_REQ):
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 2, f"header length {hlen}, not {HLEN[kind]}", header)
+    if kind in _TERM_KINDS:
         if not TERM_HEADER_BYTES <= plen <= TERM_BYTES_MAX:
-            raise PduError(FatalError.INVALID_HEADER_FIELD, 4, f"PDU length {plen} is not that of a TermReq", seen)
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 4, f"PDU length {plen} is not that of a TermReq", header)
         return
     dgst = 0 if kind in _NO_DIGEST else dgst
-    hdgst_bytes = DIGEST_BYTES if dgst & Digest.HEADER else 0
-    if flags & ~_FLAGS.get(kind, 0) or bool(flags & PduFlag.HDGST) != bool(hdgst_bytes):
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 1, f"flags {flags:#04x} do not fit the digests agreed", seen)
+    hdgst_bytes = DIGEST_BYTES if dgst & HEADER_DIGEST else 0
+    if flags & _FLAGS_RESERVED.get(kind, 0xFF) or bool(flags & HDGST_FLAG) != bool(hdgst_bytes):
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 1, f"flags {flags:#04x} do not fit the digests agreed", header)
     start = hlen + hdgst_bytes
-    if plen == start and kind not in (PduType.H2C_DATA, PduType.C2H_DATA):
-        if flags & PduFlag.DDGST and kind != PduType.CAPSULE_CMD:
-            raise PduError(FatalError.INVALID_HEADER_FIELD, 1, "data digest without data", seen)
+    if plen == start and kind not in _DATA_KINDS:
+        if flags & DDGST_FLAG and kind != _CAPSULE_CMD:
+            raise PduError(FatalError.INVALID_HEADER_FIELD, 1, "data digest without data", header)
         return
     if kind not in _CARRY_DATA:
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 4, f"PDU length {plen}, not {start}", seen)
-    if bool(flags & PduFlag.DDGST) != bool(dgst & Digest.DATA):
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 1, f"flags {flags:#04x} do not fit the digests agreed", seen)
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 4, f"PDU length {plen}, not {start}", header)
+    if bool(flags & DDGST_FLAG) != bool(dgst & DATA_DIGEST):
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 1, f"flags {flags:#04x} do not fit the digests agreed", header)
     if pdo < start or pdo % pda_bytes:
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 3, f"data offset {pdo}", seen)
-    payload = plen - pdo - (DIGEST_BYTES if dgst & Digest.DATA else 0)
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 3, f"data offset {pdo}", header)
+    payload = plen - pdo - (DIGEST_BYTES if dgst & DATA_DIGEST else 0)
     if payload <= 0:
-        raise PduError(FatalError.INVALID_HEADER_FIELD, 4, f"PDU length {plen} leaves no data", seen)
+        raise PduError(FatalError.INVALID_HEADER_FIELD, 4, f"PDU length {plen} leaves no data", header)
     if payload > payload_bytes_max:
-        raise PduError(FatalError.LIMIT_EXCEEDED, 0, f"{payload} bytes of data, at most {payload_bytes_max}", seen)
+        raise PduError(FatalError.LIMIT_EXCEEDED, 0, f"{payload} bytes of data, at most {payload_bytes_max}", header)
 
 
 def ic_req(dgst: int, maxr2t: int = 0, hpda: int = 0) -> bytes:
@@ -348,7 +359,7 @@ def capsule_resp(cqe: bytes, dgst: int = 0) -> bytes:
 def h2c_data(cccid: int, ttag: int, datao: int, data: Sequence[Buffer], last: bool, dgst: int = 0) -> list[Buffer]:
     """H2CData with `data` (not copied) at offset `datao` of the command's data."""
     rest = H2C_DATA.pack(0, 0, 0, 0, 0, cccid, ttag, datao, _length(data))[COMMON_BYTES:]
-    return _with_data(PduType.H2C_DATA, PduFlag.LAST if last else 0, DATA_HEADER_BYTES, rest, data, dgst)
+    return _with_data(PduType.H2C_DATA, LAST_FLAG if last else 0, DATA_HEADER_BYTES, rest, data, dgst)
 
 
 def c2h_data(
@@ -359,7 +370,7 @@ def c2h_data(
     The data begins at a multiple of `align_bytes` in the PDU (HPDA).
     """
     rest = C2H_DATA.pack(0, 0, 0, 0, 0, cccid, datao, _length(data))[COMMON_BYTES:]
-    flags = PduFlag.LAST if last else 0
+    flags = LAST_FLAG if last else 0
     return _with_data(PduType.C2H_DATA, flags, DATA_HEADER_BYTES, rest, data, dgst, align_bytes)
 
 
@@ -374,9 +385,9 @@ def _length(data: Sequence[Buffer]) -> int:
 
 
 def _without_data(kind: PduType, hlen: int, rest: bytes, dgst: int) -> bytes:
-    if not dgst & Digest.HEADER:
+    if not dgst & HEADER_DIGEST:
         return COMMON.pack(kind, 0, hlen, 0, hlen) + rest
-    header = COMMON.pack(kind, PduFlag.HDGST, hlen, 0, hlen + DIGEST_BYTES) + rest
+    header = COMMON.pack(kind, HDGST_FLAG, hlen, 0, hlen + DIGEST_BYTES) + rest
     return header + digest(header)
 
 
@@ -384,9 +395,9 @@ def _with_data(
     kind: PduType, flags: int, hlen: int, rest: bytes, data: Sequence[Buffer], dgst: int, align_bytes: int = 4
 ) -> list[Buffer]:
     length = _length(data)
-    hdgst_bytes = DIGEST_BYTES if dgst & Digest.HEADER else 0
-    ddgst_bytes = DIGEST_BYTES if dgst & Digest.DATA and length else 0
-    flags |= (PduFlag.HDGST if hdgst_bytes else 0) | (PduFlag.DDGST if ddgst_bytes else 0)
+    hdgst_bytes = DIGEST_BYTES if dgst & HEADER_DIGEST else 0
+    ddgst_bytes = DIGEST_BYTES if dgst & DATA_DIGEST and length else 0
+    flags |= (HDGST_FLAG if hdgst_bytes else 0) | (DDGST_FLAG if ddgst_bytes else 0)
     end = hlen + hdgst_bytes
     start = end + -end % align_bytes if length else end
     header = COMMON.pack(kind, flags, hlen, start if length else 0, start + length + ddgst_bytes) + rest

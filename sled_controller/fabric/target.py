@@ -13,7 +13,7 @@ from typing import Final
 from sled_controller.association import AdminFields, Association
 from sled_controller.fabric import pdu
 from sled_controller.fabric.controller import KEEP_ALIVE_GRACE_MS, Controller
-from sled_controller.fabric.pdu import Digest, FatalError, PduError, PduType
+from sled_controller.fabric.pdu import FatalError, PduError, PduType
 from sled_controller.fabric.receive_buffer import ReceiveStream
 from sled_controller.fabric.vendor_io import (
     HELD_BYTES_MAX,
@@ -273,7 +273,7 @@ class TargetQueue:
         return True
 
     def _check_header_digest(self, view: memoryview, kind: int, hlen: int) -> None:
-        if not self._digests & Digest.HEADER or kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
+        if not self._digests & pdu.HEADER_DIGEST or kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
             return
         got = int.from_bytes(view[hlen : hlen + 4], "little")
         if got != pdu.crc32c_of(view[:hlen]):
@@ -286,7 +286,7 @@ class TargetQueue:
             raise PduError(FatalError.UNSUPPORTED_PARAMETER, 8, f"PDU format version {version}", seen)
         if hpda > 31:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 10, f"HPDA {hpda}", seen)
-        if digests & ~(Digest.HEADER | Digest.DATA):
+        if digests & ~(pdu.HEADER_DIGEST | pdu.DATA_DIGEST):
             raise PduError(FatalError.UNSUPPORTED_PARAMETER, 11, f"digests {digests:#x}", seen)
         self._digests = digests
         self._align = (hpda + 1) * 4
@@ -300,7 +300,7 @@ class TargetQueue:
         data: Buffer = b""
         digest_bad = False
         if pdo and plen > pdo:
-            stop = plen - (pdu.DIGEST_BYTES if self._digests & Digest.DATA else 0)
+            stop = plen - (pdu.DIGEST_BYTES if self._digests & pdu.DATA_DIGEST else 0)
             data = view[pdo:stop]
             if stop != plen:
                 digest_bad = view[stop:plen] != pdu.digest(data)
@@ -449,7 +449,7 @@ class TargetQueue:
     def _data_header(self, view: memoryview, flags: int, pdo: int, plen: int) -> None:
         _, _, _, _, _, cccid, ttag, offset, length = pdu.H2C_DATA.unpack_from(view)
         seen = bytes(view[: pdu.DATA_HEADER_BYTES])
-        digest_bytes = pdu.DIGEST_BYTES if self._digests & Digest.DATA else 0
+        digest_bytes = pdu.DIGEST_BYTES if self._digests & pdu.DATA_DIGEST else 0
         transfer = self.io.transfers.get(ttag) if self.io is not None else None
         if transfer is None:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 10, f"transfer tag {ttag} is not known", seen)
@@ -459,7 +459,7 @@ class TargetQueue:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 16, f"data length {length} is not the PDU's", seen)
         if offset != transfer.received or offset + length > transfer.total:
             raise PduError(FatalError.DATA_OUT_OF_RANGE, 12, f"data at {offset}, {transfer.received} is next", seen)
-        if bool(flags & pdu.PduFlag.LAST) != (offset + length == transfer.total):
+        if bool(flags & pdu.LAST_FLAG) != (offset + length == transfer.total):
             raise PduError(FatalError.INVALID_HEADER_FIELD, 1, "LAST_PDU is not where the data ends", seen)
         self._data_for = transfer
         self._data_left = length
@@ -474,7 +474,7 @@ class TargetQueue:
         if count:
             part = source[stream.start : stream.start + count]
             transfer.data[transfer.received : transfer.received + count] = part
-            if self._digests & Digest.DATA:
+            if self._digests & pdu.DATA_DIGEST:
                 transfer.crc = pdu.crc32c_of_more(part, transfer.crc)
             transfer.received += count
             self._data_left -= count
