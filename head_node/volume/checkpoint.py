@@ -21,7 +21,7 @@ from head_node.volume.stripes import STRIPE_ENTRY, Table
 
 CHECKPOINT_FILE: Final = "checkpoint"
 CHECKPOINT_MAGIC: Final = b"PALCHECK"
-CHECKPOINT_HEADER: Final = struct.Struct("<8sI16s16sQQQQIIII")
+CHECKPOINT_HEADER: Final = struct.Struct("<8sI16s16sQQQQIIIII")
 CHECKPOINT_CONSTRUCT: Final = c.Struct(
     "magic" / c.Const(CHECKPOINT_MAGIC),
     "version" / c.Int32ul,
@@ -35,6 +35,7 @@ CHECKPOINT_CONSTRUCT: Final = c.Struct(
     "epoch_count" / c.Int32ul,
     "slot_count" / c.Int32ul,
     "page_count" / c.Int32ul,
+    "catching_up" / c.Int32ul,
 )
 VERSION: Final = 1
 
@@ -56,13 +57,15 @@ class Checkpoint:
     epochs: tuple[tuple[int, int], ...]
     stripes: Table
     pages: dict[int, Page]
+    catching_up: bool = False
+    """Came by a full resync: the log may still end below `covered`."""
 
     def encode(self) -> list[Buffer]:
         """The file as buffers, the CRC-32C of everything before it last."""
         header = CHECKPOINT_HEADER.pack(
             CHECKPOINT_MAGIC, VERSION, self.log_id.bytes, self.volume.bytes, self.covered, self.first_sequence,
             self.before.opnum, self.before.epoch, self.before.chain,
-            len(self.epochs), len(self.stripes), len(self.pages),
+            len(self.epochs), len(self.stripes), len(self.pages), self.catching_up,
         )  # fmt: skip
         out: list[Buffer] = [header, b"".join(_EPOCH.pack(*epoch) for epoch in self.epochs), self.stripes.tobytes()]
         for number, page in sorted(self.pages.items()):
@@ -79,7 +82,7 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
     if len(view) < CHECKPOINT_HEADER.size + _CRC.size:
         raise LogCorrupt(CHECKPOINT_FILE, 0, "too short")
     fields = CHECKPOINT_HEADER.unpack_from(view)
-    magic, version, log_id, owner, covered, first_sequence, opnum, epoch, chain, epochs, slots, pages = fields
+    magic, version, log_id, owner, covered, first_sequence, opnum, epoch, chain, epochs, slots, pages, behind = fields
     sections = epochs * _EPOCH.size, slots * STRIPE_ENTRY.itemsize, pages * _PAGE_BYTES
     if magic != CHECKPOINT_MAGIC or version != VERSION:
         raise LogCorrupt(CHECKPOINT_FILE, 0, "is no checkpoint of this version")
@@ -100,4 +103,6 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
         found[_PAGE.unpack_from(view, at)[0]] = page
         at += _PAGE_BYTES
     before = Position(opnum, epoch, chain)
-    return Checkpoint(UUID(bytes=log_id), volume, covered, first_sequence, before, history, stripes, found)
+    return Checkpoint(
+        UUID(bytes=log_id), volume, covered, first_sequence, before, history, stripes, found, bool(behind)
+    )

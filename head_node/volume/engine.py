@@ -1,38 +1,29 @@
 """One volume on one head: a follower that keeps what the primary sends, or the primary that serves it.
 
-Ties the parts together and owns the role. What each part does is said in its module; docs/volume-engine.md is the map.
+Owns the role and what follows from it. What each part does is said in its module; docs/volume-engine.md is the map.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
 from head_node.files import Directory
-from head_node.volume.checkpoint import CHECKPOINT_FILE, Checkpoint, decode_checkpoint
 from head_node.volume.columns import Column
 from head_node.volume.destage import Destager
 from head_node.volume.errors import (
     BatchMalformed,
-    LogCorrupt,
     LogDiverged,
-    LogMissing,
     NotEnoughColumns,
     StaleEpoch,
-    VolumeError,
     VolumeStopped,
     WrongRole,
 )
-from head_node.volume.geometry import Geometry
-from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read_identity
-from head_node.volume.interface import BLOCK_BYTES, ServedVolume
+from head_node.volume.identity import Identity, PromiseFile
+from head_node.volume.interface import BLOCK_BYTES, Buffer, ServedVolume
 from head_node.volume.limits import Limits
-from head_node.volume.log import WriteLog
-from head_node.volume.reader import Reader
 from head_node.volume.records import (
     RECORD_BLOCKS_MAX,
     Kind,
@@ -40,21 +31,17 @@ from head_node.volume.records import (
     StripeRecord,
     epoch_record,
     parse_records,
-    parse_stripe,
     stripe_record,
     write_header,
     zero_record,
 )
-from head_node.volume.segments import SEGMENT_PREFIX, Position
+from head_node.volume.replica import LogPosition, Replica
+from head_node.volume.segments import Position
 from head_node.volume.service import ClientService
-from head_node.volume.state import VolumeState
 from head_node.volume.stripewriter import StripeWriter
 from sled_controller.environment import Environment
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-
-INSTALLING_FILE = "installing"
-"""Present while a full resync replaces the log; a log that has it is no log."""
+__all__ = ["LogPosition", "Role", "VolumeEngine"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,40 +63,14 @@ TRANSITIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class LogPosition:
-    """The last record of a log: its operation number and the epoch that wrote it."""
-
-    opnum: int
-    epoch: int
-
-
-class VolumeEngine:
+class VolumeEngine(Replica):
     """See docs/volume-engine.md. Every callback is called on the loop and may be replaced at any time."""
 
     def __init__(
         self, directory: Directory, identity: Identity, promise: PromiseFile, env: Environment, limits: Limits
     ) -> None:
-        self._directory = directory
-        self._identity = identity
-        self._promise = promise
-        self._env = env
-        self.limits = limits
-        self.volume = identity.volume
-        self.log_id = identity.log_id
-        self.size_blocks = identity.size_blocks
-        self.geometry = identity.geometry
+        super().__init__(directory, identity, promise, env, limits)
         self.role = Role.FOLLOWER
-        self.failure: Exception | None = None
-        self.state = VolumeState(self.size_blocks, self.geometry)
-        self.committed = 0
-        """Last opnum known committed here, and applied."""
-        self._log: WriteLog
-        self._pending: deque[tuple[int, int, int, Any, Any]] = deque()
-        """(opnum, kind, lba, CRCs | block count | StripeRecord, data) of records not known committed."""
-        self._epochs: list[tuple[int, int]] = []
-        self._columns: list[Column | None] = [None] * self.geometry.shards
-        self.reader = Reader(self.volume, self.state, self._columns)
         self._service = ClientService(self)
         self.served: ServedVolume = self._service
         """What EXPORT uses; only meaningful while primary."""
@@ -120,13 +81,10 @@ class VolumeEngine:
         self._held = False
         self.serving = False
         """Primary, epoch record committed, not held."""
-        self._leader_committed = 0
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._streaming: list[Buffer] = []
         self._streaming_first = 0
         self._turn_scheduled = False
-        self._checkpointing: asyncio.Task[None] | None = None
-        self._checkpoint_count = 0
         self.lease: Callable[[], bool] = lambda: True
         """F7, asked at admission and before each reply; False makes requests wait."""
         self.on_durable: Callable[[int], None] = lambda opnum: None
@@ -137,123 +95,6 @@ class VolumeEngine:
         """(opnum) when `committed` advanced, as primary only: tell the followers."""
         self.on_fenced: Callable[[int, BaseException], None] = lambda column, error: None
         """(column index, FencedOff or Superseded)."""
-
-    # -- making and recovering ------------------------------------------------------------------------------------
-
-    @classmethod
-    async def create(
-        cls,
-        directory: Directory,
-        *,
-        volume: UUID,
-        geometry: Geometry,
-        size_blocks: int,
-        env: Environment,
-        limits: Limits | None = None,
-    ) -> "VolumeEngine":
-        """Make a log with a new random log id in an empty directory. Raises DirectoryLocked, VolumeError when it is
-        not empty, OSError (ENOSPC)."""
-        limits = limits or Limits()
-        directory.lock()
-        try:
-            if directory.names():
-                raise VolumeError(f"{directory.path}: is not empty; open the log in it, or remove it first")
-            identity = Identity(env.new_uuid(), volume, size_blocks, limits.segment_bytes, geometry)
-            engine = cls(directory, identity, await PromiseFile.create(directory, identity.log_id), env, limits)
-            engine._adopt(await WriteLog.create(directory, identity.log_id, limits.segment_bytes, Position(0, 0, 0), 1))
-            await directory.replace(CHECKPOINT_FILE, engine._checkpoint(1, Position(0, 0, 0)).encode())
-            # Last, because this file is what makes it a log.
-            await directory.replace(IDENTITY_FILE, [identity.encode()])
-        except BaseException:
-            directory.close()
-            raise
-        return engine
-
-    @classmethod
-    async def open(
-        cls, directory: Directory, *, volume: UUID, env: Environment, limits: Limits | None = None
-    ) -> "VolumeEngine":
-        """Recover a log. Raises LogMissing, LogForeign, LogCorrupt, DirectoryLocked."""
-        directory.lock()
-        try:
-            return await cls._recover(directory, volume, env, limits or Limits())
-        except BaseException:
-            directory.close()
-            raise
-
-    @classmethod
-    async def _recover(cls, directory: Directory, volume: UUID, env: Environment, limits: Limits) -> "VolumeEngine":
-        identity = read_identity(directory, volume)
-        if INSTALLING_FILE in directory.names():
-            raise LogMissing(f"{directory.path}: a full resync was not finished; create a new log and join again")
-        promise = await PromiseFile.open(directory, identity.log_id)
-        engine = cls(directory, identity, promise, env, limits)
-        try:
-            checkpoint = decode_checkpoint(directory.read(CHECKPOINT_FILE), volume)
-        except FileNotFoundError:
-            raise LogCorrupt(CHECKPOINT_FILE, 0, "is missing; resync this member in full") from None
-        if checkpoint.log_id != identity.log_id:
-            raise LogCorrupt(CHECKPOINT_FILE, 0, f"is of log {checkpoint.log_id}, not {identity.log_id}")
-        engine._restore(checkpoint)
-        cut = promise.promise.cut_after
-        engine._adopt(
-            await WriteLog.recover(
-                directory, identity.log_id, identity.segment_bytes, checkpoint.first_sequence, engine._replayed, cut
-            )
-        )
-        if cut is not None:
-            await promise.intend_cut(None)
-        if not engine._epochs_match_log():
-            raise LogCorrupt(CHECKPOINT_FILE, 0, "does not fit the log")
-        engine._apply_to(min(checkpoint.covered, engine.durable))
-        return engine
-
-    def _adopt(self, log: WriteLog) -> None:
-        self._log = log
-        log.on_durable = self._durable
-        log.on_failed = self._fail
-        self.committed = log.first_opnum - 1
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.state = VolumeState(self.size_blocks, self.geometry)
-        self.state.covered = checkpoint.covered
-        self.state.map.restore(dict(checkpoint.pages))
-        self.state.stripes.entries = checkpoint.stripes
-        self.reader = Reader(self.volume, self.state, self._columns)
-        self._epochs = list(checkpoint.epochs)
-
-    def _replayed(self, record: Record) -> None:
-        self._note(record)
-
-    def _epochs_match_log(self) -> bool:
-        epochs = [epoch for epoch, _ in self._epochs]
-        return epochs == sorted(set(epochs))
-
-    # -- facts ------------------------------------------------------------------------------------------------------
-
-    @property
-    def tail(self) -> LogPosition:
-        """The last record appended here."""
-        return LogPosition(self._log.position.opnum, self._log.position.epoch)
-
-    @property
-    def durable(self) -> int:
-        """Last opnum durable in this log."""
-        return self._log.durable
-
-    @property
-    def highest_epoch(self) -> int:
-        """Senders of lower epochs are refused (F5)."""
-        return max(self._promise.promise.highest_epoch, self._log.position.epoch)
-
-    def epoch_history(self) -> list[tuple[int, int]]:
-        """(epoch, first opnum) of every epoch in this log, oldest first."""
-        tail = self._log.position.opnum
-        return [(epoch, first) for epoch, first in self._epochs if first <= tail]
-
-    def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None:
-        """Raw records from `from_opnum` on, at least one batch if there is one; None when trimmed (full resync)."""
-        return self._log.read(from_opnum, max_bytes)
 
     def no_space(self) -> bool:
         """Slots ran out and compaction cannot win any."""
@@ -300,21 +141,13 @@ class VolumeEngine:
             "requests": self._service.gauges(),
         }
 
-    # -- follower ---------------------------------------------------------------------------------------------------
-
-    async def see_epoch(self, epoch: int) -> None:
-        """Refuse senders of lower epochs from now on, durably (F5). Raises StaleEpoch when a higher one was seen."""
-        if epoch < self.highest_epoch:
-            raise StaleEpoch(epoch, self.highest_epoch)
-        await self._promise.see_epoch(epoch)
-
     def follow_append(self, batch: Buffer, *, epoch: int | None = None) -> None:
         """Append raw records of the primary of `epoch` (None: of the highest epoch seen).
 
         Raises StaleEpoch, LogDiverged, BatchMalformed; nothing of the batch is kept then. A read-only `batch` belongs
         to the engine from now on, a writable one is copied.
         """
-        self._expect(Role.FOLLOWER)
+        self._expect_follower()
         highest = self.highest_epoch
         if epoch is not None and epoch != highest:
             if epoch < highest:
@@ -348,82 +181,22 @@ class VolumeEngine:
                 start = record.end
         self._schedule_turn()
 
-    def _note(self, record: Record) -> None:
-        """Remember what a record says until it is known committed."""
-        kind = record.kind
-        what: Any = None
-        if kind == Kind.WRITE:
-            what = record.block_crcs()
-        elif kind == Kind.ZERO:
-            what = record.block_count()
-        elif kind == Kind.STRIPE:
-            what = parse_stripe(record.meta)
-        elif (record.epoch, record.opnum) not in self._epochs:
-            self._epochs.append((record.epoch, record.opnum))
-        self._pending.append((record.opnum, kind, record.lba, what, record.data))
-
     def follow_committed(self, opnum: int) -> None:
         """The primary says that everything up to `opnum` is committed."""
-        self._expect(Role.FOLLOWER)
-        self._leader_committed = max(self._leader_committed, opnum)
-        self._apply_to(min(self._leader_committed, self.durable))
+        self._expect_follower()
+        self._announced = opnum
+        self._apply_to(min(opnum, self.durable))
         self._consider_checkpoint()
-
-    async def truncate_after(self, opnum: int) -> None:
-        """Durably cut everything after `opnum`; LogDiverged when that is committed or trimmed here (full resync)."""
-        self._expect(Role.FOLLOWER)
-        if opnum >= self._log.position.opnum:
-            return
-        floor = max(self.committed, self._log.first_opnum - 1)
-        if opnum < floor or opnum < self.state.covered:
-            raise LogDiverged(f"opnum {opnum} is below {max(floor, self.state.covered)}, committed or trimmed here")
-        # The epochs cut away stay promised: truncation must not make this member accept their predecessors.
-        await self._promise.see_epoch(self._log.position.epoch)
-        await self._promise.intend_cut(opnum)
-        await self._log.truncate_after(opnum)
-        await self._promise.intend_cut(None)
-        self._pending = deque(entry for entry in self._pending if entry[0] <= opnum)
-        self._epochs = [(epoch, first) for epoch, first in self._epochs if first <= opnum]
-        self._leader_committed = min(self._leader_committed, opnum)
-
-    async def export_checkpoint(self) -> list[Buffer]:
-        """All a newcomer needs to follow from its `tail.opnum + 1` on after `install_checkpoint`."""
-        before = self._log.segment_of(self._needed_from())[1]
-        return self._checkpoint(1, before).encode()
-
-    async def install_checkpoint(self, data: Buffer) -> None:
-        """Replace everything here by an exported checkpoint (full resync); then follow from `tail.opnum + 1`.
-
-        A crash in the middle leaves a directory that `open` reports as LogMissing. Raises LogCorrupt, LogForeign."""
-        self._expect(Role.FOLLOWER)
-        checkpoint = decode_checkpoint(bytes(data), self.volume)
-        await self._settle_checkpoint()
-        await self._promise.see_epoch(self.highest_epoch)
-        await self._directory.replace(INSTALLING_FILE, [b"full resync under way\n"])
-        await self._log.close()
-        for name in self._directory.names():
-            if name.startswith(SEGMENT_PREFIX):
-                await self._directory.remove(name)
-        self._pending.clear()
-        self._leader_committed = 0
-        self._restore(checkpoint)
-        log = await WriteLog.create(
-            self._directory, self.log_id, self._identity.segment_bytes, checkpoint.before, checkpoint.first_sequence
-        )
-        self._adopt(log)
-        own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, covered=checkpoint.covered)
-        await self._directory.replace(CHECKPOINT_FILE, own.encode())
-        await self._directory.remove(INSTALLING_FILE)
-
-    # -- primary ----------------------------------------------------------------------------------------------------
 
     async def lead(self, epoch: int, columns: Sequence[Column | None]) -> int:
         """Become primary of `epoch`: append its epoch record and return its opnum (not yet committed).
 
         Nothing is served or destaged before that is committed. Raises StaleEpoch, WrongRole."""
-        self._expect(Role.FOLLOWER)
+        self._expect_follower()
         if epoch < self.highest_epoch or epoch <= self._log.position.epoch:
             raise StaleEpoch(epoch, self.highest_epoch)
+        if self.tail.opnum < self.state.covered:
+            raise WrongRole(f"volume {self.volume}: the full resync has not caught up with its checkpoint here")
         if len(columns) != self.geometry.shards:
             raise NotEnoughColumns(f"{len(columns)} columns given, the geometry has {self.geometry.shards}")
         await self.see_epoch(epoch)
@@ -526,8 +299,6 @@ class VolumeEngine:
                 logger.warning("event=checkpoint_failed volume=%s error=%s", self.volume, error)
         self._directory.close()
 
-    # -- appending as primary ---------------------------------------------------------------------------------------
-
     def append_write(self, lba: int, data: Buffer) -> int:
         """Log a client write; returns the opnum of its last record."""
         log = self._log
@@ -587,13 +358,11 @@ class VolumeEngine:
             self.on_append(self._streaming_first, self._log.position.opnum, buffers)
         self._log.kick()
 
-    # -- committing -------------------------------------------------------------------------------------------------
-
     def _durable(self, opnum: int) -> None:
         if self.role is Role.PRIMARY:
             self._advance()
-        elif self._leader_committed > self.committed:
-            self._apply_to(min(self._leader_committed, opnum))
+        elif self._announced > self.committed:
+            self._apply_to(min(self._announced, opnum))
             self._consider_checkpoint()
         self.on_durable(opnum)
 
@@ -628,75 +397,18 @@ class VolumeEngine:
             pressed = oldest is not None and used > self.limits.log_bytes_max // 2
             self._destager.force = pressed and self._log.segment_of(oldest or 0)[1] == self._log.first_position
 
-    def _apply_to(self, opnum: int) -> None:
-        pending, state = self._pending, self.state
-        try:
-            while pending and pending[0][0] <= opnum:
-                at, kind, lba, what, data = pending.popleft()
-                if kind == Kind.WRITE:
-                    state.write(at, lba, what, data)
-                elif kind == Kind.ZERO:
-                    state.zero(at, lba, what)
-                elif kind == Kind.STRIPE:
-                    state.stripe(at, what)
-        except LogCorrupt as error:
-            self._fail(error)
-            return
-        self.committed = max(self.committed, opnum)
-
     def _fenced(self, column: int, error: BaseException) -> None:
         logger.warning("event=fenced volume=%s epoch=%d column=%d error=%s", self.volume, self._epoch, column, error)
         self.on_fenced(column, error)
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------
-
-    def _needed_from(self) -> int:
-        """The oldest opnum that the log must keep for a checkpoint made now."""
-        oldest = self.state.overlay.oldest_opnum()
-        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)
-
-    def _checkpoint(self, first_sequence: int, before: Position, covered: int | None = None) -> Checkpoint:
-        covered = max(self.committed, self.state.covered) if covered is None else covered
-        epochs = tuple((epoch, first) for epoch, first in self._epochs if first <= covered)
-        stripes, pages = self.state.stripes.entries.copy(), self.state.map.snapshot()
-        return Checkpoint(self.log_id, self.volume, covered, first_sequence, before, epochs, stripes, pages)
-
-    def _consider_checkpoint(self) -> None:
-        if self._checkpointing is not None or self._log.segment_count < 3 or self.role in (Role.FAILED, Role.CLOSED):
-            return
-        gain = self._log.index_of(self._needed_from())
-        if gain >= 2 or (gain and self._log.used_bytes > self.limits.log_bytes_max // 2):
-            self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint_now())
-
-    async def _checkpoint_now(self) -> None:
-        try:
-            await self._write_checkpoint()
-        except OSError as error:
-            # The old checkpoint and the log it needs are still there; the log only grows.
-            logger.error("event=checkpoint_failed volume=%s error=%s", self.volume, error)
-        finally:
-            self._checkpointing = None
-        self._service.pump()
-
-    async def _write_checkpoint(self) -> None:
-        if self.committed < self.state.covered:
-            return
-        sequence, before = self._log.segment_of(self._needed_from())
-        await self._directory.replace(CHECKPOINT_FILE, self._checkpoint(sequence, before).encode())
-        self._checkpoint_count += 1
-        await self._log.trim_before(sequence)
-
-    async def _settle_checkpoint(self) -> None:
-        if self._checkpointing is not None:
-            await asyncio.wait([self._checkpointing])
-
-    # -- roles ------------------------------------------------------------------------------------------------------
-
-    def _expect(self, role: Role) -> None:
+    def _expect_follower(self) -> None:
         if self.failure is not None:
             raise VolumeStopped(f"volume {self.volume} failed here: {self.failure}")
-        if self.role is not role:
-            raise WrongRole(f"volume {self.volume} is {self.role.value} here, not {role.value}")
+        if self.role is not Role.FOLLOWER:
+            raise WrongRole(f"volume {self.volume} is {self.role.value} here, not a follower")
+
+    def _log_trimmed(self) -> None:
+        self._service.pump()
 
     def _become(self, role: Role) -> None:
         if role not in TRANSITIONS[self.role]:
@@ -715,7 +427,7 @@ class VolumeEngine:
         self.state.stripes.close_slots()
         self.state.overlay.put_all_back()
         self._columns[:] = [None] * self.geometry.shards
-        self._epoch = self._epoch_opnum = self._leader_committed = 0
+        self._epoch = self._epoch_opnum = self._announced = 0
         self._held = False
         self._members.clear()
         waiters, self._waiters = self._waiters, {}

@@ -119,7 +119,7 @@ class StripeTable:
                 end = min(base + _WINDOW_SLOTS, stop)
                 epochs = self.entries["epoch"][base:end]
                 empty: list[int] = [base + at for at in np.flatnonzero(epochs == 0).tolist()]
-                for slot in (*empty, *range(base + len(epochs), end)):
+                for slot in empty + list(range(base + len(epochs), end)):
                     if self._is_free(slot):
                         self._writing.add(slot)
                         self._cursor = slot + 1

@@ -1,0 +1,319 @@
+"""What one head keeps of a volume: the log, what its committed records say, checkpoints of that, and full resync.
+
+Knows nothing of roles: `VolumeEngine` says when records come in and when they are committed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from uuid import UUID
+
+from head_node.files import Directory
+from head_node.volume.checkpoint import CHECKPOINT_FILE, Checkpoint, decode_checkpoint
+from head_node.volume.columns import Column
+from head_node.volume.errors import LogCorrupt, LogDiverged, LogMissing, StaleEpoch, VolumeError
+from head_node.volume.geometry import Geometry
+from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read_identity
+from head_node.volume.interface import Buffer
+from head_node.volume.limits import Limits
+from head_node.volume.log import WriteLog
+from head_node.volume.reader import Reader
+from head_node.volume.records import Kind, Record, parse_stripe
+from head_node.volume.segments import SEGMENT_PREFIX, Position
+from head_node.volume.state import VolumeState
+from sled_controller.environment import Environment
+
+INSTALLING_FILE: Final = "installing"
+"""Present while a full resync replaces the log; a log that has it is no log."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LogPosition:
+    """The last record of a log: its operation number and the epoch that wrote it."""
+
+    opnum: int
+    epoch: int
+
+
+class Replica:
+    """Log and committed state of one volume in one directory."""
+
+    def __init__(
+        self, directory: Directory, identity: Identity, promise: PromiseFile, env: Environment, limits: Limits
+    ) -> None:
+        self._directory = directory
+        self._identity = identity
+        self._promise = promise
+        self._env = env
+        self.limits = limits
+        self.volume: UUID = identity.volume
+        self.log_id: UUID = identity.log_id
+        self.size_blocks = identity.size_blocks
+        self.geometry: Geometry = identity.geometry
+        self.failure: Exception | None = None
+        self.state = VolumeState(self.size_blocks, self.geometry)
+        self.committed = 0
+        """Last opnum known committed here, and applied."""
+        self._announced = 0
+        """What the primary said is committed, maybe more than there is here."""
+        self._log: WriteLog
+        self._pending: deque[tuple[int, int, int, Any, Any]] = deque()
+        """(opnum, kind, lba, CRCs | block count | StripeRecord, data) of records not known committed."""
+        self._epochs: list[tuple[int, int]] = []
+        self._columns: list[Column | None] = [None] * self.geometry.shards
+        self.reader = Reader(self.volume, self.state, self._columns)
+        self._checkpointing: asyncio.Task[None] | None = None
+        self._checkpoint_count = 0
+
+    # -- for the engine to say --------------------------------------------------------------------------------------
+
+    def _expect_follower(self) -> None:
+        """Raise WrongRole unless the log may be changed from outside."""
+        raise NotImplementedError
+
+    def _durable(self, opnum: int) -> None:
+        """Everything up to `opnum` is durable here."""
+        raise NotImplementedError
+
+    def _fail(self, error: Exception) -> None:
+        """The log or what it says cannot be used any more; final."""
+        raise NotImplementedError
+
+    def _log_trimmed(self) -> None:
+        """A checkpoint ended; there may be room in the log."""
+        raise NotImplementedError
+
+    # -- making, recovering, facts ----------------------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls,
+        directory: Directory,
+        *,
+        volume: UUID,
+        geometry: Geometry,
+        size_blocks: int,
+        env: Environment,
+        limits: Limits | None = None,
+    ) -> Self:
+        """Make a log with a new random log id in an empty directory. Raises DirectoryLocked, VolumeError when it is
+        not empty, OSError (ENOSPC)."""
+        limits = limits or Limits()
+        directory.lock()
+        try:
+            if directory.names():
+                raise VolumeError(f"{directory.path}: is not empty; open the log in it, or remove it first")
+            identity = Identity(env.new_uuid(), volume, size_blocks, limits.segment_bytes, geometry)
+            engine = cls(directory, identity, await PromiseFile.create(directory, identity.log_id), env, limits)
+            engine._adopt(await WriteLog.create(directory, identity.log_id, limits.segment_bytes, Position(0, 0, 0), 1))
+            await directory.replace(CHECKPOINT_FILE, engine._checkpoint(1, Position(0, 0, 0)).encode())
+            # Last, because this file is what makes it a log.
+            await directory.replace(IDENTITY_FILE, [identity.encode()])
+        except BaseException:
+            directory.close()
+            raise
+        return engine
+
+    @classmethod
+    async def open(cls, directory: Directory, *, volume: UUID, env: Environment, limits: Limits | None = None) -> Self:
+        """Recover a log. Raises LogMissing, LogForeign, LogCorrupt, DirectoryLocked."""
+        directory.lock()
+        try:
+            return await cls._recover(directory, volume, env, limits or Limits())
+        except BaseException:
+            directory.close()
+            raise
+
+    @classmethod
+    async def _recover(cls, directory: Directory, volume: UUID, env: Environment, limits: Limits) -> Self:
+        identity = read_identity(directory, volume)
+        if INSTALLING_FILE in directory.names():
+            raise LogMissing(f"{directory.path}: a full resync was not finished; create a new log and join again")
+        promise = await PromiseFile.open(directory, identity.log_id)
+        engine = cls(directory, identity, promise, env, limits)
+        try:
+            checkpoint = decode_checkpoint(directory.read(CHECKPOINT_FILE), volume)
+        except FileNotFoundError:
+            raise LogCorrupt(CHECKPOINT_FILE, 0, "is missing; resync this member in full") from None
+        if checkpoint.log_id != identity.log_id:
+            raise LogCorrupt(CHECKPOINT_FILE, 0, f"is of log {checkpoint.log_id}, not {identity.log_id}")
+        engine._restore(checkpoint)
+        cut = promise.promise.cut_after
+        engine._adopt(
+            await WriteLog.recover(
+                directory, identity.log_id, identity.segment_bytes, checkpoint.first_sequence, engine._note, cut
+            )
+        )
+        if cut is not None:
+            await promise.intend_cut(None)
+        if checkpoint.covered > engine.durable and not checkpoint.catching_up:
+            reason = f"covers opnum {checkpoint.covered} but the log ends at {engine.durable}: its end has rotted"
+            raise LogCorrupt(CHECKPOINT_FILE, 0, reason)
+        engine._apply_to(min(checkpoint.covered, engine.durable))
+        return engine
+
+    def _adopt(self, log: WriteLog) -> None:
+        self._log = log
+        log.on_durable = self._durable
+        log.on_failed = self._fail
+        self.committed = log.first_opnum - 1
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.state = VolumeState(self.size_blocks, self.geometry)
+        self.state.covered = checkpoint.covered
+        self.state.map.restore(dict(checkpoint.pages))
+        self.state.stripes.entries = checkpoint.stripes
+        self.reader = Reader(self.volume, self.state, self._columns)
+        self._epochs = list(checkpoint.epochs)
+
+    @property
+    def tail(self) -> LogPosition:
+        """The last record appended here."""
+        return LogPosition(self._log.position.opnum, self._log.position.epoch)
+
+    @property
+    def durable(self) -> int:
+        """Last opnum durable in this log."""
+        return self._log.durable
+
+    @property
+    def highest_epoch(self) -> int:
+        """Senders of lower epochs are refused (F5)."""
+        return max(self._promise.promise.highest_epoch, self._log.position.epoch)
+
+    def epoch_history(self) -> list[tuple[int, int]]:
+        """(epoch, first opnum) of every epoch in this log, oldest first."""
+        tail = self._log.position.opnum
+        return [(epoch, first) for epoch, first in self._epochs if first <= tail]
+
+    def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None:
+        """Raw records from `from_opnum` on, at least one batch if there is one; None when trimmed (full resync)."""
+        return self._log.read(from_opnum, max_bytes)
+
+    async def see_epoch(self, epoch: int) -> None:
+        """Refuse senders of lower epochs from now on, durably (F5). Raises StaleEpoch when a higher one was seen."""
+        if epoch < self.highest_epoch:
+            raise StaleEpoch(epoch, self.highest_epoch)
+        await self._promise.see_epoch(epoch)
+
+    def _note(self, record: Record) -> None:
+        """Remember what a record says until it is known committed."""
+        kind = record.kind
+        what: Any = None
+        if kind == Kind.WRITE:
+            what = record.block_crcs()
+        elif kind == Kind.ZERO:
+            what = record.block_count()
+        elif kind == Kind.STRIPE:
+            what = parse_stripe(record.meta)
+        elif (record.epoch, record.opnum) not in self._epochs:
+            self._epochs.append((record.epoch, record.opnum))
+        self._pending.append((record.opnum, kind, record.lba, what, record.data))
+
+    async def truncate_after(self, opnum: int) -> None:
+        """Durably cut everything after `opnum`; LogDiverged when that is committed or trimmed here (full resync)."""
+        self._expect_follower()
+        if opnum >= self._log.position.opnum:
+            return
+        floor = max(self.committed, self._log.first_opnum - 1)
+        if opnum < floor or opnum < self.state.covered:
+            raise LogDiverged(f"opnum {opnum} is below {max(floor, self.state.covered)}, committed or trimmed here")
+        # The epochs cut away stay promised: truncation must not make this member accept their predecessors.
+        await self._promise.see_epoch(self._log.position.epoch)
+        await self._promise.intend_cut(opnum)
+        self._announced = 0
+        await self._log.truncate_after(opnum)
+        await self._promise.intend_cut(None)
+        self._pending = deque(entry for entry in self._pending if entry[0] <= opnum)
+        self._epochs = [(epoch, first) for epoch, first in self._epochs if first <= opnum]
+
+    async def export_checkpoint(self) -> list[Buffer]:
+        """All a newcomer needs to follow from its `tail.opnum + 1` on after `install_checkpoint`."""
+        before = self._log.segment_of(self._needed_from())[1]
+        return self._checkpoint(1, before).encode()
+
+    async def install_checkpoint(self, data: Buffer) -> None:
+        """Replace everything here by an exported checkpoint (full resync); then follow from `tail.opnum + 1`.
+
+        A crash in the middle leaves a directory that `open` reports as LogMissing. Raises LogCorrupt, LogForeign."""
+        self._expect_follower()
+        checkpoint = decode_checkpoint(bytes(data), self.volume)
+        await self._settle_checkpoint()
+        await self._promise.see_epoch(self.highest_epoch)
+        await self._directory.replace(INSTALLING_FILE, [b"full resync under way\n"])
+        await self._log.close()
+        for name in self._directory.names():
+            if name.startswith(SEGMENT_PREFIX):
+                await self._directory.remove(name)
+        self._pending.clear()
+        self._announced = 0
+        self._restore(checkpoint)
+        log = await WriteLog.create(
+            self._directory, self.log_id, self._identity.segment_bytes, checkpoint.before, checkpoint.first_sequence
+        )
+        self._adopt(log)
+        own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, catching_up=True)
+        await self._directory.replace(CHECKPOINT_FILE, own.encode())
+        await self._directory.remove(INSTALLING_FILE)
+
+    def _apply_to(self, opnum: int) -> None:
+        pending, state = self._pending, self.state
+        try:
+            while pending and pending[0][0] <= opnum:
+                at, kind, lba, what, data = pending.popleft()
+                if kind == Kind.WRITE:
+                    state.write(at, lba, what, data)
+                elif kind == Kind.ZERO:
+                    state.zero(at, lba, what)
+                elif kind == Kind.STRIPE:
+                    state.stripe(at, what)
+        except LogCorrupt as error:
+            self._fail(error)
+            return
+        self.committed = max(self.committed, opnum)
+
+    def _needed_from(self) -> int:
+        """The oldest opnum that the log must keep for a checkpoint made now."""
+        oldest = self.state.overlay.oldest_opnum()
+        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)
+
+    def _checkpoint(self, first_sequence: int, before: Position, *, catching_up: bool = False) -> Checkpoint:
+        covered = max(self.committed, self.state.covered)
+        epochs = tuple((epoch, first) for epoch, first in self._epochs if first <= covered)
+        stripes, pages = self.state.stripes.entries.copy(), self.state.map.snapshot()
+        return Checkpoint(
+            self.log_id, self.volume, covered, first_sequence, before, epochs, stripes, pages, catching_up
+        )
+
+    def _consider_checkpoint(self) -> None:
+        if self._checkpointing is not None or self._log.segment_count < 3 or self.failure is not None:
+            return
+        gain = self._log.index_of(self._needed_from())
+        if gain >= 2 or (gain and self._log.used_bytes > self.limits.log_bytes_max // 2):
+            self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint_now())
+
+    async def _checkpoint_now(self) -> None:
+        try:
+            await self._write_checkpoint()
+        except OSError as error:
+            # The old checkpoint and the log it needs are still there; the log only grows.
+            logger.error("event=checkpoint_failed volume=%s error=%s", self.volume, error)
+        finally:
+            self._checkpointing = None
+        self._log_trimmed()
+
+    async def _write_checkpoint(self) -> None:
+        if self.committed < self.state.covered:
+            return
+        sequence, before = self._log.segment_of(self._needed_from())
+        await self._directory.replace(CHECKPOINT_FILE, self._checkpoint(sequence, before).encode())
+        self._checkpoint_count += 1
+        await self._log.trim_before(sequence)
+
+    async def _settle_checkpoint(self) -> None:
+        if self._checkpointing is not None:
+            await asyncio.wait([self._checkpointing])
