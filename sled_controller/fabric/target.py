@@ -101,6 +101,7 @@ class TargetQueue:
         self._out_bytes = 0
         self._mac_count = 0
         self._receiving = False
+        self.blocked = False  # commands wait in the stream because the queue was stalled
         self._data_for: Transfer | None = None  # an H2CData's payload is arriving
         self._data_left = 0
         self._data_last = False
@@ -153,7 +154,7 @@ class TargetQueue:
 
     @property
     def stalled(self) -> bool:
-        """Too much is held or waits to be sent: stop reading, `resume` after output was taken or a device is done."""
+        """Too much is held or waits to be sent; `resume` a `blocked` queue when that is over."""
         return self._out_bytes + (self.io.held_bytes if self.io is not None else 0) > HELD_BYTES_MAX
 
     def lost(self, reason: str) -> None:
@@ -229,6 +230,7 @@ class TargetQueue:
     def _consume(self) -> None:
         stream = self.stream
         io = self.io if self._digests == 0 and self.queue_id else None
+        self.blocked = False
         while self.state in ACCEPTED and stream.start < stream.end:
             if self._data_for is not None:
                 self._take_data(self._data_for)
@@ -237,8 +239,12 @@ class TargetQueue:
                 stream.start = io.write_run(stream.current, stream.start, stream.end, self.now_ms)
                 if self.state is not QueueState.LIVE:
                     return
-            before = stream.start
-            if stream.end - before < pdu.COMMON_BYTES or self.stalled or not self._one():
+            if stream.end - stream.start < pdu.COMMON_BYTES:
+                return
+            if self.stalled:
+                self.blocked = True
+                return
+            if not self._one():
                 return
             io = self.io if self._digests == 0 and self.queue_id else None
 

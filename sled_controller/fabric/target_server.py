@@ -92,9 +92,12 @@ class QueueConnection(asyncio.BufferedProtocol):
         if self._queue is None:
             return
         self._flush()
-        if self._queue is not None and self._reading_paused and not self._writing_paused and not self._queue.stalled:
+        if self._queue is not None and self._may_resume(self._queue):
             self._queue.resume(self._server.subsystem.time.now_ms())
             self._flush()
+
+    def _may_resume(self, queue: TargetQueue) -> bool:
+        return queue.blocked and not queue.stalled and not self._writing_paused
 
     def _flush(self) -> None:
         queue, transport = self._queue, self._transport
@@ -112,12 +115,14 @@ class QueueConnection(asyncio.BufferedProtocol):
                 transport.write_eof()
             self._loop.call_later(LINGER_SECONDS, transport.close)
         self._match_reading()
+        if self._may_resume(queue):
+            self._wake()
 
     def _match_reading(self) -> None:
         queue, transport = self._queue, self._transport
         if queue is None or transport is None or transport.is_closing():
             return
-        want_pause = self._writing_paused or queue.stalled
+        want_pause = self._writing_paused or queue.stalled or queue.blocked
         if want_pause and not self._reading_paused:
             transport.pause_reading()
             self._reading_paused = True
