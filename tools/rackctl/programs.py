@@ -4,10 +4,14 @@ Secrets go through the environment, never through the argument vector, which eve
 """
 
 import json
+import os
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rackctl.launch import Command
 from rackctl.ports import HOST
@@ -34,6 +38,17 @@ class Layout:
     def log(self, node: Node) -> Path:
         """What the node's program prints."""
         return self.directory / "logs" / f"{node.name}.log"
+
+
+def make_root_key(state_dir: Path) -> str:
+    """Give a new authority its root key beforehand, as sleds have it flashed; its public half in hex."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    descriptor = os.open(state_dir / "root.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+    return key.public_key().public_bytes_raw().hex()
 
 
 def _script(name: str) -> str:

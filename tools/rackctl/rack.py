@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,10 +16,10 @@ from typing import Any, Final, TypeVar
 from rackctl import programs, state
 from rackctl.api import OperatorApi
 from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
-from rackctl.launch import Command, await_ready, start
+from rackctl.launch import Command, Started, await_ready, start
 from rackctl.ports import HOST, PortReservations
-from rackctl.processes import ProcessState, send, wait_gone
-from rackctl.programs import SERVICES, Layout
+from rackctl.processes import ProcessIdentity, ProcessState, send, wait_gone
+from rackctl.programs import SERVICES, Layout, make_root_key
 from rackctl.sizes import BLOCK_BYTES
 from rackctl.state import Node, NodeKind, RackState
 
@@ -173,7 +174,7 @@ class Rack:
             now = self.state
             node = now.node(name)
             self._end([node], gently=True)
-            self._launch(now, [self._command(now, node)])
+            await_ready(self._spawn(now, [self._command(now, node)]))
 
     # Volumes
 
@@ -244,18 +245,24 @@ class Rack:
             now = self.state
             for node in now.nodes:
                 self._give_ports(node)
-            new = not now.root_public_key
-            authority = now.node("authority")
-            found = self._launch(now, [self._command(now, authority)])["authority"]
-            now.root_public_key = str(found["root_public_key"])
+            authority, sleds = now.node("authority"), now.of_kind(NodeKind.SLED)
+            heads = now.of_kind(NodeKind.HEAD)
+            if not now.root_public_key:
+                now.root_public_key = make_root_key(self.layout.state_dir(authority))
+            # Heads need the authority for their join token; sleds need nobody, so some fill the cores meanwhile.
+            spare = max(1, (os.cpu_count() or 1) - 1)
+            first, *others = self._spawn(now, [self._command(now, node) for node in (authority, *sleds[:spare])])
+            found = await_ready([first])["authority"]
             now.token = Path(found["operator_token_file"]).read_text(encoding="ascii").strip()
             with OperatorApi(now.api_url, now.token) as api:
-                join_token = api.join_token(len(now.of_kind(NodeKind.HEAD))) if new else None
-                others = [node for node in now.nodes if node is not authority]
-                self._launch(now, [self._command(now, node, join_token) for node in others])
-                if new:
+                join_token = None if now.enrolled else api.join_token(len(heads))
+                rest = [*heads, *sleds[spare:]]
+                others += self._spawn(now, [self._command(now, node, join_token) for node in rest])
+                await_ready(others)
+                if not now.enrolled:
                     self._enrol_sleds(now, api)
                 self._learn_head_ids(now, api)
+            now.enrolled = True
             state.save(self.directory, now)
 
     def _enrol_sleds(self, now: RackState, api: OperatorApi) -> None:
@@ -290,8 +297,8 @@ class Rack:
             return programs.sled(node, self.layout, root_public_key=now.root_public_key, device_bytes=now.device_bytes)
         return programs.head(node, self.layout, authority_url=now.api_url, join_token=join_token)
 
-    def _launch(self, now: RackState, commands: Sequence[Command]) -> dict[str, dict[str, Any]]:
-        """Start nodes side by side; each is on record before anything is awaited, so that it is never forgotten."""
+    def _spawn(self, now: RackState, commands: Sequence[Command]) -> list[Started]:
+        """Start nodes side by side; each is on record at once, so that it is never forgotten."""
         started = []
         for command in commands:
             one = start(command, leashed=self._owner)
@@ -299,16 +306,19 @@ class Rack:
             state.save(self.directory, now)
             self._children.append(one.child)
             started.append(one)
-        return await_ready(started)
+        return started
 
     def _end(self, nodes: Sequence[Node], *, gently: bool) -> None:
         """End processes: those that run by SIGTERM if `gently`, with SIGKILL for whoever is left."""
-        alive = [node.process for node in nodes if node.process and node.state is not ProcessState.GONE]
         if gently:
-            for process in alive:
-                send(process, signal.SIGTERM)
-                send(process, signal.SIGCONT)
-            alive = wait_gone(alive, _STOP_TIMEOUT_S)
+            # Heads first: they hand over and write out while the others are still there.
+            for kinds in ({NodeKind.HEAD}, {NodeKind.SLED, NodeKind.AUTHORITY}):
+                ending = _processes(node for node in nodes if node.kind in kinds)
+                for process in ending:
+                    send(process, signal.SIGTERM)
+                    send(process, signal.SIGCONT)
+                wait_gone(ending, _STOP_TIMEOUT_S)
+        alive = _processes(nodes)
         for process in alive:
             send(process, signal.SIGKILL)
         left = wait_gone(alive, _KILL_TIMEOUT_S)
@@ -336,6 +346,11 @@ def wait_until(poll: Callable[[], Value | None], what: str, timeout_s: float) ->
         if time.monotonic() > deadline:
             raise WaitedTooLong(f"waited {timeout_s:g} s for {what}: the logs of the nodes may say why")
         time.sleep(_POLL_S)
+
+
+def _processes(nodes: Iterable[Node]) -> list[ProcessIdentity]:
+    """The living ones."""
+    return [node.process for node in nodes if node.process and node.state is not ProcessState.GONE]
 
 
 def _new_state(size: RackSize, *, temporary: bool) -> RackState:

@@ -51,7 +51,8 @@ class Node:
 class RackState:
     """The whole of `rack.json`. `temporary`: the directory goes with the rack; `token` is the operator's.
 
-    `device_bytes` is the size of each sled's (sparse) device, `root_public_key` the rack's root key in hex.
+    `device_bytes` is the size of each sled's (sparse) device, `root_public_key` the rack's root key in hex;
+    `enrolled` once every node has been made known to the authority.
     """
 
     nodes: list[Node]
@@ -59,6 +60,7 @@ class RackState:
     token: str
     device_bytes: int
     root_public_key: str = ""
+    enrolled: bool = False
 
     def node(self, name: str) -> Node:
         """The node of that name; raises NodeUnknown."""
@@ -92,6 +94,7 @@ def load(directory: Path) -> RackState:
             token=str(data["token"]),
             device_bytes=int(data["device_bytes"]),
             root_public_key=str(data["root_public_key"]),
+            enrolled=bool(data["enrolled"]),
         )
     except FileNotFoundError:
         raise RackNotFound(f"{directory}: holds no rack: start one with `rackctl up --dir {directory}`") from None
@@ -107,6 +110,7 @@ def save(directory: Path, state: RackState) -> None:
         "token": state.token,
         "device_bytes": state.device_bytes,
         "root_public_key": state.root_public_key,
+        "enrolled": state.enrolled,
         "nodes": [dataclasses.asdict(node) for node in state.nodes],
     }
     temporary = directory / (_FILE + ".new")
