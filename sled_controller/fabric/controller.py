@@ -23,7 +23,7 @@ MODEL: Final = "Palisade sled"
 ASYNC_EVENTS_MAX: Final = 4
 LOG_BYTES_MAX: Final = 1024 * 1024
 KEEP_ALIVE_GRACE_MS: Final = 1000
-NAMESPACES_MAX: Final = 1024
+NSID_MAX: Final = (32 << 16) - 1  # device index, then a number on that device
 _DWORDS: Final = Struct("<6I")  # CDW10 to CDW15
 _EFFECTS: Final = 1  # command supported
 
@@ -119,7 +119,7 @@ class Controller:
             data = bytes(4096)
         elif cns in (IdentifyCns.NAMESPACE, IdentifyCns.NAMESPACE_DESCRIPTORS):
             entry = served.get(command.nsid)
-            if entry is None and cns == IdentifyCns.NAMESPACE and 0 < command.nsid <= NAMESPACES_MAX:
+            if entry is None and cns == IdentifyCns.NAMESPACE and 0 < command.nsid <= NSID_MAX:
                 data = identify.inactive_namespace()
             elif entry is None:
                 queue.complete(command.cid, Status.INVALID_NAMESPACE, dnr=True)
@@ -145,7 +145,7 @@ class Controller:
                 max_transfer_bytes=TRANSFER_BYTES_MAX,
                 in_capsule_data_bytes=IN_CAPSULE_BYTES_MAX,
                 max_commands=QUEUE_ENTRIES_MAX,
-                namespaces_max=NAMESPACES_MAX,
+                namespaces_max=NSID_MAX,
                 discovery=self.discovery,
             )
         )

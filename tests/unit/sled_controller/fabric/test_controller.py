@@ -105,6 +105,7 @@ def test_identify_shows_controller_and_namespaces(head: Head) -> None:
     assert int.from_bytes(controller[78:80], "little") == head.controller_id
     assert controller[77] == 8  # MDTS: 1 MiB in units of 4 KiB
     assert int.from_bytes(controller[1792:1796], "little") * 16 == 64 + 16 * 1024  # IOCCSZ
+    assert int.from_bytes(controller[516:520], "little") >= 31 << 16  # NN: ids carry the device index
     active = identify(head.admin, IdentifyCns.ACTIVE_NAMESPACES).data
     assert int.from_bytes(active[:4], "little") == head.nsid
     namespace = identify(head.admin, IdentifyCns.NAMESPACE, head.nsid).data
