@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from head_node.volume.columns import Column
+from head_node.volume.errors import BlockUnreadable
 from head_node.volume.overlay import Entry
 from head_node.volume.reader import Reader
 from head_node.volume.records import StripeRecord
@@ -48,6 +49,8 @@ class Destager:
         self.stripe_count = 0
         self.moved_count = 0
         self.given_up_count = 0
+        self.unreadable_count = 0
+        """Blocks that compaction left behind."""
         self.exposed_count = 0
         """Stripes committed with shards missing."""
         self._held = False
@@ -248,12 +251,28 @@ class Destager:
 
     async def _gather(self, victims: list[int], count: int) -> list[StripeBlock]:
         """Up to `count` live blocks of `victims`, emptiest first, each verified against the map's CRC (D2)."""
+        stripes = self._state.stripes
         rank = {slot: position for position, slot in enumerate(victims)}
         live = self._state.map.live_in(victims)
         live.sort(key=lambda item: (rank[item[1].slot], item[1].at))
+        # Their last live block may die while they are read, and the slots must not be written again before.
+        found = {slot: stripe for slot in victims if (stripe := stripes.get(slot)) is not None}
+        for slot in victims:
+            stripes.hold(slot)
         out: list[StripeBlock] = []
-        for piece in (live[:count][at : at + 64] for at in range(0, min(count, len(live)), 64)):
-            data = await asyncio.gather(*(self._reader.copy(lba, place) for lba, place in piece))
-            for (lba, place), block in zip(piece, data, strict=True):
-                out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))
+        try:
+            for piece in (live[:count][at : at + 64] for at in range(0, min(count, len(live)), 64)):
+                copies = (self._reader.copy(lba, place, found[place.slot]) for lba, place in piece)
+                results = await asyncio.gather(*copies, return_exceptions=True)
+                for (lba, place), block in zip(piece, results, strict=True):
+                    if not isinstance(block, BaseException):
+                        out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))
+                    elif isinstance(block, BlockUnreadable):
+                        # It stays where it is, for sleds that may come back; the others must not wait for it.
+                        self.unreadable_count += 1
+                    else:
+                        raise block
+        finally:
+            for slot in victims:
+                stripes.release(slot)
         return out

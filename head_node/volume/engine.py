@@ -96,6 +96,11 @@ class VolumeEngine(Replica):
         self.on_fenced: Callable[[int, BaseException], None] = lambda column, error: None
         """(column index, FencedOff or Superseded)."""
 
+    @property
+    def leading(self) -> bool:
+        """Primary, serving or not."""
+        return self.role is Role.PRIMARY
+
     def no_space(self) -> bool:
         """Slots ran out and compaction cannot win any."""
         return self._destager is not None and self._destager.no_space
@@ -134,6 +139,7 @@ class VolumeEngine(Replica):
             "stripes_exposed": destager.exposed_count if destager else 0,
             "stripes_given_up": destager.given_up_count if destager else 0,
             "blocks_moved": destager.moved_count if destager else 0,
+            "blocks_left_unreadable": destager.unreadable_count if destager else 0,
             "no_space": self.no_space(),
             "blocks_reconstructed": self.reader.reconstructed_count,
             "blocks_mismatched": self.reader.mismatch_count,

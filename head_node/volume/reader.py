@@ -88,13 +88,10 @@ class Reader:
         assert stripe is not None, f"block {lba} is mapped to slot {place.slot}, which is empty"
         runs.append(Run(place.slot, stripe, shard, row, [place], lba, position))
 
-    async def copy(self, lba: int, place: Place) -> Buffer:
-        """The block at `place`, for a copier; raises BlockUnreadable. The map may point elsewhere by the time that
-        this returns: MOVE finds out."""
+    async def copy(self, lba: int, place: Place, stripe: Stripe) -> Buffer:
+        """The block at `place` in `stripe`, for a copier that holds the slot; raises BlockUnreadable. The map may
+        point elsewhere by the time that this returns: MOVE finds out."""
         shard, row = divmod(place.at, self._state.geometry.rows)
-        stripe = self._state.stripes.get(place.slot)
-        if stripe is None:
-            raise BlockUnreadable(lba, f"slot {place.slot} was emptied meanwhile")
         done: asyncio.Future[Buffer] = asyncio.get_running_loop().create_future()
 
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:

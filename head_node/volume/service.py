@@ -133,6 +133,9 @@ class ClientService:
         return not over and self._engine.has_room(length)
 
     def _wait(self, cost: int, request: Request) -> None:
+        if not self._engine.leading:
+            # Kept, it would be carried out in a later epoch, for a connection that is long gone.
+            return
         if len(self._waiting) >= WAITING_MAX:
             logger.error("event=requests_unbounded volume=%s waiting=%d", self._engine.volume, len(self._waiting))
             return
@@ -229,7 +232,7 @@ class ClientService:
     def _reply(self, reply: Request) -> None:
         if not self._replies and self._serving():
             reply()
-        else:
+        elif self._engine.leading:
             self._replies.append(reply)
             self._arm()
 

@@ -17,23 +17,25 @@ class Expected:
     """What each block may hold: the last acknowledged content, or any content of a write not acknowledged since."""
 
     def __init__(self) -> None:
-        self.allowed: list[list[bytes]] = [[bytes(BLOCK_BYTES)] for _ in range(BLOCKS)]
+        self.allowed: list[list[tuple[int, bytes]]] = [[(0, bytes(BLOCK_BYTES))] for _ in range(BLOCKS)]
+        self._serial = 0
 
-    def begun(self, lba: int, count: int, data: bytes) -> None:
+    def begun(self, lba: int, count: int, data: bytes) -> int:
+        """Returns the serial number of this write."""
+        self._serial += 1
         for at in range(count):
-            self.allowed[lba + at].append(data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES])
+            self.allowed[lba + at].append((self._serial, data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]))
+        return self._serial
 
-    def acknowledged(self, lba: int, count: int, data: bytes) -> None:
-        for at in range(count):
-            block = data[at * BLOCK_BYTES : (at + 1) * BLOCK_BYTES]
-            allowed = self.allowed[lba + at]
-            # Writes are logged in the order of their calls, so what was begun before this one is gone.
-            position = max(index for index, one in enumerate(allowed) if one == block)
-            del allowed[:position]
+    def acknowledged(self, lba: int, count: int, serial: int) -> None:
+        """Writes are logged in the order of their calls, so what was begun before this one is gone."""
+        for at in range(lba, lba + count):
+            self.allowed[at] = [entry for entry in self.allowed[at] if entry[0] >= serial]
 
     def settle(self, lba: int, block: bytes) -> None:
-        assert block in self.allowed[lba], f"block {lba} holds nothing that was ever its content"
-        self.allowed[lba] = [block]
+        """What is read once stays."""
+        assert block in [content for _, content in self.allowed[lba]], f"block {lba} holds what it never may"
+        self.allowed[lba] = [(0, block)]
 
 
 async def _run_until_cut(bench: Bench, expected: Expected, chance: random.Random, turns: int) -> None:
@@ -44,11 +46,11 @@ async def _run_until_cut(bench: Bench, expected: Expected, chance: random.Random
         count = chance.randrange(1, min(5, BLOCKS - lba + 1))
         zero = chance.random() < 0.2
         data = bytes(count * BLOCK_BYTES) if zero else pattern(chance.getrandbits(32), count)
-        expected.begun(lba, count, data)
+        serial = expected.begun(lba, count, data)
 
         def done(error: int) -> None:
             assert error == 0
-            expected.acknowledged(lba, count, data)
+            expected.acknowledged(lba, count, serial)
 
         if zero:
             bench.engine.served.trim(lba * BLOCK_BYTES, count * BLOCK_BYTES, done)

@@ -90,6 +90,23 @@ def test_f6_hold_acknowledges_nothing_and_step_down_drops_unanswered() -> None:
     run(scenario())
 
 
+def test_a_request_that_reaches_a_former_primary_is_never_carried_out_later() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        await bench.engine.step_down()
+        late = [bench.write(1, pattern(1)), bench.trim(1, 1), bench.reading(1)]
+        await bench.lead(2)
+        await turns()
+        assert not any(one.done() for one in late)
+        assert bench.engine.tail.opnum == 2
+        assert await bench.read(1) == bytes(BLOCK_BYTES)
+        await bench.engine.close()
+
+    run(scenario())
+
+
 def test_reads_see_committed_blocks_only() -> None:
     async def scenario() -> None:
         bench = Bench()
