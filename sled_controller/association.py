@@ -343,14 +343,25 @@ class Association:
             then(start, partial(self._managed, slot, fields.nlb, reply))
             return
         served = subsystem.served.pop(fields.nsid)  # nothing more is admitted to it
-        start = partial(storage.delete_namespace, fields.nsid)
-        served.when_idle(lambda: then(start, partial(self._managed, slot, None, reply)))
+        served.when_idle(partial(self._delete, slot, fields.nsid, reply))
 
-    def _managed(self, slot: Slot, column: int | None, reply: Reply, status: int) -> None:
+    def _delete(self, slot: Slot, nsid: int, reply: Reply) -> None:
+        """Nothing is in flight in the namespace any more. The decision is taken again with the submission (F1): a
+        newer pair may have come in between, and its receipt vouches that nothing of this one follows (F3)."""
+        verdict = decide(slot, slot.fence, slot.volume, RIGHT_MANAGE, self.subsystem.time.now_ms())
+        if verdict:
+            self.subsystem.count_refusal(verdict)
+            self._managed(slot, None, reply, *refusal_of(verdict, slot.fence))
+            return
+        then(partial(self.subsystem.storage.delete_namespace, nsid), partial(self._managed, slot, None, reply))
+
+    def _managed(self, slot: Slot, column: int | None, reply: Reply, status: int, dw0: int = 0, dw1: int = 0) -> None:
         self.subsystem.refresh_namespaces()
         namespace = None if column is None else self.subsystem.storage.namespace_of(slot.volume, column)
+        if namespace is not None and status == Status.SUCCESS:
+            dw0 = namespace.nsid
         if not self.ended:
-            reply(status, namespace.nsid if namespace is not None and status == Status.SUCCESS else 0, 0, b"")
+            reply(status, dw0, dw1, b"")
         slot.leave(ON_TABLE)
 
 

@@ -339,6 +339,23 @@ def test_deleting_a_namespace_waits_for_the_commands_in_it() -> None:
     assert rig.subsystem.served == {}
 
 
+def test_f3_a_delete_that_a_drain_has_given_up_on_never_starts() -> None:
+    rig = Rig()
+    first = rig.attached(epoch=5)
+    rig.device.holding = True
+    first.start_write(0, OLD)
+    first.admin.start(vendor.vendor_sqe(AdminOpcode.NAMESPACE_DELETE, slot=first.slot, nsid=first.nsid))
+    second = rig.head(host.OTHER_HEAD_KEY)
+    second.start_attach(6, 1)
+    rig.device.holding = False
+    rig.timers.fire()
+    (receipt,) = second.admin.answers()
+    rig.device.release()
+    assert receipt.status == 0
+    assert first.nsid in rig.storage.namespaces, "the receipt of epoch 6 vouches that nothing of epoch 5 follows"
+    assert first.nsid in rig.subsystem.served
+
+
 def test_a_failed_device_does_not_stop_the_others() -> None:
     rig = Rig(HeldDevice(serial="A"), HeldDevice(serial="B"))
     head = rig.attached()
