@@ -39,6 +39,8 @@ class Follower:
         self._redial = asyncio.Event()
         self._session: LogReceiver | None = None
         self._task: asyncio.Task[None] | None = None
+        self.deleted = False
+        """A primary said that the volume is deleted; only together with the view is that a reason to drop the log."""
         self.reason = "not dialled yet"
 
     @property
@@ -120,6 +122,7 @@ class Follower:
         session = LogReceiver(
             connection, self._engine, self.promise, self._services.terms, self._services.env, self._wake
         )
+        session.on_deleted = self._told_deleted
         self._session = session
         session.start()
         try:
@@ -130,6 +133,9 @@ class Follower:
         self._session = None
         self._note(primary, session.reason)
         return session.heartbeats > 0
+
+    def _told_deleted(self) -> None:
+        self.deleted = True
 
     def _note(self, primary: UUID, reason: str) -> None:
         if reason != self.reason:

@@ -51,6 +51,7 @@ class FrameType(enum.IntEnum):
     PROMISE = 8
     CHECKPOINT = 9
     RELEASE = 10
+    DELETED = 11
     RELAY = 16
     RELAY_ACCEPTED = 17
 
@@ -94,6 +95,9 @@ CHECKPOINT_LAYOUT: Final = c.Struct(
 
 RELEASE_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, "committed" / c.Int64ul, c.Terminated)
 """Primary to member: I have stopped serving for good in `epoch`; your promises to me are void (hand-over)."""
+
+DELETED_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, c.Terminated)
+"""Primary to member: the volume is deleted and its record gone; when the view says so too, drop the log."""
 
 REFUSED_LAYOUT: Final = c.Struct("text" / c.GreedyBytes)
 """Either way: why the link is being closed, UTF-8, for people."""
@@ -174,7 +178,7 @@ def encode_opnum(opnum: int) -> bytes:
 
 def decode_opnum(payload: Buffer) -> int:
     """Raises FrameMalformed."""
-    opnum: int = _unpack(_OPNUM, payload, "DURABLE or COMMITTED")[0]
+    opnum: int = _unpack(_OPNUM, payload, "DURABLE, COMMITTED or DELETED")[0]
     return opnum
 
 

@@ -13,6 +13,7 @@ from head_node.cluster.frames import (
     Join,
     decode_opnum,
     decode_promise,
+    encode_opnum,
     encode_release,
 )
 from head_node.cluster.lease import PrimaryLease
@@ -95,6 +96,11 @@ class MemberLinks:
         """Tell every member that this primary has stopped serving for good (hand-over)."""
         for sender in self.senders():
             sender.connection.send(FrameType.RELEASE, encode_release(self._epoch, self._engine.committed))
+
+    def deleted(self) -> None:
+        """Tell every member that the volume is gone for good."""
+        for sender in self.senders():
+            sender.connection.send(FrameType.DELETED, encode_opnum(self._epoch))
 
     def close(self, reason: str) -> None:
         """Close every link after what is queued on it."""

@@ -51,6 +51,7 @@ class LogReceiver:
         self.epoch = 0
         self.heartbeats = 0
         self.released = False
+        self.on_deleted: Callable[[], None] = lambda: None
         self.reason = ""
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -100,6 +101,9 @@ class LogReceiver:
             self._checkpoint(*decode_chunk(payload))
         elif kind is FrameType.RELEASE:
             self._released(*decode_release(payload))
+        elif kind is FrameType.DELETED:
+            if decode_opnum(payload) >= self._engine.highest_epoch:
+                self.on_deleted()
         else:
             raise LinkError(f"{kind.name} is not for a member")
 

@@ -284,7 +284,8 @@ class VolumeController:
         if self._engine is not None:
             with contextlib.suppress(VolumeError):
                 await self._engine.close()
-        deleted = self._gone and (self.state is VolumeState.RETIRED or self.record.state is RecordState.DELETING)
+        told = self.record.state is RecordState.DELETING or (self._follower is not None and self._follower.deleted)
+        deleted = self._gone and (self.state is VolumeState.RETIRED or told)
         if deleted:
             if self.state is not VolumeState.RETIRED:
                 self._to(VolumeState.RETIRED)

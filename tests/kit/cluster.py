@@ -1,0 +1,539 @@
+"""A rack in one process for the cluster's tests: a real Head over real loopback links, with an authority and sleds that
+are kept in memory, and clocks that can jump."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from kit.volume_files import MemoryDirectory, MemoryDisk
+
+from head_node.authority import transitions
+from head_node.authority.errors import AuthorityUnavailable, NotEligible
+from head_node.cluster.attachments import Buffer
+from head_node.cluster.head import Head
+from head_node.cluster.lease import MS, LeaseTerms
+from head_node.cluster.states import VolumeState
+from head_node.cluster.volume_controller import VolumeController
+from head_node.store.records import (
+    Column,
+    Geometry,
+    HeadRecord,
+    Member,
+    RackView,
+    SledRecord,
+    VolumeRecord,
+)
+from head_node.store.records import VolumeState as RecordState
+from head_node.volume.engine import VolumeEngine
+from head_node.volume.errors import LogMissing
+from head_node.volume.geometry import Geometry as EngineGeometry
+from head_node.volume.limits import Limits
+from sled_controller.credential import ALL_RIGHTS, Credential
+from sled_controller.environment import Environment
+from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
+from sled_controller.keyset import KeySet
+from sled_controller.receipt import DeviceState, Receipt
+
+T = TypeVar("T")
+BLOCK = 4096
+TERMS = LeaseTerms.scaled(500)
+VOLUME = UUID(int=7)
+GEOMETRY = Geometry(data_shards=2, parity_shards=1, shard_blocks=4)
+LIMITS = Limits(segment_bytes=8 << 20, log_bytes_max=32 << 20)
+ROOT_KEY = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
+SIGNING_KEY = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
+ROOT_PUBLIC = ROOT_KEY.public_key().public_bytes_raw()
+KEY_SET = KeySet(1, {1: SIGNING_KEY.public_key().public_bytes_raw()}, 1)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a test's coroutine; ten seconds is for ever here."""
+    return asyncio.run(asyncio.wait_for(work, 10))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds."""
+    while not condition():  # noqa: ASYNC110 (the condition is state, no event marks it)
+        await asyncio.sleep(0.001)
+
+
+class SkewedClock:
+    """The machine's clocks, moved on by as much as a test likes: what a suspended process sees when it wakes."""
+
+    def __init__(self) -> None:
+        self.skew_ns = 0
+
+    def jump(self, milliseconds: int) -> None:
+        self.skew_ns += milliseconds * MS
+
+    def boottime_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.skew_ns
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // MS
+
+
+def credential_of(epoch: int, *, volume: UUID = VOLUME, key: Ed25519PrivateKey = SIGNING_KEY, key_id: int = 1,
+                  head: bytes = b"h" * 32, term_ms: int = 600_000, serial: int = 1) -> bytes:  # fmt: skip
+    """A signed credential."""
+    now_ms = time.time_ns() // MS
+    return Credential(key_id, volume, head, epoch, ALL_RIGHTS, now_ms, now_ms + term_ms, serial).sign(key)
+
+
+def record_of(heads: Sequence[UUID], sleds: Sequence[UUID], **changes: Any) -> VolumeRecord:
+    fields: dict[str, Any] = {
+        "volume": VOLUME, "name": "vol", "size_bytes": 64 * BLOCK, "geometry": GEOMETRY, "heads": tuple(heads),
+        "sleds": tuple(sleds),
+    }  # fmt: skip
+    return VolumeRecord(**{**fields, **changes})
+
+
+class MemoryAuthority:
+    """The authority's transitions over a dictionary; every head gets its own `Api`."""
+
+    def __init__(self) -> None:
+        self.records: dict[UUID, VolumeRecord] = {}
+        self.heads: dict[UUID, HeadRecord] = {}
+        self.sleds: dict[UUID, SledRecord] = {}
+        self.revision = 1
+        self.down = False
+        self.term_ms = 600_000
+        self.journal: list[tuple[Any, ...]] = []
+        self.evidence: list[bytes] = []
+        self._changed = asyncio.Event()
+
+    def put(self, record: VolumeRecord) -> VolumeRecord:
+        self.records[record.volume] = record
+        self.touch()
+        return record
+
+    def touch(self) -> None:
+        self.revision += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+    def view(self, head: UUID) -> RackView:
+        mine = {record.volume: record for record in self.records.values() if head in record.heads}
+        return RackView(self.revision, dict(self.heads), dict(self.sleds), KEY_SET.sign(ROOT_KEY), mine)
+
+
+class Api:
+    """What one head process may ask (the cluster's Authority protocol)."""
+
+    def __init__(self, authority: MemoryAuthority, head: UUID, public: bytes) -> None:
+        self._authority = authority
+        self._head = head
+        self._public = public
+        self._claims: dict[UUID, int] = {}
+        self.cut_off = False
+        self.lose_replies: set[str] = set()
+        """Names of calls whose next answer is lost after they were carried out."""
+        self.gates: dict[str, asyncio.Event] = {}
+        """Calls wait here before they are carried out."""
+        self.reports: list[Mapping[str, Any]] = []
+
+    async def view(self, after: int | None = None, wait_ms: int = 0) -> RackView:
+        await self._enter("view")
+        authority = self._authority
+        while after is not None and authority.revision <= after:
+            try:
+                await asyncio.wait_for(authority.changed(), wait_ms / 1000)
+            except TimeoutError:
+                break
+            await self._enter("view")
+        return authority.view(self._head)
+
+    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]:
+        await self._enter("takeover")
+        old = self._authority.records[volume]
+        record = self._authority.put(transitions.take_over(old, self._head, log_id, expected_version))
+        self._authority.journal.append(("takeover", self._head, record.epoch))
+        self._leave("takeover")
+        self._claims[volume] = record.epoch
+        return record, self._credential(record)
+
+    async def change_members(
+        self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
+        remove: Member | None = None,
+    ) -> VolumeRecord:  # fmt: skip
+        self._authority.journal.append(("asked", add, remove))
+        await self._enter("change_members")
+        self._claim(volume, epoch)
+        old = self._authority.records[volume]
+        record = self._authority.put(
+            transitions.change_members(old, self._head, epoch, expected_version, add=add, remove=remove)
+        )
+        self._authority.journal.append(("members", add, remove))
+        self._leave("change_members")
+        return record
+
+    async def set_columns(
+        self, volume: UUID, *, epoch: int, expected_version: int, columns: Sequence[Column]
+    ) -> VolumeRecord:  # fmt: skip
+        await self._enter("set_columns")
+        self._claim(volume, epoch)
+        old = self._authority.records[volume]
+        return self._authority.put(
+            transitions.set_columns(old, self._head, epoch, expected_version, columns, self._authority.sleds)
+        )
+
+    async def renew(self, volume: UUID, *, epoch: int) -> bytes:
+        await self._enter("renew")
+        record = self._authority.records[volume]
+        transitions.check_renewal(record, self._head, epoch)
+        self._authority.journal.append(("renewed", epoch))
+        return self._credential(record)
+
+    async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None:
+        await self._enter("confirm_deleted")
+        transitions.check_deleted(self._authority.records[volume], self._head, epoch)
+        del self._authority.records[volume]
+        self._authority.touch()
+
+    async def report_credential(self, credential: bytes) -> VolumeRecord:
+        await self._enter("report_credential")
+        self._authority.evidence.append(credential)
+        return self._authority.records[VOLUME]
+
+    async def report(self, status: Mapping[str, Any]) -> None:
+        await self._enter("report")
+        self.reports.append(status)
+
+    def _credential(self, record: VolumeRecord) -> bytes:
+        return credential_of(record.epoch, volume=record.volume, head=self._public, term_ms=self._authority.term_ms)
+
+    def _claim(self, volume: UUID, epoch: int) -> None:
+        if self._claims.get(volume) != epoch:
+            raise NotEligible("another process took this epoch")
+
+    async def _enter(self, name: str) -> None:
+        await asyncio.sleep(0)
+        gate = self.gates.get(name)
+        if gate is not None:
+            await gate.wait()
+        if self.cut_off or self._authority.down:
+            raise AuthorityUnavailable("out of reach")
+
+    def _leave(self, name: str) -> None:
+        if name in self.lose_replies:
+            self.lose_replies.discard(name)
+            raise AuthorityUnavailable("the answer was lost")
+
+
+class MemorySled:
+    """A sled's fence and namespaces, as far as a head can tell."""
+
+    def __init__(self, number: int) -> None:
+        self.id = UUID(int=1000 + number)
+        self.record = SledRecord(self.id, f"sled-{number}", bytes(32), f"nqn.{number}", ("127.0.0.1", number + 1))
+        self.fences: dict[UUID, tuple[int, int, bytes]] = {}
+        self.namespaces: dict[int, tuple[UUID, int, int]] = {}
+        self.data: dict[tuple[int, int], bytes] = {}
+        self.writes: list[tuple[int, int]] = []
+        """(epoch, lba) of every write that was let in."""
+        self.dead = False
+        self.clients: list[MemorySledClient] = []
+        self.lie: bytes | None = None
+        """A credential shown with a fenced-off answer to everything from now on."""
+        self.key_sets = 0
+
+    def kill(self) -> None:
+        self.dead = True
+        for client in list(self.clients):
+            client.cut()
+
+    def admit(self, volume: UUID, epoch: int, number: int) -> None:
+        """F1's equality; raises what a sled would answer."""
+        current, attach, credential = self.fences[volume]
+        if self.lie is not None:
+            raise FencedOff(epoch + 1, self.lie)
+        if current != epoch:
+            raise FencedOff(current, credential)
+        if attach != number:
+            raise Superseded(current, attach)
+
+
+class MemorySledClient:
+    """Stands for SledClient."""
+
+    def __init__(self, sled: MemorySled, unreachable: Callable[[], bool]) -> None:
+        self._sled = sled
+        self._unreachable = unreachable
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def open(self) -> None:
+        await asyncio.sleep(0)
+        if self._sled.dead or self._unreachable():
+            raise SledUnavailable("no answer")
+        self._sled.clients.append(self)
+
+    async def push_key_set(self) -> None:
+        self._sled.key_sets += 1
+
+    async def attach(self, credential: bytes, attach_number: int) -> "MemoryAttachment":
+        await asyncio.sleep(0)
+        self.check()
+        from sled_controller.credential import parse_credential, verify
+
+        shown = verify(parse_credential(credential), KEY_SET)
+        epoch, number, raised_by = self._sled.fences.get(shown.volume, (0, 0, b""))
+        if self._sled.lie is not None:
+            raise FencedOff(shown.epoch + 1, self._sled.lie)
+        if shown.epoch < epoch:
+            raise FencedOff(epoch, raised_by)
+        if shown.epoch == epoch and attach_number < number:
+            raise Superseded(epoch, number)
+        self._sled.fences[shown.volume] = (shown.epoch, attach_number, credential)
+        return MemoryAttachment(self._sled, self, shown.volume, shown.epoch, attach_number)
+
+    def check(self) -> None:
+        if self.closed.done() or self._sled.dead or self._unreachable():
+            self.cut()
+            raise SledUnavailable("gone")
+
+    def cut(self) -> None:
+        if self in self._sled.clients:
+            self._sled.clients.remove(self)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    async def close(self) -> None:
+        self.cut()
+
+
+class MemoryAttachment:
+    """Stands for Attachment."""
+
+    def __init__(self, sled: MemorySled, client: MemorySledClient, volume: UUID, epoch: int, number: int) -> None:
+        self._sled, self._client = sled, client
+        self._key = (volume, epoch, number)
+        devices = ((0, DeviceState.DRAINED),)
+        self.receipt = Receipt(sled.id, 1, volume, epoch, number, 0, devices)
+        self.renewals = 0
+
+    def write(self, nsid: int, lba: int, data: Sequence[Buffer], *, fua: bool = False) -> "asyncio.Future[None]":
+        def act() -> None:
+            joined = b"".join(data)
+            self._sled.writes.append((self._key[1], lba))
+            for at in range(0, len(joined), BLOCK):
+                self._sled.data[nsid, lba + at // BLOCK] = joined[at : at + BLOCK]
+
+        return self._do(act)
+
+    def read(self, nsid: int, lba: int, blocks: int) -> "asyncio.Future[Buffer]":
+        return self._do(
+            lambda: b"".join(self._sled.data.get((nsid, at), bytes(BLOCK)) for at in range(lba, lba + blocks))
+        )
+
+    def flush(self, nsid: int) -> "asyncio.Future[None]":
+        return self._do(lambda: None)
+
+    async def create_namespace(self, column: int, blocks: int) -> int:
+        def act() -> int:
+            wanted = (self._key[0], column, blocks)
+            for nsid, made in self._sled.namespaces.items():
+                if made == wanted:
+                    return nsid
+            nsid = len(self._sled.namespaces) + 1
+            self._sled.namespaces[nsid] = wanted
+            return nsid
+
+        return await self._do(act)
+
+    async def delete_namespace(self, nsid: int) -> None:
+        await self._do(lambda: self._sled.namespaces.pop(nsid))
+
+    async def namespaces(self) -> list[Any]:
+        from sled_controller.fabric.vendor import NamespaceEntry
+
+        return [
+            NamespaceEntry(nsid, column, blocks, volume)
+            for nsid, (volume, column, blocks) in self._sled.namespaces.items()
+            if volume == self._key[0]
+        ]
+
+    async def renew(self, credential: bytes) -> None:
+        if not credential:
+            raise CredentialRefused("empty")
+        self.renewals += 1
+
+    def _do(self, act: Callable[[], T]) -> "asyncio.Future[T]":
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def finish() -> None:
+            if future.done():
+                return
+            try:
+                self._client.check()
+                self._sled.admit(*self._key)
+                future.set_result(act())
+            except SledError as error:
+                future.set_exception(error)
+
+        loop.call_soon(finish)
+        return future
+
+
+class KitHead:
+    """One head process: `start`, `stop` in order, `crash` as kill -9 would."""
+
+    def __init__(self, rack: "Rack", number: int) -> None:
+        self.rack = rack
+        self.id = UUID(int=100 + number)
+        self.key = Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32)
+        self.public = self.key.public_key().public_bytes_raw()
+        self.clock = SkewedClock()
+        self.disk = MemoryDisk()
+        self.port = 0
+        self.sleds_cut = False
+        self.dropped = 0
+        self.api: Api
+        self.head: Head
+
+    @property
+    def controller(self) -> VolumeController:
+        return self.head.controllers[VOLUME]
+
+    @property
+    def engine(self) -> VolumeEngine:
+        engine = self.controller._engine
+        assert engine is not None
+        return engine
+
+    @property
+    def state(self) -> VolumeState | None:
+        controller = self.head.controllers.get(VOLUME)
+        return None if controller is None else controller.state
+
+    @property
+    def serving(self) -> bool:
+        return self.state is VolumeState.SERVING
+
+    async def start(self) -> None:
+        env = Environment(clock=self.clock)
+        self.api = Api(self.rack.authority, self.id, self.public)
+        self.head = Head(
+            self.id, self.key, self.api, root_public=lambda: ROOT_PUBLIC, make_client=self._client,
+            open_engine=self._open, remove_log=self._remove, terms=TERMS, env=env,
+        )  # fmt: skip
+        host, self.port = await self.head.listener.start("127.0.0.1", self.port)
+        authority = self.rack.authority
+        authority.heads[self.id] = HeadRecord(self.id, "head", self.public, {"peer": (host, self.port)})
+        authority.touch()
+        await self.head.start()
+
+    async def stop(self) -> None:
+        await self.head.stop()
+
+    async def crash(self) -> None:
+        """Everything of this process ends where it is; only the disk stays."""
+        self.disk.crash()
+        self.api.cut_off = True
+        head = self.head
+        tasks = [controller._task for controller in head.controllers.values()]
+        for controller in head.controllers.values():
+            role = controller._role
+            if role is not None and role._timer is not None:
+                role._timer.cancel()
+            controller._engine = None  # a killed process closes nothing
+        await head.listener.close()
+        for task in tasks:
+            assert task is not None
+            task.cancel()
+        await asyncio.wait([task for task in tasks if task is not None])
+        await head.watch.close()
+        await head.sleds.close()
+        if head._reporter is not None:
+            head._reporter.cancel()
+
+    def write(self, lba: int, data: bytes) -> "asyncio.Future[int]":
+        """A client's write here; the future may never be done (F6, F7)."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.controller.served().write(lba * BLOCK, data, False, future.set_result)
+        return future
+
+    async def read(self, lba: int) -> bytes:
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.controller.served().read(
+            lba * BLOCK, BLOCK, lambda error, buffers: future.set_result(b"".join(buffers) if not error else b"")
+        )
+        return await future
+
+    def _client(self, sled: SledRecord) -> Any:
+        return MemorySledClient(self.rack.sleds[sled.id], lambda: self.sleds_cut)
+
+    async def _open(self, record: VolumeRecord) -> VolumeEngine:
+        env = Environment(clock=self.clock)
+        try:
+            return await VolumeEngine.open(MemoryDirectory(self.disk), volume=record.volume, env=env, limits=LIMITS)
+        except LogMissing:
+            shape = EngineGeometry(GEOMETRY.data_shards, GEOMETRY.parity_shards, GEOMETRY.shard_blocks)
+            return await VolumeEngine.create(
+                MemoryDirectory(self.disk), volume=record.volume, geometry=shape,
+                size_blocks=record.size_bytes // BLOCK, env=env, limits=LIMITS,
+            )  # fmt: skip
+
+    async def _remove(self, volume: UUID) -> None:
+        self.disk = MemoryDisk()
+
+
+class Rack:
+    """Heads, sleds and an authority."""
+
+    def __init__(self, heads: int = 2, sleds: int = 3) -> None:
+        self.authority = MemoryAuthority()
+        self.sleds = {sled.id: sled for sled in map(MemorySled, range(sleds))}
+        self.authority.sleds = {sled.id: sled.record for sled in self.sleds.values()}
+        self.heads = [KitHead(self, number) for number in range(heads)]
+
+    @property
+    def record(self) -> VolumeRecord:
+        return self.authority.records[VOLUME]
+
+    def create_volume(self, **changes: Any) -> None:
+        heads = [head.id for head in self.heads]
+        self.authority.put(record_of(heads, list(self.sleds), **changes))
+
+    def is_member(self, head: KitHead) -> bool:
+        return self.record.member(head.id) is not None
+
+    async def start(self, heads: Iterable[KitHead] | None = None) -> None:
+        for head in heads if heads is not None else self.heads:
+            await head.start()
+
+    async def start_serving(self) -> tuple[KitHead, KitHead]:
+        """A volume served by the first head and followed by the second, which is a member."""
+        self.create_volume()
+        await self.start()
+        first, second = self.heads[:2]
+        await until(lambda: first.serving and self.is_member(second))
+        return first, second
+
+    async def stop(self, heads: Iterable[KitHead]) -> None:
+        for head in heads:
+            await head.stop()
+
+
+def with_rack(scenario: Callable[[Rack], Coroutine[Any, Any, None]], heads: int = 2) -> None:
+    """Run a scenario; whatever still runs afterwards is stopped."""
+
+    async def work() -> None:
+        rack = Rack(heads)
+        try:
+            await scenario(rack)
+        finally:
+            for head in rack.heads:
+                if hasattr(head, "head") and not head.api.cut_off:
+                    await asyncio.wait_for(head.stop(), 5)
+
+    run(work())
+
+
+RECORD_ACTIVE = RecordState.ACTIVE
