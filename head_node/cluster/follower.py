@@ -136,6 +136,7 @@ class Follower:
 
     def _told_deleted(self) -> None:
         self.deleted = True
+        self._wake()
 
     def _note(self, primary: UUID, reason: str) -> None:
         if reason != self.reason:

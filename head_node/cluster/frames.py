@@ -97,7 +97,7 @@ RELEASE_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, "committed" / c.Int64ul, c
 """Primary to member: I have stopped serving for good in `epoch`; your promises to me are void (hand-over)."""
 
 DELETED_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, c.Terminated)
-"""Primary to member: the volume is deleted and its record gone; when the view says so too, drop the log."""
+"""Primary to member: its namespaces are deleted; once its record is gone too, drop the log."""
 
 REFUSED_LAYOUT: Final = c.Struct("text" / c.GreedyBytes)
 """Either way: why the link is being closed, UTF-8, for people."""

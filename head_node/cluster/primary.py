@@ -236,8 +236,8 @@ class PrimaryRole:
         strays = await self.attachments.delete_namespaces()
         if strays:
             log.warning("event=namespaces_left volume=%s sleds=%s", self.volume, ",".join(map(str, strays)))
-        await self._services.authority.confirm_deleted(self.volume, epoch=self.epoch)
         self.links.deleted()
+        await self._services.authority.confirm_deleted(self.volume, epoch=self.epoch)
         self.end(End.DELETED, "deleted")
 
     async def _leave_office(self) -> None:

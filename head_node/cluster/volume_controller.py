@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.1
 """Between two takeover attempts whose pre-check or request failed."""
+LAST_WORD_SECONDS: Final = 0.5
+"""A record that vanishes may overtake the primary's word that the volume is deleted by this much."""
 REOPEN_SECONDS: Final = 1.0
 """Between two tries to open a log directory (another process still holds it, or the disk is full)."""
 
@@ -189,6 +191,8 @@ class VolumeController:
             else:
                 pause = None if look_again_ns is None else max(0.0, (look_again_ns - now_ns) / 1e9)
                 await self._sleep(pause)
+        if self._gone and not self._told_deleted() and follower.linked:
+            await self._sleep(LAST_WORD_SECONDS)
         await follower.stop("the volume ends here")
         return None
 
@@ -284,14 +288,17 @@ class VolumeController:
         if self._engine is not None:
             with contextlib.suppress(VolumeError):
                 await self._engine.close()
-        told = self.record.state is RecordState.DELETING or (self._follower is not None and self._follower.deleted)
-        deleted = self._gone and (self.state is VolumeState.RETIRED or told)
+        deleted = self._gone and (self.state is VolumeState.RETIRED or self._told_deleted())
         if deleted:
             if self.state is not VolumeState.RETIRED:
                 self._to(VolumeState.RETIRED)
             await self._services.remove_log(self.volume)
         elif self.state not in (VolumeState.FAILED, VolumeState.RETIRED):
             self._to(VolumeState.CLOSED)
+
+    def _told_deleted(self) -> bool:
+        follower = self._follower
+        return self.record.state is RecordState.DELETING or (follower is not None and follower.deleted)
 
     # plumbing
 

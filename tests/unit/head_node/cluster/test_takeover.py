@@ -1,0 +1,104 @@
+"""When a head follows, waits or asks for the epoch."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from kit.cluster import MS, SkewedClock, credential_of, record_of, run
+
+from head_node.authority.errors import AuthorityUnavailable, RecordChanged
+from head_node.cluster.errors import TakeoverImpossible
+from head_node.cluster.takeover import FIRST_TURN_MS, Situation, Step, ask, check_sleds, next_step
+from head_node.store.records import Column, Member, VolumeRecord, VolumeState
+from sled_controller.environment import Environment
+
+A, B = UUID(int=100), UUID(int=101)
+LOG = UUID(int=55)
+SLEDS = [UUID(int=1000 + number) for number in range(3)]
+CREATING = record_of([A, B], SLEDS)
+ACTIVE = replace(
+    CREATING, state=VolumeState.ACTIVE, epoch=1, primary=A, current=(Member(A, UUID(int=54)), Member(B, LOG)),
+    columns=tuple(Column(index, sled, 1, 100) for index, sled in enumerate(SLEDS)),
+)  # fmt: skip
+
+
+def step(record: VolumeRecord, head: UUID = B, now_ms: int = 500, bound_ms: int = 1000) -> Step:
+    return next_step(Situation(record, head, LOG, now_ms * MS, bound_ms * MS, 0))[0]
+
+
+def test_a_member_follows_while_its_promise_binds_it_and_then_is_a_candidate() -> None:
+    assert step(ACTIVE) is Step.FOLLOW
+    assert step(ACTIVE, now_ms=1000) is Step.CANDIDATE
+
+
+def test_it_looks_again_when_its_promise_ends() -> None:
+    assert next_step(Situation(ACTIVE, B, LOG, 500 * MS, 1000 * MS, 0))[1] == 1000 * MS
+
+
+def test_a_head_with_another_log_than_the_record_names_never_asks() -> None:
+    wiped = replace(ACTIVE, current=(ACTIVE.current[0], Member(B, UUID(int=56))))
+    assert step(wiped, now_ms=10_000) is Step.FOLLOW
+
+
+def test_a_head_that_is_no_member_never_asks() -> None:
+    assert step(replace(ACTIVE, current=ACTIVE.current[:1]), now_ms=10_000) is Step.FOLLOW
+
+
+def test_a_restarted_primary_waits_for_its_own_start_and_asks_for_a_new_epoch() -> None:
+    own = replace(ACTIVE, primary=B)
+    assert step(own) is Step.IDLE
+    assert step(own, now_ms=1000) is Step.CANDIDATE
+
+
+def test_a_new_volume_is_begun_by_heads_in_their_order() -> None:
+    assert step(CREATING, head=A, now_ms=0, bound_ms=0) is Step.CANDIDATE
+    assert step(CREATING, head=B, now_ms=FIRST_TURN_MS - 1) is Step.IDLE
+    assert step(CREATING, head=B, now_ms=FIRST_TURN_MS) is Step.CANDIDATE
+
+
+@pytest.mark.parametrize("change", [{"state": VolumeState.FROZEN}, {"heads": (A,)}])
+def test_nothing_is_done_about_a_volume_that_is_frozen_or_not_ours(change: dict[str, object]) -> None:
+    assert step(replace(ACTIVE, **change), now_ms=10_000) is Step.IDLE  # type: ignore[arg-type]
+
+
+class Reach:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def reachable(self, sleds: tuple[UUID, ...]) -> int:
+        return self.count
+
+
+def test_enough_sleds_are_n_minus_m_and_all_for_a_new_volume() -> None:
+    check_sleds(ACTIVE, Reach(2))
+    check_sleds(CREATING, Reach(3))
+    for record, count in ((ACTIVE, 1), (CREATING, 2)):
+        with pytest.raises(TakeoverImpossible):
+            check_sleds(record, Reach(count))
+
+
+class Granting:
+    def __init__(self, clock: SkewedClock, error: Exception | None = None) -> None:
+        self.clock = clock
+        self.error = error
+
+    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]:
+        self.clock.jump(3000)
+        if self.error is not None:
+            raise self.error
+        return replace(ACTIVE, epoch=2, primary=B, version=2), credential_of(2, volume=volume, term_ms=60_000)
+
+
+def test_the_term_is_counted_from_before_asking() -> None:
+    clock = SkewedClock()
+    before_ns = clock.boottime_ns()
+    grant = run(ask(Granting(clock), ACTIVE, LOG, Environment(clock=clock)))
+    assert 60_000 * MS <= grant.term_end_ns - before_ns < 61_000 * MS
+    assert grant.record.epoch == 2
+
+
+@pytest.mark.parametrize("error", [RecordChanged(ACTIVE), AuthorityUnavailable("gone")])
+def test_a_refusal_and_no_answer_are_both_no_grant(error: Exception) -> None:
+    clock = SkewedClock()
+    with pytest.raises(TakeoverImpossible):
+        run(ask(Granting(clock, error), ACTIVE, LOG, Environment(clock=clock)))
