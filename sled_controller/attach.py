@@ -191,8 +191,9 @@ class Attach:
             self._each(self._devices.of_volume(self._volume.fence), self._flush, self._settle)
 
     def fence_durable(self) -> None:
-        """The fence's two records are on every present device."""
-        if self.state is AttachState.SETTLED:
+        """The two records of a fence are on every present device; perhaps of one below this attach's, which is not
+        what its receipt vouches for (F2)."""
+        if self.state is AttachState.SETTLED and self._volume.durable_epoch >= self.slot.epoch:
             self._finish(Status.SUCCESS)
 
     def fail(self, status: int) -> None:

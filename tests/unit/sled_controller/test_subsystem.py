@@ -74,6 +74,28 @@ def test_a_receipt_waits_for_the_durable_fence() -> None:
     assert head.write(0, NEW).status == 0
 
 
+def test_f2_a_receipt_waits_for_its_own_fence_not_for_the_one_below_it() -> None:
+    rig = Rig()
+    rig.attached(epoch=5)
+    second, third = rig.head(host.OTHER_HEAD_KEY), rig.head()
+
+    async def scenario() -> None:
+        rig.device.holding_table = True
+        second.start_attach(6, 1)
+        third.start_attach(7, 1)
+        answers = third.admin.answers()
+        while not answers and rig.device.held:
+            rig.device.release()
+            answers = third.admin.answers()
+        assert [answer.status for answer in answers] == [0]
+
+    asyncio.run(scenario())
+    rig.device.held.clear()  # the power goes with the receipt: what the device has not taken is lost
+    rig.device.holding_table = False
+    answer = reopened(rig).head(host.OTHER_HEAD_KEY).try_attach(6, 2)
+    assert (answer.status, answer.epoch) == (Status.FENCED_OFF, 7)
+
+
 def test_a_higher_epoch_fences_the_former_head_off_and_shows_its_credential() -> None:
     rig = Rig()
     first = rig.attached(epoch=5)
