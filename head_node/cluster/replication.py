@@ -82,15 +82,25 @@ def _end_of(history: History, tail: int, epoch: int) -> int:
     return min(later) - 1 if later else tail
 
 
-def last_opnum(batch: Buffer) -> int:
-    """The opnum of the last record in a batch of whole records. Raises LinkError when they are not whole."""
-    view, at, opnum = memoryview(batch), 0, 0
+def split(batch: Buffer, bytes_max: int) -> list[tuple[int, memoryview]]:
+    """Cut a batch of whole records into pieces of whole records, each at most `bytes_max` long unless one record is
+    longer: (last opnum, piece). Raises LinkError when the batch is not whole."""
+    view, pieces = memoryview(batch), []
+    start = at = last = 0
     while at < len(view):
         if len(view) - at < HEADER_BYTES:
             raise LinkError("a batch ends inside a record")
         _, _, _, _, meta_bytes, data_bytes, opnum, _, _ = RECORD_HEADER.unpack_from(view, at)
-        at += HEADER_BYTES + meta_bytes + data_bytes
-    return int(opnum)
+        end = at + HEADER_BYTES + meta_bytes + data_bytes
+        if end > len(view):
+            raise LinkError("a batch ends inside a record")
+        if end - start > bytes_max and at > start:
+            pieces.append((last, view[start:at]))
+            start = at
+        last, at = int(opnum), end
+    if at > start:
+        pieces.append((last, view[start:at]))
+    return pieces
 
 
 class LogSender:
@@ -209,8 +219,8 @@ class LogSender:
                 return
             if not buffers:
                 return
-            batch = b"".join(buffers)
-            self._send(last_opnum(batch), len(batch), (batch,))
+            for last, piece in split(b"".join(buffers), BATCH_BYTES_MAX):
+                self._send(last, len(piece), (piece,))
 
     def _send(self, last: int, size: int, buffers: Sequence[Buffer]) -> None:
         self._next_opnum = last + 1

@@ -1,0 +1,168 @@
+"""Links on real sockets: strangers, wrong heads, silence, pauses."""
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from kit.cluster import run, until
+
+from head_node.cluster import connection as module
+from head_node.cluster.connection import PeerConnection, PeerListener, dial
+from head_node.cluster.errors import LinkClosed
+from head_node.cluster.frames import FrameType, Purpose
+from head_node.cluster.link import LinkContext
+from sled_controller.environment import Environment
+
+ENV = Environment()
+KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([value]) * 32) for value in (1, 2)]
+PUBLIC = [key.public_key().public_bytes_raw() for key in KEYS]
+ACCEPTOR = UUID(int=2)
+CONTEXT = LinkContext(Purpose.LOG, UUID(int=7), ACCEPTOR)
+
+
+class Bench:
+    """A listener and what it accepted."""
+
+    def __init__(self, own_id: UUID = ACCEPTOR) -> None:
+        self.accepted: list[PeerConnection] = []
+        self.frames: list[tuple[FrameType, bytes]] = []
+        self.closed: list[str] = []
+        self.listener = PeerListener(KEYS[1], own_id, lambda: PUBLIC[:1], self._accept, ENV)
+
+    def _accept(self, connection: PeerConnection, context: LinkContext, public: bytes) -> None:
+        assert (context, public) == (CONTEXT, PUBLIC[0])
+        self.accepted.append(connection)
+        connection.on_frame = lambda kind, payload: self.frames.append((kind, bytes(payload)))
+        connection.on_closed = self.closed.append
+
+    async def dial(self, key: Ed25519PrivateKey = KEYS[0]) -> PeerConnection:
+        self.address = await self.listener.start("127.0.0.1", 0)
+        return await dial(self.address, key, PUBLIC[1], CONTEXT, ENV)
+
+
+def test_frames_arrive_and_the_end_is_told_once() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        link.resume_receiving()
+        link.send(FrameType.RECORDS, b"ab", b"cd")
+        await until(lambda: bench.frames == [(FrameType.RECORDS, b"abcd")])
+        link.abort()
+        await until(lambda: len(bench.closed) == 1)
+        link.send(FrameType.RECORDS, b"nobody hears this")
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_what_was_sent_before_the_dialler_listens_is_kept_for_it() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        await until(lambda: bool(bench.accepted))
+        bench.accepted[0].send(FrameType.HEARTBEAT, b"x")
+        got: list[FrameType] = []
+        link.on_frame = lambda kind, payload: got.append(kind)
+        assert got == []
+        link.resume_receiving()
+        await until(lambda: got == [FrameType.HEARTBEAT])
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_no_frame_is_delivered_while_receiving_is_paused() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        link.resume_receiving()
+        await until(lambda: bool(bench.accepted))
+        other = bench.accepted[0]
+        other.on_frame = lambda kind, payload: (bench.frames.append((kind, b"")), other.pause_receiving())  # type: ignore[func-returns-value]
+        for _ in range(3):
+            link.send(FrameType.RECORDS, b"x")
+        await until(lambda: len(bench.frames) == 1)
+        other.resume_receiving()
+        await until(lambda: len(bench.frames) == 2)
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_a_refusal_reaches_the_other_end_with_its_reason() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        reasons: list[str] = []
+        link.on_closed = reasons.append
+        link.resume_receiving()
+        await until(lambda: bool(bench.accepted))
+        bench.accepted[0].refuse("not here")
+        await until(lambda: reasons == ["refused: not here"])
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_a_stranger_and_a_link_meant_for_another_head_get_nowhere() -> None:
+    async def work() -> None:
+        bench = Bench()
+        with pytest.raises(LinkClosed):
+            await bench.dial(Ed25519PrivateKey.from_private_bytes(b"z" * 32))
+        assert bench.listener.refused_total == 1
+        await bench.listener.close()
+        other = Bench(own_id=UUID(int=3))
+        link = await other.dial()
+        link.resume_receiving()
+        await until(lambda: link.closed)
+        assert other.accepted == []
+        await other.listener.close()
+
+    run(work())
+
+
+def test_a_peer_that_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(module, "HANDSHAKE_SECONDS_MAX", 0.02)
+        bench = Bench()
+        address = await bench.listener.start("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*address)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+        await until(lambda: bench.listener.refused_total == 1)
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_more_strangers_than_the_bound_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(module, "STRANGERS_MAX", 1)
+        bench = Bench()
+        address = await bench.listener.start("127.0.0.1", 0)
+        first = await asyncio.open_connection(*address)
+        await until(lambda: bench.listener._strangers == 1)
+        reader, writer = await asyncio.open_connection(*address)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        assert bench.listener.refused_total == 1
+        first[1].close()
+        writer.close()
+        await until(lambda: bench.listener._strangers == 0)
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_dialling_nobody_fails_in_time() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        link.abort()
+        await bench.listener.close()
+        with pytest.raises(LinkClosed):
+            await dial(bench.address, KEYS[0], PUBLIC[1], CONTEXT, ENV)
+
+    run(work())

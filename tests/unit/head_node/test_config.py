@@ -1,0 +1,33 @@
+"""The settings of head-node."""
+
+import pytest
+
+from head_node.cluster.lease import LeaseTerms
+from head_node.config import PROG, HeadSettings
+from sled_controller.settings import SettingsError, merge
+
+NEEDED = {"state_dir": "/x", "name": "head-0", "authority_url": "http://127.0.0.1:1"}
+
+
+def test_defaults_are_the_documented_lease() -> None:
+    assert merge(HeadSettings, PROG, NEEDED, {}).terms() == LeaseTerms(1000, 100, 150, 600)
+
+
+def test_another_ttl_keeps_the_proportions() -> None:
+    settings = merge(HeadSettings, PROG, NEEDED, {"HEAD_NODE_LEASE_TTL_MS": "2000"})
+    assert settings.terms() == LeaseTerms(2000, 200, 300, 1200)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"silence_ms": "950"}, "lease times"),
+        ({"name": "Head 0"}, "name"),
+        ({"nbd_port": "70000"}, "nbd_port"),
+        ({"authority_url": "somewhere"}, "authority_url"),
+        ({"lease_ttl_ms": "1"}, "lease_ttl_ms"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        merge(HeadSettings, PROG, {**NEEDED, **change}, {})
