@@ -144,6 +144,10 @@ class PeerConnection(asyncio.Protocol):
             log.warning("event=link_broken error=%s", error)
             self.abort(str(error))
             return
+        except Exception as error:  # a bug must cost this link only
+            log.exception("event=link_internal_error")
+            self.abort(f"internal error: {error!r}")
+            return
         self._flush()
 
     def _frame(self, frame: Frame) -> None:

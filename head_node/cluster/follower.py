@@ -53,6 +53,9 @@ class Follower:
 
     def follow(self, primary: UUID | None) -> None:
         """Dial this head, and again when the link ends; None: stop dialling. Cheap when nothing changes."""
+        if self._task is not None and self._task.done():
+            log.error("event=follower_broke volume=%s", self._volume, exc_info=self._task.exception())
+            self._task = None
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._keep_joined())
         if primary == self._primary:

@@ -95,6 +95,7 @@ class PrimaryRole:
         self._led = False
         self._lease_was_valid = True
         self._probed_ns = 0
+        self._members_pause_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -265,7 +266,7 @@ class PrimaryRole:
         self._timer = loop.call_later(self._services.terms.heartbeat_ms / 1000, self._tick)
         self.links.heartbeat()
         self._watch_lease()
-        if self._led and not self._changes.busy:
+        if self._led and not self._changes.busy and self._now_ns() >= self._members_pause_ns:
             self._watch_members()
         if self._now_ns() >= self._half_term_ns:
             self._begin("renew", self._renew())
@@ -316,7 +317,9 @@ class PrimaryRole:
 
     async def _remove(self, member: Member) -> None:
         removed = await self._changes.remove(member, lambda: member.head in self.lease.silent(self._now_ns()))
-        if removed:
+        if not removed:
+            self._members_pause_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+        else:
             self.links.drop(member.head, "removed from the members for silence; join again")
 
     def _member_wiped(self, head: UUID) -> None:

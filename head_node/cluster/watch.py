@@ -91,7 +91,10 @@ class AuthorityWatch:
             return
         self.view = view
         for listener in self._listeners:
-            listener(view)
+            try:
+                listener(view)
+            except Exception:  # the next view must still be seen
+                log.exception("event=view_listener_broke revision=%d", view.revision)
 
     def _unreachable(self, error: AuthorityError) -> None:
         if self.reachable or not self.reason:
