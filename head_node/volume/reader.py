@@ -6,8 +6,10 @@ Whatever leaves here has the CRC that the map has for it (D2), and a shard only 
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from crc32c import crc32c
@@ -24,9 +26,14 @@ from head_node.volume.stripes import Stripe
 HEADERS_CACHED_MAX: Final = 4096
 """Shard headers kept, about half a KiB each."""
 
+RUNS_IN_FLIGHT_MAX: Final = 512
+"""Runs asked of the columns at a time; a megabyte of scattered blocks is 256 runs. More would hold up the loop, and
+with it the heartbeats, for as long as it takes to send and take them, and overflow the queues to the sleds."""
+
 logger = logging.getLogger(__name__)
 
 BlocksDone = Callable[[Exception | None, Sequence[Buffer]], None]
+RunDone = Callable[[Exception | None, Buffer], None]
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 
 
@@ -51,7 +58,10 @@ class Reader:
         self._state = state
         self.columns = columns
         self._headers: dict[tuple[int, int], ShardHeader] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[Run, RunDone]] = {}
+        self._in_flight = 0
+        self._waiting: deque[tuple[Run, RunDone]] = deque()
+        self._closings = 0
         self.reconstructed_count = 0
         self.mismatch_count = 0
 
@@ -107,30 +117,45 @@ class Reader:
 
     # -- one run, the usual way -------------------------------------------------------------------------------------
 
-    def start(self, run: Run, done: Callable[[Exception | None, Buffer], None]) -> None:
-        """Read one run; the slot is held by the caller."""
+    def start(self, run: Run, done: RunDone) -> None:
+        """Read one run, now or when others are done; the slot is held by the caller."""
+        if self._in_flight >= RUNS_IN_FLIGHT_MAX:
+            self._waiting.append((run, done))
+        else:
+            self._begin(run, done)
+
+    def _begin(self, run: Run, then: RunDone) -> None:
+        self._in_flight += 1
+        done = partial(self._over, then)
         data = self._fetch(run, run.shard, 1 + run.row, len(run.places))
         header = self._known(run, run.shard)
         if data is None:
-            self._spawn(self._finish(run, None, done))
+            self._spawn(run, None, done)
         elif header is not None:
-            data.add_done_callback(lambda future: self._arrived(run, future, done))
+            closings = self._closings
+            data.add_done_callback(lambda future: self._arrived(run, future, done, closings))
         else:
-            self._spawn(self._finish(run, data, done))
+            self._spawn(run, data, done)
 
-    def _arrived(
-        self, run: Run, future: asyncio.Future[Buffer], done: Callable[[Exception | None, Buffer], None]
-    ) -> None:
+    def _over(self, then: RunDone, error: Exception | None, data: Buffer) -> None:
+        self._in_flight -= 1
+        then(error, data)
+        while self._waiting and self._in_flight < RUNS_IN_FLIGHT_MAX:
+            self._begin(*self._waiting.popleft())
+
+    def _arrived(self, run: Run, future: asyncio.Future[Buffer], done: RunDone, closings: int) -> None:
         if not future.cancelled() and future.exception() is None and self._verified(run, future.result()):
             done(None, future.result())
+        elif closings != self._closings:
+            self._give_up(run, done)
         else:
-            self._spawn(self._finish(run, None, done))
+            self._spawn(run, None, done)
 
     async def _finish(
         self,
         run: Run,
         data: asyncio.Future[Buffer] | None,
-        done: Callable[[Exception | None, Buffer], None],
+        done: RunDone,
     ) -> None:
         try:
             buffer = await self._settled(data) if data is not None else None
@@ -197,7 +222,10 @@ class Reader:
         column = self.columns[geometry.column_of(run.slot, shard)]
         if not run.stripe.present >> shard & 1 or column is None or not column.available:
             return None
-        return column.read(run.slot * geometry.shard_blocks + row, count)
+        data = column.read(run.slot * geometry.shard_blocks + row, count)
+        # Whoever waits for it may have been cancelled by the time that it fails.
+        data.add_done_callback(_noted)
+        return data
 
     def _known(self, run: Run, shard: int) -> ShardHeader | None:
         header = self._headers.get((run.slot, shard))
@@ -232,18 +260,26 @@ class Reader:
             return None
         return future.result()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish(run, data, done))
+        self._tasks[task] = (run, done)
+        task.add_done_callback(self._tasks.pop)
+
+    def _give_up(self, run: Run, done: RunDone) -> None:
+        done(BlockUnreadable(run.lba, "reading has ended here"), b"")
 
     async def close(self) -> None:
-        """End reconstructions under way; their reads are not answered."""
-        tasks = list(self._tasks)
+        """End what is under way: those reads fail, for callers who have stopped listening. Reading may begin again."""
+        self._closings += 1
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for run, done in [*waiting, *(tasks[task] for task in tasks if task.cancelled())]:
+            self._give_up(run, done)
 
     def hold(self, run: Run) -> None:
         """Keep the run's slot from being written again."""
@@ -252,6 +288,11 @@ class Reader:
     def release(self, run: Run) -> None:
         """The other half of `hold`."""
         self._state.stripes.release(run.slot)
+
+
+def _noted(future: asyncio.Future[Buffer]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 class _Pending:

@@ -1,0 +1,89 @@
+"""Reads in great number: the loop and the queues to the sleds are not swamped, and an end leaves nothing behind."""
+
+import asyncio
+import errno
+import gc
+import logging
+
+import pytest
+from kit.volume import Bench, fill, run, until
+
+from head_node.volume import reader
+
+
+async def scattered(bench: Bench, count: int) -> dict[int, bytes]:
+    """Blocks in stripes, none beside its neighbour: each is a run of its own."""
+    await bench.create()
+    await bench.lead(1)
+    content: dict[int, bytes] = {}
+    for first in range(0, count, 2):
+        content |= await fill(bench, first, 1, seed=1)
+        content |= await fill(bench, count + first, 1, seed=1)
+    await until(lambda: not len(bench.engine.state.overlay))
+    return content
+
+
+def test_runs_beyond_the_bound_wait_and_every_block_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "RUNS_IN_FLIGHT_MAX", 4)
+
+    async def scenario() -> None:
+        bench = Bench()
+        content = await scattered(bench, 24)
+        for lba in content:
+            assert await bench.read(lba) == content[lba]
+        held: list = []  # type: ignore[type-arg]
+        before = sum(column.read_count for column in bench.columns)
+        for column in bench.columns:
+            column.held = held
+        reads = {lba: bench.reading(lba) for lba in content}
+        assert sum(column.read_count for column in bench.columns) == before + 4
+        while not all(read.done() for read in reads.values()):
+            waiting, held[:] = list(held), []
+            assert len(waiting) <= 4
+            for answer in waiting:
+                answer()
+            await asyncio.sleep(0)
+        assert {lba: read.result() for lba, read in reads.items()} == {lba: (0, data) for lba, data in content.items()}
+        for column in bench.columns:
+            column.held = None
+        await bench.engine.close()
+
+    run(scenario())
+
+
+def test_reads_that_fail_after_stepping_down_are_silent_and_hold_no_slot(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reader, "RUNS_IN_FLIGHT_MAX", 8)
+
+    async def scenario() -> None:
+        bench = Bench()
+        content = await scattered(bench, 24)
+        known = list(content)[::2]
+        for lba in known:
+            await bench.read(lba)
+        bench.engine.reader._headers.clear()
+        await bench.read(known[0])
+        held: list = []  # type: ignore[type-arg]
+        columns = list(bench.columns)
+        for column in columns:
+            column.held = held
+            column.error = lambda: OSError(errno.EIO, "fenced off")
+        reads = [bench.reading(lba) for lba in content]
+        await asyncio.sleep(0)
+        caplog.clear()
+        await bench.engine.step_down()
+        for answer in held:
+            answer()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert not any(read.done() for read in reads), "F6: requests are dropped unanswered"
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+        assert not bench.engine.state.stripes._readers
+        await bench.lead(2)
+        for lba in content:
+            assert await bench.read(lba) == content[lba]
+        await bench.engine.close()
+
+    run(scenario())
