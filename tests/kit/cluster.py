@@ -12,7 +12,6 @@ from kit.volume_files import MemoryDirectory, MemoryDisk
 
 from head_node.authority import transitions
 from head_node.authority.errors import AuthorityUnavailable, NotEligible
-from head_node.cluster.attachments import Buffer
 from head_node.cluster.head import Head
 from head_node.cluster.lease import MS, LeaseTerms
 from head_node.cluster.states import VolumeState
@@ -27,6 +26,7 @@ from head_node.store.records import (
     VolumeRecord,
 )
 from head_node.store.records import VolumeState as RecordState
+from head_node.volume.columns import Buffer
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogMissing
 from head_node.volume.geometry import Geometry as EngineGeometry
