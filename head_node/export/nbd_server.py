@@ -41,6 +41,9 @@ OTHER_SHARE: Final = 16
 """Requests of one connection per loop turn, and how many of them anything but a read or write counts for (a block
 status walks maps). Thousands of requests fit into the receive buffer; heartbeats and others cannot wait for all."""
 
+_DISCARD: Final = memoryview(bytearray(SLAB_ROOM_BYTES_MIN))
+"""Where bytes go that come after a connection was dropped; nobody reads them."""
+
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
 
 _ALLOWED_FLAGS: Final[dict[int, int]] = {
@@ -90,11 +93,13 @@ class Transmission:
         structured: bool,
         allocation: bool,
         wake: Callable[[], None],
+        peer_gone: Callable[[], bool],
         counters: NbdCounters,
         limits: Limits | None = None,
     ) -> None:
         """`wake` is called once when there is output, or room for more requests, outside of `received`; after that
-        not again before `take_output`.
+        not again before `take_output`. `peer_gone` says whether the client has left, noticed yet or not: what waits in
+        the volume is not begun then.
         """
         limits = limits or Limits()
         self.phase = Phase.ACTIVE
@@ -108,6 +113,7 @@ class Transmission:
         self._structured = structured
         self._allocation = allocation
         self._wake = wake
+        self._peer_gone = peer_gone
         self._awake = False
         self._counters = counters
         self._read_flags = _FUA | (_DF if structured else 0)
@@ -189,6 +195,11 @@ class Transmission:
             self._output.clear()
             self._start = self._end = 0
             self._large = None
+            self._slab = _DISCARD  # a volume that is stuck may hold on to this object for long
+
+    def _gone(self) -> bool:
+        # Whoever closed after DISC has a right to the end of what came before it.
+        return self.phase is Phase.DROPPED or (self.phase is Phase.ACTIVE and self._peer_gone())
 
     # --- the parse loop ---------------------------------------------------------------------------------------------
 
@@ -199,7 +210,7 @@ class Transmission:
         slab, start, end = self._slab, self._start, self._end
         volume, size_bytes = self._volume, self._size_bytes
         ready = volume.ready
-        requests_max, read_flags = self._requests_max, self._read_flags
+        requests_max, read_flags, gone = self._requests_max, self._read_flags, self._gone
         while self.phase is Phase.ACTIVE:
             if self._skip_bytes:
                 start = self._skip(start, end)
@@ -249,12 +260,12 @@ class Transmission:
                 self.in_flight += 1
                 self.bytes_in_flight += length
                 done = partial(self._done, cookie, length)
-                volume.write(offset, slab[payload:start], flags & 1 == 1, done)
+                volume.write(offset, slab[payload:start], flags & 1 == 1, done, gone)
             else:
                 start += 28
                 self.in_flight += 1
                 self.bytes_in_flight += length
-                volume.read(offset, length, partial(self._read_done, cookie, offset, length, flags))
+                volume.read(offset, length, partial(self._read_done, cookie, offset, length, flags), gone)
             self._counters.requests += 1
         if self.phase is not Phase.DROPPED:
             self._make_room(start, end)
@@ -294,7 +305,7 @@ class Transmission:
         cookie, offset, flags = self._large_request
         self.in_flight += 1
         self._counters.requests += 1
-        self._volume.write(offset, data, flags & _FUA != 0, partial(self._done, cookie, len(data)))
+        self._volume.write(offset, data, flags & _FUA != 0, partial(self._done, cookie, len(data)), self._gone)
 
     def _skip(self, start: int, end: int) -> int:
         """Pass over the payload of a rejected write, then reject it."""
@@ -346,14 +357,15 @@ class Transmission:
         if command == Command.FLUSH:
             self._volume.flush(partial(self._done, cookie, 0))
         elif command == Command.TRIM:
-            self._volume.trim(offset, length, partial(self._done, cookie, 0))
+            self._volume.trim(offset, length, partial(self._done, cookie, 0), self._gone)
         elif command == Command.WRITE_ZEROES:
             no_hole = bool(flags & CommandFlag.NO_HOLE)
-            self._volume.write_zeroes(offset, length, no_hole=no_hole, done=partial(self._done, cookie, 0))
+            done = partial(self._done, cookie, 0)
+            self._volume.write_zeroes(offset, length, no_hole=no_hole, done=done, gone=self._gone)
         else:
             one = bool(flags & CommandFlag.REQ_ONE)
             asked = min(length, EXTENTS_BYTES_MAX)
-            self._volume.extents(offset, asked, partial(self._extents_done, cookie, asked, one))
+            self._volume.extents(offset, asked, partial(self._extents_done, cookie, asked, one), self._gone)
 
     def _judge(self, flags: int, command: int, offset: int, length: int) -> tuple[int, str]:
         """Error number and text for a request that cannot be done, (0, "") for one that can."""

@@ -196,6 +196,10 @@ class RelayLink:
         """The transport ended by itself."""
         self.lose(reason)
 
+    def alive(self) -> bool:
+        """False when the link is lost, or has to be: asked before anything that came over it is acted upon late."""
+        return not self.closed and not self._silent()
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _silent(self) -> bool:

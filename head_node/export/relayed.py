@@ -154,6 +154,7 @@ class RelayedTransmission:
             structured=Mode.STRUCTURED in mode,
             allocation=Mode.ALLOCATION in mode,
             wake=self._wake,
+            peer_gone=lambda: not self._link.alive(),
             counters=self._counters,
             limits=self._limits,
         )
@@ -197,7 +198,7 @@ class RelayedTransmission:
     def _go_on(self) -> None:
         """There are replies, or room again: take up what a limit stopped, then what waits, a frame or two per turn."""
         core = self._core
-        if core is None or self._link.closed:
+        if core is None or not self._link.alive():
             return
         try:
             core.resume()

@@ -193,6 +193,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             structured=structured,
             allocation=allocation,
             wake=self._wake,
+            peer_gone=lambda: peer_is_gone(self._transport),
             counters=self._server.counters,
             limits=self._server.limits,
         )

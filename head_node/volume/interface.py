@@ -19,6 +19,13 @@ ReadDone: TypeAlias = Callable[[int, Sequence[Buffer]], None]
 """Called once with 0 and buffers that add up to the length, or an errno and nothing."""
 ExtentsDone: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 """Called once with 0 and (length in bytes, EXTENT_* flags) pairs in order, or an errno and nothing."""
+Gone: TypeAlias = Callable[[], bool]
+"""Asked right before a request that had to wait is begun: True when its client's connection is gone."""
+
+
+def never_gone() -> bool:
+    """The `Gone` of a client without a connection."""
+    return False
 
 
 class ServedVolume(Protocol):
@@ -27,26 +34,28 @@ class ServedVolume(Protocol):
     Every completion is called at most once: a request that the primary may not answer any more (F6, F7) is never
     completed, and its connection is reset by the cluster instead. A completion may come inside the call.
     A range outside the volume completes with EINVAL (reads, trims) or ENOSPC (writes).
+    A request that had to wait is forgotten, uncompleted, if its client is `gone` when its turn comes: the client may
+    have repeated it elsewhere by then, and newer ones.
     """
 
     size_bytes: int
 
-    def read(self, offset: int, length: int, done: ReadDone) -> None:
+    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone) -> None:
         """Read committed bytes; the buffers stay valid and unchanged as long as they are referenced."""
 
-    def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
+    def write(self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone) -> None:
         """Write `data`, which belongs to the volume from now on; 0 means committed (F5), `fua` or not."""
 
-    def trim(self, offset: int, length: int, done: Done) -> None:
+    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone) -> None:
         """Forget a range; it reads as zeroes afterwards. Committed like a write."""
 
-    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done) -> None:
+    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone) -> None:
         """Zero a range. Space is never reserved, so `no_hole` changes nothing."""
 
     def flush(self, done: Done) -> None:
         """Every write completed before this call is durable (it was when it completed)."""
 
-    def extents(self, offset: int, length: int, done: ExtentsDone) -> None:
+    def extents(self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone) -> None:
         """Say which parts hold data."""
 
     def ready(self) -> bool:

@@ -16,7 +16,9 @@ from head_node.volume.interface import (
     Buffer,
     Done,
     ExtentsDone,
+    Gone,
     ReadDone,
+    never_gone,
 )
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class ClientService:
     def __init__(self, engine: "VolumeEngine") -> None:
         self._engine = engine
         self.size_bytes = engine.size_blocks * BLOCK_BYTES
-        self._waiting: deque[tuple[int, Request]] = deque()
+        self._waiting: deque[tuple[int, Request, Gone]] = deque()
         self._acks: deque[tuple[int, Done, int]] = deque()
         """(last opnum, done, bytes) of writes not yet answered."""
         self._replies: deque[Request] = deque()
@@ -54,20 +56,22 @@ class ClientService:
         self.read_count = 0
         self.write_count = 0
         self.lease_wait_count = 0
+        self.forgotten_count = 0
+        """Requests that waited until their client was gone."""
 
     # -- ServedVolume -----------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, length: int, done: ReadDone) -> None:
+    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone) -> None:
         if not self._fits(offset, length):
             done(errno.EINVAL, ())
         elif not length:
             done(0, ())
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._read(offset, length, done))
+            self._wait(0, lambda: self._read(offset, length, done), gone)
         else:
             self._read(offset, length, done)
 
-    def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
+    def write(self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone) -> None:
         length = len(data)
         if offset & _OFFSET_MASK or length & _OFFSET_MASK or offset < 0:
             done(errno.EINVAL)
@@ -76,34 +80,34 @@ class ClientService:
         elif not length:
             done(0)
         elif self._waiting or not self._serving() or not self._room(length):
-            self._wait(length, lambda: self._write(offset, data, done))
+            self._wait(length, lambda: self._write(offset, data, done), gone)
         else:
             self._write(offset, data, done)
 
-    def trim(self, offset: int, length: int, done: Done) -> None:
+    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone) -> None:
         if not self._fits(offset, length):
             done(errno.EINVAL)
         elif not length:
             done(0)
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._zero(offset, length, done))
+            self._wait(0, lambda: self._zero(offset, length, done), gone)
         else:
             self._zero(offset, length, done)
 
-    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done) -> None:
+    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone) -> None:
         if self._fits(offset, 0) and self._fits(0, length) and offset + length > self.size_bytes:
             done(errno.ENOSPC)
         else:
-            self.trim(offset, length, done)
+            self.trim(offset, length, done, gone)
 
     def flush(self, done: Done) -> None:
         self._reply(lambda: done(0))
 
-    def extents(self, offset: int, length: int, done: ExtentsDone) -> None:
+    def extents(self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone) -> None:
         if not self._fits(offset, length):
             done(errno.EINVAL, ())
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self.extents_now(offset, length, done))
+            self._wait(0, lambda: self.extents_now(offset, length, done), gone)
         else:
             self.extents_now(offset, length, done)
 
@@ -132,21 +136,25 @@ class ClientService:
         over = self._unanswered_bytes and self._unanswered_bytes + length > self._engine.limits.unanswered_bytes_max
         return not over and self._engine.has_room(length)
 
-    def _wait(self, cost: int, request: Request) -> None:
+    def _wait(self, cost: int, request: Request, gone: Gone) -> None:
         if not self._engine.leading:
             # Kept, it would be carried out in a later epoch, for a connection that is long gone.
             return
         if len(self._waiting) >= WAITING_MAX:
             logger.error("event=requests_unbounded volume=%s waiting=%d", self._engine.volume, len(self._waiting))
             return
-        self._waiting.append((cost, request))
+        self._waiting.append((cost, request, gone))
         self._arm()
 
     def pump(self) -> None:
         """Begin what waits, as far as lease and bounds allow."""
         waiting = self._waiting
         while waiting:
-            cost, request = waiting[0]
+            cost, request, gone = waiting[0]
+            if gone():
+                waiting.popleft()
+                self.forgotten_count += 1
+                continue
             if not self._serving():
                 self._arm()
                 return
@@ -272,4 +280,5 @@ class ClientService:
             "unanswered": len(self._acks) + len(self._replies),
             "waiting": len(self._waiting),
             "lease_waits": self.lease_wait_count,
+            "forgotten": self.forgotten_count,
         }

@@ -5,7 +5,16 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from head_node.export.interface import Buffer, LocalExport, RelayReceiver, RemoteExport
-from head_node.volume.interface import EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO, Done, ExtentsDone, ReadDone
+from head_node.volume.interface import (
+    EXTENT_DATA,
+    EXTENT_HOLE,
+    EXTENT_ZERO,
+    Done,
+    ExtentsDone,
+    Gone,
+    ReadDone,
+    never_gone,
+)
 
 BLOCK = 4096
 VOLUME_ID = UUID("00000000-0000-4000-8000-000000000001")
@@ -54,13 +63,13 @@ class MemoryVolume:
         for waiter in waiters:
             waiter()
 
-    def read(self, offset: int, length: int, done: ReadDone) -> None:
+    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone) -> None:
         self._note("read", offset, length)
         data = bytes(self.data[offset : offset + length])
         error = self.error
         self._finish(lambda: done(error, () if error else (data,)))
 
-    def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
+    def write(self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone) -> None:
         self._note("write", offset, len(data))
         if self.keep_payloads:
             self.kept.append((offset, data, bytes(data)))
@@ -82,10 +91,10 @@ class MemoryVolume:
         error = self.error
         self._finish(lambda: done(error))
 
-    def trim(self, offset: int, length: int, done: Done) -> None:
+    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone) -> None:
         self._zero("trim", offset, length, done)
 
-    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done) -> None:
+    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone) -> None:
         self._zero("write_zeroes", offset, length, done)
 
     def flush(self, done: Done) -> None:
@@ -93,7 +102,7 @@ class MemoryVolume:
         error = self.error
         self._finish(lambda: done(error))
 
-    def extents(self, offset: int, length: int, done: ExtentsDone) -> None:
+    def extents(self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone) -> None:
         self._note("extents", offset, length)
         blocks = self.allocated[offset // BLOCK : (offset + length) // BLOCK]
         extents = [(BLOCK, EXTENT_DATA if used else EXTENT_HOLE | EXTENT_ZERO) for used in blocks]

@@ -41,6 +41,7 @@ class Bench:
             structured=structured,
             allocation=allocation,
             wake=self._wake,
+            peer_gone=lambda: False,
             counters=self.counters,
             limits=limits,
         )
@@ -257,7 +258,7 @@ def test_short_runs_of_zeroes_stay_data() -> None:
 
 def test_a_volume_that_returns_too_little_costs_an_error_not_the_framing() -> None:
     bench = Bench()
-    bench.volume.read = lambda offset, length, done: done(0, (b"short",))  # type: ignore[method-assign]
+    bench.volume.read = lambda offset, length, done, gone: done(0, (b"short",))  # type: ignore[method-assign]
     assert bench.ask(request(Command.READ, 0, K4)) == refused(NbdError.EIO)
     assert bench.counters.internal_errors == 1
 

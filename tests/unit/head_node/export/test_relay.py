@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kit.export import VOLUME_ID, LinkEnd, MemoryDirectory, MemoryVolume, link_pair, one_volume, until
+from kit.volume import Bench
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
@@ -15,6 +16,7 @@ from head_node.export.nbd_client import NbdClient, ReconnectPolicy
 from head_node.export.nbd_server import Limits
 from head_node.export.relay import WINDOW_BYTES, Frame, RelayTiming
 from head_node.export.server import NbdServer
+from head_node.volume.interface import ServedVolume
 from sled_controller.environment import Environment
 
 SIZE = 64 << 20
@@ -41,6 +43,7 @@ class Pair:
 
     def __init__(self, primary: NbdServer, volume: MemoryVolume) -> None:
         self.primary = primary
+        self.served: ServedVolume = volume
         self.volume = volume
         self.links: list[tuple[LinkEnd, LinkEnd]] = []
         self.head: NbdServer
@@ -52,7 +55,7 @@ class Pair:
             raise ExportUnavailable("vol", "the primary cannot be reached")
         near, far = link_pair()
         self.links.append((near, far))
-        self.primary.accept_relay(far, LocalExport(VOLUME_ID, self.volume))
+        self.primary.accept_relay(far, LocalExport(VOLUME_ID, self.served))
         return near
 
 
@@ -152,6 +155,39 @@ def test_the_clients_end_is_the_links_end_and_unadmitted_requests_are_dropped() 
             assert pair.volume.calls == [("write", 0, K4)]
             answers = await asyncio.gather(*writes, return_exceptions=True)
             assert all(isinstance(answer, NbdDisconnected) for answer in answers)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_waits_in_the_volume_is_not_begun_once_the_link_is_lost_or_was_silent_for_too_long(stopped: bool) -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        engine = await bench.create()
+        await bench.lead(1)
+        lease = False
+        engine.lease = lambda: lease
+        clock = TestClock()
+        async with relaying(primary_clock=clock) as pair:
+            pair.served = engine.served
+            client = await NbdClient.connect([pair.address], "vol")
+            write = client.write(0, b"x" * K4)
+            await until(lambda: not engine.served.ready())
+            if stopped:
+                pair.links[0][1].cut = True
+                clock.now_ns += 2_500_000_000
+            else:
+                assert client._connection is not None
+                client._connection.transport.abort()
+                await until(lambda: pair.primary.counters.relays_open == 0)
+            lease = True
+            engine.resume()
+            assert engine.served.ready()
+            assert await bench.read(0) == bytes(K4)
+            assert engine.tail.opnum == 1
+            await client.close()
+            assert isinstance(write.exception(), NbdDisconnected)
+        await engine.close()
 
     run(scenario())
 
@@ -282,7 +318,7 @@ def test_an_unreachable_primary_refuses_the_export_and_keeps_the_client_negotiat
         async with relaying() as pair:
             pair.down = True
             with pytest.raises(NbdNegotiationFailed, match="cannot be reached"):
-                await NbdClient.connect([pair.address], "vol", ReconnectPolicy(attempt_s_max=0.1))
+                await NbdClient.connect([pair.address], "vol", ReconnectPolicy(attempt_s_max=0.5))
 
     run(scenario())
 

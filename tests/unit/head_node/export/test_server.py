@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, until
+from kit.volume import Bench
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
+from head_node.export.interface import LocalExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
 from head_node.export.nbd_protocol import Command, Option, OptionReply
 from head_node.export.nbd_server import Limits
@@ -195,6 +197,32 @@ def test_a_stalled_client_that_left_gets_nothing_more_admitted() -> None:
             volume.release()
             await until(lambda: not server.counters.connections_open)
             assert volume.calls == [("write", 0, K4)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("unread", [0, 2])
+def test_a_write_that_waits_in_the_volume_for_the_lease_is_not_begun_for_a_client_that_left(unread: int) -> None:
+    """With more requests unread the connection is not read any more, and nobody has noticed yet that it ended."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        engine = await bench.create()
+        await bench.lead(1)
+        lease = False
+        engine.lease = lambda: lease
+        directory = MemoryDirectory({"vol": LocalExport(VOLUME_ID, engine.served)})
+        async with serving(directory) as (server, address):
+            client = await NbdClient.connect([address], "vol")
+            writes = [client.write(n * K4, b"x" * K4) for n in range(1 + unread)]
+            await until(lambda: not engine.served.ready())
+            await client.close()
+            lease = True
+            await until(lambda: not server.counters.connections_open and engine.served.ready())
+            assert await bench.read(0) == bytes(K4)
+            assert engine.tail.opnum == 1
+            assert all(isinstance(write.exception(), NbdDisconnected) for write in writes)
+        await engine.close()
 
     run(scenario())
 

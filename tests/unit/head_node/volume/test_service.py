@@ -37,6 +37,33 @@ def test_requests_wait_for_the_lease_and_are_answered_when_it_is_back() -> None:
     run(scenario())
 
 
+def test_a_waiting_request_is_forgotten_when_its_client_is_gone_before_its_turn() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        content = await fill(bench, 0, 1, seed=1)
+        lease, left = False, False
+        bench.engine.lease = lambda: lease
+        tail = bench.engine.tail
+        answers: list[object] = []
+        served = bench.engine.served
+        served.write(0, pattern(5), False, answers.append, lambda: left)
+        served.trim(0, BLOCK_BYTES, answers.append, lambda: left)
+        served.write_zeroes(0, BLOCK_BYTES, no_hole=True, done=answers.append, gone=lambda: left)
+        served.read(0, BLOCK_BYTES, lambda error, buffers: answers.append(buffers), lambda: left)
+        served.extents(0, BLOCK_BYTES, lambda error, extents: answers.append(extents), lambda: left)
+        stays = bench.reading(0)
+        left = lease = True
+        assert await stays == (0, content[0])
+        assert bench.engine.tail == tail
+        assert answers == []
+        assert bench.engine.status()["requests"]["forgotten"] == 5
+        await bench.engine.close()
+
+    run(scenario())
+
+
 def test_f7_no_reply_without_the_lease_even_if_it_was_held_at_admission() -> None:
     async def scenario() -> None:
         bench = Bench()
