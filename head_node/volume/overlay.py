@@ -2,6 +2,9 @@
 
 `fresh` is in commit order, because a block that is written again moves to the end; so the first entry is also the
 oldest record that the log must keep. `leaving` holds blocks of stripes that are being written.
+
+Every block has memory of its own: what comes in is a slice of a receive buffer or of a whole batch, and one block that
+stays while its neighbours are overwritten would keep all of that.
 """
 
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from typing import TypeAlias
 
 from head_node.volume.interface import BLOCK_BYTES, Buffer
 
-Entry: TypeAlias = tuple[int, int, Buffer]
+Entry: TypeAlias = tuple[int, int, bytes]
 """(opnum, CRC-32C, 4096 bytes)."""
 
 
@@ -29,17 +32,17 @@ class Overlay:
         return self.fresh.get(lba) or self.leaving.get(lba)
 
     def put(self, opnum: int, lba: int, crcs: tuple[int, ...], data: Buffer) -> None:
-        """A committed WRITE."""
+        """A committed WRITE; `data` is copied unless it is a block of `bytes` already."""
         fresh = self.fresh
         if len(crcs) == 1:
             fresh.pop(lba, None)
-            fresh[lba] = (opnum, crcs[0], data)
+            fresh[lba] = (opnum, crcs[0], bytes(data))
             return
         view = memoryview(data)
         at = 0
         for crc in crcs:
             fresh.pop(lba, None)
-            fresh[lba] = (opnum, crc, view[at : at + BLOCK_BYTES])
+            fresh[lba] = (opnum, crc, bytes(view[at : at + BLOCK_BYTES]))
             lba += 1
             at += BLOCK_BYTES
 

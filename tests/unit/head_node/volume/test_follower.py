@@ -40,6 +40,20 @@ def test_a_follower_takes_over_with_everything() -> None:
     run(scenario())
 
 
+def test_a_follower_keeps_blocks_and_not_the_batches_that_they_came_in() -> None:
+    async def scenario() -> None:
+        pair = Pair()
+        await pair.start()
+        await fill(pair.primary, 0, 8, seed=1)
+        assert await pair.primary.write(8, pattern(1, 3)) == 0
+        entries = pair.follower.engine.state.overlay.fresh.values()
+        await until(lambda: len(entries) == 11)
+        assert all(type(data) is bytes and len(data) == BLOCK_BYTES for _, _, data in entries)
+        await pair.close()
+
+    run(scenario())
+
+
 def test_a_follower_refuses_lower_epochs_across_a_restart() -> None:
     async def scenario() -> None:
         source, bench = Bench(), Bench()

@@ -239,3 +239,27 @@ def test_unanswered_bytes_are_bounded() -> None:
         await bench.engine.close()
 
     run(scenario())
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_committed_block_does_not_keep_the_buffer_that_it_came_in(blocks: int) -> None:
+    """A bytearray that anybody still has a slice of cannot be resized."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        buffer = bytearray(64 * BLOCK_BYTES)
+        length = blocks * BLOCK_BYTES
+        buffer[length : 2 * length] = pattern(1, blocks)
+        answered: list[int] = []
+        bench.engine.served.write(0, memoryview(buffer)[length : 2 * length], False, answered.append)
+        with pytest.raises(BufferError):
+            buffer.clear()
+        await until(lambda: answered == [0])
+        await turns()
+        buffer.clear()
+        assert await bench.read(0, blocks) == pattern(1, blocks)
+        await bench.engine.close()
+
+    run(scenario())
