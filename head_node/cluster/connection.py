@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.cluster.errors import ClusterError, LinkClosed, LinkError
 from head_node.cluster.frames import Buffer, FrameType, decode_refused, encode_refused
 from head_node.cluster.link import Authenticated, Frame, LinkContext, LinkState, PeerLink
+from head_node.export.peer import reset
 from sled_controller.environment import Environment
 from sled_controller.session import PeerHandshake
 
@@ -119,9 +120,10 @@ class PeerConnection(asyncio.Protocol):
         self._lost(reason)
 
     def abort(self, reason: str = "reset here") -> None:
-        """Reset the connection now; what is unsent is thrown away."""
+        """Reset the connection now; what is unsent is thrown away, by the kernel too: a relayed write that waits in a
+        send buffer must not arrive when a cut heals, for its client has repeated it elsewhere by then."""
         if self._transport is not None:
-            self._transport.abort()
+            reset(self._transport)
         self._lost(reason)
 
     def _resume(self) -> None:

@@ -90,6 +90,26 @@ def test_no_frame_is_delivered_while_receiving_is_paused() -> None:
     run(work())
 
 
+def test_an_abort_takes_back_what_the_other_end_has_not_read() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        link.resume_receiving()
+        await until(lambda: bool(bench.accepted))
+        other = bench.accepted[0]
+        other.pause_receiving()
+        for _ in range(64):
+            link.send(FrameType.RELAY, bytes(65536))
+        link.abort()
+        other.resume_receiving()
+        await until(lambda: bool(bench.closed))
+        assert "reset" in bench.closed[0]
+        assert len(bench.frames) < 64
+        await bench.listener.close()
+
+    run(work())
+
+
 def test_a_refusal_reaches_the_other_end_with_its_reason() -> None:
     async def work() -> None:
         bench = Bench()
