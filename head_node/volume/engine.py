@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from head_node.files import Directory
+from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.destage import Destager
 from head_node.volume.errors import (
@@ -361,7 +362,8 @@ class VolumeEngine(Replica):
         self._turn_scheduled = False
         if self._streaming:
             buffers, self._streaming = self._streaming, []
-            self.on_append(self._streaming_first, self._log.position.opnum, buffers)
+            last = self._log.position.opnum
+            tell(self.volume, "on_append", self.on_append, self._streaming_first, last, buffers)
         self._log.kick()
 
     def _durable(self, opnum: int) -> None:
@@ -370,13 +372,22 @@ class VolumeEngine(Replica):
         elif self._announced > self.committed:
             self._apply_to(min(self._announced, opnum))
             self._consider_checkpoint()
-        self.on_durable(opnum)
+        tell(self.volume, "on_durable", self.on_durable, opnum)
 
     def _advance(self) -> None:
         """Commit what every required member has, once the epoch record is among it (F5)."""
         opnum = min(self._log.durable, *self._members.values()) if self._members else self._log.durable
         if self.role is not Role.PRIMARY or opnum < self._epoch_opnum or opnum <= self.committed:
             return
+        try:
+            self._commit(opnum)
+        except Exception as error:
+            # Callbacks have been caught before: this is the engine's own, and its state is in doubt.
+            logger.exception("event=commit_failed volume=%s opnum=%d", self.volume, opnum)
+            self._fail(error)
+
+    def _commit(self, opnum: int) -> None:
+        """Apply, answer and tell; then destage and begin what this made room for."""
         self._apply_to(opnum)
         if self.role is not Role.PRIMARY:
             return
@@ -384,7 +395,7 @@ class VolumeEngine(Replica):
             self._begin_destage()
             self._set_serving()
         self._service.answer(opnum)
-        self.on_committed(opnum)
+        tell(self.volume, "on_committed", self.on_committed, opnum)
         for needed in [needed for needed in self._waiters if needed <= opnum]:
             waiter = self._waiters.pop(needed)
             if not waiter.done():
@@ -405,7 +416,7 @@ class VolumeEngine(Replica):
 
     def _fenced(self, column: int, error: BaseException) -> None:
         logger.warning("event=fenced volume=%s epoch=%d column=%d error=%s", self.volume, self._epoch, column, error)
-        self.on_fenced(column, error)
+        tell(self.volume, "on_fenced", self.on_fenced, column, error)
 
     def _expect_follower(self) -> None:
         if self.failure is not None:
@@ -453,4 +464,4 @@ class VolumeEngine(Replica):
             if self.role is Role.CLOSED:
                 return
             self._become(Role.FAILED)
-            self.on_failed(error)
+            tell(self.volume, "on_failed", self.on_failed, error)

@@ -269,7 +269,12 @@ class WriteLog:
         self.durable = chunk.last
         self.batch_count += 1
         if not self._idle_waiters:
-            self.kick()
+            try:
+                self.kick()
+            except Exception as cause:
+                logger.exception("event=log_commit_refused path=%s", self._directory.path)
+                self._fail(LogFailed(f"{segment.file.name}: no commit can be started: {cause!r}; the log ends"), cause)
+                return
         self.on_durable(chunk.last)
         self._wake()
 
@@ -280,7 +285,7 @@ class WriteLog:
                 if not waiter.done():
                     waiter.set_result(None)
 
-    def _fail(self, error: LogFailed, cause: OSError) -> None:
+    def _fail(self, error: LogFailed, cause: Exception) -> None:
         error.__cause__ = cause
         self.failed = error
         logger.error("event=log_failed path=%s error=%s", self._directory.path, error)

@@ -15,6 +15,7 @@ from uuid import UUID
 from crc32c import crc32c
 
 from head_node.volume.blockmap import Place
+from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
 from head_node.volume.errors import BlockUnreadable
@@ -323,4 +324,5 @@ class _Pending:
             for index in range(run.position + 1, run.position + len(run.places)):
                 self._answer[index] = b""
         if not self._left:
-            self._done(self._error, () if self._error else [part for part in self._answer if len(part)])
+            parts: list[Buffer] = [] if self._error else [part for part in self._answer if len(part)]
+            tell(self._reader._volume, "done", self._done, self._error, parts)

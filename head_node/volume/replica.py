@@ -271,7 +271,9 @@ class Replica:
                     state.zero(at, lba, what)
                 elif kind == Kind.STRIPE:
                     state.stripe(at, what)
-        except LogCorrupt as error:
+        except Exception as error:
+            # Whatever it is, a record is applied in part, and this member could not agree with the others any more.
+            logger.exception("event=apply_failed volume=%s committed=%d", self.volume, self.committed)
             self._fail(error)
             return
         self.committed = max(self.committed, opnum)

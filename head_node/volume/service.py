@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from head_node.volume.callbacks import tell
 from head_node.volume.interface import (
     BLOCK_BYTES,
     EXTENT_DATA,
@@ -166,17 +167,15 @@ class ClientService:
                 self._refuse(request)
                 continue
             waiting.popleft()
-            request()
+            tell(self._engine.volume, "request", request)
         callbacks, self._on_ready = self._on_ready, []
         for callback in callbacks:
-            callback()
+            tell(self._engine.volume, "on_ready", callback)
 
     def _refuse(self, request: Request) -> None:
         self._refusing = True
-        try:
-            request()
-        finally:
-            self._refusing = False
+        tell(self._engine.volume, "request", request)
+        self._refusing = False
 
     _refusing = False
 
@@ -253,12 +252,15 @@ class ClientService:
                 return
             _, done, length = acks.popleft()
             self._unanswered_bytes -= length
-            done(0)
+            try:
+                done(0)
+            except Exception:
+                logger.exception("event=callback_failed volume=%s callback=done", self._engine.volume)
         while self._replies:
             if not self._serving():
                 self._arm()
                 return
-            self._replies.popleft()()
+            tell(self._engine.volume, "done", self._replies.popleft())
 
     def drop(self) -> None:
         """Forget every request unanswered (F6); their connections are reset by the cluster."""

@@ -98,8 +98,13 @@ class StripeWriter:
             column = self._columns[self._geometry.column_of(slot, shard)]
             if column is None or not column.available:
                 continue
+            try:
+                future = column.write(offset, buffers, fua=True)
+            except Exception as error:
+                logger.exception("event=shard_write_refused volume=%s slot=%d shard=%d", self._volume, slot, shard)
+                outcome.failed[shard] = (column, error)
+                continue
             left += 1
-            future = column.write(offset, buffers, fua=True)
             future.add_done_callback(lambda future, shard=shard, column=column: answered(shard, column, future))  # type: ignore[misc]
         one_less()
 
