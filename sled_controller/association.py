@@ -104,6 +104,7 @@ class Association:
     refused_by: Fence | None = None
     ended: bool = False
     _handshake: SledHandshake | None = None
+    _noted: set[tuple[Verdict, int | None]] = field(default_factory=set)
 
     def end(self, reason: str) -> None:
         """End it: both queues close, nothing more is admitted, what is in flight is left to a later drain."""
@@ -206,6 +207,10 @@ class Association:
         self.subsystem.learn_time(credential.issued_ms)
         if self.subsystem.time.now_ms() > credential.expires_ms:
             self.subsystem.counters.refused += 1
+            log.warning(
+                "event=refused controller=%d code=EXPIRED volume=%s epoch=%d expires_ms=%d",
+                self.controller_id, credential.volume, credential.epoch, credential.expires_ms,
+            )  # fmt: skip
             reply(Status.CREDENTIAL_EXPIRED, 0, 0, b"")
             return None
         return credential
@@ -237,7 +242,25 @@ class Association:
             self._refuse(reply, Refusal.OTHER_HOLDER, f"epoch {credential.epoch} stands with another holder")
         else:
             self.refused_by = state.fence
+            log.warning(
+                "event=refused controller=%d code=%s volume=%s epoch=%d attach=%d fence_epoch=%d fence_attach=%d",
+                self.controller_id, verdict.name, credential.volume, credential.epoch, attach_number,
+                state.fence.epoch, state.fence.attach_number,
+            )  # fmt: skip
             self._refuse_fenced(verdict is AttachVerdict.FENCED_OFF, state.fence, reply)
+
+    def note_refusal(self, verdict: Verdict, slot: Slot | None) -> None:
+        """Count a command that the fence decision refused; the first of its kind in its slot is worth a log line."""
+        self.subsystem.count_refusal(verdict)
+        kind = (verdict, None if slot is None else slot.number)
+        if kind in self._noted:
+            return
+        self._noted.add(kind)
+        log.warning(
+            "event=command_refused controller=%d code=%s slot=%s volume=%s epoch=%s fence_epoch=%s",
+            self.controller_id, verdict.name, kind[1], slot and slot.volume, slot and slot.epoch,
+            slot and slot.fence.epoch,
+        )  # fmt: skip
 
     def _refuse_fenced(self, fenced_off: bool, fence: Fence, reply: Reply) -> None:
         counters = self.subsystem.counters
@@ -333,7 +356,7 @@ class Association:
             volume = served.volume
         verdict = decide(slot, slot.fence, volume, RIGHT_MANAGE, subsystem.time.now_ms())
         if verdict:
-            subsystem.count_refusal(verdict)
+            self.note_refusal(verdict, slot)
             reply(*refusal_of(verdict, slot.fence), b"")
             return
         slot.enter(ON_TABLE)
@@ -350,7 +373,7 @@ class Association:
         newer pair may have come in between, and its receipt vouches that nothing of this one follows (F3)."""
         verdict = decide(slot, slot.fence, slot.volume, RIGHT_MANAGE, self.subsystem.time.now_ms())
         if verdict:
-            self.subsystem.count_refusal(verdict)
+            self.note_refusal(verdict, slot)
             self._managed(slot, None, reply, *refusal_of(verdict, slot.fence))
             return
         then(partial(self.subsystem.storage.delete_namespace, nsid), partial(self._managed, slot, None, reply))

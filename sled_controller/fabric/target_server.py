@@ -77,6 +77,11 @@ class QueueConnection(asyncio.BufferedProtocol):
             log.warning("event=connection_timeout reason=%r", reason)
             self._transport.abort()
 
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it has not got as far as Connect."""
+        return self._queue is None or self._queue.state in (QueueState.WAIT_IC, QueueState.WAIT_CONNECT)
+
     def abort(self) -> None:
         """Drop the connection."""
         if self._transport is not None:
@@ -137,7 +142,8 @@ class TargetServer:
     def __init__(self, subsystem: Subsystem, connections_max: int = CONNECTIONS_MAX) -> None:
         self.subsystem = subsystem
         self._connections_max = connections_max
-        self._connections: set[QueueConnection] = set()
+        self._connections: dict[QueueConnection, None] = {}  # oldest first
+        self._turned_away = 0
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._all_gone: asyncio.Future[None] | None = None
@@ -165,17 +171,21 @@ class TargetServer:
             await self._server.wait_closed()
 
     def admit(self, connection: QueueConnection) -> bool:
-        """Take a connection in, unless there are too many."""
+        """Take a connection in. When there are too many, the oldest one that has not said Connect makes room."""
         if len(self._connections) >= self._connections_max:
-            log.warning("event=connection_refused reason=%r", f"there are {self._connections_max} already")
-            return False
-        self._connections.add(connection)
+            self._turned_away += 1
+            stranger = next((each for each in self._connections if each.is_stranger), None)
+            if stranger is None:
+                return False
+            self.forget(stranger)
+            stranger.abort()
+        self._connections[connection] = None
         self.subsystem.counters.connections += 1
         return True
 
     def forget(self, connection: QueueConnection) -> None:
         """A connection is gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if not self._connections and self._all_gone is not None and not self._all_gone.done():
             self._all_gone.set_result(None)
 
@@ -183,4 +193,8 @@ class TargetServer:
         now_ns = self.subsystem.env.clock.boottime_ns()
         for connection in list(self._connections):
             connection.check_deadlines(now_ns)
+        if self._turned_away:
+            # One line for all of them: a flood must not fill the log.
+            log.warning("event=connections_refused count=%d max=%d", self._turned_away, self._connections_max)
+            self._turned_away = 0
         self._timer = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._check)

@@ -98,7 +98,6 @@ class IoPath:
     def __init__(self, queue: "TargetQueue", association: Association, entries: int) -> None:
         self._queue = queue
         self._association = association
-        self._subsystem = association.subsystem
         self._counters = association.subsystem.counters
         self._served = association.subsystem.served
         self._mac: QueueMac | None = None
@@ -340,7 +339,7 @@ class IoPath:
             self._grant()
 
     def _refuse(self, cid: int, verdict: Verdict, slot: Slot | None) -> None:
-        self._subsystem.count_refusal(verdict)
+        self._association.note_refusal(verdict, slot)
         status, dw0, dw1 = refusal_of(verdict, None if slot is None else slot.fence)
         self._queue.complete(cid, status, dw0, dw1)
 

@@ -60,28 +60,46 @@ def test_a_terminated_connection_still_gets_its_last_words(run: Run) -> None:
     run(scenario)
 
 
-def test_connections_beyond_the_limit_are_dropped_and_the_others_go_on(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beyond_the_limit_the_oldest_stranger_makes_room_for_a_head(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_server.TargetServer.__init__, "__defaults__", (3,))
 
     async def scenario() -> None:
         async with running_sled() as sled:
-            _, idle = await asyncio.open_connection(sled.host, sled.port)
-            idle.write(pdu.ic_req(0))
-            assert await serves(sled)
-            await until(lambda: not sled.subsystem.associations and len(sled.server._connections) == 1)
-            held = [idle]
-            for _ in range(2):
+            held = []
+            for _ in range(3):
                 reader, writer = await asyncio.open_connection(sled.host, sled.port)
                 writer.write(pdu.ic_req(0))
                 await reader.readexactly(128)
-                held.append(writer)
-            reader, over = await asyncio.open_connection(sled.host, sled.port)
+                held.append((reader, writer))
+            assert await serves(sled)
+            for reader, _ in held[:2]:
+                with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                    await reader.readexactly(1)
+            for _, writer in held:
+                writer.close()
+
+    run(scenario)
+
+
+def test_beyond_the_limit_a_live_association_is_left_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(target_server.TargetServer.__init__, "__defaults__", (2,))
+    monkeypatch.setattr(target_server, "CHECK_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            client = sled.client()
+            await client.open()
+            reader, writer = await asyncio.open_connection(sled.host, sled.port)
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(1)
-            for writer in (*held, over):
-                writer.close()
+            writer.close()
+            volume = await client.attach(host.signed(), 1)
+            nsid = await volume.create_namespace(0, 64)
+            await volume.write(nsid, 1, [b"x" * 4096])
+            await until(lambda: "event=connections_refused count=1 max=2" in caplog.text)
+            await client.close()
 
     run(scenario)
 
