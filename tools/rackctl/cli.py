@@ -212,10 +212,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
     """What a command inside a rack finds in its environment. Roles and address are those of the first volume.
 
-    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first.
+    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first. This `rackctl` is on its PATH.
     """
     now = rack.state
     found = {"RACK_DIR": str(rack.directory), "RACK_API": now.api_url, "RACK_TOKEN": now.token}
+    found["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     if volumes:
         heads = len(now.of_kind(state.NodeKind.HEAD))
         roles = rack.wait_members(volumes[0], min(2, heads))

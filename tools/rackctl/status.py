@@ -8,6 +8,7 @@ from rackctl.errors import RackError
 from rackctl.evidence import fences_seen
 from rackctl.processes import ProcessState, resident_bytes
 from rackctl.rack import Rack
+from rackctl.sizes import show_size
 from rackctl.state import NodeKind
 from rackctl.table import aligned
 
@@ -44,7 +45,7 @@ class RackStatus:
             volumes = [
                 (
                     volume["name"],
-                    f"{volume['size_bytes'] / (1 << 30):g} GiB",
+                    show_size(volume["size_bytes"]),
                     volume["state"],
                     volume["epoch"],
                     volume["primary"] or "-",
