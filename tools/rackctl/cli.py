@@ -212,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
     """What a command inside a rack finds in its environment. Roles and address are those of the first volume.
 
-    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first. This `rackctl` is on its PATH.
+    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first; PATH finds this `rackctl`.
     """
     now = rack.state
     found = {"RACK_DIR": str(rack.directory), "RACK_API": now.api_url, "RACK_TOKEN": now.token}
