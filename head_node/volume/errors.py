@@ -75,3 +75,8 @@ class BlockUnreadable(VolumeError):
         super().__init__(f"block {lba} is unreadable: {reason}")
         self.lba = lba
         self.reason = reason
+
+
+class BlockFenced(BlockUnreadable):
+    """Sleds refuse reads of this epoch or attach, which says nothing about the block: never answered, asked again if
+    the volume is still ours (F6)."""

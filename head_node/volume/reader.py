@@ -18,11 +18,13 @@ from head_node.volume.blockmap import Place
 from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
-from head_node.volume.errors import BlockUnreadable
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.errors import BlockFenced, BlockUnreadable
+from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.shard import ShardHeader, decode_shard_header
 from head_node.volume.state import VolumeState
 from head_node.volume.stripes import Stripe
+from sled_controller.errors import FencedOff, Superseded
+from spdk_bindings.device import Buffer
 
 HEADERS_CACHED_MAX: Final = 4096
 """Shard headers kept, about half a KiB each."""
@@ -54,10 +56,19 @@ class Run(NamedTuple):
 class Reader:
     """Reads committed blocks of one volume through its columns."""
 
-    def __init__(self, volume: UUID, state: VolumeState, columns: list[Column | None]) -> None:
+    def __init__(
+        self,
+        volume: UUID,
+        state: VolumeState,
+        columns: list[Column | None],
+        on_fenced: Callable[[int, BaseException], None],
+    ) -> None:
+        """`on_fenced(column index, error)` hears of every read refused because of a newer epoch or attach (F6)."""
         self._volume = volume
         self._state = state
         self.columns = columns
+        self._on_fenced = on_fenced
+        self._fenced: dict[int, Column] = {}
         self._headers: dict[tuple[int, int], ShardHeader] = {}
         self._tasks: dict[asyncio.Task[None], tuple[Run, RunDone]] = {}
         self._in_flight = 0
@@ -163,6 +174,9 @@ class Reader:
             if buffer is None or await self._header(run, run.shard) is None or not self._verified(run, buffer):
                 buffer = await self._reconstruct(run)
         except BlockUnreadable as error:
+            if any(self.columns[index] is column for index, column in self._fenced.items()):
+                done(BlockFenced(error.lba, error.reason), b"")
+                return
             logger.error("event=block_unreadable volume=%s lba=%d error=%s", self._volume, error.lba, error)
             done(error, b"")
             return
@@ -220,13 +234,21 @@ class Reader:
     def _fetch(self, run: Run, shard: int, row: int, count: int) -> asyncio.Future[Buffer] | None:
         """Ask the column, None if the shard was never written or the column is away."""
         geometry = self._state.geometry
-        column = self.columns[geometry.column_of(run.slot, shard)]
+        index = geometry.column_of(run.slot, shard)
+        column = self.columns[index]
         if not run.stripe.present >> shard & 1 or column is None or not column.available:
             return None
         data = column.read(run.slot * geometry.shard_blocks + row, count)
         # Whoever waits for it may have been cancelled by the time that it fails.
-        data.add_done_callback(_noted)
+        data.add_done_callback(partial(self._noted, index, column))
         return data
+
+    def _noted(self, index: int, column: Column, future: asyncio.Future[Buffer]) -> None:
+        error = None if future.cancelled() else future.exception()
+        # What a former attach is told says nothing about the one in its place.
+        if isinstance(error, FencedOff | Superseded) and self.columns[index] is column:
+            self._fenced[index] = column
+            self._on_fenced(index, error)
 
     def _known(self, run: Run, shard: int) -> ShardHeader | None:
         header = self._headers.get((run.slot, shard))
@@ -289,11 +311,6 @@ class Reader:
     def release(self, run: Run) -> None:
         """The other half of `hold`."""
         self._state.stripes.release(run.slot)
-
-
-def _noted(future: asyncio.Future[Buffer]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 class _Pending:

@@ -16,7 +16,6 @@ from head_node.volume.columns import Column
 from head_node.volume.errors import LogCorrupt, LogDiverged, LogMissing, StaleEpoch, VolumeError
 from head_node.volume.geometry import Geometry
 from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read_identity
-from head_node.volume.interface import Buffer
 from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
 from head_node.volume.reader import Reader
@@ -24,6 +23,7 @@ from head_node.volume.records import Kind, Record, parse_stripe
 from head_node.volume.segments import SEGMENT_PREFIX, Position
 from head_node.volume.state import VolumeState
 from sled_controller.environment import Environment
+from spdk_bindings.device import Buffer
 
 INSTALLING_FILE: Final = "installing"
 """Present while a full resync replaces the log; a log that has it is no log."""
@@ -65,7 +65,7 @@ class Replica:
         """(opnum, kind, lba, CRCs | block count | StripeRecord, data) of records not known committed."""
         self._epochs: list[tuple[int, int]] = []
         self._columns: list[Column | None] = [None] * self.geometry.shards
-        self.reader = Reader(self.volume, self.state, self._columns)
+        self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
         self._checkpointing: asyncio.Task[None] | None = None
         self._checkpoint_count = 0
 
@@ -85,6 +85,10 @@ class Replica:
 
     def _log_trimmed(self) -> None:
         """A checkpoint ended; there may be room in the log."""
+        raise NotImplementedError
+
+    def _fenced(self, column: int, error: BaseException) -> None:
+        """A sled refuses this epoch or attach."""
         raise NotImplementedError
 
     # -- making, recovering, facts ----------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ class Replica:
         self.state.covered = checkpoint.covered
         self.state.map.restore(dict(checkpoint.pages))
         self.state.stripes.entries = checkpoint.stripes
-        self.reader = Reader(self.volume, self.state, self._columns)
+        self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
         self._epochs = list(checkpoint.epochs)
 
     @property

@@ -9,18 +9,19 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from head_node.volume.callbacks import tell
+from head_node.volume.errors import BlockFenced
 from head_node.volume.interface import (
     BLOCK_BYTES,
     EXTENT_DATA,
     EXTENT_HOLE,
     EXTENT_ZERO,
-    Buffer,
     Done,
     ExtentsDone,
     Gone,
     ReadDone,
     never_gone,
 )
+from spdk_bindings.device import Buffer
 
 if TYPE_CHECKING:
     from head_node.volume.engine import VolumeEngine
@@ -68,9 +69,9 @@ class ClientService:
         elif not length:
             done(0, ())
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._read(offset, length, done), gone)
+            self._wait(0, lambda: self._read(offset, length, done, gone), gone)
         else:
-            self._read(offset, length, done)
+            self._read(offset, length, done, gone)
 
     def write(self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone) -> None:
         length = len(data)
@@ -192,14 +193,16 @@ class ClientService:
 
     # -- doing it ---------------------------------------------------------------------------------------------------
 
-    def _read(self, offset: int, length: int, done: ReadDone) -> None:
+    def _read(self, offset: int, length: int, done: ReadDone, gone: Gone) -> None:
         self.read_count += 1
         generation = self._generation
 
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
             if generation != self._generation:
                 return
-            if error is not None:
+            if isinstance(error, BlockFenced):
+                self._wait(0, lambda: self._read(offset, length, done, gone), gone)
+            elif error is not None:
                 self._reply(lambda: done(errno.EIO, ()))
             elif not self._replies and self._serving():
                 done(0, blocks)

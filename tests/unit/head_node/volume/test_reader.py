@@ -7,8 +7,10 @@ import logging
 
 import pytest
 from kit.volume import Bench, fill, run, until
+from kit.volume_columns import MemoryColumn
 
 from head_node.volume import reader
+from sled_controller.errors import FencedOff
 
 
 async def scattered(bench: Bench, count: int) -> dict[int, bytes]:
@@ -84,6 +86,76 @@ def test_reads_that_fail_after_stepping_down_are_silent_and_hold_no_slot(
         await bench.lead(2)
         for lba in content:
             assert await bench.read(lba) == content[lba]
+        await bench.engine.close()
+
+    run(scenario())
+
+
+def test_f6_a_read_refused_by_a_newer_epoch_is_reported_and_never_answered() -> None:
+    """The lease may still hold: an operator who revokes this head has the sleds fenced at once."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        await scattered(bench, 24)
+        seen: list[tuple[int, BaseException]] = []
+
+        def fenced(column: int, error: BaseException) -> None:
+            seen.append((column, error))
+            bench.engine.hold()
+
+        bench.engine.on_fenced = fenced
+        for column in bench.columns:
+            column.error = lambda: FencedOff(2)
+        read = bench.reading(0)
+        await until(lambda: {index for index, _ in seen} == set(range(6)))
+        assert all(isinstance(error, FencedOff) for _, error in seen)
+        await until(lambda: not bench.engine.reader._tasks)
+        await bench.engine.step_down()
+        await asyncio.sleep(0)
+        assert not read.done()
+        await bench.engine.close()
+
+    run(scenario())
+
+
+def test_f6_a_read_refused_by_sleds_that_lied_is_answered_once_the_volume_goes_on() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        content = await scattered(bench, 24)
+        bench.engine.on_fenced = lambda column, error: bench.engine.hold()
+        for column in bench.columns:
+            column.error = lambda: FencedOff(2)
+        read = bench.reading(0)
+        await until(lambda: not bench.engine.serving and not bench.engine.reader._tasks)
+        for index, store in enumerate(bench.stores):
+            bench.engine.set_column(index, MemoryColumn(store))
+        assert not read.done()
+        bench.engine.resume()
+        assert await read == (0, content[0])
+        await bench.engine.close()
+
+    run(scenario())
+
+
+def test_a_read_refused_through_a_former_attach_is_not_reported_against_the_new_one() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        content = await scattered(bench, 24)
+        seen: list[int] = []
+        bench.engine.on_fenced = lambda column, error: seen.append(column)
+        held: list = []  # type: ignore[type-arg]
+        former = list(bench.columns)
+        for column in former:
+            column.held = held
+        read = bench.reading(0)
+        for index, store in enumerate(bench.stores):
+            bench.engine.set_column(index, MemoryColumn(store))
+        for column in former:
+            column.error = lambda: FencedOff(2)
+        for answer in held:
+            answer()
+        assert await read == (0, content[0])
+        assert seen == []
         await bench.engine.close()
 
     run(scenario())
