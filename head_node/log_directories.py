@@ -13,7 +13,6 @@ from head_node.files import HostDirectory
 from head_node.store.records import BLOCK_BYTES, VolumeRecord
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogCorrupt, LogForeign, LogMissing
-from head_node.volume.geometry import Geometry
 from sled_controller.environment import Environment
 
 log = logging.getLogger(__name__)
@@ -43,11 +42,10 @@ class LogDirectories:
                 raise
             log.error("event=log_unusable volume=%s error=%s", record.volume, error)
             self._set_aside(path)
-        shape = record.geometry
         return await VolumeEngine.create(
             HostDirectory(path),
             volume=record.volume,
-            geometry=Geometry(shape.data_shards, shape.parity_shards, shape.shard_blocks),
+            geometry=record.geometry,
             size_blocks=-(-record.size_bytes // BLOCK_BYTES),
             env=self._env,
         )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from uuid import UUID
 
 from head_node.authority.errors import Unplaceable
-from head_node.store.records import Geometry, HeadRecord, SledRecord, VolumeRecord, column_blocks
+from head_node.store.records import HeadRecord, SledRecord, VolumeRecord, column_blocks
+from head_node.volume.geometry import Geometry
 
 
 def place_columns(

@@ -32,12 +32,12 @@ from head_node.store.records import (
     BLOCK_BYTES,
     VOLUME_BYTES_MAX,
     Column,
-    Geometry,
     HeadRecord,
     Member,
     VolumeRecord,
     VolumeState,
 )
+from head_node.volume.geometry import Geometry
 from sled_controller.credential import ALL_RIGHTS, Credential, Rights, parse_credential, verify
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialMalformed, CredentialRefused

@@ -4,7 +4,6 @@ A record is an immutable value; the authority replaces it by one durable compare
 keys are 32 raw bytes (hex in JSON), times are Unix milliseconds.
 """
 
-import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from head_node.store.errors import RecordMalformed
+from head_node.volume.geometry import Geometry
 
 BLOCK_BYTES = 4096
 # Twice the slots that the blocks need, so that compaction always finds free ones, and a floor for small volumes.
@@ -32,36 +32,10 @@ class VolumeState(enum.StrEnum):
     DELETING = "deleting"
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The shape of a stripe. `shard_blocks` counts the header block, in blocks of 4096 bytes."""
-
-    data_shards: int = 4
-    parity_shards: int = 2
-    shard_blocks: int = 64
-
-    @property
-    def columns(self) -> int:
-        """How many columns, hence distinct sleds, a volume has."""
-        return self.data_shards + self.parity_shards
-
-    @property
-    def stripe_data_blocks(self) -> int:
-        """Client blocks in one full stripe; one block of each shard is its header."""
-        return self.data_shards * (self.shard_blocks - 1)
-
-    def to_json(self) -> dict[str, int]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(int(data["data_shards"]), int(data["parity_shards"]), int(data["shard_blocks"]))
-
-
 def column_blocks(size_bytes: int, geometry: Geometry) -> int:
     """Blocks of 4096 bytes that each column's namespace of a volume of `size_bytes` has."""
     size_blocks = -(-size_bytes // BLOCK_BYTES)
-    stripes = -(-size_blocks // geometry.stripe_data_blocks)
+    stripes = -(-size_blocks // geometry.stripe_blocks)
     return (stripes * OVERPROVISION_FACTOR + SPARE_SLOTS) * geometry.shard_blocks
 
 

@@ -1,11 +1,9 @@
-"""How a volume is laid out: shards per stripe, blocks per shard, slots per column."""
+"""How a volume is laid out: shards per stripe, blocks per shard, columns."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
-
-SPARE_DIVISOR: Final = 4
-"""Columns get a quarter more slots than the volume's own size needs, so that compaction finds half-dead stripes."""
-SPARE_SLOTS_MIN: Final = 16
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +20,13 @@ class Geometry:
 
     @property
     def shards(self) -> int:
-        """Shards of a stripe, k + m; also the number of columns."""
+        """Shards of a stripe, k + m."""
         return self.data_shards + self.parity_shards
+
+    @property
+    def columns(self) -> int:
+        """Columns, hence distinct sleds, of a volume: one for each shard."""
+        return self.shards
 
     @property
     def rows(self) -> int:
@@ -39,7 +42,10 @@ class Geometry:
         """The column that holds `shard` of the stripe in `slot`: turned by one per slot to spread parity."""
         return (shard + slot) % self.shards
 
-    def column_blocks(self, size_blocks: int) -> int:
-        """Blocks that a column's namespace needs for a volume of `size_blocks` blocks, spare slots included."""
-        slots = -(-size_blocks // self.stripe_blocks)
-        return (slots + max(SPARE_SLOTS_MIN, slots // SPARE_DIVISOR)) * self.shard_blocks
+    def to_json(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError."""
+        return cls(int(data["data_shards"]), int(data["parity_shards"]), int(data["shard_blocks"]))

@@ -18,7 +18,6 @@ from head_node.cluster.states import VolumeState
 from head_node.cluster.volume_controller import VolumeController
 from head_node.store.records import (
     Column,
-    Geometry,
     HeadRecord,
     Member,
     RackView,
@@ -26,16 +25,16 @@ from head_node.store.records import (
     VolumeRecord,
 )
 from head_node.store.records import VolumeState as RecordState
-from head_node.volume.columns import Buffer
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogMissing
-from head_node.volume.geometry import Geometry as EngineGeometry
+from head_node.volume.geometry import Geometry
 from head_node.volume.limits import Limits
 from sled_controller.credential import ALL_RIGHTS, Credential
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState, Receipt
+from spdk_bindings.device import Buffer
 
 T = TypeVar("T")
 BLOCK = 4096
@@ -474,9 +473,8 @@ class KitHead:
         try:
             return await VolumeEngine.open(MemoryDirectory(self.disk), volume=record.volume, env=env, limits=LIMITS)
         except LogMissing:
-            shape = EngineGeometry(GEOMETRY.data_shards, GEOMETRY.parity_shards, GEOMETRY.shard_blocks)
             return await VolumeEngine.create(
-                MemoryDirectory(self.disk), volume=record.volume, geometry=shape,
+                MemoryDirectory(self.disk), volume=record.volume, geometry=GEOMETRY,
                 size_blocks=record.size_bytes // BLOCK, env=env, limits=LIMITS,
             )  # fmt: skip
 

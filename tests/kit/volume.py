@@ -9,6 +9,7 @@ from uuid import UUID
 from kit.volume_columns import MemoryColumn, MemoryStore
 from kit.volume_files import MemoryDirectory, MemoryDisk
 
+from head_node.store.records import column_blocks
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.geometry import Geometry
 from head_node.volume.interface import BLOCK_BYTES
@@ -47,7 +48,7 @@ class Bench:
         self.geometry = geometry
         self.size_blocks = size_blocks
         self.disk = MemoryDisk()
-        blocks = geometry.column_blocks(size_blocks) if slots is None else slots * geometry.shard_blocks
+        blocks = column_blocks(size_blocks * BLOCK_BYTES, geometry) if slots is None else slots * geometry.shard_blocks
         self.stores = [MemoryStore(blocks) for _ in range(geometry.shards)]
         self.columns: list[MemoryColumn] = []
         self.engine: VolumeEngine

@@ -6,7 +6,8 @@ import pytest
 
 from head_node.authority.errors import Unplaceable
 from head_node.authority.placement import place_columns, place_heads
-from head_node.store.records import Geometry, HeadRecord, SledRecord, VolumeRecord, column_blocks
+from head_node.store.records import HeadRecord, SledRecord, VolumeRecord, column_blocks
+from head_node.volume.geometry import Geometry
 
 SIZE = 1 << 30
 BLOCKS = column_blocks(SIZE, Geometry())
