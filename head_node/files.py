@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeAlias
 
 from head_node.volume.errors import DirectoryLocked
+from spdk_bindings.device import Buffer
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
 Committed: TypeAlias = Callable[[OSError | None], None]
 
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 from uuid import UUID
 
 from head_node.volume.interface import ServedVolume
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from spdk_bindings.device import Buffer as Buffer
 
 RELAY_FRAME_BYTES_MAX: Final = 256 * 1024 + 16
 """No relay frame is longer than this, so that a link can bound its receive buffer."""

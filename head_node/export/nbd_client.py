@@ -16,10 +16,10 @@ from head_node.export.errors import (
     NbdNegotiationFailed,
     NbdReconnectTimeout,
 )
-from head_node.export.interface import Buffer
 from head_node.export.nbd_client_core import ClientCore, Completed, Connected
 from head_node.export.nbd_protocol import Command, CommandFlag
 from head_node.export.peer import reset
+from spdk_bindings.device import Buffer
 
 REQUESTS_UNANSWERED_MAX: Final = 4096
 ATTEMPT_PAUSE_S: Final = 0.05

@@ -7,8 +7,8 @@ from typing import Final, TypeAlias
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import NbdNegotiationFailed, NbdProtocolError
-from head_node.export.interface import Buffer
 from head_node.export.nbd_protocol import Chunk, Command, Info, Option, OptionReply
+from spdk_bindings.device import Buffer
 
 OPTION_REPLY_BYTES_MAX: Final = 64 * 1024
 EXTENT_REPLY_BYTES_MAX: Final = 1024 * 1024

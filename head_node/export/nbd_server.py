@@ -13,10 +13,10 @@ from typing import Final
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.counters import NbdCounters
-from head_node.export.interface import Buffer
 from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
 from head_node.export.replies import HOLE_BYTES_MIN, chunk, data_and_hole_chunks, merge_extents
 from head_node.volume.interface import ServedVolume
+from spdk_bindings.device import Buffer
 
 SLAB_BYTES: Final = 256 * 1024
 """Receive buffer: some 60 requests of 4 KiB, few enough that a payload kept for long pins little else."""

@@ -16,8 +16,9 @@ from enum import IntEnum, IntFlag
 from typing import Final, Protocol
 
 from head_node.export import nbd_protocol as nbd
-from head_node.export.interface import RELAY_FRAME_BYTES_MAX, Buffer, RelayTransport
+from head_node.export.interface import RELAY_FRAME_BYTES_MAX, RelayTransport
 from sled_controller.environment import Clock
+from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 

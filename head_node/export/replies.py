@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from head_node.export import nbd_protocol as nbd
-from head_node.export.interface import Buffer
 from head_node.export.nbd_protocol import Chunk
+from spdk_bindings.device import Buffer
 
 HOLE_BYTES_MIN: Final = 32 * 1024
 """Reads at least this long are searched for zeroes, and a run at least this long becomes a hole chunk of 32 bytes. The

@@ -8,7 +8,7 @@ from uuid import UUID
 from head_node.export import nbd_negotiation as negotiation
 from head_node.export.counters import NbdCounters
 from head_node.export.errors import ExportUnavailable
-from head_node.export.interface import Buffer, ExportDirectory, LocalExport, RelayTransport, RemoteExport
+from head_node.export.interface import ExportDirectory, LocalExport, RelayTransport, RemoteExport
 from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
 from head_node.export.nbd_protocol import OptionReply
 from head_node.export.nbd_server import Limits, Phase, Transmission
@@ -16,6 +16,7 @@ from head_node.export.peer import peer_is_gone, reset
 from head_node.export.relay import Mode, RelayTiming
 from head_node.export.relayed import RelayedClient, RelayedTransmission
 from sled_controller.environment import Environment
+from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from crc32c import crc32c
 
 from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS, Page
 from head_node.volume.errors import LogCorrupt, LogForeign
-from head_node.volume.interface import Buffer
 from head_node.volume.segments import Position
 from head_node.volume.stripes import STRIPE_ENTRY, Table
+from spdk_bindings.device import Buffer
 
 CHECKPOINT_FILE: Final = "checkpoint"
 CHECKPOINT_MAGIC: Final = b"PALCHECK"

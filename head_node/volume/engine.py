@@ -23,7 +23,7 @@ from head_node.volume.errors import (
     WrongRole,
 )
 from head_node.volume.identity import Identity, PromiseFile
-from head_node.volume.interface import BLOCK_BYTES, Buffer, ServedVolume
+from head_node.volume.interface import BLOCK_BYTES, ServedVolume
 from head_node.volume.limits import Limits
 from head_node.volume.records import (
     RECORD_BLOCKS_MAX,
@@ -41,6 +41,7 @@ from head_node.volume.segments import Position
 from head_node.volume.service import ClientService
 from head_node.volume.stripewriter import StripeWriter
 from sled_controller.environment import Environment
+from spdk_bindings.device import Buffer
 
 __all__ = ["LogPosition", "Role", "VolumeEngine"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeAlias
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from spdk_bindings.device import Buffer
 
 BLOCK_BYTES: Final = 4096
 

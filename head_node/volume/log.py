@@ -14,7 +14,7 @@ from uuid import UUID
 
 from head_node.files import Directory, LogFile
 from head_node.volume.errors import LogCorrupt, LogDiverged, LogFailed
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.records import RECORD_BYTES_MAX, Record, parse_records
 from head_node.volume.segments import (
     BATCH_BYTES_MAX,
@@ -35,6 +35,7 @@ from head_node.volume.segments import (
     refuse_rot,
     zero_range,
 )
+from spdk_bindings.device import Buffer
 
 SPARES_MAX: Final = 2
 BUFFERS_PER_BATCH_MAX: Final = 1000

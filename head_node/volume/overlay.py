@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TypeAlias
 
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
+from spdk_bindings.device import Buffer
 
 Entry: TypeAlias = tuple[int, int, bytes]
 """(opnum, CRC-32C, 4096 bytes)."""

@@ -17,7 +17,8 @@ import numpy as np
 from crc32c import crc32c
 
 from head_node.volume.errors import BatchMalformed
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
+from spdk_bindings.device import Buffer
 
 RECORD_HEADER: Final = struct.Struct("<IBBHIIQQQ")
 HEADER_BYTES: Final = RECORD_HEADER.size

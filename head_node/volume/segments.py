@@ -17,8 +17,9 @@ from crc32c import crc32c
 
 from head_node.files import LogFile
 from head_node.volume.errors import BatchMalformed, LogCorrupt, LogFailed, LogForeign
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.records import RECORD_HEADER, Record, parse_records
+from spdk_bindings.device import Buffer
 
 SEGMENT_MAGIC: Final = b"PALSEGM1"
 MARK_MAGIC: Final = b"PALBATCH"

@@ -9,8 +9,9 @@ import construct as c
 import numpy as np
 from crc32c import crc32c
 
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.records import PADDING_LBA
+from spdk_bindings.device import Buffer
 
 SHARD_MAGIC: Final = b"PALSHARD"
 SHARD_HEADER: Final = struct.Struct("<8sI16sQQHHI")

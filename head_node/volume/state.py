@@ -10,10 +10,10 @@ import numpy as np
 from head_node.volume.blockmap import BlockMap
 from head_node.volume.errors import LogCorrupt
 from head_node.volume.geometry import Geometry
-from head_node.volume.interface import Buffer
 from head_node.volume.overlay import Overlay
 from head_node.volume.records import FROM_LOG, PADDING_LBA, StripeRecord
 from head_node.volume.stripes import StripeTable
+from spdk_bindings.device import Buffer
 
 logger = logging.getLogger(__name__)
 

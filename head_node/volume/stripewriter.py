@@ -12,10 +12,11 @@ import numpy as np
 from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
 from head_node.volume.geometry import Geometry
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.records import FROM_LOG, PADDING_LBA, STRIPE_BLOCK, StripeBlocks, StripeRecord
 from head_node.volume.shard import SHARD_BLOCK, encode_shard_header, parity_entries
 from sled_controller.errors import FencedOff, Superseded
+from spdk_bindings.device import Buffer
 
 _PADDING: Final = bytes(BLOCK_BYTES)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from head_node.export.interface import Buffer, LocalExport, RelayReceiver, RemoteExport
+from head_node.export.interface import LocalExport, RelayReceiver, RemoteExport
 from head_node.volume.interface import (
     EXTENT_DATA,
     EXTENT_HOLE,
@@ -15,6 +15,7 @@ from head_node.volume.interface import (
     ReadDone,
     never_gone,
 )
+from spdk_bindings.device import Buffer
 
 BLOCK = 4096
 VOLUME_ID = UUID("00000000-0000-4000-8000-000000000001")

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from head_node.volume.interface import BLOCK_BYTES, Buffer
+from head_node.volume.interface import BLOCK_BYTES
+from spdk_bindings.device import Buffer
 
 T = TypeVar("T")
 

@@ -5,8 +5,9 @@ import errno
 import random
 from collections.abc import Callable, Sequence
 
-from head_node.files import Buffer, Committed
+from head_node.files import Committed
 from head_node.volume.errors import DirectoryLocked
+from spdk_bindings.device import Buffer
 
 BLOCK_BYTES = 4096
 

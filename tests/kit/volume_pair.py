@@ -5,7 +5,7 @@ from uuid import UUID
 
 from kit.volume import Bench
 
-from head_node.volume.interface import Buffer
+from spdk_bindings.device import Buffer
 
 FOLLOWER = UUID(int=2)
 
