@@ -172,11 +172,11 @@ def test_a_command_of_an_association_that_is_gone_is_drained_too() -> None:
     first = rig.attached(epoch=5)
     rig.device.holding = True
     first.start_write(0, OLD)
+    rig.device.holding = False
     first.admin.queue.lost("pulled out")
     second = rig.head(host.OTHER_HEAD_KEY)
     second.start_attach(6, 1)
     assert second.admin.answers() == []
-    rig.device.holding = False
     rig.device.release()
     (answer,) = second.admin.answers()
     assert answer.status == 0
@@ -219,18 +219,44 @@ def test_a_drive_whose_reset_never_ends_goes_offline_and_the_receipt_says_so() -
     assert second.write(0, NEW).status == Status.INTERNAL_PATH_ERROR
 
 
+def test_f3_a_drive_that_cannot_be_reset_goes_offline_and_the_receipt_says_so() -> None:
+    rig = Rig()
+    first = rig.attached(epoch=5)
+    rig.device.holding, rig.device.reset_status = True, Status.INTERNAL_ERROR
+    first.start_write(0, OLD)
+    rig.device.holding = False
+    second = rig.head(host.OTHER_HEAD_KEY)
+    second.start_attach(6, 1)
+    rig.timers.fire()
+    (answer,) = second.admin.answers()
+    assert answer.status == 0, "an offline drive lets nothing take effect any more"
+    second.slot, second.nsid = answer.dw0, first.nsid
+    assert second.receipt().devices == ((0, DeviceState.OFFLINE),)
+    assert second.write(0, NEW).status == Status.INTERNAL_PATH_ERROR
+
+
+def test_f3_a_drive_that_cannot_flush_goes_offline_and_the_receipt_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(HeldDevice(serial="A"), HeldDevice(serial="B"))
+    first = rig.attached(epoch=5)
+    broken = rig.storage.namespaces[first.nsid].device_index
+    monkeypatch.setattr(rig.subsystem.served[first.nsid].device, "flush", lambda done: Status.INTERNAL_ERROR)
+    second = rig.head(host.OTHER_HEAD_KEY)
+    second.attach(6)
+    assert dict(second.receipt().devices) == {broken: DeviceState.OFFLINE, 1 - broken: DeviceState.DRAINED}
+
+
 def test_a_higher_pair_overtakes_an_attach_that_still_drains() -> None:
     rig = Rig()
     first = rig.attached(epoch=5)
     rig.device.holding = True
     first.start_write(0, OLD)
+    rig.device.holding = False
     second, third = rig.head(host.OTHER_HEAD_KEY), rig.head()
     second.start_attach(6, 1)
     third.start_attach(7, 1)
     (answer,) = second.admin.answers()
     assert (answer.status, answer.epoch) == (Status.FENCED_OFF, 7)
     assert third.admin.answers() == []
-    rig.device.holding = False
     rig.device.release()
     (answer,) = third.admin.answers()
     assert answer.status == 0

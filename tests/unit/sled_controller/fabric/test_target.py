@@ -12,7 +12,7 @@ from sled_controller.fabric import pdu, vendor
 from sled_controller.fabric.pdu import Digest, FatalError, PduType
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES
 from sled_controller.fabric.target import HANDSHAKE_NS, STALL_NS, TRANSITIONS, Event, QueueState
-from spdk_bindings.nvme import AdminOpcode, Status, VendorIo, sgl_in_capsule, sgl_transport
+from spdk_bindings.nvme import CONTROL_FUA, AdminOpcode, Status, VendorIo, sgl_in_capsule, sgl_transport
 
 DATA = random.Random(1).randbytes(BLOCK)
 BOTH = Digest.HEADER | Digest.DATA
@@ -71,15 +71,16 @@ def test_many_writes_in_one_buffer_are_answered_in_order() -> None:
     assert head.read(0, 40).data == DATA * 40
 
 
-def test_the_buffer_belongs_to_the_command_until_the_device_completes_it() -> None:
+@pytest.mark.parametrize(("control", "digests"), [(0, 0), (CONTROL_FUA, 0), (0, Digest.DATA)])
+def test_the_buffer_belongs_to_the_command_until_the_device_completes_it(control: int, digests: int) -> None:
     rig = Rig()
-    head = rig.attached()
-    rig.device.holding = True
+    head = rig.attached(digests=digests)
+    rig.device.holding = rig.device.holding_table = True
     blocks = [random.Random(lba).randbytes(BLOCK) for lba in range(120)]
     for lba, block in enumerate(blocks):  # nearly twice the receive buffer, all of it owned by the drive
-        head.start_write(lba, block)
+        head.io.start(head.sqe(VendorIo.WRITE, lba, control=control), block)
     assert len(blocks) * BLOCK > RECEIVE_BYTES
-    rig.device.holding = False
+    rig.device.holding = rig.device.holding_table = False
     rig.device.release()
     assert [answer.status for answer in head.io.answers()] == [0] * len(blocks)
     assert head.read(0, 120).data == b"".join(blocks)
