@@ -28,11 +28,17 @@ class CannotStart(SledError):
     """No usable device, or no address to listen on; the text names it and the remedy."""
 
 
-def open_devices(paths: Sequence[Path], device_bytes: int | None) -> tuple[list[Device], bool]:
+def open_devices(paths: Sequence[Path], device_bytes: int | None, has_served: bool) -> tuple[list[Device], bool]:
     """The devices that can be opened, and whether one of them was made just now; raises CannotStart.
 
-    One that cannot be opened is left out with an error in the log: the others are still worth serving.
+    One that cannot be opened is left out with an error in the log: the others are still worth serving. Of a sled that
+    `has_served` at least one is there, or nobody knows the fences that it has promised to keep (F2).
     """
+    if has_served and not any(path.exists() for path in paths):
+        raise CannotStart(
+            f"none of the devices {', '.join(map(str, paths))} is there any more; bring them back, or enrol this sled "
+            "as a new one with an empty state_dir"
+        )
     devices: list[Device] = []
     created = False
     for path in paths:
@@ -43,6 +49,7 @@ def open_devices(paths: Sequence[Path], device_bytes: int | None) -> tuple[list[
                 created = True
             else:
                 devices.append(FileDevice(path))
+            log.info("event=device_opened path=%s serial=%s", path, devices[-1].serial)
         except BlockingIOError:
             for device in devices:
                 device.close()
@@ -60,7 +67,7 @@ async def serve(settings: SledSettings, env: Environment, stop: asyncio.Event) -
     """Serve until `stop` is set; raises SledError, StorageError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
     identity = state.identity(settings.name, bytes.fromhex(settings.root_public_key), env)
-    devices, created = open_devices(settings.devices, settings.device_bytes)
+    devices, created = open_devices(settings.devices, settings.device_bytes, state.has_served)
     may_format = settings.device_bytes is not None and (created or not state.has_served)
     storage = await SledStorage.open(devices, sled_id=identity.sled_id, env=env, format=may_format)
     try:

@@ -14,7 +14,8 @@ from sled_controller.subsystem import Identity
 
 KEY_FILE: Final = "identity.key"  # secret: {id, private_key}
 IDENTITY_FILE: Final = "identity.json"  # for enrolment: {id, name, public_key, nqn}
-ENDPOINTS_FILE: Final = "endpoints.json"  # {pid, nvme_tcp: [host, port]}, there once the sled has served
+ENDPOINTS_FILE: Final = "endpoints.json"  # {pid, nvme_tcp: [host, port]}; whoever waits for a start may remove it
+SERVED_FILE: Final = "served.json"  # there once the sled has served: its devices are never taken for new ones again
 
 
 class StateDirectoryUnusable(SledError):
@@ -34,7 +35,7 @@ class StateDirectory:
     @property
     def has_served(self) -> bool:
         """Whether a start with this directory ever succeeded."""
-        return (self.path / ENDPOINTS_FILE).exists()
+        return (self.path / SERVED_FILE).exists()
 
     def identity(self, name: str, root_public: bytes, env: Environment) -> Identity:
         """The identity kept here, made when there is none; `identity.json` too. Raises StateDirectoryUnusable."""
@@ -62,6 +63,8 @@ class StateDirectory:
 
     def endpoints(self, host: str, port: int) -> None:
         """Say that the sled serves now, and where."""
+        if not self.has_served:
+            self.replace(SERVED_FILE, {})
         self.replace(ENDPOINTS_FILE, {"pid": os.getpid(), "nvme_tcp": [host, port]})
 
     def replace(self, name: str, value: dict[str, Any], secret: bool = False) -> None:

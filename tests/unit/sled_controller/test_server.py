@@ -102,6 +102,7 @@ def test_a_device_wiped_after_the_first_start_is_not_formatted(
 ) -> None:
     with running(tmp_path):
         pass
+    (tmp_path / "state/endpoints.json").unlink()
     for name in ("a", "b"):
         path = tmp_path / name
         path.write_bytes(b"")
@@ -112,6 +113,23 @@ def test_a_device_wiped_after_the_first_start_is_not_formatted(
     assert caught.value.code == 1
     assert "blank" in capsys.readouterr().err
     assert not any((tmp_path / "a").read_bytes()[: 1 << 20])
+
+
+def test_devices_gone_after_the_first_start_are_not_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(tmp_path):
+        pass
+    (tmp_path / "state/endpoints.json").unlink()
+    for name in ("a", "b"):
+        (tmp_path / name).unlink()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments(tmp_path))
+    assert caught.value.code == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "a") in error
+    assert "bring them back" in error
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_damaged_identity_is_named_with_its_remedy(tmp_path: Path) -> None:
