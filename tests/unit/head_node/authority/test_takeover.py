@@ -1,6 +1,7 @@
 """Takeover, membership and columns as heads meet them: F4 and F5 from outside, over signed requests."""
 
 import asyncio
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -17,6 +18,7 @@ from head_node.authority.errors import (
     RecordChanged,
     RequestRefused,
 )
+from head_node.store.memory import MemoryStore
 from head_node.store.records import Member, VolumeState
 from head_node.store.sqlite import SqliteStore
 from sled_controller.credential import ALL_RIGHTS, Credential, Rights, parse_credential, verify
@@ -205,6 +207,50 @@ def test_of_two_candidates_exactly_one_gets_the_epoch() -> None:
         assert (await kit.record(record.volume)).epoch == 2
 
     run(scenario)
+
+
+class CrossingStore(MemoryStore):
+    """Lets the next `crossing` commits wait for each other, so that all have read before the first one puts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crossing = 0
+        self._met = asyncio.Event()
+
+    async def commit(
+        self,
+        *,
+        compare: Mapping[str, int] | None = None,
+        put: Mapping[str, bytes] | None = None,
+        delete: Collection[str] = (),
+    ) -> int:
+        if self.crossing:
+            self.crossing -= 1
+            if not self.crossing:
+                self._met.set()
+            await self._met.wait()
+        return await super().commit(compare=compare, put=put, delete=delete)
+
+
+@pytest.mark.parametrize("removal", [False, True])
+def test_f4_of_two_changes_that_read_the_same_record_one_is_put(removal: bool) -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, secondary, record = await kit.ready()
+        assert isinstance(kit.store, CrossingStore)
+        known = {"expected_version": record.version}
+        kit.store.crossing = 2
+        results = await asyncio.gather(
+            primary.client.change_members(
+                record.volume, epoch=1, remove=Member(secondary.id, secondary.log), **known
+            ) if removal else primary.client.takeover(record.volume, log_id=primary.log, **known),
+            secondary.client.takeover(record.volume, log_id=secondary.log, **known),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert kit.store.crossing == 0
+        assert sum(isinstance(result, RecordChanged | NotEligible) for result in results) == 1, results
+        assert (await kit.record(record.volume)).version == record.version + 1
+
+    run(scenario, store=CrossingStore())
 
 
 def test_f5_wiped_log_not_eligible() -> None:
