@@ -1,17 +1,19 @@
 """Fences as hosts meet them: F1, F2 and F3 over the whole target, with drives that a test holds up."""
 
 import asyncio
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
 from kit import host
-from kit.target import BLOCK, HeldDevice, Rig, other_volume
+from kit.target import BLOCK, BLOCKS, HeldDevice, Rig, other_volume
 
 from sled_controller.association import LAST_REFUSED_ATTACH, Refusal
 from sled_controller.credential import Credential, Rights
 from sled_controller.fabric import vendor
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState
+from spdk_bindings.device import PENDING
 from spdk_bindings.nvme import AdminOpcode, LogPage, Status, VendorIo
 
 OLD, NEW = b"o" * BLOCK, b"n" * BLOCK
@@ -180,6 +182,26 @@ def test_a_command_of_an_association_that_is_gone_is_drained_too() -> None:
     rig.device.release()
     (answer,) = second.admin.answers()
     assert answer.status == 0
+
+
+def test_f3_a_namespace_that_is_being_made_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    first = rig.attached(epoch=5)
+    waiting: list[Callable[[int], None]] = []
+
+    def held(lba: int, count: int, done: Callable[[int], None]) -> int:
+        waiting.append(done)
+        return PENDING
+
+    monkeypatch.setattr(rig.device, "deallocate", held)
+    first.admin.start(vendor.vendor_sqe(AdminOpcode.NAMESPACE_CREATE, slot=first.slot, nlb=1, slba=BLOCKS))
+    second = rig.head(host.OTHER_HEAD_KEY)
+    second.start_attach(6, 1)
+    assert len(waiting) == 1
+    assert second.admin.answers() == [], "the blocks of a namespace of epoch 5 may still be wiped"
+    waiting.pop()(Status.SUCCESS)
+    (made,), (receipt,) = first.admin.answers(), second.admin.answers()
+    assert (made.status, receipt.status) == (0, 0)
 
 
 def test_a_drive_that_hangs_is_reset_and_the_receipt_says_so() -> None:
