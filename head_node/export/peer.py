@@ -15,8 +15,8 @@ def reset(transport: asyncio.Transport) -> None:
     if sock is not None:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        except OSError:
-            pass  # the socket is gone already
+        except (OSError, ValueError):
+            pass  # the socket is gone already; uvloop says so with a ValueError
     transport.abort()
 
 
@@ -30,5 +30,5 @@ def peer_is_gone(transport: asyncio.Transport) -> bool:
         return False
     try:
         return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED)
-    except OSError:
+    except (OSError, ValueError):
         return True

@@ -1,0 +1,26 @@
+"""Ends of connections that have ended already."""
+
+import asyncio
+from typing import cast
+
+import pytest
+import uvloop
+
+from head_node.export.peer import peer_is_gone, reset
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_connection_that_is_gone_can_be_reset_again(runner: object) -> None:
+    async def scenario() -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        assert await reader.read() == b""
+        transport = cast(asyncio.Transport, writer.transport)
+        transport.abort()
+        while transport.get_extra_info("socket").fileno() != -1:
+            await asyncio.sleep(0)
+        reset(transport)
+        assert peer_is_gone(transport)
+        server.close()
+
+    runner(asyncio.wait_for(scenario(), 10))  # type: ignore[operator]
