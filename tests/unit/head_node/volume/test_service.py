@@ -5,6 +5,7 @@ import errno
 
 import pytest
 from kit.volume import Bench, check, fill, pattern, run, until
+from kit.volume_pair import FOLLOWER
 
 from head_node.volume.errors import VolumeStopped
 from head_node.volume.interface import BLOCK_BYTES, EXTENT_DATA, EXTENT_HOLE, EXTENT_ZERO
@@ -82,6 +83,39 @@ def test_f7_no_reply_without_the_lease_even_if_it_was_held_at_admission() -> Non
         lease = True
         assert await write == 0
         assert (await read)[0] == 0
+        await bench.engine.close()
+
+    run(scenario())
+
+
+def test_f7_nothing_is_served_or_committed_before_the_epoch_record_is() -> None:
+    """What an earlier epoch left uncommitted counts only once this epoch's first record is on every member."""
+
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        await fill(bench, 0, 2, seed=1)
+        bench.engine.set_required(frozenset({FOLLOWER}))
+        bench.write(0, pattern(9))
+        await until(lambda: bench.engine.durable == 4)
+        assert bench.engine.committed == 3
+        await bench.engine.close()
+        await bench.open()
+        bench.engine.set_required(frozenset({FOLLOWER}))
+        opnum = await bench.engine.lead(2, bench.attach())
+        read, write = bench.reading(0), bench.write(1, pattern(1))
+        await until(lambda: bench.engine.durable == bench.engine.tail.opnum)
+        bench.engine.member_durable(FOLLOWER, opnum - 1)
+        await turns()
+        assert bench.engine.committed == opnum - 2
+        assert not read.done()
+        assert not write.done()
+        bench.engine.member_durable(FOLLOWER, opnum)
+        assert await read == (0, pattern(9))
+        await until(lambda: bench.engine.durable > opnum)
+        bench.engine.member_durable(FOLLOWER, bench.engine.tail.opnum)
+        assert await write == 0
         await bench.engine.close()
 
     run(scenario())

@@ -1,0 +1,162 @@
+"""Sealing (F5): the promises end, the link is closed, nothing touches the log, and what was appended is durable."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from head_node.cluster.errors import SealRefused
+from head_node.cluster.follower import Follower
+from head_node.cluster.frames import FrameType, Heartbeat, Truncate
+from head_node.cluster.lease import MS, LeaseTerms, MemberPromise
+
+TERMS = LeaseTerms()
+PRIMARY, VOLUME = UUID(int=1), UUID(int=7)
+
+
+async def turns(count: int = 10) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Link:
+    """Stands for a PeerConnection: keeps what is sent, delivers what a test says."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.sent: list[FrameType] = []
+        self.on_frame: Any = None
+        self.on_closed: Any = None
+
+    def send(self, kind: FrameType, *payload: bytes) -> None:
+        self.sent.append(kind)
+
+    def abort(self, reason: str) -> None:
+        if not self.closed:
+            self.closed = True
+            self.on_closed(reason)
+
+    def pause_receiving(self) -> None: ...
+    def resume_receiving(self) -> None: ...
+
+
+class Log:
+    """Stands for the engine of a follower."""
+
+    def __init__(self) -> None:
+        self.log_id, self.committed = UUID(int=9), 0
+        self.tail = SimpleNamespace(opnum=5, epoch=1)
+        self.durable = 5
+        self.on_durable: Any = None
+        self.may_see_epoch = asyncio.Event()
+
+    def epoch_history(self) -> list[tuple[int, int]]:
+        return [(1, 1)]
+
+    async def see_epoch(self, epoch: int) -> None:
+        await self.may_see_epoch.wait()
+
+
+class Bed:
+    """A follower whose dials, clock and log a test holds."""
+
+    def __init__(self) -> None:
+        self.now_ns = TERMS.ttl_ns
+        self.link, self.log = Link(), Log()
+        self.may_dial = asyncio.Event()
+        self.dialled = False
+        env = SimpleNamespace(clock=SimpleNamespace(boottime_ns=lambda: self.now_ns))
+        services: Any = SimpleNamespace(env=env, terms=TERMS, dial=self._dial)
+        log: Any = self.log
+        self.follower = Follower(services, log, VOLUME, MemberPromise(TERMS, started_ns=0), lambda: None)
+
+    async def _dial(self, *whom: object) -> Link:
+        await self.may_dial.wait()
+        self.dialled = True
+        return self.link
+
+    def beat(self) -> None:
+        beat = Heartbeat(1, self.now_ns, 0, TERMS.ttl_ms)
+        self.link.on_frame(FrameType.HEARTBEAT, memoryview(beat.encode()))
+
+    async def joined(self) -> None:
+        self.may_dial.set()
+        self.follower.follow(PRIMARY)
+        await turns()
+        assert self.link.sent == [FrameType.JOIN]
+
+
+def test_f5_a_sealed_member_has_closed_its_link_and_dials_no_more() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        await bed.joined()
+        await bed.follower.seal()
+        assert bed.link.closed
+        assert bed.follower.session is None
+        bed.link.sent.clear()
+        bed.beat()
+        assert bed.link.sent == []
+
+    asyncio.run(scenario())
+
+
+def test_f5_a_dial_that_is_under_way_ends_with_the_seal() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        bed.follower.follow(PRIMARY)
+        await turns()
+        await bed.follower.seal()
+        bed.may_dial.set()
+        await turns()
+        assert not bed.dialled
+
+    asyncio.run(scenario())
+
+
+def test_f5_the_seal_waits_for_what_the_link_was_doing_to_the_log() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        await bed.joined()
+        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5).encode()))
+        await turns()
+        sealing = asyncio.ensure_future(bed.follower.seal())
+        await turns()
+        assert bed.link.closed
+        assert not sealing.done()
+        bed.log.may_see_epoch.set()
+        await sealing
+
+    asyncio.run(scenario())
+
+
+def test_f5_the_seal_waits_until_what_was_appended_is_durable() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        bed.log.durable = 3
+        sealing = asyncio.ensure_future(bed.follower.seal())
+        for durable in (3, 4):
+            bed.log.durable = durable
+            await turns()
+            bed.log.on_durable(durable)
+            assert not sealing.done()
+        bed.log.durable = 5
+        bed.log.on_durable(5)
+        await sealing
+
+    asyncio.run(scenario())
+
+
+def test_f7_a_member_whose_promise_binds_it_keeps_its_link() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        await bed.joined()
+        bed.beat()
+        bed.now_ns += TERMS.ttl_ns - MS
+        with pytest.raises(SealRefused):
+            await bed.follower.seal()
+        assert not bed.link.closed
+        await bed.follower.stop("test over")
+
+    asyncio.run(scenario())
