@@ -61,7 +61,7 @@ def test_the_secondary_takes_over_when_the_primary_dies_and_has_every_acknowledg
         assert rack.record.primary == second.id
         assert rack.record.epoch == 2
         assert not rack.is_member(first)
-        assert second.controller.status()["exposed"]
+        await until(lambda: bool(second.controller.status()["exposed"]))
         for lba in range(20):
             assert await second.read(lba) == bytes([lba + 1]) * BLOCK
 
