@@ -25,6 +25,8 @@ def peer_is_gone(transport: asyncio.Transport) -> bool:
 
     Those must not be acted upon any more: the client may have gone elsewhere and repeated them, and newer ones.
     """
+    if transport.is_closing():
+        return True
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
