@@ -1,5 +1,6 @@
 """What happens around every request: its body is bounded before memory is taken, replies to heads are signed."""
 
+import logging
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,6 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from head_node.api.problems import problem
 from head_node.authority import signatures
 from head_node.authority.authority import Authority
+
+log = logging.getLogger(__name__)
 
 # A status report of a head that serves thousands of volumes; everything else is far smaller.
 BODY_BYTES_MAX = 1 << 20
@@ -58,6 +61,7 @@ class BoundedBodies:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"a body has at most {BODY_BYTES_MAX} bytes"
+        log.info("event=body_too_long method=%s client=%s", scope["method"], scope.get("client"))
         response = problem(413, "content-too-large", "Content too large", detail)
         response.headers["connection"] = "close"
         await response(scope, receive, send)

@@ -17,6 +17,7 @@ import uvloop
 from pydantic import Field
 
 from head_node.api.app import create_app
+from head_node.api.connections import BoundedConnection
 from head_node.authority.authority import Authority, Policy
 from head_node.authority.errors import AuthorityError
 from head_node.authority.fencing import SledFencer
@@ -30,7 +31,6 @@ PROG = "rack-authority"
 STORE_FILE = "authority.db"
 # After this, connections that are still open at the end are cut.
 DRAIN_S = 2
-CONNECTIONS_MAX = 1024
 
 _log = logging.getLogger(__name__)
 
@@ -130,13 +130,12 @@ async def run_server(authority: Authority, settings: AuthoritySettings, listener
         uvicorn.Config(
             create_app(authority, folder),
             loop="none",
-            http="h11",
+            http=BoundedConnection,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS_MAX,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=DRAIN_S,
         )
