@@ -114,7 +114,7 @@ class Replica:
             identity = Identity(env.new_uuid(), volume, size_blocks, limits.segment_bytes, geometry)
             engine = cls(directory, identity, await PromiseFile.create(directory, identity.log_id), env, limits)
             engine._adopt(await WriteLog.create(directory, identity.log_id, limits.segment_bytes, Position(0, 0, 0), 1))
-            await directory.replace(CHECKPOINT_FILE, engine._checkpoint(1, Position(0, 0, 0)).encode())
+            await directory.replace(CHECKPOINT_FILE, await engine._checkpoint(1, Position(0, 0, 0)).encode())
             # Last, because this file is what makes it a log.
             await directory.replace(IDENTITY_FILE, [identity.encode()])
         except BaseException:
@@ -238,7 +238,7 @@ class Replica:
     async def export_checkpoint(self) -> list[Buffer]:
         """All a newcomer needs to follow from its `tail.opnum + 1` on after `install_checkpoint`."""
         before = self._log.segment_of(self._needed_from())[1]
-        return self._checkpoint(1, before).encode()
+        return await self._checkpoint(1, before).encode()
 
     async def install_checkpoint(self, data: Buffer) -> None:
         """Replace everything here by an exported checkpoint (full resync); then follow from `tail.opnum + 1`.
@@ -261,7 +261,7 @@ class Replica:
         )
         self._adopt(log)
         own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, catching_up=True)
-        await self._directory.replace(CHECKPOINT_FILE, own.encode())
+        await self._directory.replace(CHECKPOINT_FILE, await own.encode())
         await self._directory.remove(INSTALLING_FILE)
 
     def _apply_to(self, opnum: int) -> None:
@@ -316,7 +316,7 @@ class Replica:
         if self.committed < self.state.covered:
             return
         sequence, before = self._log.segment_of(self._needed_from())
-        await self._directory.replace(CHECKPOINT_FILE, self._checkpoint(sequence, before).encode())
+        await self._directory.replace(CHECKPOINT_FILE, await self._checkpoint(sequence, before).encode())
         self._checkpoint_count += 1
         await self._log.trim_before(sequence)
 

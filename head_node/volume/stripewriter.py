@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -23,8 +23,7 @@ _PADDING: Final = bytes(BLOCK_BYTES)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class StripeBlock:
+class StripeBlock(NamedTuple):
     """One live block on its way into a stripe; `source` is the slot that it moves out of, or FROM_LOG."""
 
     lba: int

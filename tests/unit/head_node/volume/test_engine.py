@@ -1,12 +1,18 @@
 """An engine on its own: write, destage, read, restart."""
 
 import asyncio
+from uuid import UUID
 
+import numpy as np
 import pytest
 from kit.volume import Bench, check, fill, pattern, run, until
 
-from head_node.volume.engine import Role
+from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS
+from head_node.volume.checkpoint import BUFFERS_PER_TURN, Checkpoint, decode_checkpoint
+from head_node.volume.engine import NOTICE_SECONDS, Role
 from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.segments import Position
+from head_node.volume.stripes import STRIPE_ENTRY
 
 
 def test_a_write_reads_back_from_overlay_then_from_a_stripe() -> None:
@@ -101,6 +107,7 @@ def test_what_clients_and_callbacks_raise_keeps_nothing_else_from_being_done(cap
         content = await fill(bench, 1, 12, seed=1)
         await committed
         await until(lambda: not engine.state.overlay.leaving and len(engine.state.overlay) == 1)
+        await until(lambda: "on_committed" in _failures(caplog))
         failures = _failures(caplog)
         assert failures.count("done") == 1
         assert {"on_append", "on_durable", "on_committed", "done"} == set(failures)
@@ -153,5 +160,53 @@ def test_a_record_that_cannot_be_applied_ends_the_engine(caplog: pytest.LogCaptu
         assert not write.done()
         assert engine.committed == 1
         await engine.close()
+
+    run(scenario())
+
+
+def test_followers_are_told_once_of_many_commits() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        engine = await bench.create()
+        await bench.lead(1)
+        told: list[int] = []
+        heard = asyncio.Event()
+
+        def committed(opnum: int) -> None:
+            told.append(opnum)
+            heard.set()
+
+        engine.on_committed = committed
+        for lba in range(5):
+            assert await bench.write(lba, pattern(lba)) == 0
+        await heard.wait()
+        await until(lambda: told[-1] == engine.committed)
+        # One for the epoch record and the first writes; on a slow machine their time may be over before the last.
+        assert len(told) < 5
+        heard.clear()
+        assert await bench.write(9, pattern(9)) == 0
+        await engine.step_down()
+        asyncio.get_running_loop().call_later(NOTICE_SECONDS * 2, heard.set)
+        await heard.wait()
+        assert told[-1] == 6, "a former primary tells nobody anything"
+        await engine.close()
+
+    run(scenario())
+
+
+def test_the_loop_turns_while_a_large_map_is_written_down() -> None:
+    async def scenario() -> None:
+        before = Position(0, 0, 0)
+        pages = {number: np.zeros(PAGE_BLOCKS, ENTRY) for number in range(3 * BUFFERS_PER_TURN)}
+        stripes = np.zeros(1, STRIPE_ENTRY)
+        checkpoint = Checkpoint(UUID(int=1), UUID(int=2), 9, 1, before, ((1, 1),), stripes, pages)
+        turns = 0
+        work = asyncio.ensure_future(checkpoint.encode())
+        while not work.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns >= 6
+        found = decode_checkpoint(b"".join(work.result()), UUID(int=2))
+        assert (found.covered, len(found.pages)) == (9, len(pages))
 
     run(scenario())

@@ -11,6 +11,7 @@ from kit.volume_pair import Pair
 from head_node.volume.errors import BatchMalformed, LogDiverged, LogMissing, StaleEpoch, WrongRole
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
+from head_node.volume.records import epoch_record, write_header
 
 
 def everything(bench: Bench, from_opnum: int = 1) -> bytes:
@@ -72,6 +73,27 @@ def test_a_follower_refuses_lower_epochs_across_a_restart() -> None:
             bench.engine.follow_append(everything(source), epoch=4)
         bench.engine.follow_append(everything(source), epoch=3)
         assert bench.engine.tail.opnum == 1
+
+    run(scenario())
+
+
+def test_f5_records_whose_epochs_fall_or_rise_above_what_was_seen_are_refused() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.engine.see_epoch(2)
+        first, chain = epoch_record(1, 2, 0)
+        bench.engine.follow_append(first)
+        older, _, _ = write_header(2, 1, 0, pattern(1), chain)
+        newer, _ = epoch_record(2, 3, chain)
+        unannounced, _, _ = write_header(2, 3, 0, pattern(1), chain)
+        for batch in (older + pattern(1), newer, unannounced + pattern(1)):
+            with pytest.raises(BatchMalformed):
+                bench.engine.follow_append(batch)
+        assert bench.engine.tail.opnum == 1
+        same, _, _ = write_header(2, 2, 0, pattern(1), chain)
+        bench.engine.follow_append(same + pattern(1))
+        assert bench.engine.tail.opnum == 2
 
     run(scenario())
 

@@ -121,6 +121,27 @@ def test_f7_nothing_is_served_or_committed_before_the_epoch_record_is() -> None:
     run(scenario())
 
 
+def test_f7_flush_and_extents_are_not_answered_without_the_lease() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        answers: list[str] = []
+        # The lease ends between admission and reply: the first asking says yes, all later ones no.
+        asked = iter([True])
+        bench.engine.lease = lambda: next(asked, lease)
+        lease = False
+        bench.engine.served.extents(0, BLOCK_BYTES, lambda error, found: answers.append("extents"))
+        bench.engine.served.flush(lambda error: answers.append("flush"))
+        await turns()
+        assert answers == []
+        lease = True
+        await until(lambda: answers == ["extents", "flush"])
+        await bench.engine.close()
+
+    run(scenario())
+
+
 def test_f6_hold_acknowledges_nothing_and_step_down_drops_unanswered() -> None:
     async def scenario() -> None:
         bench = Bench()
