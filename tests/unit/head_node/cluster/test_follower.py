@@ -9,7 +9,7 @@ import pytest
 
 from head_node.cluster.errors import SealRefused
 from head_node.cluster.follower import Follower
-from head_node.cluster.frames import FrameType, Heartbeat, Truncate
+from head_node.cluster.frames import FrameType, Heartbeat, Truncate, encode_release
 from head_node.cluster.lease import MS, LeaseTerms, MemberPromise
 
 TERMS = LeaseTerms()
@@ -33,6 +33,9 @@ class Link:
     def send(self, kind: FrameType, *payload: bytes) -> None:
         self.sent.append(kind)
 
+    def refuse(self, text: str) -> None:
+        self.abort(text)
+
     def abort(self, reason: str) -> None:
         if not self.closed:
             self.closed = True
@@ -49,6 +52,7 @@ class Log:
         self.log_id, self.committed = UUID(int=9), 0
         self.tail = SimpleNamespace(opnum=5, epoch=1)
         self.durable = 5
+        self.highest_epoch = 5
         self.on_durable: Any = None
         self.may_see_epoch = asyncio.Event()
 
@@ -77,8 +81,8 @@ class Bed:
         self.dialled = True
         return self.link
 
-    def beat(self) -> None:
-        beat = Heartbeat(1, self.now_ns, 0, TERMS.ttl_ms)
+    def beat(self, ttl_ms: int = TERMS.ttl_ms) -> None:
+        beat = Heartbeat(1, self.now_ns, 0, ttl_ms)
         self.link.on_frame(FrameType.HEARTBEAT, memoryview(beat.encode()))
 
     async def joined(self) -> None:
@@ -157,6 +161,32 @@ def test_f7_a_member_whose_promise_binds_it_keeps_its_link() -> None:
         with pytest.raises(SealRefused):
             await bed.follower.seal()
         assert not bed.link.closed
+        await bed.follower.stop("test over")
+
+    asyncio.run(scenario())
+
+
+def test_f7_only_the_primary_of_the_newest_epoch_releases_a_member_from_its_promise() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        await bed.joined()
+        bed.beat()
+        bed.link.on_frame(FrameType.RELEASE, memoryview(encode_release(4, 0)))
+        assert not bed.follower.promise.may_seal(bed.now_ns)
+        bed.link.on_frame(FrameType.RELEASE, memoryview(encode_release(5, 0)))
+        assert bed.follower.promise.may_seal(bed.now_ns)
+        await bed.follower.stop("test over")
+
+    asyncio.run(scenario())
+
+
+def test_f7_a_primary_with_another_ttl_is_promised_nothing() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        await bed.joined()
+        bed.beat(ttl_ms=TERMS.ttl_ms + 1)
+        assert FrameType.PROMISE not in bed.link.sent
+        assert bed.link.closed
         await bed.follower.stop("test over")
 
     asyncio.run(scenario())

@@ -111,6 +111,23 @@ def test_a_member_behind_a_trimmed_log_is_filled_from_a_checkpoint() -> None:
     with_rack(scenario)
 
 
+def test_f5_a_member_is_caught_up_when_it_holds_everything_committed_durably() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, DATA) == 0
+        role = first.controller._role
+        assert role is not None
+        sender = role.links.sender(second.id)
+        assert sender is not None
+        await until(lambda: sender.caught_up)
+        sender.durable = first.engine.committed - 1  # all is sent, and the member has not said that it has the last
+        assert not sender.caught_up
+        sender.durable = first.engine.committed
+        assert sender.caught_up
+
+    with_rack(scenario)
+
+
 def test_what_is_in_flight_to_a_stuck_member_is_bounded() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
