@@ -78,6 +78,8 @@ class Directory(Protocol):
 _ZEROES: Final = bytes(1 << 20)
 _LOCK_NAME: Final = "lock"
 _NEW_SUFFIX: Final = ".new"
+CLOSED: Final = -1
+"""Descriptor of a file that was closed; every system call refuses it."""
 _BUFFERS_MAX: Final = 1024
 """IOV_MAX of Linux."""
 _RWF_DSYNC: Final = getattr(os, "RWF_DSYNC", 0)
@@ -106,11 +108,18 @@ class HostFile:
 
         self._worker.submit(self._descriptor, offset, buffers, finished)
 
+    @property
+    def closed(self) -> bool:
+        return self._descriptor == CLOSED
+
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._descriptor, length, offset)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        # Once only: the number may be another file's or socket's by now.
+        descriptor, self._descriptor = self._descriptor, CLOSED
+        if descriptor != CLOSED:
+            os.close(descriptor)
 
 
 class _Worker:
@@ -221,10 +230,7 @@ class HostDirectory:
     def close(self) -> None:
         self._worker.close()
         for file in self._open:
-            try:
-                file.close()
-            except OSError:
-                logger.debug("event=file_closed_before path=%s name=%s", self.path, file.name)
+            file.close()
         self._open.clear()
         if self._lock is not None:
             os.close(self._lock)
@@ -235,6 +241,7 @@ class HostDirectory:
 
     def _adopt(self, name: str, descriptor: int) -> HostFile:
         file = HostFile(name, descriptor, self._worker)
+        self._open = [other for other in self._open if not other.closed]
         self._open.append(file)
         return file
 

@@ -20,7 +20,8 @@ class Column(Protocol):
 
     def write(self, lba: int, buffers: Sequence[Buffer], *, fua: bool) -> asyncio.Future[None]:
         """Write whole blocks at `lba`. Fails with FencedOff, SledUnavailable or CommandFailed
-        (`sled_controller.errors`); after a failure the outcome is unknown until a new attach."""
+        (`sled_controller.errors`); the content is unknown after a failure, and after SledUnavailable the command may
+        still be carried out, until a new attach."""
 
     def read(self, lba: int, blocks: int) -> asyncio.Future[Buffer]:
         """Read `blocks` blocks at `lba`; the buffer belongs to the caller."""

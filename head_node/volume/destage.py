@@ -57,7 +57,7 @@ class Destager:
         self._stopped = False
         self._in_flight = 0
         self._unsettled: dict[int, tuple[int, list[Column]]] = {}
-        """slot -> (opnum of its STRIPE, columns whose shard failed), until that is committed."""
+        """slot -> (opnum of its STRIPE, columns that did not answer for their shard), until that is committed."""
         self._compacting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
@@ -97,7 +97,7 @@ class Destager:
         """Everything up to `opnum` is applied: stripes named there are settled."""
         if self._unsettled:
             for slot in [slot for slot, (needed, _) in self._unsettled.items() if needed <= opnum]:
-                self._state.stripes.written(slot, self._unsettled.pop(slot)[1])
+                self._state.stripes.written(slot, self._writer.live(self._unsettled.pop(slot)[1]))
             self._wake()
         self.pump()
 
@@ -144,7 +144,7 @@ class Destager:
 
     def _settle(self, record: StripeRecord, outcome: Outcome) -> bool:
         """Append STRIPE if enough shards are durable; else give the stripe up and come back later."""
-        unanswered = [column for column, _ in outcome.failed.values()]
+        unanswered = outcome.unanswered()
         if self._stopped:
             return False
         fenced = outcome.fenced()
@@ -156,7 +156,7 @@ class Destager:
             self.exposed_count += len(outcome.present) < len(record.shards)
             return True
         self.given_up_count += 1
-        self._state.stripes.written(record.slot, unanswered)
+        self._state.stripes.written(record.slot, self._writer.live(unanswered))
         for shard, (_, error) in outcome.failed.items():
             logger.warning(
                 "event=shard_write_failed slot=%d shard=%d column=%d error=%r",

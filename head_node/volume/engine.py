@@ -289,6 +289,8 @@ class VolumeEngine(Replica):
 
     async def step_down(self) -> None:
         """Drop client requests unanswered and become a follower (F6)."""
+        # A role that ended before it led may have held too; the next one must not inherit that.
+        self._held = False
         if self.role is Role.PRIMARY:
             self._become(Role.FOLLOWER)
             await self.reader.close()

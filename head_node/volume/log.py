@@ -140,6 +140,7 @@ class WriteLog:
         log._spares = others[:SPARES_MAX]
         for file in others[SPARES_MAX:]:
             await directory.remove(file.name)
+            file.close()
         log._prepare()
         return log
 
@@ -464,6 +465,15 @@ class WriteLog:
             segment.end = BLOCK_BYTES
             self._mark_number = segment.first_mark - 1
             await zero_range(segment.file, segment.end, written)
+
+    async def discard(self) -> None:
+        """Close and remove every segment file: a removed file that stays open keeps its space."""
+        await self.close()
+        for file in [segment.file for segment in self._segments] + self._spares:
+            file.close()
+        for name in self._directory.names():
+            if name.startswith(SEGMENT_PREFIX):
+                await self._directory.remove(name)
 
     async def close(self) -> None:
         """Wait for the commit in flight and stop; what was appended after it is not written."""

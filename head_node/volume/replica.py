@@ -20,7 +20,7 @@ from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
 from head_node.volume.reader import Reader
 from head_node.volume.records import Kind, Record, parse_stripe
-from head_node.volume.segments import SEGMENT_PREFIX, Position
+from head_node.volume.segments import Position
 from head_node.volume.state import VolumeState
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
@@ -228,10 +228,15 @@ class Replica:
             raise LogDiverged(f"opnum {opnum} is below {max(floor, self.state.covered)}, committed or trimmed here")
         # The epochs cut away stay promised: truncation must not make this member accept their predecessors.
         await self._promise.see_epoch(self._log.position.epoch)
-        await self._promise.intend_cut(opnum)
         self._announced = 0
-        await self._log.truncate_after(opnum)
-        await self._promise.intend_cut(None)
+        try:
+            await self._promise.intend_cut(opnum)
+            await self._log.truncate_after(opnum)
+            await self._promise.intend_cut(None)
+        except Exception as error:
+            # Half cut, the log and what is remembered of it disagree; opening it again finishes the cut.
+            self._fail(error)
+            raise
         self._pending = deque(entry for entry in self._pending if entry[0] <= opnum)
         self._epochs = [(epoch, first) for epoch, first in self._epochs if first <= opnum]
 
@@ -249,10 +254,15 @@ class Replica:
         await self._settle_checkpoint()
         await self._promise.see_epoch(self.highest_epoch)
         await self._directory.replace(INSTALLING_FILE, [b"full resync under way\n"])
-        await self._log.close()
-        for name in self._directory.names():
-            if name.startswith(SEGMENT_PREFIX):
-                await self._directory.remove(name)
+        try:
+            await self._install(checkpoint)
+        except Exception as error:
+            # The old log is gone and the new one is not there: what this member said to be durable is not.
+            self._fail(error)
+            raise
+
+    async def _install(self, checkpoint: Checkpoint) -> None:
+        await self._log.discard()
         self._pending.clear()
         self._announced = 0
         self._restore(checkpoint)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -15,10 +15,12 @@ from head_node.volume.geometry import Geometry
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.records import FROM_LOG, PADDING_LBA, STRIPE_BLOCK, StripeBlocks, StripeRecord
 from head_node.volume.shard import SHARD_BLOCK, encode_shard_header, parity_entries
-from sled_controller.errors import FencedOff, Superseded
+from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, Superseded
 from spdk_bindings.device import Buffer
 
 _PADDING: Final = bytes(BLOCK_BYTES)
+ANSWERS: Final = (CommandFailed, CredentialRefused, FencedOff, Superseded)
+"""The sled has answered: the command was refused or has ended with an error, and writes nothing later."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,10 @@ class Outcome:
 
     present: set[int] = field(default_factory=set)
     failed: dict[int, tuple[Column, BaseException]] = field(default_factory=dict)
+
+    def unanswered(self) -> list[Column]:
+        """Columns whose shard may still be written later: the sled did not say what became of it."""
+        return [column for column, error in self.failed.values() if not isinstance(error, ANSWERS)]
 
     def fenced(self) -> tuple[int, BaseException] | None:
         """(shard, error) of a shard refused because of a newer epoch or attach."""
@@ -61,6 +67,10 @@ class StripeWriter:
     def available(self) -> int:
         """Columns that can be written to now."""
         return sum(column is not None and column.available for column in self._columns)
+
+    def live(self, columns: Iterable[Column]) -> list[Column]:
+        """Those of `columns` that were not replaced since: the others are over, and nobody would say so again."""
+        return [column for column in columns if any(column is present for present in self._columns)]
 
     def needed(self) -> int:
         """Columns that a stripe needs at least: one more than a read does, so that losing one more loses nothing."""

@@ -6,12 +6,22 @@ import os
 from pathlib import Path
 
 import pytest
-from kit.volume import GEOMETRY, VOLUME, Bench, check, fill, run
+from kit.volume import GEOMETRY, SMALL, VOLUME, Bench, check, fill, run
 
 from head_node.files import HostDirectory, LogFile
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import DirectoryLocked
 from sled_controller.environment import Environment
+
+
+def held_files(below: Path) -> list[str]:
+    """What this process has open below a directory."""
+    held = []
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        if os.path.islink(path) and os.readlink(path).startswith(str(below)):
+            held.append(os.readlink(path))
+    return held
 
 
 async def commit(file: LogFile, offset: int, buffers: list[bytes]) -> OSError | None:
@@ -106,5 +116,36 @@ def test_an_engine_lives_on_a_real_directory(tmp_path: Path) -> None:
         await bench.lead(2)
         await check(bench, content)
         await bench.engine.close()
+
+    run(scenario())
+
+
+def test_a_file_is_closed_once_however_often_it_is_asked(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        directory = HostDirectory(tmp_path / "log")
+        file = await directory.create("segment", 4096)
+        file.close()
+        other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+        directory.close()
+        os.fstat(other)  # it has the number that the segment had
+        os.close(other)
+
+    run(scenario())
+
+
+def test_a_full_resync_gives_the_old_segments_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        source = Bench()
+        await source.create()
+        await source.lead(1)
+        await fill(source, 0, 4, 1)
+        engine = await VolumeEngine.create(
+            HostDirectory(tmp_path / "log"), volume=VOLUME, geometry=GEOMETRY, size_blocks=256, env=Environment(),
+            limits=SMALL,
+        )  # fmt: skip
+        await engine.install_checkpoint(b"".join(await source.engine.export_checkpoint()))
+        assert not [name for name in held_files(tmp_path) if name.endswith("(deleted)")]
+        await engine.close()
+        await source.engine.close()
 
     run(scenario())

@@ -13,7 +13,7 @@ from head_node.volume.errors import StaleEpoch
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
 from head_node.volume.shard import decode_shard_header
-from sled_controller.errors import FencedOff, SledUnavailable
+from sled_controller.errors import CommandFailed, FencedOff, SledUnavailable
 
 FULL = GEOMETRY.stripe_blocks
 
@@ -567,5 +567,46 @@ def test_a_primary_of_an_old_epoch_cannot_lead() -> None:
         with pytest.raises(StaleEpoch):
             await bench.engine.lead(5, [None] * 6)
         await bench.engine.close()
+
+    run(scenario())
+
+
+def test_a_column_that_went_before_its_stripe_was_answered_keeps_no_slot() -> None:
+    async def scenario() -> None:
+        bench = Bench(slots=24)
+        engine = await bench.create()
+        await bench.lead(1)
+        free = engine.state.stripes.free_count
+        gone, slow = bench.columns[:2]
+        gone.held, slow.held = [], []
+        await fill(bench, 0, 12, 1)
+        await until(lambda: bool(gone.held and slow.held))
+        gone.error = lambda: SledUnavailable("gone")
+        for finish in gone.held:
+            finish()
+        engine.set_column(0, None)
+        for finish in slow.held:
+            finish()
+        await until(lambda: engine.state.stripes.used_count == 1)
+        engine.set_column(0, MemoryColumn(bench.stores[0]))
+        assert await bench.trim(0, 12) == 0
+        await until(lambda: engine.state.stripes.used_count == 0)
+        assert engine.state.stripes.free_count == free
+        await engine.close()
+
+    run(scenario())
+
+
+def test_a_drive_that_refuses_every_write_does_not_use_the_slots_up() -> None:
+    async def scenario() -> None:
+        bench = Bench(size_blocks=48, slots=12)
+        engine = await bench.create()
+        await bench.lead(1)
+        bench.columns[0].error = lambda: CommandFailed(0x280, "write fault")
+        for turn in range(2 * engine.state.stripes.slot_count):
+            content = await fill(bench, 0, 12, turn + 1)
+            await until(lambda: not len(engine.state.overlay))
+        await check(bench, content)
+        await engine.close()
 
     run(scenario())

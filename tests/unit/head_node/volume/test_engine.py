@@ -210,3 +210,17 @@ def test_the_loop_turns_while_a_large_map_is_written_down() -> None:
         assert (found.covered, len(found.pages)) == (9, len(pages))
 
     run(scenario())
+
+
+def test_what_a_role_held_that_never_led_does_not_bind_the_next_one() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        engine = await bench.create()
+        engine.hold()
+        await engine.step_down()
+        await bench.lead(1)
+        assert engine.serving
+        assert await bench.write(0, pattern(1)) == 0
+        await engine.close()
+
+    run(scenario())

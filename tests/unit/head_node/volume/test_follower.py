@@ -2,13 +2,15 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
 from kit.volume import GEOMETRY, Bench, check, fill, pattern, run, until
 from kit.volume_files import MemoryDirectory
-from kit.volume_pair import Pair
+from kit.volume_pair import FOLLOWER, Pair
 
-from head_node.volume.errors import BatchMalformed, LogDiverged, LogMissing, StaleEpoch, WrongRole
+from head_node.volume.engine import Role
+from head_node.volume.errors import BatchMalformed, LogDiverged, LogFailed, LogMissing, StaleEpoch, WrongRole
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
 from head_node.volume.records import epoch_record, write_header
@@ -280,5 +282,52 @@ def test_catch_up_reads_durable_and_pending_records_alike() -> None:
         assert bench.engine.read_log(8, 100) == []
         assert follower.engine.tail == bench.engine.tail
         assert GEOMETRY.stripe_blocks == 12
+
+    run(scenario())
+
+
+def test_a_full_resync_that_fails_half_way_ends_the_member() -> None:
+    async def scenario() -> None:
+        pair = Pair()
+        await pair.start()
+        await fill(pair.primary, 0, 4, 1)
+        data = b"".join(await pair.primary.engine.export_checkpoint())
+        pair.follower.disk.capacity_bytes = 0
+        with pytest.raises(OSError, match="no space"):
+            await pair.follower.engine.install_checkpoint(data)
+        # Its old log is gone: what it said to be durable must not make it a member again.
+        assert pair.follower.engine.role is Role.FAILED
+        await pair.close()
+        with pytest.raises(LogMissing):
+            await pair.follower.open()
+
+    run(scenario())
+
+
+def test_a_truncation_that_fails_half_way_ends_the_member() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        engine = await bench.create()
+        await bench.lead(1)
+        await fill(bench, 0, 1, 1)
+        engine.set_required(frozenset({FOLLOWER}))
+        for lba in (5, 6, 7):
+            bench.write(lba, pattern(lba))
+            await until(lambda: engine.durable == engine.tail.opnum)
+        await engine.step_down()
+        intended = bench.disk.commit_count + 2
+
+        def gate(finish: Callable[[], None]) -> None:
+            bench.disk.fail_commits = bench.disk.commit_count > intended
+            asyncio.get_running_loop().call_soon(finish)
+
+        bench.disk.gate = gate
+        with pytest.raises(LogFailed):
+            await engine.truncate_after(engine.tail.opnum - 2)
+        assert engine.role is Role.FAILED
+        await engine.close()
+        bench.disk.gate, bench.disk.fail_commits = None, False
+        assert (await bench.open()).tail.opnum == 3
+        await bench.engine.close()
 
     run(scenario())
