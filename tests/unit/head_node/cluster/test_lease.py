@@ -28,6 +28,16 @@ def test_it_is_counted_from_sending_not_from_the_answer() -> None:
     assert not held.valid(100 * MS + 900 * MS)
 
 
+def test_f7_an_answer_counts_from_its_own_heartbeat_not_from_a_later_one() -> None:
+    held = lease(B)
+    first = held.heartbeat_sent(B, 100 * MS)
+    second = held.heartbeat_sent(B, 500 * MS)
+    held.promised(B, first)
+    assert held.end_ns == 100 * MS + held.terms.serve_ns
+    held.promised(B, second)
+    assert held.end_ns == 500 * MS + held.terms.serve_ns
+
+
 def test_every_required_member_has_to_answer() -> None:
     held = lease(B, C)
     held.promised(B, held.heartbeat_sent(B, 100 * MS))
