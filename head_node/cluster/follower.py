@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
-from head_node.cluster.errors import ClusterError
+from head_node.cluster.errors import ClusterError, TakeoverImpossible
 from head_node.cluster.frames import Purpose
 from head_node.cluster.lease import MemberPromise
 from head_node.cluster.receiver import LogReceiver
@@ -77,7 +77,8 @@ class Follower:
             self._session = None
 
     async def seal(self) -> None:
-        """Promise nothing any more, close the link, settle the log. Raises SealRefused while a promise binds."""
+        """Promise nothing any more, close the link, settle the log. Raises SealRefused while a promise binds,
+        TakeoverImpossible when the log fails."""
         self.promise.seal(self._services.env.clock.boottime_ns())
         await self.stop("sealed")
         await self._settle()
@@ -88,11 +89,23 @@ class Follower:
 
     async def _settle(self) -> None:
         engine = self._engine
-        durable = asyncio.Event()
-        engine.on_durable = lambda opnum: durable.set()
-        while engine.durable < engine.tail.opnum:
-            durable.clear()
-            await durable.wait()
+        changed = asyncio.Event()
+        on_failed = engine.on_failed
+
+        def failed(error: Exception) -> None:
+            changed.set()
+            on_failed(error)
+
+        engine.on_durable = lambda opnum: changed.set()
+        engine.on_failed = failed
+        try:
+            while engine.failure is None and engine.durable < engine.tail.opnum:
+                changed.clear()
+                await changed.wait()
+        finally:
+            engine.on_failed = on_failed
+        if engine.failure is not None:
+            raise TakeoverImpossible(f"the log failed: {engine.failure}")
 
     async def _keep_joined(self) -> None:
         pause = REDIAL_SECONDS_MIN

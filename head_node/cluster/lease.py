@@ -76,6 +76,7 @@ class PrimaryLease:
         self.terms = terms
         self._started_ns = now_ns
         self._term_end_ns = term_end_ns
+        self._given_up = False
         self._required: frozenset[UUID] = frozenset()
         self._members: dict[UUID, _Member] = {}
         self._sequence = 0
@@ -95,11 +96,13 @@ class PrimaryLease:
 
     def extend_term(self, term_end_ns: int) -> None:
         """A renewed credential: its term ends later. A shorter one changes nothing."""
-        self._term_end_ns = max(self._term_end_ns, term_end_ns)
+        if not self._given_up:
+            self._term_end_ns = max(self._term_end_ns, term_end_ns)
         self._recompute()
 
     def end_term(self) -> None:
         """The primary gives the lease up (hand-over, fenced off, revoked): it never becomes valid again."""
+        self._given_up = True
         self._term_end_ns = 0
         self._recompute()
 
@@ -184,6 +187,10 @@ class MemberPromise:
             return False
         self._bound_until_ns = max(self._bound_until_ns, now_ns + self._terms.ttl_ns)
         return True
+
+    def defer(self, until_ns: int) -> None:
+        """Do not seal before `until_ns`, though nothing was promised: somebody else is to have a turn."""
+        self._bound_until_ns = max(self._bound_until_ns, until_ns)
 
     def released(self, now_ns: int) -> None:
         """The primary of the newest epoch said that it has stopped serving for good (hand-over): nothing is owed.

@@ -213,7 +213,13 @@ class PrimaryRole:
     async def _add_columns(self) -> None:
         """Make the namespaces and name them in the record before the first shard goes there."""
         blocks = column_blocks(self.record.size_bytes, self.record.geometry)
-        made = await self.attachments.create_namespaces(blocks)
+        try:
+            made = await self.attachments.create_namespaces(blocks)
+        except SledError as error:
+            if not self.record.columns:
+                raise
+            log.warning("event=column_not_added volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+            return
         named = {column.index: column for column in self.record.columns}
         for column in made:
             named.setdefault(column.index, column)
@@ -480,7 +486,8 @@ class PrimaryRole:
             log.warning(
                 "event=primary_work_failed volume=%s epoch=%d work=%s error=%s", self.volume, self.epoch, name, error
             )
-            if name in ("office", "delete"):
+            if name in ("office", "delete", "judge"):
+                # Without a judgement the role would hold for good.
                 self.end(End.GAVE_UP, str(error))
         else:
             log.error("event=primary_work_broke volume=%s work=%s", self.volume, name, exc_info=error)

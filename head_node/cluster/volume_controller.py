@@ -65,12 +65,13 @@ class VolumeController:
         """Stop in good order: hand over to a member that has everything, or destage when alone."""
         self._stopping = True
         self._wake()
-        if self._role is not None:
-            await self._role.hand_over()
-            if self._engine is not None and self._role.alone:
+        role = self._role
+        if role is not None:
+            await role.hand_over()
+            if self._engine is not None and self._role is role and role.alone:
                 with contextlib.suppress(VolumeError):
                     await self._engine.close(destage=True)
-                self._role.end(End.HANDED_OVER, "stopped alone")
+            role.end(End.HANDED_OVER, "stopped")
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -79,7 +80,7 @@ class VolumeController:
         if record is None:
             self._gone = True
         elif record.version > self.record.version:
-            self.record = record
+            self._adopt(record)
             if self._role is not None:
                 self._role.record_changed(record)
         self._wake()
@@ -117,7 +118,7 @@ class VolumeController:
     def status(self) -> dict[str, Any]:
         """What the authority and people are told about this volume on this head."""
         role, follower, engine = self._role, self._follower, self._engine
-        now_ns = self._services.env.clock.boottime_ns()
+        now_ns = self._now_ns()
         return {
             "volume": str(self.volume),
             "name": self.record.name,
@@ -147,7 +148,8 @@ class VolumeController:
             await self._open()
             while not self._stopping and not self._gone:
                 grant = await self._follow()
-                if grant is not None:
+                # An epoch that comes while this head stops is burned: nobody is left who would end it.
+                if grant is not None and not self._stopping:
                     await self._lead(grant)
                 if self.state is VolumeState.FAILED:
                     break
@@ -180,7 +182,7 @@ class VolumeController:
         if follower is None or engine is None:
             return None
         while not self._stopping and not self._gone and self.state is VolumeState.FOLLOWING:
-            now_ns = self._services.env.clock.boottime_ns()
+            now_ns = self._now_ns()
             step, look_again_ns = next_step(self._situation(follower, engine, now_ns))
             follower.follow(self.record.primary if step is Step.FOLLOW else None)
             if step is Step.CANDIDATE:
@@ -224,9 +226,30 @@ class VolumeController:
         engine = self._engine
         assert engine is not None
         if record.version > self.record.version:
-            self.record = record
-        now_ns = self._services.env.clock.boottime_ns()
+            self._adopt(record)
+        now_ns = self._now_ns()
         return next_step(self._situation(follower, engine, now_ns))[0] is Step.CANDIDATE
+
+    def _adopt(self, record: VolumeRecord) -> None:
+        """Take a newer record. Who has just taken an epoch gets its turn: two members that are both free would
+        otherwise depose each other for as long as attaching takes."""
+        begun = record.epoch > self.record.epoch
+        self.record = record
+        if begun:
+            self._give_turn()
+
+    def _give_turn(self) -> None:
+        """Let a primary that is not this head attach and be found, one TTL."""
+        if self._follower is not None and self.record.primary not in (None, self._services.head):
+            self._follower.promise.defer(self._now_ns() + self._services.terms.ttl_ns)
+
+    def _stand_back(self) -> None:
+        """Let another member try: each is free one TTL after its last promise to this head."""
+        if self._follower is not None and len(self.record.current) > 1:
+            self._follower.promise.defer(self._now_ns() + 2 * self._services.terms.ttl_ns)
+
+    def _now_ns(self) -> int:
+        return self._services.env.clock.boottime_ns()
 
     def _situation(self, follower: Follower, engine: VolumeEngine, now_ns: int) -> Situation:
         bound_until_ns = follower.promise.bound_until_ns
@@ -253,8 +276,8 @@ class VolumeController:
         with contextlib.suppress(VolumeError):
             await engine.step_down()
         await role.attachments.close()
-        if outcome.end is End.LOG_FAILED:
-            self._fail(outcome.detail)
+        if outcome.end is End.LOG_FAILED or engine.failure is not None:
+            self._fail(outcome.detail if engine.failure is None else f"the log failed: {engine.failure}")
             return
         engine.on_failed = lambda error: self._fail(f"the log failed: {error}")
         follower.promise.unseal()
@@ -273,6 +296,9 @@ class VolumeController:
                 },
             )
             await self._tell_authority(outcome)
+        self._give_turn()
+        if outcome.end is End.GAVE_UP:
+            self._stand_back()
         self._to(VolumeState.FOLLOWING)
 
     async def _tell_authority(self, outcome: Outcome) -> None:

@@ -54,6 +54,8 @@ class Log:
         self.durable = 5
         self.highest_epoch = 5
         self.on_durable: Any = None
+        self.on_failed: Any = None
+        self.failure: Exception | None = None
         self.may_see_epoch = asyncio.Event()
 
     def epoch_history(self) -> list[tuple[int, int]]:

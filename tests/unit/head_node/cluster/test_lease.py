@@ -191,3 +191,10 @@ def test_f7_never_serves_while_a_member_may_have_sealed(
             held.promised(B, sequence)
     if promise.may_seal(seal_ns):
         assert not held.valid(seal_ns)
+
+
+def test_a_lease_given_up_is_not_revived_by_a_renewal_that_was_under_way() -> None:
+    lease = PrimaryLease(LeaseTerms(), now_ns=0, term_end_ns=1000)
+    lease.end_term()
+    lease.extend_term(2000)
+    assert not lease.valid(1)

@@ -1,12 +1,31 @@
 """What a volume does when the authority, sleds, logs or operators take something away."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
-from kit.cluster import BLOCK, TERMS, VOLUME, Rack, until, with_rack
+import pytest
+from kit.cluster import (
+    BLOCK,
+    TERMS,
+    VOLUME,
+    KitHead,
+    MemoryAttachment,
+    MemorySledClient,
+    Rack,
+    credential_of,
+    until,
+    with_rack,
+)
 
+from head_node.cluster import primary
+from head_node.cluster.primary import End
 from head_node.cluster.states import VolumeState
 from head_node.store.records import VolumeState as RecordState
+from head_node.volume.errors import LogFailed
+from head_node.volume.geometry import Geometry
+from sled_controller.credential import parse_credential
+from sled_controller.errors import CommandFailed
 
 ONE, TWO = (bytes([value]) * BLOCK for value in (1, 2))
 
@@ -208,5 +227,196 @@ def test_below_min_current_a_volume_stops_instead_of_serving_alone() -> None:
         assert rack.is_member(second)
         await second.start()
         assert await late == 0
+
+    with_rack(scenario)
+
+
+class Slow:
+    """Sleds that answer no ATTACH of one head until `open` is set."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.open = asyncio.Event()
+        self.head: KitHead | None = None
+        """None: of every head."""
+        attach = MemorySledClient.attach
+
+        async def slowly(client: MemorySledClient, credential: bytes, number: int) -> MemoryAttachment:
+            if self.head is None or parse_credential(credential).credential.head_key == self.head.public:
+                await self.open.wait()
+            return await attach(client, credential, number)
+
+        patch.setattr(MemorySledClient, "attach", slowly)
+
+
+def test_a_takeover_that_got_no_receipts_does_not_spoil_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "ATTACH_SECONDS_MAX", 0.05)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        slow = Slow(monkeypatch)
+        await first.crash()
+        await until(lambda: second.controller.status()["last_end"] == "gave up")
+        slow.open.set()
+        await until(lambda: second.serving)
+        assert await second.write(0, ONE) == 0
+
+    with_rack(scenario)
+
+
+def test_members_that_are_free_at_the_same_time_do_not_depose_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        await first.crash()
+        slow = Slow(monkeypatch)
+        await first.start()
+        await until(lambda: first.state is VolumeState.FOLLOWING)
+        first.clock.jump(2 * TERMS.ttl_ms)
+        second.clock.jump(2 * TERMS.ttl_ms)
+        for head in (first, second):
+            head.controller._wake()
+        await until(lambda: rack.record.epoch == 2)
+        winner, loser = (first, second) if rack.record.primary == first.id else (second, first)
+        await until(lambda: loser.state is VolumeState.FOLLOWING and loser.controller.record.epoch > 1)
+        await until(lambda: loser.controller._follower is not None and loser.controller._follower.session is not None)
+        assert rack.record.epoch == 2
+        slow.open.set()
+        await until(lambda: winner.serving)
+        assert rack.record.epoch == 2
+
+    with_rack(scenario)
+
+
+def test_a_head_that_sleds_do_not_attach_lets_another_member_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "ATTACH_SECONDS_MAX", 0.05)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        slow = Slow(monkeypatch)
+        slow.head = second
+        await first.crash()
+        await until(lambda: rack.record.primary == second.id)
+        await first.start()
+        await until(lambda: first.serving)
+
+    with_rack(scenario)
+
+
+def test_a_head_that_stops_while_it_asks_for_an_epoch_does_not_begin_it() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        second.api.gates["takeover"] = asyncio.Event()
+        await first.crash()
+        await until(lambda: second.state is VolumeState.SEALED)
+        stopping = asyncio.create_task(second.stop())
+        await asyncio.sleep(0)
+        second.api.gates["takeover"].set()
+        await asyncio.wait_for(stopping, 2)
+        assert second.state is VolumeState.CLOSED
+
+    with_rack(scenario)
+
+
+def test_a_head_stops_while_it_attaches_with_a_member_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        await first.crash()
+        slow = Slow(monkeypatch)
+        await first.start()
+        second.clock.jump(2 * TERMS.ttl_ms)
+        await until(lambda: second.state is VolumeState.ATTACHING)
+        await until(lambda: second.controller.status()["members_lag"] != {})
+        await asyncio.wait_for(second.stop(), 2)
+        assert second.state is VolumeState.CLOSED
+        slow.open.set()
+
+    with_rack(scenario)
+
+
+def test_a_role_may_end_while_it_hands_over() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: bool(held))
+        role = first.controller._role
+        assert role is not None
+        stopping = asyncio.create_task(first.stop())
+        await asyncio.sleep(0)
+        role.end(End.FENCED, "a sled showed a newer epoch")
+        second.disk.gate = None
+        for finish in held:
+            finish()
+        await asyncio.wait_for(stopping, 2)
+
+    with_rack(scenario)
+
+
+def test_a_log_that_fails_while_its_primary_steps_down_ends_the_volume_here() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        role = first.controller._role
+        assert role is not None
+        role.end(End.GAVE_UP, "for the test")
+        first.engine._fail(LogFailed("the disk is gone"))
+        await first.controller.reached(VolumeState.FAILED)
+        await until(lambda: second.serving)
+
+    with_rack(scenario)
+
+
+def test_a_log_that_fails_while_a_member_seals_ends_the_volume_here() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: bool(held))
+        await first.crash()
+        follower = second.controller._follower
+        assert follower is not None
+        await until(lambda: follower.promise.sealed)
+        second.disk.gate, second.disk.fail_commits = None, True
+        for finish in held:
+            finish()
+        await second.controller.reached(VolumeState.FAILED)
+        await asyncio.wait_for(second.stop(), 2)
+
+    with_rack(scenario)
+
+
+def test_a_sled_without_room_for_a_missing_column_stops_no_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(rack: Rack) -> None:
+        full = list(rack.sleds.values())[2]
+        create = MemoryAttachment.create_namespace
+
+        async def refuse(attachment: MemoryAttachment, column: int, blocks: int) -> int:
+            if attachment._sled is full:
+                raise CommandFailed(0x115, "no room")
+            return await create(attachment, column, blocks)
+
+        rack.create_volume(geometry=Geometry(data_shards=1, parity_shards=2, shard_blocks=4))
+        first, second = rack.heads
+        await rack.start()
+        await until(lambda: first.serving and rack.is_member(second))
+        rack.authority.put(replace(rack.record, columns=rack.record.columns[:2], version=rack.record.version + 1))
+        monkeypatch.setattr(MemoryAttachment, "create_namespace", refuse)
+        await first.crash()
+        await until(lambda: second.serving)
+
+    with_rack(scenario)
+
+
+def test_a_judgement_that_cannot_be_had_ends_the_role() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        rack.authority.put(replace(rack.record, heads=(second.id,), version=rack.record.version + 1))
+        await until(lambda: first.controller._gone)
+        for sled in rack.sleds.values():
+            sled.lie = credential_of(9, key_id=5)
+        role = first.controller._role
+        assert role is not None
+        role.attachments.probe()
+        await first.controller.reached(VolumeState.CLOSED)
 
     with_rack(scenario)
