@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -181,6 +182,7 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
             await until_first([enrolling, loop.create_task(stop.wait())])
         if not stop.is_set():
             await head.start()
+            spare_the_collector()
             state.write_endpoints({"id": str(state.head), "peer": peer, "nbd": nbd, "api": f"http://{api[0]}:{api[1]}"})
             log.info("event=up head=%s name=%s peer=%s nbd=%s", state.head, settings.name, peer, nbd)
             stopped = loop.create_task(stop.wait())
@@ -192,6 +194,14 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
             await head.stop()
     finally:
         await pages.close()
+
+
+def spare_the_collector() -> None:
+    """Leave what the imports made out of garbage collections, and collect less often: the data path makes no cycles,
+    and full collections in mid-write cost a tenth of the writes at depth 32."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 async def until_first(tasks: list["asyncio.Task[None] | asyncio.Task[bool]"]) -> None:
