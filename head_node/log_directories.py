@@ -42,13 +42,19 @@ class LogDirectories:
                 raise
             log.error("event=log_unusable volume=%s error=%s", record.volume, error)
             self._set_aside(path)
-        return await VolumeEngine.create(
-            HostDirectory(path),
-            volume=record.volume,
-            geometry=record.geometry,
-            size_blocks=-(-record.size_bytes // BLOCK_BYTES),
-            env=self._env,
-        )
+        directory = HostDirectory(path)
+        try:
+            return await VolumeEngine.create(
+                directory,
+                volume=record.volume,
+                geometry=record.geometry,
+                size_blocks=-(-record.size_bytes // BLOCK_BYTES),
+                env=self._env,
+            )
+        except OSError:
+            # It was empty before; left there, each try on a full disk would set another one aside.
+            await directory.remove_all()
+            raise
 
     async def remove(self, volume: UUID) -> None:
         """Remove a deleted volume's log; the engine is closed."""
