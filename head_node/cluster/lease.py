@@ -16,6 +16,8 @@ from head_node.cluster.errors import SealRefused
 MS: Final = 1_000_000
 """Nanoseconds in a millisecond."""
 
+STALLED_TTLS: Final = 3
+
 HEARTBEATS_KEPT_MAX: Final = 64
 """Unanswered heartbeats remembered per member: more than fit in any sane TTL; an answer to an older one is void."""
 
@@ -54,6 +56,11 @@ class LeaseTerms:
     @property
     def silence_ns(self) -> int:
         return self.silence_ms * MS
+
+    @property
+    def stalled_ns(self) -> int:
+        """How long a member that answers heartbeats may owe durability: well above any healthy drive's worst sync."""
+        return STALLED_TTLS * self.ttl_ns
 
 
 class _Member:

@@ -70,6 +70,30 @@ class Membership:
             self.record = record
 
 
+class DurableProgress:
+    """Which members get nowhere: they answer heartbeats, but have made nothing durable for `patience_ns` though they
+    owe it (a log disk that hangs, or is full). Times are handed in, in nanoseconds of CLOCK_BOOTTIME."""
+
+    def __init__(self, patience_ns: int) -> None:
+        self._patience_ns = patience_ns
+        self._seen: dict[UUID, tuple[int, int]] = {}
+
+    def observe(self, head: UUID, durable: int, lag: int, now_ns: int) -> None:
+        """Note what `head` has durable now, and how many records it owes."""
+        before = self._seen.get(head)
+        if before is None or not lag or durable != before[0]:
+            self._seen[head] = (durable, now_ns)
+
+    def stalled(self, head: UUID, now_ns: int) -> bool:
+        """Whether `head` has owed the same record for the whole patience."""
+        seen = self._seen.get(head)
+        return seen is not None and now_ns >= seen[1] + self._patience_ns
+
+    def forget(self, head: UUID) -> None:
+        """The link is gone: a new one starts anew."""
+        self._seen.pop(head, None)
+
+
 class MembersApi(Protocol):
     """What this module asks of the authority."""
 

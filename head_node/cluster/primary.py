@@ -9,6 +9,7 @@ import enum
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import ClusterError, Deposed
 from head_node.cluster.lease import MS, PrimaryLease
 from head_node.cluster.member_links import MemberLinks
-from head_node.cluster.membership import Membership, MembershipChanges
+from head_node.cluster.membership import DurableProgress, Membership, MembershipChanges
 from head_node.cluster.replication import LogSender
 from head_node.cluster.services import Services
 from head_node.cluster.states import VolumeState
@@ -76,6 +77,7 @@ class PrimaryRole:
         self.epoch = grant.record.epoch
         self.lease = PrimaryLease(services.terms, now_ns=now_ns, term_end_ns=grant.term_end_ns)
         self.membership = Membership(services.head, grant.record)
+        self._durability = DurableProgress(services.terms.stalled_ns)
         self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
@@ -299,10 +301,17 @@ class PrimaryRole:
             member = self.record.member(head)
             if member is not None:
                 log.warning("event=member_silent volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
-                self._begin("members", self._remove(member))
+                silent = partial(self._silent, head)
+                self._begin("members", self._remove(member, silent, "removed from the members for silence; join again"))
                 return
         for sender in self.links.senders():
             head = sender.member.head
+            self._durability.observe(head, sender.durable, sender.lag, now_ns)
+            if self.record.member(head) == sender.member and self._stalled(head):
+                log.warning("event=member_stalled volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
+                stalled = partial(self._stalled, head)
+                self._begin("members", self._remove(sender.member, stalled, "your log makes nothing durable"))
+                return
             if self.record.member(head) is None and head in self.record.heads and self._ready(sender.member):
                 self._begin("members", self._add(sender.member))
                 return
@@ -321,12 +330,18 @@ class PrimaryRole:
         if await self._changes.add(member, lambda: self._ready(member)):
             log.info("event=member_added volume=%s epoch=%d head=%s", self.volume, self.epoch, member.head)
 
-    async def _remove(self, member: Member) -> None:
-        removed = await self._changes.remove(member, lambda: member.head in self.lease.silent(self._now_ns()))
-        if not removed:
-            self._members_pause_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+    def _silent(self, head: UUID) -> bool:
+        return head in self.lease.silent(self._now_ns())
+
+    def _stalled(self, head: UUID) -> bool:
+        return self._durability.stalled(head, self._now_ns())
+
+    async def _remove(self, member: Member, wanted: Callable[[], bool], reason: str) -> None:
+        if await self._changes.remove(member, wanted):
+            self._durability.forget(member.head)
+            self.links.drop(member.head, reason)
         else:
-            self.links.drop(member.head, "removed from the members for silence; join again")
+            self._members_pause_ns = self._now_ns() + PROBE_PAUSE_MS * MS
 
     def _member_wiped(self, head: UUID) -> None:
         member = self.record.member(head)

@@ -9,7 +9,7 @@ from kit.cluster import record_of, run, until
 
 from head_node.authority.errors import AuthorityUnavailable, NotEligible, RecordChanged
 from head_node.cluster.errors import Deposed
-from head_node.cluster.membership import Membership, MembershipChanges
+from head_node.cluster.membership import DurableProgress, Membership, MembershipChanges
 from head_node.store.records import Member, VolumeRecord
 
 A, B = UUID(int=100), UUID(int=101)
@@ -150,3 +150,16 @@ def test_an_older_record_is_ignored() -> None:
     membership = Membership(A, later(BOTH))
     membership.observed(ALONE)
     assert membership.required == {B}
+
+
+def test_only_a_member_that_owes_the_same_record_for_the_whole_patience_is_stalled() -> None:
+    progress = DurableProgress(patience_ns=100)
+    progress.observe(B, durable=5, lag=0, now_ns=0)
+    progress.observe(B, durable=5, lag=3, now_ns=50)
+    assert not progress.stalled(B, 99)
+    progress.observe(B, durable=6, lag=3, now_ns=90)
+    assert not progress.stalled(B, 189)
+    progress.observe(B, durable=6, lag=9, now_ns=180)
+    assert progress.stalled(B, 190)
+    progress.forget(B)
+    assert not progress.stalled(B, 1000)

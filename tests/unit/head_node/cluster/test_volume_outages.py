@@ -420,3 +420,20 @@ def test_a_judgement_that_cannot_be_had_ends_the_role() -> None:
         await first.controller.reached(VolumeState.CLOSED)
 
     with_rack(scenario)
+
+
+def test_a_member_whose_log_disk_hangs_is_removed_and_comes_back_with_it() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        assert await first.write(0, ONE) == 0, "a member that answers heartbeats but syncs nothing holds up all writes"
+        assert not rack.is_member(second)
+        assert first.serving
+        second.disk.gate = None
+        for finish in held:
+            finish()
+        await until(lambda: rack.is_member(second))
+        assert await first.write(0, TWO) == 0
+
+    with_rack(scenario)
