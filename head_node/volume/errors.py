@@ -80,3 +80,7 @@ class BlockUnreadable(VolumeError):
 class BlockFenced(BlockUnreadable):
     """Sleds refuse reads of this epoch or attach, which says nothing about the block: never answered, asked again if
     the volume is still ours (F6)."""
+
+
+class BlockAway(BlockUnreadable):
+    """Too few shards of a block can be reached, and some are on columns that are away: it may come back with them."""

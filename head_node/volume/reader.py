@@ -18,7 +18,7 @@ from head_node.volume.blockmap import Place
 from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
-from head_node.volume.errors import BlockFenced, BlockUnreadable
+from head_node.volume.errors import BlockAway, BlockFenced, BlockUnreadable
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.shard import ShardHeader, decode_shard_header
 from head_node.volume.state import VolumeState
@@ -177,10 +177,23 @@ class Reader:
             if any(self.columns[index] is column for index, column in self._fenced.items()):
                 done(BlockFenced(error.lba, error.reason), b"")
                 return
+            if self._away(run):
+                done(BlockAway(error.lba, error.reason), b"")
+                return
             logger.error("event=block_unreadable volume=%s lba=%d error=%s", self._volume, error.lba, error)
             done(error, b"")
             return
         done(None, buffer)
+
+    def _away(self, run: Run) -> bool:
+        """Whether a shard of the run's stripe is on a column that cannot be reached now."""
+        geometry = self._state.geometry
+        columns = (
+            self.columns[geometry.column_of(run.slot, shard)]
+            for shard in range(geometry.shards)
+            if run.stripe.present >> shard & 1
+        )
+        return any(column is None or not column.available for column in columns)
 
     def _verified(self, run: Run, buffer: Buffer) -> bool:
         view = memoryview(buffer)

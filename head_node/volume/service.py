@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from head_node.volume.callbacks import tell
-from head_node.volume.errors import BlockFenced
+from head_node.volume.errors import BlockAway, BlockFenced
 from head_node.volume.interface import (
     BLOCK_BYTES,
     EXTENT_DATA,
@@ -30,6 +30,10 @@ WAITING_MAX: Final = 65_536
 """Requests kept back; an export admits 128 per connection, so more means an export without a bound."""
 POLL_SECONDS: Final = 0.01
 """How often a lease that lapsed is asked again while something waits for it."""
+AWAY_SECONDS: Final = 0.1
+AWAY_TRIES_MAX: Final = 300
+"""A read whose shards are out of reach is tried again for half a minute before it fails with EIO: as long as a block
+layer waits for a drive, and longer than a sled takes to restart."""
 EXTENTS_MAX: Final = 4096
 REQUEST_BYTES_MAX: Final = 32 << 20
 
@@ -193,8 +197,8 @@ class ClientService:
 
     # -- doing it ---------------------------------------------------------------------------------------------------
 
-    def _read(self, offset: int, length: int, done: ReadDone, gone: Gone) -> None:
-        self.read_count += 1
+    def _read(self, offset: int, length: int, done: ReadDone, gone: Gone, tries: int = 1) -> None:
+        self.read_count += tries == 1
         generation = self._generation
 
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
@@ -202,12 +206,18 @@ class ClientService:
                 return
             if isinstance(error, BlockFenced):
                 self._wait(0, lambda: self._read(offset, length, done, gone), gone)
+            elif isinstance(error, BlockAway) and tries < AWAY_TRIES_MAX:
+                asyncio.get_running_loop().call_later(AWAY_SECONDS, again)
             elif error is not None:
                 self._reply(lambda: done(errno.EIO, ()))
             elif not self._replies and self._serving():
                 done(0, blocks)
             else:
                 self._reply(lambda: done(0, blocks))
+
+        def again() -> None:
+            if generation == self._generation and not gone():
+                self._wait(0, lambda: self._read(offset, length, done, gone, tries + 1), gone)
 
         self._engine.reader.read(offset // BLOCK_BYTES, length // BLOCK_BYTES, finished)
 

@@ -9,6 +9,7 @@ from kit.volume import GEOMETRY, Bench, check, fill, pattern, run, until
 from kit.volume_columns import MemoryColumn
 from kit.volume_pair import FOLLOWER, Pair
 
+from head_node.volume import service
 from head_node.volume.errors import StaleEpoch
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
@@ -223,7 +224,9 @@ def test_d2_same_epoch_old_sequence() -> None:
     run(scenario())
 
 
-def test_reads_survive_any_two_columns_missing() -> None:
+def test_reads_survive_any_two_columns_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "AWAY_TRIES_MAX", 1)
+
     async def scenario() -> None:
         bench = Bench()
         await bench.create()
