@@ -153,10 +153,6 @@ class PrimaryRole:
             return
         self.membership.observed(record)
         self._members_changed()
-        if record.state is RecordState.FROZEN:
-            self.end(End.FROZEN, "the volume is frozen until an operator recovers it")
-        elif record.state is RecordState.DELETING and self._progress is VolumeState.SERVING:
-            self._begin("delete", self._delete())
 
     @property
     def alone(self) -> bool:
@@ -209,8 +205,7 @@ class PrimaryRole:
             "event=serving volume=%s epoch=%d opnum=%d receipts=%d exposed=%s",
             self.volume, self.epoch, opnum, self.attachments.receipts, self.membership.exposed,
         )  # fmt: skip
-        if self.record.state is RecordState.DELETING:
-            self._begin("delete", self._delete())
+        self._obey()
 
     async def _add_columns(self) -> None:
         """Make the namespaces and name them in the record before the first shard goes there."""
@@ -360,6 +355,14 @@ class PrimaryRole:
             sender = self.links.sender(head)
             if sender is not None and sender.durable:
                 self._engine.member_durable(head, sender.durable)
+        self._obey()
+
+    def _obey(self) -> None:
+        """What the record's state asks for, however the record came here: by the view, or as the answer to a put."""
+        if self.record.state is RecordState.FROZEN:
+            self.end(End.FROZEN, "the volume is frozen until an operator recovers it")
+        elif self.record.state is RecordState.DELETING and self._progress is VolumeState.SERVING:
+            self._begin("delete", self._delete())
 
     def _member_durable(self, member: Member, opnum: int) -> None:
         if self.membership.log_of(member.head) == member.log:

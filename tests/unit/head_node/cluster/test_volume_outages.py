@@ -18,6 +18,7 @@ from kit.cluster import (
     with_rack,
 )
 
+from head_node.authority import transitions
 from head_node.cluster import primary
 from head_node.cluster.primary import End
 from head_node.cluster.states import VolumeState
@@ -435,5 +436,18 @@ def test_a_member_whose_log_disk_hangs_is_removed_and_comes_back_with_it() -> No
             finish()
         await until(lambda: rack.is_member(second))
         assert await first.write(0, TWO) == 0
+
+    with_rack(scenario)
+
+
+def test_a_deletion_that_arrives_as_the_answer_to_another_change_is_carried_out() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        gate = first.api.gates["change_members"] = asyncio.Event()
+        await second.crash()
+        await until(lambda: ("asked", None, rack.record.member(second.id)) in rack.authority.journal)
+        rack.authority.records[VOLUME] = transitions.delete(rack.record)  # no view tells of it: the answer is first
+        gate.set()
+        await until(lambda: VOLUME not in rack.authority.records)
 
     with_rack(scenario)
