@@ -314,7 +314,8 @@ class VolumeController:
         if self._engine is not None:
             with contextlib.suppress(VolumeError):
                 await self._engine.close()
-        deleted = self._gone and (self.state is VolumeState.RETIRED or self._told_deleted())
+        empty = self._engine is not None and not self._engine.tail.opnum  # it never began: there is nothing to keep
+        deleted = self._gone and (empty or self.state is VolumeState.RETIRED or self._told_deleted())
         if deleted:
             if self.state is not VolumeState.RETIRED:
                 self._to(VolumeState.RETIRED)

@@ -451,3 +451,19 @@ def test_a_deletion_that_arrives_as_the_answer_to_another_change_is_carried_out(
         await until(lambda: VOLUME not in rack.authority.records)
 
     with_rack(scenario)
+
+
+def test_a_volume_that_is_deleted_before_it_began_leaves_no_log_behind() -> None:
+    async def scenario(rack: Rack) -> None:
+        for head in rack.heads:
+            head.sleds_cut = True
+        rack.create_volume()
+        await rack.start()
+        first, second = rack.heads[:2]
+        await until(lambda: bool(first.disk.files) and bool(second.disk.files))
+        await until(lambda: VolumeState.FOLLOWING in (first.state, second.state))
+        del rack.authority.records[VOLUME]
+        rack.authority.touch()
+        await until(lambda: not first.disk.files and not second.disk.files)
+
+    with_rack(scenario)
