@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from rackctl import state
+from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
 from rackctl.errors import RackError, RackNotFound
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.options import add_directory, add_size, add_switch, named_size, named_sizes, size_of
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; expected failures end here, in one line and status 2."""
     try:
         with signals_raise():
-            arguments = build_parser().parse_args(argv)
+            given = sys.argv[1:] if argv is None else argv
+            arguments = build_parser(read_defaults(given)).parse_args(given)
             command: Callable[[argparse.Namespace], int] = arguments.command
             return command(arguments)
     except RackError as error:
@@ -40,34 +42,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILURE
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
+    """All commands with their options; `defaults` are what no flag says."""
     parser = argparse.ArgumentParser(
         prog="rackctl", description="An emulated rack on this machine: start it, look at it, break it."
     )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"TOML file of settings ({', '.join(KEYS)}); comes first [{CONFIG_VARIABLE}]"
+    )
+    timeout = defaults.given("RACKCTL_TIMEOUT")
+    parser.set_defaults(volumes_given=defaults.given("RACKCTL_VOLUME"))
+    if timeout is not None:
+        checked(seconds, timeout)
+        os.environ["RACKCTL_TIMEOUT"] = timeout.text  # where the launcher looks, in a command inside a rack too
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", help="start a rack and keep it until Ctrl-C")
-    add_size(up)
-    add_directory(up, "where it keeps everything; a temporary folder, removed afterwards, without it")
-    add_switch(up, "--detach", variable="RACKCTL_DETACH", text="return when it is up; `rackctl down` ends it")
+    add_size(up, defaults)
+    add_directory(up, "where it keeps everything; a temporary folder, removed afterwards, without it", defaults)
+    add_switch(
+        up,
+        "--detach",
+        variable="RACKCTL_DETACH",
+        text="return when it is up; `rackctl down` ends it",
+        defaults=defaults,
+    )
     up.set_defaults(command=_up)
 
     down = commands.add_parser("down", help="stop a rack")
-    add_directory(down, "the rack's directory; the only running temporary rack without it")
+    add_directory(down, "the rack's directory; the only running temporary rack without it", defaults)
     down.set_defaults(command=_down)
 
     status = commands.add_parser("status", help="show nodes, volumes, roles, epochs and fences")
-    add_directory(status, "the rack's directory")
-    add_switch(status, "--json", variable="RACKCTL_JSON", text="for programs")
+    add_directory(status, "the rack's directory", defaults)
+    add_switch(status, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
     status.set_defaults(command=_status)
 
-    _add_volume(commands.add_parser("volume", help="create, list, show and delete volumes"))
-    _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"))
+    _add_volume(commands.add_parser("volume", help="create, list, show and delete volumes"), defaults)
+    _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
 
     run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")
-    add_size(run)
-    add_directory(run, "where it keeps everything; a temporary folder, removed afterwards, without it")
+    add_size(run, defaults)
+    add_directory(run, "where it keeps everything; a temporary folder, removed afterwards, without it", defaults)
     run.add_argument(
         "--volume",
         type=named_size,
@@ -80,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_volume(parser: argparse.ArgumentParser) -> None:
+def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     create = actions.add_parser("create", help="create a volume and wait until it is served")
     create.add_argument("name", metavar="NAME")
@@ -95,12 +111,12 @@ def _add_volume(parser: argparse.ArgumentParser) -> None:
     delete.add_argument("name", metavar="NAME")
     delete.set_defaults(command=_volume_delete)
     for action in (create, listing, show, delete):
-        add_directory(action, "the rack's directory")
+        add_directory(action, "the rack's directory", defaults)
     for action in (create, listing, show):
-        add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs")
+        add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 
 
-def _add_node(parser: argparse.ArgumentParser) -> None:
+def _add_node(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     for name, method, text in (
         ("kill", Rack.kill, "SIGKILL: as if its power were cut"),
@@ -110,7 +126,7 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("name", metavar="NAME", help="a node that `rackctl status` lists")
-        add_directory(action, "the rack's directory")
+        add_directory(action, "the rack's directory", defaults)
         action.set_defaults(command=_node, method=method)
 
 
@@ -199,7 +215,7 @@ def _run(arguments: argparse.Namespace) -> int:
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     if not argv:
         raise RackError("run: no command given: write it behind --, for example `rackctl run -- env`")
-    volumes = arguments.volume or named_sizes(os.environ.get("RACKCTL_VOLUME", ""))
+    volumes = arguments.volume or (checked(named_sizes, arguments.volumes_given) if arguments.volumes_given else [])
     rack = Rack.create(arguments.dir, size_of(arguments))
     try:
         for name, size_bytes in volumes:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rackctl.defaults import ENVIRONMENT, checked, seconds
 from rackctl.errors import NodeFailed
 from rackctl.processes import ProcessIdentity, identify
 
-READY_TIMEOUT_S: Final = float(os.environ.get("RACKCTL_TIMEOUT", "30"))
+READY_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.005
 _LOG_TAIL_LINES: Final = 8
 _PR_SET_PDEATHSIG: Final = 1
@@ -76,8 +77,14 @@ def start(command: Command, *, leashed: bool) -> Started:
     return Started(command, child, process)
 
 
-def await_ready(started: Sequence[Started], timeout_s: float = READY_TIMEOUT_S) -> dict[str, dict[str, Any]]:
-    """Wait until every program has written its `endpoints.json`; return them by node name. Raises NodeFailed."""
+def await_ready(started: Sequence[Started], timeout_s: float | None = None) -> dict[str, dict[str, Any]]:
+    """Wait until every program has written its `endpoints.json`; return them by node name. Raises NodeFailed.
+
+    Without `timeout_s` it is what RACKCTL_TIMEOUT says, or READY_TIMEOUT_S.
+    """
+    if timeout_s is None:
+        given = ENVIRONMENT.given("RACKCTL_TIMEOUT")
+        timeout_s = READY_TIMEOUT_S if given is None else checked(seconds, given)
     deadline = time.monotonic() + timeout_s
     ready: dict[str, dict[str, Any]] = {}
     while True:

@@ -1,11 +1,11 @@
-"""Command line options that can each be given by an environment variable too; the flag is stronger."""
+"""Command line options that can each be given by an environment variable or a file too; the flag is stronger."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rackctl.defaults import ENVIRONMENT, Defaults, Given, checked
 from rackctl.errors import RackError, SizeInvalid
 from rackctl.rack import DEVICE_BYTES_DEFAULT, HEADS_DEFAULT, SLEDS_DEFAULT, RackSize
 from rackctl.sizes import parse_size
@@ -23,42 +23,50 @@ def add_option(
     default: Any,
     metavar: str,
     text: str,
+    defaults: Defaults = ENVIRONMENT,
 ) -> None:
-    """An option with a value. A value from the environment is checked like one from the command line."""
-    given = os.environ.get(variable)
+    """An option with a value. A value from elsewhere is checked like one from the command line."""
+    given = defaults.given(variable)
     shown = "" if default is None else f"; default {default}"
     parser.add_argument(
         flag,
         type=_checked(kind),
-        default=default if given is None else _from_environment(kind, variable, given),
+        default=default if given is None else checked(kind, given),
         metavar=metavar,
         help=f"{text} [{variable}{shown}]",
     )
 
 
-def add_switch(parser: argparse.ArgumentParser, flag: str, *, variable: str, text: str) -> None:
+def add_switch(
+    parser: argparse.ArgumentParser, flag: str, *, variable: str, text: str, defaults: Defaults = ENVIRONMENT
+) -> None:
     """An option that is there or not."""
-    given = os.environ.get(variable, "").lower()
-    if given not in (*TRUE_WORDS, *FALSE_WORDS):
-        raise RackError(f"environment variable {variable}: {given!r} is neither yes nor no: write 1 or 0")
+    given = defaults.given(variable) or Given("", variable)
+    word = given.text.lower()
+    if word not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise RackError(f"{given.source}: {given.text!r} is neither yes nor no: write 1 or 0")
     parser.add_argument(
-        flag, action=argparse.BooleanOptionalAction, default=given in TRUE_WORDS, help=f"{text} [{variable}]"
+        flag, action=argparse.BooleanOptionalAction, default=word in TRUE_WORDS, help=f"{text} [{variable}]"
     )
 
 
-def add_directory(parser: argparse.ArgumentParser, text: str) -> None:
+def add_directory(parser: argparse.ArgumentParser, text: str, defaults: Defaults = ENVIRONMENT) -> None:
     """`--dir`, whose variable `rackctl run` sets for its command."""
-    add_option(parser, "--dir", variable="RACK_DIR", kind=Path, default=None, metavar="DIR", text=text)
+    add_option(
+        parser, "--dir", variable="RACK_DIR", kind=Path, default=None, metavar="DIR", text=text, defaults=defaults
+    )
 
 
-def add_size(parser: argparse.ArgumentParser) -> None:
+def add_size(parser: argparse.ArgumentParser, defaults: Defaults = ENVIRONMENT) -> None:
     """The options that make a RackSize."""
     for flag, variable, kind, default, metavar, text in (
         ("--sleds", "RACKCTL_SLEDS", whole_number, SLEDS_DEFAULT, "N", "number of sleds"),
         ("--heads", "RACKCTL_HEADS", whole_number, HEADS_DEFAULT, "N", "number of heads"),
         ("--device-size", "RACKCTL_DEVICE_SIZE", parse_size, DEVICE_BYTES_DEFAULT, "SIZE", "bytes of a sled's device"),
     ):
-        add_option(parser, flag, variable=variable, kind=kind, default=default, metavar=metavar, text=text)
+        add_option(
+            parser, flag, variable=variable, kind=kind, default=default, metavar=metavar, text=text, defaults=defaults
+        )
 
 
 def size_of(arguments: argparse.Namespace) -> RackSize:
@@ -96,10 +104,3 @@ def _checked(kind: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
-
-
-def _from_environment(kind: Callable[[str], Any], variable: str, text: str) -> Any:
-    try:
-        return kind(text)
-    except (RackError, ValueError) as error:
-        raise RackError(f"environment variable {variable}: {error}") from None
