@@ -24,7 +24,7 @@ def answering(*parts: bytes) -> Iterator[int]:
 
         def serve() -> None:
             connection, _ = server.accept()
-            with connection, suppress(ConnectionResetError):
+            with connection, suppress(OSError):
                 connection.sendall(b"".join(parts))
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(4096):
