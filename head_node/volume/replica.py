@@ -5,6 +5,7 @@ Knows nothing of roles: `VolumeEngine` says when records come in and when they a
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -39,7 +40,7 @@ class LogPosition:
     epoch: int
 
 
-class Replica:
+class Replica(ABC):
     """Log and committed state of one volume in one directory."""
 
     def __init__(
@@ -71,25 +72,25 @@ class Replica:
 
     # -- for the engine to say --------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _expect_follower(self) -> None:
         """Raise WrongRole unless the log may be changed from outside."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _durable(self, opnum: int) -> None:
         """Everything up to `opnum` is durable here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fail(self, error: Exception) -> None:
         """The log or what it says cannot be used any more; final."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_trimmed(self) -> None:
         """A checkpoint ended; there may be room in the log."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fenced(self, column: int, error: BaseException) -> None:
         """A sled refuses this epoch or attach."""
-        raise NotImplementedError
 
     # -- making, recovering, facts ----------------------------------------------------------------------------------
 
