@@ -60,6 +60,7 @@ class Counters:
     device_errors: int = 0
     connections: int = 0
     timeouts: int = 0
+    out_of_range: int = 0
 
     def values(self) -> list[int]:
         """All of them."""

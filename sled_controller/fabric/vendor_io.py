@@ -5,6 +5,7 @@ a call back per command; everything else takes `command`. Admission and submissi
 the last data byte (F1).
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
@@ -52,6 +53,8 @@ _REPLY_OPENING: Final = (
     pdu.COMMON.pack(pdu.PduType.CAPSULE_RESP, 0, pdu.CAPSULE_RESP_BYTES, 0, pdu.CAPSULE_RESP_BYTES) + bytes(8)
 )  # fmt: skip
 assert _HOT.size == pdu.CAPSULE_CMD_BYTES - pdu.MAC_BYTES
+
+log = logging.getLogger(__name__)
 
 
 class Ticket:
@@ -103,6 +106,7 @@ class IoPath:
         self._mac: QueueMac | None = None
         self.count = 0
         self.held_bytes = 0
+        self._out_of_range_noted = False
         self.tickets = [Ticket(self) for _ in range(entries)]
         self.transfers: dict[int, Transfer] = {}
         self._waiting: deque[Transfer] = deque()
@@ -170,6 +174,7 @@ class IoPath:
                 self._refuse(cid, decision(slot, slot.fence, served.volume, 2, now_ms), slot)
             elif slba + nlb >= served.blocks:
                 missed += 1
+                self._note_out_of_range(nsid, slba, nlb + 1)
                 out += pack(opening, sqhd, 0, cid, _OUT_OF_RANGE)
             else:
                 ticket = tickets[-1]
@@ -247,6 +252,8 @@ class IoPath:
             return
         size = (nlb + 1) * BLOCK_BYTES
         status = self._check_range(opcode, served, slba, nlb + 1, size, length, len(data))
+        if status == Status.LBA_OUT_OF_RANGE:
+            self._note_out_of_range(nsid, slba, nlb + 1)
         if status or slot is None:
             self._finish_held(held)
             self._queue.complete(cid, status, dnr=True)
@@ -256,6 +263,16 @@ class IoPath:
             held, data = size, bytearray(size)
             self.held_bytes += size
         self._submit(opcode, cid, slot, served, slba, nlb + 1, bool(control & CONTROL_FUA), data, buffer, held)
+
+    def _note_out_of_range(self, nsid: int, slba: int, blocks: int) -> None:
+        """Count it; the first of a queue is worth a log line, a head that does this once does it often."""
+        self._counters.out_of_range += 1
+        if not self._out_of_range_noted:
+            self._out_of_range_noted = True
+            log.warning(
+                "event=out_of_range controller=%d nsid=%d slba=%d blocks=%d",
+                self._association.controller_id, nsid, slba, blocks,
+            )  # fmt: skip
 
     @staticmethod
     def _check_range(opcode: int, served: Served, slba: int, blocks: int, size: int, length: int, given: int) -> int:

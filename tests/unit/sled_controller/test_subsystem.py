@@ -454,3 +454,18 @@ def test_a_fence_that_cannot_be_made_durable_gives_no_receipt() -> None:
     assert first.write(0, NEW).status == Status.FENCED_OFF, "in memory it stands already"
     del rig.storage.raise_fence
     assert second.try_attach(6, 2).status == 0
+
+
+def test_a_command_out_of_the_namespaces_range_is_refused_counted_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Rig()
+    head = rig.attached()
+    blocks = rig.storage.namespaces[head.nsid].blocks
+    assert head.write(blocks, OLD).status == Status.LBA_OUT_OF_RANGE
+    assert head.write((1 << 64) - 1, OLD).status == Status.LBA_OUT_OF_RANGE
+    assert head.read(blocks - 1, 2).status == Status.LBA_OUT_OF_RANGE
+    assert rig.subsystem.counters.out_of_range == 3
+    assert [record.getMessage() for record in caplog.records if "out_of_range" in record.getMessage()] == [
+        f"event=out_of_range controller=1 nsid={head.nsid} slba={blocks} blocks=1"
+    ]
