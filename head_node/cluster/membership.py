@@ -81,7 +81,9 @@ class DurableProgress:
     def observe(self, head: UUID, durable: int, lag: int, now_ns: int) -> None:
         """Note what `head` has durable now, and how many records it owes."""
         before = self._seen.get(head)
-        if before is None or not lag or durable != before[0]:
+        if not lag:
+            self.forget(head)  # time in which nothing was owed is not held against it
+        elif before is None or durable != before[0]:
             self._seen[head] = (durable, now_ns)
 
     def stalled(self, head: UUID, now_ns: int) -> bool:
@@ -90,7 +92,7 @@ class DurableProgress:
         return seen is not None and now_ns >= seen[1] + self._patience_ns
 
     def forget(self, head: UUID) -> None:
-        """The link is gone: a new one starts anew."""
+        """It owes nothing, or its link is gone: what comes next is counted anew."""
         self._seen.pop(head, None)
 
 

@@ -163,3 +163,11 @@ def test_only_a_member_that_owes_the_same_record_for_the_whole_patience_is_stall
     assert progress.stalled(B, 190)
     progress.forget(B)
     assert not progress.stalled(B, 1000)
+
+
+def test_a_member_that_owed_nothing_while_nobody_looked_is_not_stalled_by_its_next_record() -> None:
+    progress = DurableProgress(patience_ns=100)
+    progress.observe(B, durable=5, lag=0, now_ns=0)
+    progress.observe(B, durable=5, lag=1, now_ns=500)
+    assert not progress.stalled(B, 500)
+    assert progress.stalled(B, 600)
