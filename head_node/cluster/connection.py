@@ -9,11 +9,12 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.cluster.errors import ClusterError, LinkClosed, LinkError
-from head_node.cluster.frames import Buffer, FrameType, decode_refused, encode_refused
+from head_node.cluster.frames import FrameType, decode_refused, encode_refused
 from head_node.cluster.link import Authenticated, Frame, LinkContext, LinkState, PeerLink
 from head_node.export.peer import reset
 from sled_controller.environment import Environment
 from sled_controller.session import PeerHandshake
+from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 

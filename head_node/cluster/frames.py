@@ -10,14 +10,13 @@ import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 from uuid import UUID
 
 import construct as c
 
 from head_node.cluster.errors import FrameMalformed
-
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from spdk_bindings.device import Buffer
 
 FRAME_BYTES_MAX: Final = 6 * 1024 * 1024
 """No frame (type and payload) is longer: `read_log` answers in whole log batches (at most 4 MiB, the engine's bound),

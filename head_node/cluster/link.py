@@ -14,9 +14,10 @@ from typing import Final
 from uuid import UUID
 
 from head_node.cluster.errors import IllegalTransition, LinkClosed, LinkError
-from head_node.cluster.frames import FRAME_BYTES_MAX, Buffer, FrameType, Purpose
+from head_node.cluster.frames import FRAME_BYTES_MAX, FrameType, Purpose
 from sled_controller.errors import HandshakeFailed
 from sled_controller.session import PeerHandshake, QueueMac
+from spdk_bindings.device import Buffer
 
 HEADER: Final = struct.Struct("<IB")
 LENGTH_BYTES: Final = 4

@@ -7,7 +7,6 @@ from uuid import UUID
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import LinkError
 from head_node.cluster.frames import (
-    Buffer,
     FrameType,
     Heartbeat,
     Join,
@@ -20,6 +19,7 @@ from head_node.cluster.lease import PrimaryLease
 from head_node.cluster.replication import LogSender, SourceLog
 from head_node.store.records import Member
 from sled_controller.environment import Environment
+from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 

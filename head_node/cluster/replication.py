@@ -18,7 +18,6 @@ from head_node.cluster.frames import (
     BATCH_BYTES_MAX,
     CHUNK_BYTES,
     FRAME_BYTES_MAX,
-    Buffer,
     FrameType,
     Join,
     Truncate,
@@ -28,6 +27,7 @@ from head_node.cluster.frames import (
 from head_node.store.records import Member
 from head_node.volume.engine import LogPosition
 from head_node.volume.records import HEADER_BYTES, RECORD_HEADER
+from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 
