@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from kit.volume_files import MemoryDirectory, MemoryDisk
+from rackctl.simulation.log_disk import MemoryDirectory, MemoryDisk
 
 from head_node.authority import transitions
 from head_node.authority.errors import AuthorityUnavailable, NotEligible
@@ -142,7 +142,9 @@ class Api:
         authority = self._authority
         while after is not None and authority.revision <= after:
             try:
-                await asyncio.wait_for(authority.changed(), wait_ms / 1000)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes as its work is done.
+                async with asyncio.timeout(wait_ms / 1000):
+                    await authority.changed()
             except TimeoutError:
                 break
             await self._enter("view")
