@@ -75,6 +75,22 @@ class Directory(Protocol):
         """Close what is open and give up the lock."""
 
 
+class DirectoryRoot(Protocol):
+    """Where directories are, side by side."""
+
+    def directory(self, name: str) -> Directory:
+        """The directory of that name, made when missing."""
+
+    def names(self) -> list[str]:
+        """The directories present, sorted."""
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a directory that nobody uses another name, which must be free."""
+
+    def shown(self, name: str) -> str:
+        """The directory as people are to be told of it."""
+
+
 _ZEROES: Final = bytes(1 << 20)
 _LOCK_NAME: Final = "lock"
 _NEW_SUFFIX: Final = ".new"
@@ -293,3 +309,25 @@ class HostDirectory:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class HostRoot:
+    """A directory of directories in the machine's file system."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+
+    def directory(self, name: str) -> Directory:
+        return HostDirectory(self.shown(name))
+
+    def names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self._path))
+        except FileNotFoundError:
+            return []
+
+    def rename(self, name: str, new_name: str) -> None:
+        os.rename(self.shown(name), self.shown(new_name))
+
+    def shown(self, name: str) -> str:
+        return os.path.join(self._path, name)

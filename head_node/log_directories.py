@@ -5,14 +5,14 @@ log id begins, which is another member until it has caught up.
 """
 
 import logging
-from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from head_node.files import HostDirectory
+from head_node.files import DirectoryRoot
 from head_node.store.records import BLOCK_BYTES, VolumeRecord
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogCorrupt, LogForeign, LogMissing
+from head_node.volume.limits import Limits
 from sled_controller.environment import Environment
 
 log = logging.getLogger(__name__)
@@ -23,26 +23,29 @@ SET_ASIDE_MAX: Final = 100
 class LogDirectories:
     """One directory per volume below `root`."""
 
-    def __init__(self, root: Path, head: UUID, env: Environment) -> None:
+    def __init__(self, root: DirectoryRoot, head: UUID, env: Environment, limits: Limits | None = None) -> None:
         self._root = root
         self._head = head
         self._env = env
+        self._limits = limits or Limits()
 
     async def open(self, record: VolumeRecord) -> VolumeEngine:
         """The engine over the volume's log, made if there is none. Raises VolumeError, OSError; LogCorrupt and
         LogForeign only when no other member could give this head the volume's content again."""
-        path = self._path(record.volume)
+        root, name = self._root, str(record.volume)
         try:
-            return await VolumeEngine.open(HostDirectory(path), volume=record.volume, env=self._env)
+            return await VolumeEngine.open(
+                root.directory(name), volume=record.volume, env=self._env, limits=self._limits
+            )
         except LogMissing:
-            if HostDirectory(path).names():
-                self._set_aside(path)
+            if root.directory(name).names():
+                self._set_aside(name)
         except (LogCorrupt, LogForeign) as error:
             if not any(member.head != self._head for member in record.current):
                 raise
             log.error("event=log_unusable volume=%s error=%s", record.volume, error)
-            self._set_aside(path)
-        directory = HostDirectory(path)
+            self._set_aside(name)
+        directory = root.directory(name)
         try:
             return await VolumeEngine.create(
                 directory,
@@ -50,6 +53,7 @@ class LogDirectories:
                 geometry=record.geometry,
                 size_blocks=-(-record.size_bytes // BLOCK_BYTES),
                 env=self._env,
+                limits=self._limits,
             )
         except OSError:
             # It was empty before; left there, each try on a full disk would set another one aside.
@@ -58,25 +62,23 @@ class LogDirectories:
 
     async def remove(self, volume: UUID) -> None:
         """Remove a deleted volume's log; the engine is closed."""
-        if self._path(volume).is_dir():
-            await HostDirectory(self._path(volume)).remove_all()
+        if str(volume) in self._root.names():
+            await self._root.directory(str(volume)).remove_all()
             log.info("event=log_removed volume=%s", volume)
 
     def orphans(self, known: set[UUID]) -> list[str]:
         """Directories of volumes that the authority does not assign to this head: never removed by themselves."""
-        if not self._root.is_dir():
-            return []
-        names = {str(volume) for volume in known}
-        return sorted(path.name for path in self._root.iterdir() if path.name not in names)
+        known_names = {str(volume) for volume in known}
+        return [name for name in self._root.names() if name not in known_names]
 
-    def _path(self, volume: UUID) -> Path:
-        return self._root / str(volume)
-
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, name: str) -> None:
+        taken = set(self._root.names())
         for number in range(SET_ASIDE_MAX):
-            aside = path.with_name(f"{path.name}.aside-{number}")
-            if not aside.exists():
-                path.rename(aside)
-                log.error("event=log_set_aside path=%s", aside)
+            aside = f"{name}.aside-{number}"
+            if aside not in taken:
+                self._root.rename(name, aside)
+                log.error("event=log_set_aside path=%s", self._root.shown(aside))
                 return
-        raise OSError(f"{path}: {SET_ASIDE_MAX} logs were set aside already; remove those that nobody needs")
+        raise OSError(
+            f"{self._root.shown(name)}: {SET_ASIDE_MAX} logs were set aside already; remove those that nobody needs"
+        )

@@ -22,6 +22,7 @@ from head_node.cluster.head import PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
 from head_node.config import PROG, HeadSettings
 from head_node.errors import HeadError, NotEnrolled, StateDirectoryUnusable
+from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
 from sled_controller.environment import Environment
@@ -142,7 +143,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
         client = AuthorityClient(
             settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public
         )
-        logs = LogDirectories(settings.state_dir / "volumes", state.head, env)
+        logs = LogDirectories(HostRoot(settings.state_dir / "volumes"), state.head, env)
 
         def make_client(sled: SledRecord) -> SledClient:
             host, port = sled.address

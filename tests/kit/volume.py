@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from kit.volume_columns import MemoryColumn, MemoryStore
-from kit.volume_files import MemoryDirectory, MemoryDisk
+from rackctl.simulation.log_disk import MemoryDirectory, MemoryDisk
 
 from head_node.store.records import column_blocks
 from head_node.volume.engine import VolumeEngine

@@ -8,7 +8,7 @@ import pytest
 from kit.cluster import VOLUME, record_of
 from kit.volume import run
 
-from head_node.files import HostDirectory
+from head_node.files import HostDirectory, HostRoot
 from head_node.log_directories import SET_ASIDE_MAX, LogDirectories
 from sled_controller.environment import Environment
 
@@ -24,7 +24,7 @@ def test_a_full_disk_uses_up_no_names_for_logs_set_aside(tmp_path: Path, monkeyp
         return create(directory, name, size_bytes)
 
     async def scenario() -> None:
-        logs = LogDirectories(tmp_path, HEAD, Environment())
+        logs = LogDirectories(HostRoot(tmp_path), HEAD, Environment())
         record = record_of([HEAD], [])
         monkeypatch.setattr(HostDirectory, "_create", full)
         for _ in range(SET_ASIDE_MAX + 2):

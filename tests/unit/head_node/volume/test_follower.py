@@ -1,13 +1,15 @@
 """A follower keeps what its primary sends, refuses what it must not keep, and can take over."""
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from kit.volume import GEOMETRY, Bench, check, fill, pattern, run, until
-from kit.volume_files import MemoryDirectory
 from kit.volume_pair import FOLLOWER, Pair
+from rackctl.simulation.log_disk import MemoryDirectory
 
 from head_node.volume.engine import Role
 from head_node.volume.errors import BatchMalformed, LogDiverged, LogFailed, LogMissing, StaleEpoch, WrongRole
@@ -292,7 +294,11 @@ def test_a_full_resync_that_fails_half_way_ends_the_member() -> None:
         await pair.start()
         await fill(pair.primary, 0, 4, 1)
         data = b"".join(await pair.primary.engine.export_checkpoint())
-        pair.follower.disk.capacity_bytes = 0
+
+        async def full(name: str, size_bytes: int) -> Any:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        pair.follower.engine._directory.create = full  # type: ignore[method-assign]
         with pytest.raises(OSError, match="no space"):
             await pair.follower.engine.install_checkpoint(data)
         # Its old log is gone: what it said to be durable must not make it a member again.

@@ -6,7 +6,7 @@ import random
 
 import pytest
 from kit.volume import Bench, check, fill, pattern, run, until
-from kit.volume_files import MemoryDirectory
+from rackctl.simulation.log_disk import MemoryDirectory
 
 from head_node.volume.errors import (
     DirectoryLocked,
