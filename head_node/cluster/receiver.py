@@ -53,6 +53,8 @@ class LogReceiver:
         self.released = False
         self.on_deleted: Callable[[], None] = lambda: None
         self.reason = ""
+        self._heard = True
+        self._silence: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
@@ -70,6 +72,7 @@ class LogReceiver:
             return
         self._join()
         self._connection.resume_receiving()
+        self._listen()
 
     async def stop(self, reason: str) -> None:
         """Close the link and wait until nothing of this session is under way in the engine."""
@@ -80,6 +83,15 @@ class LogReceiver:
         """Close the link; `ended` follows."""
         self._connection.abort(reason)
 
+    def _listen(self) -> None:
+        """End a session whose primary says nothing for a TTL: a host that lost its power never says that it is gone,
+        and a member that only answers would wait on such a link for ever."""
+        if not self._heard and self._work is None:
+            self.abandon(f"the primary was silent for {self._terms.ttl_ms} ms")
+        if not self._connection.closed:
+            self._heard = False
+            self._silence = asyncio.get_running_loop().call_later(self._terms.ttl_ms / 1000, self._listen)
+
     def _join(self) -> None:
         engine = self._engine
         join = Join(
@@ -89,6 +101,7 @@ class LogReceiver:
         self._connection.send(FrameType.JOIN, join.encode())
 
     def _frame(self, kind: FrameType, payload: memoryview) -> None:
+        self._heard = True
         if kind is FrameType.RECORDS:
             self._records(payload)
         elif kind is FrameType.HEARTBEAT:
@@ -153,6 +166,7 @@ class LogReceiver:
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._work = None
+        self._heard = True
         error = None if task.cancelled() else task.exception()
         if self._connection.closed:
             self._end()
@@ -189,6 +203,8 @@ class LogReceiver:
     def _closed(self, reason: str) -> None:
         self.reason = reason
         self._following = False
+        if self._silence is not None:
+            self._silence.cancel()
         if self._work is None:
             self._end()
 

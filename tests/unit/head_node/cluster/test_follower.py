@@ -26,6 +26,7 @@ class Link:
 
     def __init__(self) -> None:
         self.closed = False
+        self.reason = ""
         self.sent: list[FrameType] = []
         self.on_frame: Any = None
         self.on_closed: Any = None
@@ -38,7 +39,7 @@ class Link:
 
     def abort(self, reason: str) -> None:
         if not self.closed:
-            self.closed = True
+            self.closed, self.reason = True, reason
             self.on_closed(reason)
 
     def pause_receiving(self) -> None: ...
@@ -190,5 +191,24 @@ def test_f7_a_primary_with_another_ttl_is_promised_nothing() -> None:
         assert FrameType.PROMISE not in bed.link.sent
         assert bed.link.closed
         await bed.follower.stop("test over")
+
+    asyncio.run(scenario())
+
+
+def test_a_member_leaves_a_primary_that_is_silent_for_a_ttl() -> None:
+    """A host that lost its power never closes its connections."""
+
+    async def scenario() -> None:
+        bed, terms = Bed(), LeaseTerms.scaled(100)
+        bed.follower._services.terms = terms  # type: ignore[misc]
+        await bed.joined()
+        for _ in range(5):
+            await asyncio.sleep(terms.ttl_ms / 2000)
+            bed.beat(terms.ttl_ms)
+        assert not bed.link.closed
+        async with asyncio.timeout(5):
+            while not bed.link.closed:  # noqa: ASYNC110 (the condition is state, no event marks it)
+                await asyncio.sleep(0.01)
+        assert "silent" in bed.link.reason
 
     asyncio.run(scenario())
