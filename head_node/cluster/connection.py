@@ -239,7 +239,7 @@ class PeerListener:
         self._env = env
         self._server: asyncio.Server | None = None
         self._strangers = 0
-        self._connections: set[PeerConnection] = set()
+        self._connections: dict[PeerConnection, None] = {}
         self.refused_total = 0
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -264,7 +264,7 @@ class PeerListener:
             asyncio.get_running_loop().call_soon(connection.abort, "too many strangers")
             return connection
         self._strangers += 1
-        self._connections.add(connection)
+        self._connections[connection] = None
         connection.on_authenticated = lambda event: self._known(connection, event)
         connection.authenticated.add_done_callback(self._no_stranger)
         connection.on_gone = lambda: self._gone(connection)
@@ -280,7 +280,7 @@ class PeerListener:
         self._accept(connection, context, event.peer_public)
 
     def _gone(self, connection: PeerConnection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         refused = connection.authenticated.exception()
         if refused is not None:
             self.refused_total += 1

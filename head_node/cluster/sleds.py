@@ -86,8 +86,8 @@ class Sleds:
         self._make = make
         self._env = env
         self._associations: dict[UUID, _Association] = {}
-        self._listeners: set[Listener] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._listeners: dict[Listener, None] = {}
+        self._closing: dict[asyncio.Task[None], None] = {}
 
     def update(self, sleds: Mapping[UUID, SledRecord]) -> None:
         """Connect to new sleds, forget those that are gone, dial those whose address or key changed anew."""
@@ -118,8 +118,8 @@ class Sleds:
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(sled, client or None)` at every change; returns what ends it."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
+        self._listeners[listener] = None
+        return lambda: self._listeners.pop(listener, None)
 
     def status(self) -> dict[str, dict[str, object]]:
         """By sled id: whether it is connected, and why not."""
@@ -139,8 +139,8 @@ class Sleds:
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = None
+        task.add_done_callback(self._closing.pop)
 
     def _tell(self, sled: UUID, client: SledClient | None) -> None:
         for listener in list(self._listeners):

@@ -67,7 +67,7 @@ class _Request(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS_MAX, self._transport.abort)
-        self._server.connections.add(self)
+        self._server.connections[self] = None
         if len(self._server.connections) > CONNECTIONS_MAX:
             self._transport.abort()
 
@@ -82,7 +82,7 @@ class _Request(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
-        self._server.connections.discard(self)
+        self._server.connections.pop(self, None)
 
     def cut(self) -> None:
         self._transport.abort()
@@ -94,7 +94,7 @@ class StatusServer:
     def __init__(self, status: Status, ready: Callable[[], bool]) -> None:
         self.status = status
         self.ready = ready
-        self.connections: set[_Request] = set()
+        self.connections: dict[_Request, None] = {}
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:

@@ -324,8 +324,8 @@ class NbdServer:
         self.limits = limits or Limits()
         self.timing = relay_timing or RelayTiming()
         self._connections_max = connections_max
-        self._connections: set[NbdConnection] = set()
-        self._relayed: set[RelayedTransmission] = set()
+        self._connections: dict[NbdConnection, None] = {}  # a dict keeps an order, a set of objects has none
+        self._relayed: dict[RelayedTransmission, None] = {}
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -370,9 +370,9 @@ class NbdServer:
             timing=self.timing,
             limits=self.limits,
             counters=self.counters,
-            on_end=self._relayed.discard,
+            on_end=lambda ended: self._relayed.pop(ended, None),
         )
-        self._relayed.add(relayed)
+        self._relayed[relayed] = None
         relayed.start()
 
     def status(self) -> dict[str, int]:
@@ -388,11 +388,11 @@ class NbdServer:
             log.warning("event=nbd_connection_refused peer=%s limit=%d", peer, self._connections_max)
             return False
         self.counters.connections_accepted += 1
-        self._connections.add(connection)
+        self._connections[connection] = None
         self.counters.connections_open = len(self._connections)
         return True
 
     def forget(self, connection: NbdConnection) -> None:
         """A connection is gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         self.counters.connections_open = len(self._connections)

@@ -12,7 +12,7 @@ class Watchers:
     """Futures that the next announced revision resolves."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[int]] = set()
+        self._waiting: dict[asyncio.Future[int], None] = {}
         self._closed = False
 
     async def next(self) -> int:
@@ -22,11 +22,11 @@ class Watchers:
         if len(self._waiting) >= WATCHERS_MAX:
             raise StoreFailed(f"more than {WATCHERS_MAX} wait for changes of the store")
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         try:
             return await waiter
         finally:
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
 
     def announce(self, revision: int) -> None:
         """Wake everybody with `revision`."""
