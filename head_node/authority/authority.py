@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from head_node.authority.reports import Reports
 from head_node.authority.volumes import Volumes
 from head_node.store.interface import ABSENT, Store
 from head_node.store.records import RackView
+from head_node.volume.geometry import Geometry
 from sled_controller.environment import Environment
 
 # Keys retire by the clock; looking this often keeps them at most as much too long.
@@ -34,6 +35,8 @@ class Policy:
     credential_term_ms: int = 600_000
     key_publish_ms: int = 60_000
     heads_per_volume: int = 2
+    geometry: Geometry = field(default_factory=Geometry)
+    """Of volumes made from now on."""
 
 
 class Authority:
@@ -60,6 +63,7 @@ class Authority:
             root_public=self.root_public,
             term_ms=policy.credential_term_ms,
             heads_per_volume=policy.heads_per_volume,
+            geometry=policy.geometry,
         )
         self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
         self.authenticator = Authenticator(self.ledger, env)

@@ -61,6 +61,7 @@ class Volumes:
         root_public: bytes,
         term_ms: int,
         heads_per_volume: int,
+        geometry: Geometry,
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
@@ -69,6 +70,7 @@ class Volumes:
         self._root_public = root_public
         self._term_ms = term_ms
         self._heads_per_volume = heads_per_volume
+        self._geometry = geometry
 
     async def create(self, name: str, size_bytes: int) -> VolumeRecord:
         """Place a new volume; raises Conflict (name in use), Unplaceable, RequestRefused."""
@@ -86,7 +88,7 @@ class Volumes:
             heads = [head.value for head in rack.heads.values() if not head.value.revoked]
             volumes = [volume.value for volume in rack.volumes.values()]
             sleds = [sled.value for sled in rack.sleds.values()]
-            geometry = Geometry()
+            geometry = self._geometry
             record = VolumeRecord(
                 volume=volume,
                 name=name,
