@@ -37,6 +37,13 @@ demo: $(READY) ## Start a rack, kill and freeze its primary, check every acknowl
 test: $(READY) ## Run every test
 	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadgroup $(ARGS)
 
+# SEEDS from FIRST on, or one SEED again with its timeline; ARGS=--shrink leaves faults out while it fails.
+SEEDS ?= 200
+FIRST ?= 0
+.PHONY: sim
+sim: $(READY) ## Run simulated racks: SEEDS=1000 of them, or SEED=17 again with its timeline (ARGS=--shrink)
+	$(BIN)/python -m rackctl.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)) $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -64,9 +64,7 @@ class VolatileCache:
 
     def power_cut(self, random: Random) -> None:
         """Turn the power off; `random` picks which versions had reached the medium. Nothing pending completes."""
-        for handle, _ in self._pending.values():
-            handle.cancel()
-        self._pending.clear()
+        self.forget_host()
         for lba in sorted(self._by_lba):
             survivor = random.choice([None, *self._by_lba[lba]])
             if survivor is not None:
@@ -80,6 +78,12 @@ class VolatileCache:
         """Turn the power on again, with an empty cache."""
         self.powered = True
         self._power_cycles += 1
+
+    def forget_host(self) -> None:
+        """The host is gone without a word: what is pending completes for nobody; the cache keeps its content."""
+        for handle, _ in self._pending.values():
+            handle.cancel()
+        self._pending.clear()
 
     def read(self, lba: int, into: memoryview | bytearray, done: Done) -> int:
         """The newest content, cached or not."""

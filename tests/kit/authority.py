@@ -1,7 +1,7 @@
 """A whole authority in memory: manual clock, ASGI transport, heads and operator as clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -15,7 +15,6 @@ from head_node.api.app import create_app
 from head_node.authority.authority import Authority, Policy
 from head_node.authority.client import AuthorityClient
 from head_node.authority.nodes import Fencer
-from head_node.store.errors import OutcomeUnknown
 from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Column, VolumeRecord, column_blocks
@@ -66,29 +65,6 @@ class LosingTransport(httpx.AsyncBaseTransport):
             await response.aread()
             raise httpx.ReadError("connection reset", request=request)
         return response
-
-
-class UncertainStore(MemoryStore):
-    """Loses the outcome of the next commit, which took place (`after`) or not (`before`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lose: str | None = None
-
-    async def commit(
-        self,
-        *,
-        compare: Mapping[str, int] | None = None,
-        put: Mapping[str, bytes] | None = None,
-        delete: Collection[str] = (),
-    ) -> int:
-        lose, self.lose = self.lose, None
-        if lose == "before":
-            raise OutcomeUnknown("lost before")
-        revision = await super().commit(compare=compare, put=put, delete=delete)
-        if lose == "after":
-            raise OutcomeUnknown("lost after")
-        return revision
 
 
 class RecordingFencer:

@@ -6,21 +6,27 @@ objects of an older generation: nothing that it still wants happens.
 
 import asyncio
 import errno
+import mmap
 import random
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from head_node.files import Committed
+from head_node.files import Committed, Directory, LogFile
 from head_node.volume.errors import DirectoryLocked
 from spdk_bindings.device import Buffer
 
-BLOCK_BYTES = 4096
+BLOCK_BYTES: Final = 4096
+LARGE_BYTES: Final = 1 << 20
 
 
 class Content:
     """One file: what is on the medium, and blocks that are only in the kernel's cache."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.durable = bytearray(size_bytes)
+        # Anonymous memory costs nothing where nobody has written, and most of a segment is such.
+        self.durable: bytearray | mmap.mmap = (
+            mmap.mmap(-1, size_bytes) if size_bytes >= LARGE_BYTES else bytearray(size_bytes)
+        )
         self.cached: dict[int, bytes] = {}
 
     def read(self, offset: int, length: int) -> bytes:
@@ -93,12 +99,9 @@ class MemoryFile:
         self.name = path.rpartition("/")[2]
         self._disk = disk
         self._content = disk.files[path]
+        self.size_bytes = len(self._content.durable)
         self._generation = disk.generation
         self._busy = False
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self._content.durable)
 
     def commit(self, offset: int, buffers: Sequence[Buffer], done: Committed) -> None:
         assert not self._busy, "one outstanding commit per file"
@@ -153,12 +156,12 @@ class MemoryDirectory:
         start = len(self._prefix)
         return sorted(path[start:] for path in self.disk.files if path.startswith(self._prefix))
 
-    def open(self, name: str) -> MemoryFile:
+    def open(self, name: str) -> LogFile:
         if self._prefix + name not in self.disk.files:
             raise FileNotFoundError(name)
         return MemoryFile(self.disk, self._prefix + name)
 
-    async def create(self, name: str, size_bytes: int) -> MemoryFile:
+    async def create(self, name: str, size_bytes: int) -> LogFile:
         await self._step()
         self._need_room(size_bytes)
         self.disk.files[self._prefix + name] = Content(size_bytes)
@@ -209,7 +212,7 @@ class MemoryRoot:
     def __init__(self, disk: MemoryDisk) -> None:
         self._disk = disk
 
-    def directory(self, name: str) -> MemoryDirectory:
+    def directory(self, name: str) -> Directory:
         return MemoryDirectory(self._disk, name)
 
     def names(self) -> list[str]:

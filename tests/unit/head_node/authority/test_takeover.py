@@ -7,7 +7,8 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from kit.authority import Kit, UncertainStore, columns_of, rack, run
+from kit.authority import Kit, columns_of, rack, run
+from rackctl.simulation.store import UncertainStore
 
 from head_node.authority.errors import (
     AuthorityUnavailable,

@@ -1,0 +1,122 @@
+"""Run seeds: `python -m rackctl.simulation --seeds 200`, or one of them again with its timeline: `--seed 17`."""
+
+import argparse
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+from head_node.cluster.states import TRANSITIONS
+from rackctl.simulation.faults import Kind
+from rackctl.simulation.run import Report, simulate
+from rackctl.simulation.shrink import shrink
+
+SEEDS_FOR_COVERAGE = 100
+"""With fewer seeds a fault that never happened says nothing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 when every promise was kept, 1 when not, 2 for wrong arguments."""
+    arguments = _parser().parse_args(argv)
+    if arguments.seed is not None:
+        return _replay(arguments)
+    return _run_many(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rackctl.simulation", description="Whole racks on virtual time under seeded faults."
+    )
+    parser.add_argument("--seeds", type=int, default=100, metavar="N", help="how many seeds to run (default 100)")
+    parser.add_argument("--first", type=int, default=0, metavar="K", help="the first of them (default 0)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="J", help="processes (default 2)")
+    parser.add_argument("--first-failure", action="store_true", help="stop at the first seed that fails")
+    parser.add_argument("--seed", metavar="S", help="run this seed alone and show its timeline")
+    parser.add_argument("--lines", type=int, default=200, metavar="N", help="of the timeline, the last N (default 200)")
+    parser.add_argument("--quiet", action="store_true", help="warnings and faults only in the timeline")
+    parser.add_argument("--shrink", action="store_true", help="with --seed: leave faults out while it fails")
+    return parser
+
+
+def _run_many(arguments: argparse.Namespace) -> int:
+    seeds = [str(number) for number in range(arguments.first, arguments.first + arguments.seeds)]
+    begun_s = time.perf_counter()
+    reports: list[Report] = []
+    failed: list[Report] = []
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for report in pool.map(partial(_bare, log_level=logging.INFO), seeds, chunksize=4):
+            reports.append(report)
+            if report.failure is not None:
+                failed.append(report)
+                print(f"seed {report.seed} failed after {report.virtual_s:.3f} s: {report.failure}", flush=True)
+                if arguments.first_failure:
+                    pool.shutdown(cancel_futures=True)
+                    break
+            if len(reports) % 100 == 0:
+                print(f"{len(reports)} of {len(seeds)} seeds, {len(failed)} failed", flush=True)
+    _summary(reports, time.perf_counter() - begun_s, arguments.jobs)
+    for report in failed:
+        print(f"replay with: make sim SEED={report.seed}")
+    holes = _holes(reports) if len(reports) >= SEEDS_FOR_COVERAGE else []
+    for hole in holes:
+        print(f"never happened: {hole}")
+    return 1 if failed else 0
+
+
+def _bare(seed: str, log_level: int) -> Report:
+    """A report without its timeline, which is too much to send between processes."""
+    report = simulate(seed, log_level=log_level)
+    report.timeline = ()
+    return report
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    report = simulate(arguments.seed, log_level=logging.WARNING if arguments.quiet else logging.INFO)
+    if report.failure is not None and arguments.shrink:
+        report = shrink(report, lambda line: print(line, flush=True))
+    for line in report.timeline[-arguments.lines :]:
+        print(line)
+    print(f"\nseed {report.seed}: {report.setting}")
+    for fault in report.faults:
+        print(f"  fault {fault}, at {fault.at_s:.6f} s")
+    promises = ", ".join(sorted(report.suspended)) or "nothing"
+    print(f"{report.operations} operations on blocks; suspended by these faults: {promises}; trace {report.digest:08x}")
+    print(f"failed: {report.failure}" if report.failure is not None else "every promise was kept")
+    return 0 if report.failure is None else 1
+
+
+def _summary(reports: Iterable[Report], wall_s: float, jobs: int) -> None:
+    reports = list(reports)
+    virtual_s = sum(report.virtual_s for report in reports)
+    begun: Counter[Kind] = sum((report.begun for report in reports), Counter())
+    refused: Counter[Kind] = sum((report.refused for report in reports), Counter())
+    failed = sum(1 for report in reports if report.failure is not None)
+    print(
+        f"{len(reports)} seeds, {failed} failed; {virtual_s / 3600:.2f} rack-hours in {wall_s:.0f} s of {jobs} "
+        f"processes: {virtual_s / wall_s / jobs:.0f} rack-hours per hour of one"
+    )
+    print(
+        f"{sum(report.operations for report in reports)} operations on blocks checked, "
+        f"{sum(report.takeovers for report in reports)} epochs, "
+        f"{sum(report.writes_watched for report in reports)} shards watched at the drives, "
+        f"{sum(report.nonces_watched for report in reports)} nonces"
+    )
+    for kind in Kind:
+        print(f"  {kind.value:<16} {begun[kind]:>6} begun {refused[kind]:>6} not admitted")
+
+
+def _holes(reports: Sequence[Report]) -> list[str]:
+    """Faults and state transitions that no run has seen."""
+    begun = set().union(*(report.begun for report in reports))
+    seen = set().union(*(report.transitions for report in reports))
+    holes = [f"fault {kind.value}" for kind in Kind if kind not in begun]
+    for old, news in TRANSITIONS.items():
+        holes += sorted(f"{old.value} to {new.value}" for new in news if (old.value, new.value) not in seen)
+    return holes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What clients of a volume did and saw: operations with the times between which each took effect.
+
+Times are integer nanoseconds of one clock that all clients share. Blocks hold *values*: a number that no two writes
+share, 0 for zeroes. Only a block is atomic (D3), so a write of several is several writes that begin and end together.
+"""
+
+import struct
+from collections import defaultdict
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from spdk_bindings.device import Buffer
+
+BLOCK_BYTES: Final = 4096
+PIECE_BYTES: Final = 512
+ZERO: Final = 0
+"""The value of a block of zeroes: never written, trimmed or zeroed."""
+
+_PIECE: Final = struct.Struct("<8sQQI")
+_MAGIC: Final = b"PALVALUE"
+
+
+class Violation(Exception):
+    """A promise was broken; the text says by whom, when and how."""
+
+
+class Kind(Enum):
+    """What an operation does to a block."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(slots=True)
+class Operation:
+    """One operation on one block. `returned_ns` is None as long as it may still take effect: unanswered, or answered
+    with an error that does not say whether it did."""
+
+    client: str
+    kind: Kind
+    lba: int
+    value: int
+    invoked_ns: int
+    returned_ns: int | None = None
+
+    def __str__(self) -> str:
+        end = "open" if self.returned_ns is None else f"{self.returned_ns / 1e9:.6f}"
+        what = f"{self.kind.value} block {self.lba} value {self.value}"
+        return f"{self.client} {what} [{self.invoked_ns / 1e9:.6f}, {end}]"
+
+
+@dataclass(slots=True)
+class History:
+    """All operations, by block."""
+
+    blocks: dict[int, list[Operation]] = field(default_factory=lambda: defaultdict(list))
+    last_value: int = ZERO
+
+    def new_value(self) -> int:
+        """A value that was never written."""
+        self.last_value += 1
+        return self.last_value
+
+    def write(self, client: str, lba: int, value: int, now_ns: int) -> Operation:
+        """A write of one block begins; it stays open until `returned_ns` is set."""
+        operation = Operation(client, Kind.WRITE, lba, value, now_ns)
+        self.blocks[lba].append(operation)
+        return operation
+
+    def read(self, client: str, lba: int, value: int, invoked_ns: int, now_ns: int) -> None:
+        """A read of one block has returned `value`."""
+        self.blocks[lba].append(Operation(client, Kind.READ, lba, value, invoked_ns, now_ns))
+
+    @property
+    def operations(self) -> int:
+        return sum(map(len, self.blocks.values()))
+
+
+def content(value: int, lba: int) -> bytes:
+    """The block that stands for `value` at `lba`; every 512 bytes say so, so that a torn or misplaced one shows."""
+    if value == ZERO:
+        return bytes(BLOCK_BYTES)
+    return b"".join(
+        _PIECE.pack(_MAGIC, value, lba, piece).ljust(PIECE_BYTES, bytes([value & 0xFF]))
+        for piece in range(BLOCK_BYTES // PIECE_BYTES)
+    )
+
+
+def value_of(block: Buffer, lba: int) -> int:
+    """The value in a block that was read at `lba`. Raises Violation when it is torn, misplaced or nobody's."""
+    data = bytes(block)
+    if not any(data):
+        return ZERO
+    magic, value, written_lba, _ = _PIECE.unpack_from(data)
+    if data == content(value, lba):
+        return int(value)
+    if magic == _MAGIC and data == content(value, written_lba):
+        raise Violation(f"block {lba} holds value {value} of block {written_lba}: misplaced")
+    values = sorted({_PIECE.unpack_from(data, at)[1] for at in range(0, BLOCK_BYTES, PIECE_BYTES)})
+    raise Violation(f"block {lba} is torn or from nowhere (D3): its pieces name values {values}")

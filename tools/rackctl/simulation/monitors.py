@@ -1,0 +1,68 @@
+"""Watchers of what no client can see: epochs, fences behind the sleds' backs, and nonces."""
+
+from collections import defaultdict
+from uuid import UUID
+
+from rackctl.simulation.history import Violation
+
+
+class EpochMonitor:
+    """Epochs of a volume only rise, and each is led by one run of one head, once."""
+
+    def __init__(self) -> None:
+        self._leaders: dict[tuple[UUID, int], str] = {}
+        self._recorded: dict[UUID, int] = {}
+        self.led_total = 0
+
+    def recorded(self, volume: UUID, epoch: int) -> None:
+        """The store holds this epoch now. Raises Violation."""
+        before = self._recorded.get(volume, 0)
+        if epoch < before:
+            raise Violation(f"volume {volume}: the record's epoch fell from {before} to {epoch} (F4)")
+        self._recorded[volume] = epoch
+
+    def led(self, volume: UUID, epoch: int, process: str) -> None:
+        """A run of a head begins to lead. Raises Violation."""
+        other = self._leaders.setdefault((volume, epoch), process)
+        if other != process:
+            raise Violation(f"volume {volume}: epoch {epoch} is led by {process} after {other} (F4)")
+        self.led_total += 1
+
+
+class FenceMonitor:
+    """After a sled's receipt for an epoch nothing of an older one reaches its drive (F1, F3)."""
+
+    def __init__(self) -> None:
+        self._floors: dict[tuple[str, UUID], tuple[int, str]] = defaultdict(lambda: (0, "nobody"))
+        self.writes_total = 0
+
+    def receipt(self, sled: str, volume: UUID, epoch: int, to: str) -> None:
+        """`to` holds a receipt of the sled for `epoch`."""
+        if epoch > self._floors[sled, volume][0]:
+            self._floors[sled, volume] = (epoch, to)
+
+    def written(self, sled: str, volume: UUID, epoch: int, lba: int) -> None:
+        """A block made in `epoch` is being put on the drive. Raises Violation."""
+        self.writes_total += 1
+        floor, holder = self._floors[sled, volume]
+        if epoch < floor:
+            raise Violation(
+                f"{sled}: block {lba} of volume {volume} is written in epoch {epoch}, though {holder} holds a receipt "
+                f"for epoch {floor} (F1, F3)"
+            )
+
+
+class NonceMonitor:
+    """No GMAC key is used twice with one nonce (design: nonce reuse would leak the key)."""
+
+    def __init__(self) -> None:
+        self._last: dict[bytes, int] = {}
+        self.nonces_total = 0
+
+    def used(self, key: bytes, count: int) -> None:
+        """A MAC is made. Counts only rise, so the last one is all that need be kept. Raises Violation."""
+        last = self._last.get(key, -1)
+        if count <= last:
+            raise Violation(f"nonce {count} is used again with one key, {last} was the last")
+        self._last[key] = count
+        self.nonces_total += 1
