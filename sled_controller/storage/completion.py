@@ -2,13 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
+from sled_controller.storage.errors import DeviceUntrusted
 from spdk_bindings.device import PENDING, Done
 from spdk_bindings.nvme import Status
 
+ANSWER_SECONDS_MAX: Final = 10.0
+"""Longer than a table write may take, which has a bound of its own."""
+
 
 async def completed(start: Callable[[Done], int]) -> int:
-    """Start a device command and wait for its status. For start and join only: no task or future per I/O."""
+    """Start a device command and wait for its status. For start and join only: no task or future per I/O.
+
+    Raises DeviceUntrusted when none comes: a silent drive must not keep a sled from serving its others.
+    """
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def done(status: int) -> None:
@@ -16,7 +24,13 @@ async def completed(start: Callable[[Done], int]) -> int:
             future.set_result(status)
 
     status = start(done)
-    return await future if status == PENDING else status
+    if status != PENDING:
+        return status
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return await future
+    except TimeoutError:
+        raise DeviceUntrusted(f"it does not answer within {ANSWER_SECONDS_MAX:g} s") from None
 
 
 class Gather:

@@ -307,6 +307,22 @@ def test_a_device_that_swallows_table_writes_does_not_hold_up_the_fence_for_ever
     run(scenario())
 
 
+def test_a_device_that_is_silent_at_start_does_not_keep_the_sled_from_serving_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sled_controller.storage.completion.ANSWER_SECONDS_MAX", 0.01)
+
+    async def scenario() -> None:
+        silent = DeadDevice(MemoryDevice(DEVICE_BLOCKS, "SILENT"))
+        silent.die(silent=True)
+        storage = await open_storage([silent, MemoryDevice(DEVICE_BLOCKS)], format=True)
+        states = {report.serial: (report.state, report.reason) for report in storage.reports()}
+        assert states["MEM0"][0] is ONLINE
+        assert "does not answer" in states["SILENT"][1]
+
+    run(scenario())
+
+
 def test_a_device_taken_offline_fails_what_waits_for_its_table() -> None:
     async def scenario() -> None:
         drive = Latency(MemoryDevice(DEVICE_BLOCKS), lambda operation: 0.0)
