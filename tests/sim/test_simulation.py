@@ -41,7 +41,7 @@ def test_seeds_that_once_failed(seed: str) -> None:
     assert report.failure is None, f"make sim SEED={seed}: {report.failure}"
 
 
-@pytest.mark.parametrize("seed", ["3", "5"])
+@pytest.mark.parametrize("seed", ["5", "8"])
 def test_one_seed_is_one_run_bit_for_bit(seed: str) -> None:
     one, other = simulate(seed), simulate(seed)
     assert one.begun

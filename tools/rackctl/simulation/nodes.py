@@ -293,6 +293,12 @@ class HeadNode(Node):
         """Where clients connect."""
         return self.address, NBD_PORT
 
+    def log_of(self, volume: UUID) -> UUID | None:
+        """The id of the log that it has open for the volume."""
+        controller = None if self.head is None else self.head.controllers.get(volume)
+        engine = None if controller is None else controller._engine
+        return None if engine is None else engine.log_id
+
     async def run(self, env: Environment) -> None:
         client = AuthorityClient(
             AUTHORITY_URL, head_id=self.id, head_key=self.key, env=env, root_public=self.root_public,

@@ -85,6 +85,7 @@ def simulate(seed: str, *, faults: Sequence[Fault] | None = None, log_level: int
     world = World(seed, setting.shape)
     run = _Run(world, setting, faults)
     collecting = gc.isenabled()
+    gc.collect()  # the last run's world is one large cycle
     gc.disable()  # finalizers would run when the collector likes, not when the seed says
     gc.freeze()
     handler = TimelineHandler(world, log_level)
@@ -190,7 +191,11 @@ class _Run:
             nonlocal version, since_s
             rest.restart_failed(world)
             record = world.record(volume)
-            whole = rest.serving(world, volume) is not None and len(record.current) == len(world.heads)
+            whole = (
+                rest.serving(world, volume) is not None
+                and len(world.members(volume)) == len(world.heads)
+                and all(sled.subsystem is not None for sled in world.sleds)
+            )
             if not whole or record.version != version:
                 version, since_s = record.version, world.loop.time()
             return world.loop.time() - since_s > CALM_SECONDS

@@ -153,9 +153,9 @@ class World:
         return VolumeRecord.from_json(json.loads(value))
 
     def members(self, volume: UUID) -> list[str]:
-        """The names of the heads in the volume's `current`."""
-        current = {member.head for member in self.record(volume).current}
-        return [head.name for head in self.heads if head.id in current]
+        """The names of the running heads whose logs are in the volume's `current`."""
+        current = {(member.head, member.log) for member in self.record(volume).current}
+        return [head.name for head in self.heads if (head.id, head.log_of(volume)) in current]
 
     async def redundant(self, volume: UUID, seconds: float) -> None:
         """Wait until every head is a member. Raises Stuck."""
