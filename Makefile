@@ -10,8 +10,8 @@ JOBS ?= 2
 # Further arguments of pytest, for example: make test ARGS='tests/unit -k fence'
 ARGS ?=
 
-# Programs that nobody here wrote and that our exports must satisfy, as Debian packages.
-PEERS := libnbd-bin nbdkit qemu-utils fio e2fsprogs
+# Programs that nobody here wrote: what our exports must satisfy, and a model checker; as Debian packages.
+PEERS := libnbd-bin nbdkit qemu-utils fio e2fsprogs spin gcc libc6-dev
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
@@ -44,6 +44,14 @@ FIRST ?= 0
 sim: $(READY) ## Run simulated racks: SEEDS=1000 of them, or SEED=17 again with its timeline (ARGS=--shrink)
 	$(BIN)/python -m rackctl.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS)) $(ARGS)
 
+.PHONY: model
+model: $(READY) ## Check the model of fence, lease and takeover with spin, and that every rule is needed
+	$(BIN)/python -m pytest -q tests/model $(ARGS)
+
+.PHONY: mutants
+mutants: $(READY) ## Break each rule of the design in turn and see that the simulator or a test notices (about an hour)
+	$(BIN)/python tests/mutation $(ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
@@ -58,7 +66,7 @@ bench: $(READY) ## Measure beside qemu-nbd and nbdkit; ARGS=--write puts the tab
 	$(BIN)/python -m rackctl.bench $(ARGS)
 
 .PHONY: peers
-peers: ## Install the real NBD programs that the tests talk to (Debian, Ubuntu)
+peers: ## Install the real programs that the tests use (Debian, Ubuntu)
 	$(SUDO) apt-get update -q
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PEERS)
 
