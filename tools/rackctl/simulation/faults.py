@@ -98,6 +98,8 @@ class Mix:
     name: str
     faults_per_minute: float
     weights: dict[Kind, float]
+    among_heads: bool = False
+    """Nothing happens to sleds and the authority: what two heads believe of each other is all that is wrong."""
 
 
 _PROCESSES = {Kind.KILL: 4.0, Kind.POWER_LOSS: 3.0, Kind.PAUSE: 5.0}
@@ -106,6 +108,7 @@ MIXES: Final = (
     Mix("calm", 0, {}),
     Mix("processes", 60, _PROCESSES),
     Mix("network", 60, _LINKS | {Kind.PAUSE: 2.0}),
+    Mix("heads", 40, {Kind.CUT: 3.0, Kind.SPLIT: 4.0, Kind.PAUSE: 3.0, Kind.RESETS: 1.0}, among_heads=True),
     Mix("drives", 60, {
         Kind.DRIVE_ERROR: 1.0, Kind.DRIVE_SILENT: 1.0, Kind.DRIVE_ROT: 4.0, Kind.DRIVE_MISDIRECTS: 1.0,
         Kind.POWER_LOSS: 2.0, Kind.KILL: 1.0,
@@ -131,12 +134,14 @@ def plan(random: Random, world: "World", start_s: float, end_s: float) -> list[F
     for number in range(count):
         kind = random.choices(kinds, weights)[0]
         seconds = random.uniform(*random.choice(SECONDS))
-        faults.append(Fault(number, random.uniform(start_s, end_s), seconds, kind, _targets(random, kind, world)))
+        faults.append(Fault(number, random.uniform(start_s, end_s), seconds, kind, _targets(random, kind, world, mix)))
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
-def _targets(random: Random, kind: Kind, world: "World") -> tuple[str, ...]:
+def _targets(random: Random, kind: Kind, world: "World", mix: Mix) -> tuple[str, ...]:
     heads, sleds = [head.name for head in world.heads], [sled.name for sled in world.sleds]
+    if mix.among_heads:
+        return tuple(random.sample(heads, 1 if kind is Kind.PAUSE else 2))
     if kind is Kind.RACK_POWER_LOSS:
         return ()
     if kind is Kind.STORE_UNCERTAIN:

@@ -1,0 +1,84 @@
+"""Break each rule in turn and see who notices: `make mutants`. Exit status 1 when a mutant survives."""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("sled_controller", "head_node", "spdk_bindings", "hw", "tools", "tests")
+SECONDS_MAX = 900
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many the simulator may take (default 200)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of the simulator (default 2)")
+    parser.add_argument("names", nargs="*", help="mutants; all without any")
+    arguments = parser.parse_args(argv)
+    chosen = [mutant for mutant in MUTANTS if not arguments.names or mutant.name in arguments.names]
+    survivors = []
+    print(f"| {'mutant':<30} | caught by | seconds | rule |\n|{'-' * 32}|---|---|---|")
+    for mutant in chosen:
+        begun_s = time.perf_counter()
+        caught = judge(mutant, arguments.seeds, arguments.jobs)
+        if caught is None:
+            survivors.append(mutant.name)
+        seconds = time.perf_counter() - begun_s
+        print(f"| {mutant.name:<30} | {caught or 'NOBODY'} | {seconds:.0f} | {mutant.rule} |", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught")
+    return 1 if survivors else 0
+
+
+def judge(mutant: Mutant, seeds: int, jobs: int) -> str | None:
+    """Who catches `mutant`: the simulator (with how many seeds) or a test; None: nobody."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "mutation"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        for file, text, replacement in mutant.edits:
+            source = (copy / file).read_text(encoding="utf-8")
+            (copy / file).write_text(source.replace(text, replacement), encoding="utf-8")
+        paths = os.pathsep.join([str(copy), str(copy / "tools"), str(copy / "hw")])
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+        return simulated(copy, environment, seeds, jobs) or tested(copy, environment, mutant.tests)
+
+
+def simulated(copy: Path, environment: dict[str, str], seeds: int, jobs: int) -> str | None:
+    """How the simulator caught it."""
+    command = [
+        sys.executable, "-m", "rackctl.simulation", "--seeds", str(seeds), "--jobs", str(jobs), "--first-failure",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS_MAX
+        )
+    except subprocess.TimeoutExpired:
+        return f"simulator: does not end within {SECONDS_MAX} s"
+    found = re.search(r"^seed (\d+) failed after .*?: (.{0,60})", done.stdout, re.MULTILINE)
+    if found is not None:
+        return f"simulator, {int(found[1]) + 1} seeds: {found[2]}"
+    return None if done.returncode == 0 else f"simulator: {done.stderr.strip().splitlines()[-1][:60]}"
+
+
+def tested(copy: Path, environment: dict[str, str], tests: Sequence[str]) -> str | None:
+    """Which test caught it."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:randomly", *tests]
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS_MAX
+    )
+    found = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::\w+)?)", done.stdout, re.MULTILINE)
+    return None if done.returncode == 0 else f"test {found[1] if found else done.stdout.strip()[-60:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

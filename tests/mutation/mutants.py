@@ -1,0 +1,303 @@
+# ruff: noqa: E501 (the edits quote lines of the sources)
+"""Every rule of the design, dropped: what would be wrong, the edits that make it so, and the tests that know the rule.
+
+An edit is (file, text, replacement); the text occurs exactly once in the file. The simulator is asked first; `tests` are
+the ones to ask when it is not what can see the rule (a sled's answer to a forged command, say).
+"""
+
+from dataclasses import dataclass
+
+VOLUME = "tests/unit/head_node/volume"
+CLUSTER = "tests/unit/head_node/cluster"
+AUTHORITY = "tests/unit/head_node/authority"
+EXPORT = "tests/unit/head_node/export"
+SLED = "tests/unit/sled_controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A rule that is broken."""
+
+    name: str
+    rule: str
+    edits: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+def one(name: str, rule: str, file: str, text: str, replacement: str, *tests: str) -> Mutant:
+    return Mutant(name, rule, ((file, text, replacement),), tests)
+
+
+TRANSITIONS = "head_node/authority/transitions.py"
+CONTROLLER = "head_node/cluster/volume_controller.py"
+TAKEOVER = "head_node/cluster/takeover.py"
+LEASE = "head_node/cluster/lease.py"
+MEMBERSHIP = "head_node/cluster/membership.py"
+RECEIVER = "head_node/cluster/receiver.py"
+ENGINE = "head_node/volume/engine.py"
+REPLICA = "head_node/volume/replica.py"
+LOG = "head_node/volume/log.py"
+SERVICE = "head_node/volume/service.py"
+STRIPES = "head_node/volume/stripes.py"
+READER = "head_node/volume/reader.py"
+BLOCKMAP = "head_node/volume/blockmap.py"
+FENCING = "sled_controller/fencing.py"
+ATTACH = "sled_controller/attach.py"
+STORAGE = "sled_controller/storage/sled_storage.py"
+SESSION = "sled_controller/session.py"
+VENDOR_IO = "sled_controller/fabric/vendor_io.py"
+
+MUTANTS = (
+    one(
+        "no-compare-and-put", "F4: a takeover counts only against the version that was read", TRANSITIONS,
+        "    if record.version != expected_version:\n        raise RecordChanged(record)\n", "", AUTHORITY,
+    ),
+    one(
+        "restart-within-epoch", "F4: a restarted primary takes a new epoch", TRANSITIONS,
+        "return replace(record, epoch=_next_epoch(record), primary=head,",
+        "return replace(record, epoch=record.epoch if record.primary == head else _next_epoch(record), primary=head,",
+        AUTHORITY,
+    ),
+    Mutant(
+        "wiped-log-eligible", "F5: a head whose log was wiped is another member",
+        (
+            (TRANSITIONS, "    elif member in record.current:\n", "    elif record.member(head) is not None:\n"),
+            (TAKEOVER, "    if member is None or member.log != situation.log:\n", "    if member is None:\n"),
+        ),
+        (AUTHORITY, CLUSTER),
+    ),
+    one(
+        "no-seal", "F5: the log is sealed before the epoch is asked for", CONTROLLER,
+        "            await follower.seal()\n", "", CLUSTER,
+    ),
+    Mutant(
+        "ask-before-seal", "F5: first the seal, then the question",
+        (
+            (CONTROLLER, "            await follower.seal()\n", ""),
+            (
+                CONTROLLER,
+                "            return await ask(self._services.authority, record, engine.log_id, self._services.env)\n",
+                "            grant = await ask(self._services.authority, record, engine.log_id, self._services.env)\n"
+                "            await follower.seal()\n            return grant\n",
+            ),
+        ),
+        (CLUSTER,),
+    ),
+    one(
+        "seal-before-settled", "F5: what was appended is durable before the epoch is asked for",
+        "head_node/cluster/follower.py", "        await self._settle()\n", "", CLUSTER,
+    ),
+    one(
+        "acknowledge-while-promoting", "F5: nothing is committed before the epoch record is", ENGINE,
+        "or opnum < self._epoch_opnum or opnum <= self.committed:", "or opnum <= self.committed:", VOLUME,
+    ),
+    one(
+        "commit-alone", "F5: committed is durable on every member", ENGINE,
+        "opnum = min(self._log.durable, *self._members.values()) if self._members else self._log.durable",
+        "opnum = self._log.durable", VOLUME,
+    ),
+    one(
+        "commit-before-durable-here", "F5: committed is durable on the primary too", ENGINE,
+        "opnum = min(self._log.durable, *self._members.values()) if self._members else self._log.durable",
+        "opnum = min(self._members.values()) if self._members else self.tail.opnum", VOLUME,
+    ),
+    one(
+        "remove-before-put", "F5: a member counts until its removal has succeeded", MEMBERSHIP,
+        "            return await self._put(remove=member)\n",
+        "            record = self._membership.record\n"
+        "            left = tuple(other for other in record.current if other != member)\n"
+        "            self._membership.record = __import__('dataclasses').replace(record, current=left)\n"
+        "            self._on_change()\n"
+        "            return await self._put(remove=member)\n",
+        CLUSTER,
+    ),
+    one(
+        "add-after-put", "F5: a member counts before its addition is sent", MEMBERSHIP,
+        "            self._membership.begin_add(member)\n            self._on_change()\n", "", CLUSTER,
+    ),
+    one(
+        "member-forgets-epochs", "F5: a member refuses records below the highest epoch that it has seen", REPLICA,
+        "            raise StaleEpoch(epoch, self.highest_epoch)\n        await self._promise.see_epoch(epoch)\n",
+        "            return\n", VOLUME, CLUSTER,
+    ),
+    one(
+        "keep-what-diverges", "F5: a member truncates what the new primary does not have", RECEIVER,
+        "            await self._engine.truncate_after(order.after_opnum)\n", "            pass\n", CLUSTER,
+    ),
+    one(
+        "durable-before-sync", "F5: a member says durable of what is", RECEIVER,
+        "            self._engine.follow_append(payload)\n",
+        "            self._engine.follow_append(payload)\n            self._durable(self._engine.tail.opnum)\n", CLUSTER,
+    ),
+    one(
+        "fsync-error-ignored", "volume engine 1: an error of a log sync is final", LOG,
+        "        if error is not None:\n            self._fail(LogFailed(f\"{segment.file.name}: byte {batch.offset}: {error}; "
+        "the log ends here\"), error)\n            return\n", "", VOLUME,
+    ),
+    one(
+        "no-lease", "F7: reads and acknowledgements need the lease", SERVICE,
+        "        return engine.serving and engine.lease()\n", "        return engine.serving\n", VOLUME, CLUSTER,
+    ),
+    one(
+        "lease-from-receipt", "F7: the lease counts from sending the heartbeat", LEASE,
+        "        known.answered_ns = sent_ns\n", "        known.answered_ns = sent_ns + self.terms.ttl_ns\n", CLUSTER,
+    ),
+    one(
+        "promise-after-seal", "F7: a sealed member promises nothing", LEASE,
+        "        if self._sealed:\n            return False\n", "", CLUSTER,
+    ),
+    Mutant(
+        "seal-under-promise", "F7: a promise binds for a TTL",
+        (
+            (LEASE, "        return now_ns >= self._bound_until_ns\n", "        return True\n"),
+            (
+                TAKEOVER, "    if situation.now_ns >= situation.bound_until_ns:\n        return Step.CANDIDATE, None\n",
+                "    if situation.now_ns >= situation.bound_until_ns - 800_000_000:\n        return Step.CANDIDATE, None\n",
+            ),
+        ),
+        (CLUSTER,),
+    ),
+    one(
+        "serve-before-receipts", "F7: receipts from N - m sleds before serving", TAKEOVER,
+        "    return record.geometry.data_shards\n", "    return 0\n", CLUSTER,
+    ),
+    one(
+        "fence-lets-old-epochs", "F1: the pair must equal the fence's", FENCING,
+        "    if claim.epoch != fence.epoch or claim.attach_number != fence.attach_number:\n",
+        "    if claim.epoch == fence.epoch and claim.attach_number != fence.attach_number:\n", SLED,
+    ),
+    one(
+        "fence-lets-old-attaches", "F1: the attach number must equal the fence's", FENCING,
+        "    if claim.epoch != fence.epoch or claim.attach_number != fence.attach_number:\n",
+        "    if claim.epoch != fence.epoch:\n", SLED,
+    ),
+    one(
+        "attach-below-fence", "F2: a fence is never lowered", FENCING,
+        "    if epoch < fence.epoch:\n        return AttachVerdict.FENCED_OFF\n", "", SLED,
+    ),
+    one(
+        "equal-epoch-other-holder", "F2: an equal epoch of another holder is refused", FENCING,
+        "    if holder != fence.holder:\n        return AttachVerdict.OTHER_HOLDER\n", "", SLED,
+    ),
+    one(
+        "fence-in-memory-only", "F2: a fence is durable before its receipt", STORAGE,
+        "        return self._append_everywhere((FenceEntry(volume, fence),), done)\n",
+        "        return self._append_everywhere((), done)\n", SLED,
+    ),
+    one(
+        "receipt-before-drain", "F3: everything admitted below is over before the receipt", ATTACH,
+        "AttachState.RESETTING) and not self._volume.former:", "AttachState.RESETTING):", SLED,
+    ),
+    one(
+        "receipt-without-flush", "F3, D1: drives are flushed before the receipt", ATTACH,
+        "            self._each(self._devices.of_volume(self._volume.fence), self._flush, self._settle)\n",
+        "            self._settle()\n", SLED,
+    ),
+    one(
+        "timeout-is-drained", "F3: a command that hangs is not over", ATTACH,
+        "        self._each(sorted(stuck - {ON_TABLE}), self._reset, self._release_table)\n",
+        "        self._volume.former.clear()\n        self._release_table()\n", SLED,
+    ),
+    one(
+        "r2t-data-judged-early", "F3: data after R2T is judged when it is complete", VENDOR_IO,
+        "        self._run(transfer.sqe, transfer.slot, transfer.data, None, transfer.total)\n",
+        "        transfer.slot.fence = type(transfer.slot.fence)(transfer.slot.volume, transfer.slot.epoch, "
+        "transfer.slot.attach_number)\n"
+        "        transfer.slot.attached = True\n"
+        "        self._run(transfer.sqe, transfer.slot, transfer.data, None, transfer.total)\n", SLED,
+    ),
+    one(
+        "boot-counter-stands-still", "D1: a head hears of a sled's power cycle", STORAGE,
+        "        storage.boot_counter += 1\n", "        storage.boot_counter = max(1, storage.boot_counter)\n", SLED,
+    ),
+    one(
+        "gmac-counter-reset", "wire: no nonce twice with one key", SESSION,
+        "        mac = self._macs.get((queue_id, direction))\n", "        mac = None\n", SLED,
+    ),
+    one(
+        "gmac-counter-not-checked", "wire: a count exceeds the last one", SESSION,
+        "        if count <= self._last:\n            raise NonceReused(count, self._last)\n", "", SLED,
+    ),
+    one(
+        "r2t-data-without-mac", "F1: data is authenticated before it is used", VENDOR_IO,
+        "        if not mac.check_parts(transfer.count, tag, (signed, transfer.data)):\n"
+        "            self._bad_mac(transfer.cid)\n            return\n", "", SLED,
+    ),
+    one(
+        "expired-credential", "credential: not after its expiry in sled time", FENCING,
+        "    if now_ms > claim.expires_ms:\n        return Verdict.EXPIRED\n", "", SLED,
+    ),
+    one(
+        "rights-ignored", "credential: nothing beyond its rights", FENCING,
+        "    if not claim.rights & right:\n        return Verdict.NO_RIGHT\n", "", SLED,
+    ),
+    one(
+        "crc-not-checked", "D2: what is read verifies against the map", READER,
+        "            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != place.crc:\n",
+        "            if False:\n", VOLUME,
+    ),
+    one(
+        "source-crc-not-checked", "D2: what a block is rebuilt from verifies", READER,
+        "            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != header.crcs[run.row + index]:\n",
+        "            if False:\n", VOLUME,
+    ),
+    one(
+        "older-shard-accepted", "D2: a shard counts only if (epoch, sequence, index) is the map's", READER,
+        "        return named == (self._volume, stripe.epoch, stripe.sequence, shard, self._state.geometry.rows)\n",
+        "        return True\n", VOLUME,
+    ),
+    one(
+        "map-goes-back", "engine 3: an entry moves only to a higher opnum", BLOCKMAP,
+        '                keep = old["opnum"] < opnums[chosen]\n', '                keep = old["opnum"] >= 0\n', VOLUME,
+    ),
+    one(
+        "move-beats-write", "engine 5: a MOVE counts only where the map names its source", BLOCKMAP,
+        '                keep = (old["opnum"] == opnums[chosen]) & (old["slot"] == sources[chosen])\n',
+        '                keep = old["opnum"] >= 0\n', VOLUME,
+    ),
+    one(
+        "slot-with-unanswered-writes", "engine 5: a slot with an unanswered command is not free", STRIPES,
+        "        failed = set(unanswered)\n", "        failed: set[object] = set()\n", VOLUME,
+    ),
+    one(
+        "slot-under-a-reader", "engine 5: a slot that is being read is not free", STRIPES,
+        "slot in self._readers or slot in self._writing", "slot in self._writing", VOLUME,
+    ),
+    one(
+        "slot-before-free-is-committed", "engine 5: a slot is free when the record that frees it is committed", STRIPES,
+        "        return not (self._in_use(slot) or slot in self._readers",
+        "        return not ((self._in_use(slot) and int(self.entries[\"live\"][slot]) > 4) or slot in self._readers",
+        VOLUME,
+    ),
+    one(
+        "trim-too-much", "engine 2: a record goes only when a durable checkpoint covers its stripe", REPLICA,
+        "        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)\n",
+        "        return self.committed + 1\n", VOLUME,
+    ),
+    one(
+        "trim-before-checkpoint", "engine 2: the checkpoint is durable before the log goes", REPLICA,
+        "        await self._directory.replace(CHECKPOINT_FILE, await self._checkpoint(sequence, before).encode())\n"
+        "        self._checkpoint_count += 1\n        await self._log.trim_before(sequence)\n",
+        "        await self._log.trim_before(sequence)\n"
+        "        await self._directory.replace(CHECKPOINT_FILE, await self._checkpoint(sequence, before).encode())\n"
+        "        self._checkpoint_count += 1\n", VOLUME,
+    ),
+    one(
+        "recovered-log-not-synced", "engine 1: what a restart found in the page cache is made durable", LOG,
+        "        await commit_now(scan.segment.file, 0, [])\n", "", VOLUME,
+    ),
+    one(
+        "gone-clients-served", "relay: unadmitted requests of a peer that is gone are dropped",
+        "head_node/export/peer.py",
+        "        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED)\n",
+        "        return False\n", EXPORT,
+    ),
+    one(
+        "relay-closes-softly", "relay: ended by reset, so that nothing unsent arrives later", "head_node/export/peer.py",
+        "            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)\n", "            pass\n", EXPORT,
+    ),
+    one(
+        "half-open-follower", "cluster: a silent primary is left", RECEIVER,
+        "        if not self._heard and self._work is None:\n", "        if False:\n", CLUSTER,
+    ),
+)  # fmt: skip
