@@ -48,6 +48,11 @@ sim: $(READY) ## Run simulated racks: SEEDS=1000 of them, or SEED=17 again with 
 model: $(READY) ## Check the model of fence, lease and takeover with spin, and that every rule is needed
 	$(BIN)/python -m pytest -q tests/model $(ARGS)
 
+MINUTES ?= 5
+.PHONY: fuzz
+fuzz: $(READY) ## Attack every parser of bytes from outside for MINUTES=5; keeps what reaches something new
+	$(BIN)/python tests/fuzz --minutes $(MINUTES) $(ARGS)
+
 .PHONY: mutants
 mutants: $(READY) ## Break each rule of the design in turn and see that the simulator or a test notices (about an hour)
 	$(BIN)/python tests/mutation $(ARGS)

@@ -263,11 +263,13 @@ MUTANTS = (
         "slot-under-a-reader", "engine 5: a slot that is being read is not free", STRIPES,
         "slot in self._readers or slot in self._writing", "slot in self._writing", VOLUME,
     ),
-    one(
-        "slot-before-free-is-committed", "engine 5: a slot is free when the record that frees it is committed", STRIPES,
-        "        return not (self._in_use(slot) or slot in self._readers",
-        "        return not ((self._in_use(slot) and int(self.entries[\"live\"][slot]) > 4) or slot in self._readers",
-        VOLUME,
+    Mutant(
+        "slot-before-free-is-committed", "engine 5: a slot is free when the record that frees it is committed",
+        (
+            (STRIPES, "np.flatnonzero(epochs == 0).tolist()]", "np.flatnonzero(self.entries['live'][base:end] < 5).tolist()]"),
+            (STRIPES, "        return not (self._in_use(slot) or slot in self._readers", "        return not (slot in self._readers"),
+        ),
+        (VOLUME,),
     ),
     one(
         "trim-too-much", "engine 2: a record goes only when a durable checkpoint covers its stripe", REPLICA,

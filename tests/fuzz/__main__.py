@@ -1,0 +1,69 @@
+"""A long campaign: `make fuzz MINUTES=10`. What reaches something new goes to the corpus, what crashes a target too."""
+
+import argparse
+import hashlib
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fuzz.fuzzer import Crash, Fuzzer, Target
+from fuzz.targets import TARGETS
+from fuzz.test_fuzz import CORPUS, corpus_of
+
+KEPT_BYTES_MAX = 8192
+"""Larger inputs are not worth their place in the repository."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 1 when something crashed."""
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="for all targets together (default 5)")
+    parser.add_argument("--seed", default=secrets.token_hex(4), help="of the changes (default: another each time)")
+    parser.add_argument("names", nargs="*", help="targets; all without any")
+    arguments = parser.parse_args(argv)
+    chosen = [target for target in TARGETS if not arguments.names or target.name in arguments.names]
+    print(f"seed {arguments.seed}", flush=True)
+    logging.disable()
+    crashed = 0
+    for target in chosen:
+        crashed += campaign(target, arguments.minutes * 60 / len(chosen), arguments.seed)
+    return 1 if crashed else 0
+
+
+def campaign(target: Target, seconds: float, seed: str) -> int:
+    """Fuzz one target; how often it crashed."""
+    fuzzer = Fuzzer(target, Random(f"{seed}/{target.name}"))
+    fuzzer.start(corpus_of(target))
+    known, crashes = len(fuzzer.lines), 0
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s and not crashes:
+        try:
+            fuzzer.step()
+        except Crash as crash:
+            crashes += 1
+            print(f"CRASH {crash}; kept as {keep(target, 'crash', crash.data)}", flush=True)
+    for data in fuzzer.found:
+        if len(data) <= KEPT_BYTES_MAX:
+            keep(target, "new", data)
+    new = len(fuzzer.lines) - known
+    print(
+        f"{target.name:<18} {fuzzer.executions:>8} executions, {len(fuzzer.lines)} lines reached, {new} new", flush=True
+    )
+    return crashes
+
+
+def keep(target: Target, kind: str, data: bytes) -> Path:
+    path = CORPUS / target.name / f"{kind}-{hashlib.sha256(data).hexdigest()[:12]}.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
