@@ -371,3 +371,30 @@ def test_a_rotten_checkpoint_is_corruption() -> None:
         assert MemoryDirectory(bench.disk).names()
 
     run(scenario())
+
+
+def test_d1_what_a_restart_finds_in_the_page_cache_is_durable_before_it_counts() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        bench.disk.gate = lambda finish: None  # a sync that never ends
+        bench.write(0, pattern(1))
+        await until(lambda: bool(bench.disk.files[SEGMENT].cached))
+        bench.disk.crash()
+        bench.disk.gate = None
+        restarted = await bench.open()
+        durable = restarted.durable
+        assert durable == 2, "the page cache outlives a process"
+        bench.disk.power_cut(Losing())
+        assert (await bench.open()).durable >= durable
+        await bench.engine.close()
+
+    run(scenario())
+
+
+class Losing(random.Random):
+    """A power cut in which nothing unsynced survives."""
+
+    def random(self) -> float:
+        return 0.99
