@@ -251,6 +251,14 @@ class LogSender:
         self._to(SenderState.RESYNCING)
         self.connection.send(FrameType.TRUNCATE, Truncate(self._epoch, True, 0).encode())
         self._resync = asyncio.get_running_loop().create_task(self._send_checkpoint())
+        self._resync.add_done_callback(self._checkpoint_sent)
+
+    def _checkpoint_sent(self, task: "asyncio.Task[None]") -> None:
+        """A member that got half a checkpoint would wait for the rest for ever; without its link it begins anew."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("event=resync_failed head=%s epoch=%d error=%r", self.member.head, self._epoch, error)
+            self.connection.abort(f"the full resync failed: {error}")
 
     async def _send_checkpoint(self) -> None:
         data = memoryview(b"".join(await self._engine.export_checkpoint()))

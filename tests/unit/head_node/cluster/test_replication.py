@@ -11,6 +11,7 @@ from head_node.cluster.errors import LinkError
 from head_node.cluster.replication import WINDOW_BYTES, common_opnum, split
 from head_node.volume.records import RECORD_HEADER
 from head_node.volume.segments import BATCH_BYTES_MAX
+from spdk_bindings.device import Buffer
 
 DATA = bytes(range(256)) * 16
 
@@ -107,6 +108,30 @@ def test_a_member_behind_a_trimmed_log_is_filled_from_a_checkpoint() -> None:
         await first.crash()
         await until(lambda: second.serving)
         assert await second.read(3) == DATA
+
+    with_rack(scenario)
+
+
+def test_a_member_whose_checkpoint_could_not_be_made_begins_anew() -> None:
+    async def scenario(rack: Rack) -> None:
+        rack.create_volume()
+        first, second = rack.heads
+        await first.start()
+        await until(lambda: first.serving)
+        await asyncio.gather(*(first.write(lba % 32, DATA * 16) for lba in range(600)))
+        await until(lambda: first.engine.read_log(1, BLOCK) is None)
+        export, failures = first.engine.export_checkpoint, []
+
+        async def fails_once() -> list[Buffer]:
+            if not failures:
+                failures.append(OSError("no memory"))
+                raise failures[0]
+            return await export()
+
+        first.engine.export_checkpoint = fails_once  # type: ignore[method-assign]
+        await second.start()
+        await until(lambda: rack.is_member(second))
+        assert failures
 
     with_rack(scenario)
 
