@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from rackctl import bench_nbd, bench_sled, peer_programs
+from rackctl import bench_floor, bench_nbd, bench_sled, peer_programs
 from rackctl.bench_nbd import FILE_BYTES, RUN_S, WORKLOADS, Target
 from rackctl.errors import RackError
 from rackctl.options import add_option, add_switch, whole_number
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="palisade-bench-") as scratch:
             measured.tables.append(sled_alone(arguments.rounds, Path(scratch)))
             measured.tables += volumes(arguments.rounds, Path(scratch), measured)
+            measured.tables.append(floor(arguments.rounds, Path(scratch)))
             measured.tables.append(failovers(arguments.rounds))
         for table in measured.tables:
             print(f"\n{table.title}\n\n{aligned(table.header, table.rows)}", flush=True)
@@ -155,6 +156,15 @@ def nbd_table(targets: Sequence[Target], rounds: int, scratch: Path) -> Table:
         for workload in WORKLOADS
     ]
     return Table("NBD under `fio --ioengine=nbd`", ("job", *(target.name for target in targets)), rows)
+
+
+def floor(rounds: int, scratch: Path) -> Table:
+    """What is left of a single write when the heads do nothing but pass it on and sync it."""
+    rows = []
+    for name, threaded in (("syncing in a thread, as heads do", True), ("syncing on the event loop", False)):
+        figure = statistics.median(bench_floor.measure(scratch, threaded) for _ in range(rounds))
+        rows.append((name, f"{figure:,.0f} IOPS"))
+    return Table("The floor below single writes: two bare processes, both syncing", ("way", "median"), rows)
 
 
 def memory(rack: Rack) -> Table:
