@@ -4,7 +4,7 @@ import gc
 from uuid import UUID
 
 from head_node.cluster.states import VolumeState
-from rackctl.simulation.history import Violation
+from rackctl.consistency.history import Violation
 from rackctl.simulation.nodes import HeadNode
 from rackctl.simulation.world import World
 

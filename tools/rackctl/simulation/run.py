@@ -13,11 +13,12 @@ from uuid import UUID
 from head_node.export.errors import ExportError
 from head_node.export.nbd_client import NbdClient
 from head_node.volume.geometry import Geometry
-from rackctl.simulation import linearizability, rest
+from rackctl.consistency import linearizability
+from rackctl.consistency.history import History, Violation
+from rackctl.consistency.workload import Client, Programme, Tally, read_all
+from rackctl.simulation import rest
 from rackctl.simulation.faults import Fault, Injector, Kind, Suspended, plan, suspended
-from rackctl.simulation.history import History, Violation
 from rackctl.simulation.loop import Process, Stuck
-from rackctl.simulation.workload import Client, Programme, Tally, read_all
 from rackctl.simulation.world import Line, Shape, TimelineHandler, World
 
 VOLUME_NAME: Final = "volume"

@@ -11,9 +11,10 @@ from uuid import UUID
 from head_node.store.records import VolumeRecord
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.shard import SHARD_HEADER, SHARD_MAGIC
-from rackctl.simulation.history import Violation
+from rackctl.consistency.epochs import EpochMonitor
+from rackctl.consistency.history import Violation
 from rackctl.simulation.loop import PROCESS
-from rackctl.simulation.monitors import EpochMonitor, FenceMonitor, NonceMonitor
+from rackctl.simulation.monitors import FenceMonitor, NonceMonitor
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
 from sled_controller.session import QueueMac

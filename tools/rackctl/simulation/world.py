@@ -19,7 +19,7 @@ from head_node.cluster.lease import LeaseTerms
 from head_node.store.records import VolumeRecord
 from head_node.volume.geometry import Geometry
 from head_node.volume.limits import Limits
-from rackctl.simulation.history import Violation
+from rackctl.consistency.history import Violation
 from rackctl.simulation.http import HttpServers, SimulatedHttp
 from rackctl.simulation.loop import PROCESS, Process, SimulationLoop, Stuck
 from rackctl.simulation.network import Network

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Final
 
-from rackctl.simulation.history import ZERO, History, Kind, Operation, Violation
+from rackctl.consistency.history import ZERO, History, Kind, Operation, Violation
 
 STATES_MAX: Final = 100_000
 """More than this many states of one block at once: the history is refused as too concurrent."""

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from head_node.export.errors import ExportError, NbdCommandFailed
 from head_node.export.nbd_client import NbdClient
-from rackctl.simulation.history import BLOCK_BYTES, ZERO, History, Operation, content, value_of
+from rackctl.consistency.history import BLOCK_BYTES, ZERO, History, Operation, content, value_of
 
 Connect: TypeAlias = Callable[[], Awaitable[NbdClient]]
 

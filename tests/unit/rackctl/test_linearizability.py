@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rackctl.simulation.history import ZERO, History, Kind, Operation, Violation, content, value_of
-from rackctl.simulation.linearizability import check, check_search, check_zones
+from rackctl.consistency.history import ZERO, History, Kind, Operation, Violation, content, value_of
+from rackctl.consistency.linearizability import check, check_search, check_zones
 
 Told = list[tuple[str, int, int, int | None]]
 
