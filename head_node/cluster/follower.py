@@ -16,12 +16,16 @@ from head_node.cluster.lease import MemberPromise
 from head_node.cluster.receiver import LogReceiver
 from head_node.cluster.services import Services
 from head_node.volume.engine import VolumeEngine
+from head_node.volume.errors import LogHangs
 
 log = logging.getLogger(__name__)
 
 REDIAL_SECONDS_MIN: Final = 0.02
 REDIAL_SECONDS_MAX: Final = 0.5
 """Between dials of a primary that does not answer or refuses: well within a TTL at first, patient later."""
+SETTLE_SECONDS_MAX: Final = 45.0
+"""How long a seal waits for the log's disk: longer than Linux waits for an NVMe command (30 s) before it resets the
+drive and asks again, so that a drive which comes back by that costs a delay and not a member."""
 
 
 class Follower:
@@ -78,10 +82,17 @@ class Follower:
 
     async def seal(self) -> None:
         """Promise nothing any more, close the link, settle the log. Raises SealRefused while a promise binds,
-        TakeoverImpossible when the log fails."""
+        TakeoverImpossible when the log fails, or has hung for SETTLE_SECONDS_MAX and was given up."""
         self.promise.seal(self._services.env.clock.boottime_ns())
-        await self.stop("sealed")
-        await self._settle()
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS_MAX):
+                await self.stop("sealed")
+                await self._settle()
+        except TimeoutError:
+            self._session = None  # it still waits for the disk; whatever it does then, the engine refuses
+            hangs = LogHangs(f"its disk did not answer for {SETTLE_SECONDS_MAX:g} s; mend it, restart this head")
+            self._engine.abandon(hangs)
+            raise TakeoverImpossible(f"the log failed: {hangs}") from None
         log.info(
             "event=sealed volume=%s log=%s tail=%d epoch=%d",
             self._volume, self._engine.log_id, self._engine.tail.opnum, self._engine.tail.epoch,

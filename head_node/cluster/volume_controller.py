@@ -208,7 +208,8 @@ class VolumeController:
                 return None
             await follower.seal()
         except (TakeoverImpossible, AuthorityError, SealRefused) as error:
-            self._note(f"no takeover: {error}")
+            if engine.failure is None:
+                self._note(f"no takeover: {error}")
             return None
         self._to(VolumeState.SEALED)
         try:

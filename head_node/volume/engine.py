@@ -17,6 +17,7 @@ from head_node.volume.destage import Destager
 from head_node.volume.errors import (
     BatchMalformed,
     LogDiverged,
+    LogHangs,
     NotEnoughColumns,
     StaleEpoch,
     VolumeStopped,
@@ -295,6 +296,10 @@ class VolumeEngine(Replica):
             self._become(Role.FOLLOWER)
             await self.reader.close()
 
+    def abandon(self, error: LogHangs) -> None:
+        """Wait for this log no more: the engine has failed, and `close` leaves the directory as it is."""
+        self._fail(error)
+
     async def close(self, *, destage: bool = False) -> None:
         """Stop; as primary with `destage` first put everything committed into stripes."""
         if self.role is Role.CLOSED:
@@ -306,6 +311,8 @@ class VolumeEngine(Replica):
         failed = self.role is Role.FAILED
         self._become(Role.CLOSED)
         await self.reader.close()
+        if isinstance(self.failure, LogHangs):
+            return
         await self._log.close()
         if not failed and self.failure is None and self._log.failed is None:
             try:

@@ -31,6 +31,11 @@ class LogFailed(VolumeError):
     """A log write or sync failed. Final: service and membership end here, nobody retries (design: write path)."""
 
 
+class LogHangs(LogFailed):
+    """The disk of a log answers nothing at all. Nothing of it is waited for any more: mend the disk, restart the
+    head. The directory stays locked until then, because what was asked of the disk may still happen."""
+
+
 class LogFull(VolumeError):
     """No room for a log record and none can be made: wait for destage, or give the disk more room."""
 

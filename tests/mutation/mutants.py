@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     one(
         "seal-before-settled", "F5: what was appended is durable before the epoch is asked for",
-        "head_node/cluster/follower.py", "        await self._settle()\n", "", CLUSTER,
+        "head_node/cluster/follower.py", "                await self._settle()\n", "", CLUSTER,
     ),
     one(
         "acknowledge-while-promoting", "F5: nothing is committed before the epoch record is", ENGINE,

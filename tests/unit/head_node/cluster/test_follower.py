@@ -7,10 +7,12 @@ from uuid import UUID
 
 import pytest
 
-from head_node.cluster.errors import SealRefused
+from head_node.cluster import follower
+from head_node.cluster.errors import SealRefused, TakeoverImpossible
 from head_node.cluster.follower import Follower
 from head_node.cluster.frames import FrameType, Heartbeat, Truncate, encode_release
 from head_node.cluster.lease import MS, LeaseTerms, MemberPromise
+from head_node.volume.errors import LogHangs
 
 TERMS = LeaseTerms()
 PRIMARY, VOLUME = UUID(int=1), UUID(int=7)
@@ -61,6 +63,9 @@ class Log:
 
     def epoch_history(self) -> list[tuple[int, int]]:
         return [(1, 1)]
+
+    def abandon(self, error: LogHangs) -> None:
+        self.failure = error
 
     async def see_epoch(self, epoch: int) -> None:
         await self.may_see_epoch.wait()
@@ -151,6 +156,26 @@ def test_f5_the_seal_waits_until_what_was_appended_is_durable() -> None:
         bed.log.durable = 5
         bed.log.on_durable(5)
         await sealing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("hanging", ["the link's work", "an append"])
+def test_a_seal_gives_a_log_up_whose_disk_hangs(hanging: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "SETTLE_SECONDS_MAX", 0.02)
+
+    async def scenario() -> None:
+        bed = Bed()
+        await bed.joined()
+        if hanging == "an append":
+            bed.log.durable = 3
+        else:
+            bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5).encode()))
+        with pytest.raises(TakeoverImpossible, match="did not answer"):
+            await bed.follower.seal()
+        assert isinstance(bed.log.failure, LogHangs)
+        assert bed.follower.promise.sealed
+        await asyncio.wait_for(bed.follower.stop("the volume ends here"), 2)
 
     asyncio.run(scenario())
 

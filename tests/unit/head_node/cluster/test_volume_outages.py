@@ -19,7 +19,7 @@ from kit.cluster import (
 )
 
 from head_node.authority import transitions
-from head_node.cluster import primary
+from head_node.cluster import follower, primary
 from head_node.cluster.primary import End
 from head_node.cluster.states import VolumeState
 from head_node.store.records import VolumeState as RecordState
@@ -382,6 +382,34 @@ def test_a_log_that_fails_while_a_member_seals_ends_the_volume_here() -> None:
             finish()
         await second.controller.reached(VolumeState.FAILED)
         await asyncio.wait_for(second.stop(), 2)
+
+    with_rack(scenario)
+
+
+def test_a_member_whose_log_disk_hangs_while_it_seals_fails_the_volume_instead_of_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follower, "SETTLE_SECONDS_MAX", 0.05)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: bool(held))
+        await first.crash()
+        await second.controller.reached(VolumeState.FAILED)
+        assert rack.record.epoch == 1, "an unsettled log asked for the epoch"
+        assert "did not answer" in second.controller.status()["reason"]
+        assert "event=volume_failed" in caplog.text
+        await until(lambda: second.controller.ended)
+        assert not second.head.ready
+        await first.start()
+        await until(lambda: first.serving)
+        held[0]()
+        assert await first.read(0) == ONE
+        await asyncio.wait_for(second.stop(), 2)
+        second.api.cut_off = True
 
     with_rack(scenario)
 

@@ -1,6 +1,7 @@
 """An engine on its own: write, destage, read, restart."""
 
 import asyncio
+from collections.abc import Callable
 from uuid import UUID
 
 import numpy as np
@@ -10,6 +11,7 @@ from kit.volume import Bench, check, fill, pattern, run, until
 from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS
 from head_node.volume.checkpoint import BUFFERS_PER_TURN, Checkpoint, decode_checkpoint
 from head_node.volume.engine import NOTICE_SECONDS, Role
+from head_node.volume.errors import DirectoryLocked, LogHangs
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.segments import Position
 from head_node.volume.stripes import STRIPE_ENTRY
@@ -30,6 +32,25 @@ def test_a_write_reads_back_from_overlay_then_from_a_stripe() -> None:
         assert await bench.read(0, 25) == b"".join(content[lba] for lba in range(25))
         assert bench.engine.status()["stripes_written"] == 2
         await bench.engine.close(destage=True)
+
+    run(scenario())
+
+
+def test_an_abandoned_log_is_closed_without_waiting_and_keeps_its_directory_locked() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        await bench.create()
+        await bench.lead(1)
+        held: list[Callable[[], None]] = []
+        bench.disk.gate = held.append
+        answer = bench.write(0, pattern(1))
+        await until(lambda: bool(held))
+        bench.engine.abandon(LogHangs("its disk does not answer"))
+        await asyncio.wait_for(bench.engine.close(), 2)
+        with pytest.raises(DirectoryLocked):
+            await bench.open()
+        held[0]()
+        assert not answer.done()
 
     run(scenario())
 
