@@ -222,7 +222,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, Environment()))
+            runner.run(serve(settings, Environment.of_program(settings.clock_faults)))
     except HeadError as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -4,11 +4,19 @@ Production code takes an `Environment` and never calls `time` or `os.urandom` it
 run it on virtual time from a seed.
 """
 
+import errno
+import mmap
 import os
+import struct
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
+
+CLOCK_FAULTS: Final = struct.Struct("<qq")
+"""What a `FaultyClock` reads in its file: how many milliseconds its wall clock is ahead, how many parts per million its
+boot clock is too fast. Eight aligned bytes each, so that neither is ever seen half written."""
 
 
 class Clock(Protocol):
@@ -38,6 +46,30 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
+class FaultyClock(SystemClock):
+    """For tests of real processes: the machine's clocks, made wrong by a file that may change at any moment.
+
+    The rate of the boot clock is read once: a clock may be fast or slow (F7 leaves room for that), but never jumps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when there is no such file, or one that is too short."""
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < CLOCK_FAULTS.size:
+                raise OSError(errno.EINVAL, f"is shorter than {CLOCK_FAULTS.size} bytes", str(path))
+            self._faults = mmap.mmap(file.fileno(), CLOCK_FAULTS.size, access=mmap.ACCESS_READ)
+        self._too_fast_ppm: int = CLOCK_FAULTS.unpack_from(self._faults)[1]
+        self._begun_ns = super().boottime_ns()
+
+    def boottime_ns(self) -> int:
+        now_ns = super().boottime_ns()
+        return now_ns + (now_ns - self._begun_ns) * self._too_fast_ppm // 1_000_000
+
+    def wall_ms(self) -> int:
+        ahead_ms: int = CLOCK_FAULTS.unpack_from(self._faults)[0]
+        return super().wall_ms() + ahead_ms
+
+
 class SystemEntropy:
     """The kernel's random number generator."""
 
@@ -51,6 +83,14 @@ class Environment:
 
     clock: Clock = field(default_factory=SystemClock)
     entropy: Entropy = field(default_factory=SystemEntropy)
+
+    @classmethod
+    def of_program(cls, clock_faults: Path | None) -> "Environment":
+        """What a program runs in: the machine's own, but for the clock of one whose `clock_faults` are set.
+
+        Raises OSError.
+        """
+        return cls() if clock_faults is None else cls(clock=FaultyClock(clock_faults))
 
     def new_uuid(self) -> uuid.UUID:
         """A random UUID (version 4) from this environment's entropy."""

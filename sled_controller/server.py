@@ -99,7 +99,7 @@ async def _run(settings: SledSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, Environment(), stop)
+    await serve(settings, Environment.of_program(settings.clock_faults), stop)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

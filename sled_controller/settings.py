@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Model = TypeVar("Model", bound="Settings")
 
@@ -25,6 +25,10 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, values do not change once loaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clock_faults: Path | None = Field(
+        default=None, description="for tests only: a file that makes the clocks of this process wrong (docs/testing.md)"
+    )
 
 
 class SettingsError(Exception):

@@ -89,7 +89,7 @@ async def serve(settings: AuthoritySettings) -> None:
     """Run until SIGTERM or SIGINT."""
     folder = settings.state_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    env = Environment()
+    env = Environment.of_program(settings.clock_faults)
     listener = listen(settings.host, settings.port)
     with contextlib.closing(listener):
         store = await SqliteStore.open(folder / STORE_FILE)
