@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from rackctl.launch import Command
-from rackctl.ports import HOST
 from rackctl.state import Node, NodeKind
 
 # The services of each program, in the order in which their ports are taken.
@@ -65,7 +64,7 @@ def authority(node: Node, layout: Layout) -> Command:
     """The authority; it makes the operator's token itself."""
     argv = [
         *(_script("rack-authority"), "--state-dir", str(layout.state_dir(node))),
-        *("--host", HOST, "--port", str(node.ports["api"])),
+        *("--host", node.host, "--port", str(node.ports["api"])),
     ]
     return command_of(node, layout, argv=argv)
 
@@ -75,7 +74,7 @@ def sled(node: Node, layout: Layout, *, root_public_key: str, device_bytes: int)
     state_dir = layout.state_dir(node)
     argv = [
         *(_script("sled-controller"), "--state-dir", str(state_dir), "--name", node.name),
-        *("--listen-host", HOST, "--listen-port", str(node.ports["nvme"])),
+        *("--listen-host", node.host, "--listen-port", str(node.ports["nvme"])),
         *("--devices", json.dumps([str(state_dir / "device-0")]), "--device-bytes", str(device_bytes)),
         *("--root-public-key", root_public_key),
     ]
@@ -86,9 +85,9 @@ def head(node: Node, layout: Layout, *, authority_url: str, join_token: str | No
     """A head; it needs a join token on its first start only."""
     argv = [
         *(_script("head-node"), "--state-dir", str(layout.state_dir(node)), "--name", node.name),
-        *("--authority-url", authority_url, "--host", HOST),
+        *("--authority-url", authority_url, "--host", node.host),
         *("--peer-port", str(node.ports["peer"]), "--nbd-port", str(node.ports["nbd"])),
-        *("--api-host", HOST, "--api-port", str(node.ports["api"])),
+        *("--api-host", node.host, "--api-port", str(node.ports["api"])),
     ]
     environ = {"HEAD_NODE_JOIN_TOKEN": join_token} if join_token else {}
     return command_of(node, layout, argv=argv, environ=environ)

@@ -17,9 +17,10 @@ from rackctl import programs, state
 from rackctl.api import OperatorApi
 from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
 from rackctl.launch import Command, Started, await_ready, start
-from rackctl.ports import HOST, PortReservations
+from rackctl.ports import PortReservations
 from rackctl.processes import ProcessIdentity, ProcessState, send, wait_gone
 from rackctl.programs import SERVICES, Layout, make_root_key
+from rackctl.sites import Sites, on_loopback
 from rackctl.sizes import BLOCK_BYTES
 from rackctl.state import Node, NodeKind, RackState
 
@@ -68,16 +69,19 @@ class Roles:
 class Rack:
     """A rack in a directory. Make one with `Rack.create`, find one with `Rack.open`."""
 
-    def __init__(self, directory: Path, *, owner: bool) -> None:
+    def __init__(self, directory: Path, *, owner: bool, sites: Sites = on_loopback) -> None:
         self.directory = directory
         self.layout = Layout(directory)
         self._owner = owner
+        self._sites = sites
         self._ports = PortReservations()
         self._children: list[subprocess.Popen[bytes]] = []
         self._api: OperatorApi | None = None
 
     @classmethod
-    def create(cls, directory: Path | None, size: RackSize, *, owner: bool = True) -> "Rack":
+    def create(
+        cls, directory: Path | None, size: RackSize, *, owner: bool = True, sites: Sites = on_loopback
+    ) -> "Rack":
         """Start a new rack, or one that was stopped in `directory` again (its size is what it was).
 
         `owner`: its processes end with this one, whatever happens. Without a directory a temporary one is made, which
@@ -86,7 +90,7 @@ class Rack:
         size.check()
         made = Path(tempfile.mkdtemp(prefix=state.temporary_prefix())) if directory is None else directory.absolute()
         made.mkdir(parents=True, exist_ok=True)
-        rack = cls(made, owner=owner)
+        rack = cls(made, owner=owner, sites=sites)
         if not state.exists(made):
             if any(made.iterdir()):
                 raise RackExists(f"{made}: is not empty and holds no rack: choose another directory")
@@ -168,13 +172,21 @@ class Rack:
         """SIGCONT: it goes on where it was, unaware of the time in between."""
         self._signal(name, signal.SIGCONT)
 
+    def terminate(self, name: str) -> None:
+        """SIGTERM: it is to end in good order. Returns at once."""
+        self._signal(name, signal.SIGTERM)
+
     def restart(self, name: str) -> None:
         """Start it again with the same state and ports; one that runs is ended first."""
+        await_ready([self.begin(name)])
+
+    def begin(self, name: str) -> Started:
+        """The same, without waiting until it is ready."""
         with state.locked(self.directory):
             now = self.state
             node = now.node(name)
             self._end([node], gently=True)
-            await_ready(self._spawn(now, [self._command(now, node)]))
+            return self._spawn(now, [self._command(now, node)])[0]
 
     # Volumes
 
@@ -206,7 +218,8 @@ class Rack:
 
     def nbd_uri(self, volume: str, head: str) -> str:
         """Where `head` exports the volume; a head that is not its primary relays."""
-        return f"nbd://{HOST}:{self.node(head).ports['nbd']}/{volume}"
+        node = self.node(head)
+        return f"nbd://{node.host}:{node.ports['nbd']}/{volume}"
 
     def wait_served(self, volume: str, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
         """Wait until the volume is active and its primary accepts NBD clients."""
@@ -216,7 +229,8 @@ class Rack:
             roles = self.roles(volume)
             if roles.state != "active" or roles.primary is None:
                 return None
-            return roles if is_served(HOST, self.node(roles.primary).ports["nbd"], volume) else None
+            primary = self.node(roles.primary)
+            return roles if is_served(primary.host, primary.ports["nbd"], volume) else None
 
         return wait_until(served, f"volume {volume} to be served", timeout_s)
 
@@ -244,6 +258,7 @@ class Rack:
         with state.locked(self.directory):
             now = self.state
             for node in now.nodes:
+                node.host = self._sites(node).host
                 self._give_ports(node)
             authority, sleds = now.node("authority"), now.of_kind(NodeKind.SLED)
             heads = now.of_kind(NodeKind.HEAD)
@@ -269,7 +284,7 @@ class Rack:
         for node in now.of_kind(NodeKind.SLED):
             identity = json.loads((self.layout.state_dir(node) / "identity.json").read_text(encoding="utf-8"))
             node.id = str(identity["id"])
-            api.enrol_sled(identity, HOST, node.ports["nvme"], now.device_bytes // BLOCK_BYTES)
+            api.enrol_sled(identity, node.host, node.ports["nvme"], now.device_bytes // BLOCK_BYTES)
 
     def _learn_head_ids(self, now: RackState, api: OperatorApi) -> None:
         """Wait until every head is enrolled."""
@@ -301,8 +316,9 @@ class Rack:
         """Start nodes side by side; each is on record at once, so that it is never forgotten."""
         started = []
         for command in commands:
-            one = start(command, leashed=self._owner)
-            now.node(command.name).process = one.process
+            node = now.node(command.name)
+            one = start(self._sites(node).place(command), leashed=self._owner)
+            node.process = one.process
             state.save(self.directory, now)
             self._children.append(one.child)
             started.append(one)

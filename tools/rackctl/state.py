@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rackctl.errors import NodeUnknown, RackError, RackNotFound
+from rackctl.ports import HOST
 from rackctl.processes import ProcessIdentity, ProcessState, state_of
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _FILE: Final = "rack.json"
 _LOCK: Final = "rack.lock"
 
@@ -33,11 +34,12 @@ class NodeKind(enum.StrEnum):
 
 @dataclass(slots=True)
 class Node:
-    """One node: its name, program, id (empty until it has one), ports by service and, while it runs, its process."""
+    """One node: its name, program, id (empty until it has one), where it listens and, while it runs, its process."""
 
     name: str
     kind: NodeKind
     id: str = ""
+    host: str = HOST
     ports: dict[str, int] = field(default_factory=dict)
     process: ProcessIdentity | None = None
 
@@ -76,7 +78,8 @@ class RackState:
     @property
     def api_url(self) -> str:
         """Where the authority's REST interface is."""
-        return f"http://127.0.0.1:{self.node('authority').ports['api']}"
+        authority = self.node("authority")
+        return f"http://{authority.host}:{authority.ports['api']}"
 
 
 def load(directory: Path) -> RackState:
@@ -160,6 +163,7 @@ def _node_from_json(data: dict[str, Any]) -> Node:
         name=str(data["name"]),
         kind=NodeKind(data["kind"]),
         id=str(data["id"]),
+        host=str(data["host"]),
         ports={str(service): int(port) for service, port in data["ports"].items()},
         process=ProcessIdentity(int(process["pid"]), int(process["started_ticks"])) if process else None,
     )
