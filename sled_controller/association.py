@@ -1,18 +1,19 @@
-"""An association: one host's two queues, its session, its slots, and the vendor admin commands on them.
+"""A sled's association: one host's two queues, its session, its slots, and the vendor admin commands on them.
 
 Knows nothing of PDUs: a queue hands over an opcode, the fields of its SQE and its data, and gets an answer by callback.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sled_controller.attach import ON_TABLE, Attach, Slot, VolumeState
 from sled_controller.credential import Credential, holder_of, parse_credential, verify
 from sled_controller.errors import CredentialMalformed, CredentialRefused, HandshakeFailed
+from sled_controller.fabric.associations import HostAssociation
 from sled_controller.fencing import RIGHT_MANAGE, AttachVerdict, Fence, Verdict, decide, decide_attach
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState, Receipt
@@ -67,13 +68,6 @@ def refusal_of(verdict: Verdict, fence: Fence | None) -> tuple[int, int, int]:
     return status, int(verdict) if status == Status.REFUSED else 0, 0
 
 
-class Queue(Protocol):
-    """What an association needs of a queue."""
-
-    def end(self, reason: str) -> None:
-        """Send what is queued and close; the association has ended."""
-
-
 @dataclass(frozen=True, slots=True)
 class AdminFields:
     """The fields of a vendor admin SQE."""
@@ -88,36 +82,23 @@ Reply = Callable[[int, int, int, bytes], None]
 """status, DW0, DW1, data to the host"""
 
 
-@dataclass(slots=True)
-class Association:
-    """One host's admin queue and I/O queue, its session and its slots. Ends as a whole."""
+class Association(HostAssociation):
+    """One host's admin queue and I/O queue, its session and its slots."""
 
-    subsystem: "Subsystem"
-    controller_id: int
-    host_nqn: bytes
-    host_id: bytes
-    queues: dict[int, Queue] = field(default_factory=dict)
-    slots: list[Slot] = field(default_factory=list)
-    controller: object = None  # its standard side, shared by its queues
-    keys: SessionKeys | None = None
-    holder: bytes = b""
-    refused_by: Fence | None = None
-    ended: bool = False
-    _handshake: SledHandshake | None = None
-    _noted: set[tuple[Verdict, int | None]] = field(default_factory=set)
+    def __init__(self, subsystem: "Subsystem", controller_id: int, host_nqn: bytes, host_id: bytes) -> None:
+        super().__init__(controller_id, host_nqn, host_id)
+        self.subsystem = subsystem
+        self.slots: list[Slot] = []
+        self.keys: SessionKeys | None = None
+        self.holder = b""
+        self.refused_by: Fence | None = None
+        self._handshake: SledHandshake | None = None
+        self._noted: set[tuple[Verdict, int | None]] = set()
 
-    def end(self, reason: str) -> None:
-        """End it: both queues close, nothing more is admitted, what is in flight is left to a later drain."""
-        if self.ended:
-            return
-        self.ended = True
-        log.info("event=association_ended controller=%d reason=%s", self.controller_id, reason)
-        self.subsystem.associations.pop(self.controller_id, None)
+    def closing(self) -> None:
+        """What is in flight is left to a later drain."""
         for slot in self.slots:
             self._drop(slot)
-        queues, self.queues = self.queues, {}
-        for queue in queues.values():
-            queue.end(reason)
 
     def _drop(self, slot: Slot) -> None:
         slot.attached = False

@@ -1,10 +1,11 @@
 """The subsystem of a sled: what all its connections share. Volumes and their fences, namespaces, key set, sled time."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,7 +16,12 @@ from sled_controller.association import Refusal as Refusal
 from sled_controller.attach import CallLater, VolumeState
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
+from sled_controller.fabric.associations import Associations
+from sled_controller.fabric.controller import FIRMWARE, MODEL, SledController
+from sled_controller.fabric.discovery import DiscoverySubsystem
+from sled_controller.fabric.port import ConnectRefused, ConnectRequest, NvmSubsystem
 from sled_controller.fabric.vendor import NAMESPACE_ENTRY, STATUS
+from sled_controller.fabric.vendor_io import LIMITS
 from sled_controller.fencing import Fence, Verdict
 from sled_controller.keyset import KeySet
 from sled_controller.served import Served, then
@@ -23,7 +29,11 @@ from sled_controller.sled_time import SledTime
 from sled_controller.storage.records import StoredFence
 from sled_controller.storage.sled_storage import SledStorage
 from spdk_bindings.device import Device
-from spdk_bindings.nvme import Status, sled_nqn
+from spdk_bindings.log_pages import DiscoveryEntry
+from spdk_bindings.nvme import DISCOVERY_NQN, Status, sled_nqn
+
+if TYPE_CHECKING:
+    from sled_controller.fabric.target import TargetQueue
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +91,9 @@ class Subsystem:
         self.key_set: KeySet | None = self._kept_key_set()
         self.volumes: dict[UUID, VolumeState] = {}
         self.served: dict[int, Served] = {}
-        self.associations: dict[int, Association] = {}
-        self._next_controller_id = 1
+        self.limits = LIMITS
+        self.discovery = DiscoverySubsystem(self._addresses, serial=self.serial, model=MODEL, firmware=FIRMWARE)
+        self._associations: Associations[Association] = Associations(ASSOCIATIONS_MAX)
         storage.on_device_offline = self._device_offline
         storage.on_fence_raised = self._fence_joined
         self.refresh_namespaces()
@@ -155,18 +166,41 @@ class Subsystem:
         else:
             self.counters.refused += 1
 
-    # --- associations
+    # --- hosts
 
-    def open_association(self, host_nqn: bytes, host_id: bytes) -> "Association | None":
-        """A new association, None when there are too many."""
-        if len(self.associations) >= ASSOCIATIONS_MAX:
-            return None
-        while self._next_controller_id in self.associations:
-            self._next_controller_id = self._next_controller_id % 0xFFEF + 1
-        association = Association(self, self._next_controller_id, host_nqn, host_id)
-        self.associations[association.controller_id] = association
-        self._next_controller_id = self._next_controller_id % 0xFFEF + 1
+    @property
+    def serial(self) -> str:
+        """The serial number, from the sled's id."""
+        return self.identity.sled_id.hex[:20].upper()
+
+    @property
+    def hosts(self) -> Mapping[int, Association]:
+        """Associations by controller id."""
+        return self._associations.live
+
+    def now_ms(self) -> int:
+        """Sled time."""
+        return self.time.now_ms()
+
+    def subsystem_of(self, nqn: str) -> NvmSubsystem | None:
+        """This one, or the discovery subsystem."""
+        if nqn == self.identity.nqn:
+            return self
+        return self.discovery if nqn == DISCOVERY_NQN else None
+
+    def open(self, queue: "TargetQueue", request: ConnectRequest) -> Association | ConnectRefused:
+        """A new association with this sled: anybody may have one, it takes a session to do something with it."""
+        association = self._associations.open(
+            lambda number: Association(self, number, request.host_nqn, request.host_id)
+        )
+        if association is None:
+            return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
+        association.controller = SledController(association, request.kato_ms)
         return association
+
+    def _addresses(self, queue: "TargetQueue", host_nqn: bytes) -> list[DiscoveryEntry]:
+        host, port = queue.local_address
+        return [DiscoveryEntry(self.identity.nqn, host, port, ip_address(host).version == 6)]
 
     # --- sled-wide admin commands
 
@@ -188,7 +222,7 @@ class Subsystem:
             return
         self.key_set = key_set
         self.learn_time(key_set.issued_ms)
-        for association in self.associations.values():
+        for association in self.hosts.values():
             association.keys_changed(key_set)
         log.info("event=key_set version=%d keys=%d", key_set.version, len(key_set.keys))
         start = partial(self.storage.store_key_set, key_set.version, data)

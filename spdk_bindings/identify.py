@@ -139,6 +139,7 @@ class ControllerIdentity:
     total_capacity_bytes: int = 0
     unallocated_capacity_bytes: int = 0
     volatile_write_cache: bool = True
+    async_events: int = 0
     discovery: bool = False
     nvm_optional: int = ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES | ONCS_RESERVATIONS
 
@@ -168,6 +169,7 @@ def identify_controller(identity: ControllerIdentity) -> bytes:
                 "max_transfer_log2_pages": pages.bit_length() - 1,
                 "controller_id": identity.controller_id,
                 "version": NVME_VERSION,
+                "async_events": identity.async_events,
                 "attributes": 0x01,
                 "controller_type": CONTROLLER_DISCOVERY if identity.discovery else CONTROLLER_IO,
                 "total_capacity_bytes": identity.total_capacity_bytes,

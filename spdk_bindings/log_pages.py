@@ -168,6 +168,12 @@ def effects_log(admin: Mapping[int, int], io: Mapping[int, int]) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in words).ljust(4096, b"\0")
 
 
+def supported_log(pages: Iterable[int]) -> bytes:
+    """The Supported Log Pages log (00h): bit 0 of each page's word."""
+    named = set(pages)
+    return b"".join(int(page in named).to_bytes(4, "little") for page in range(256))
+
+
 def reservation_report(generation: int, holder: bytes | None, controller_id: int, *, extended: bool) -> bytes:
     """Reservation Report: the fence in NVMe's words.
 
@@ -211,7 +217,7 @@ def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
                 "transport": 3,
                 "family": 2 if entry.ipv6 else 1,
                 "subtype": 2,
-                "requirements": 0x02,
+                "requirements": 0,  # TREQ: not specified; nvme-cli 2.3 connects to nothing that says "not required"
                 "port_id": index,
                 "controller_id": 0xFFFF,
                 "admin_queue_entries": 32,

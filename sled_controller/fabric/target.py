@@ -10,22 +10,24 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
-from sled_controller.association import AdminFields, Association
 from sled_controller.fabric import pdu
-from sled_controller.fabric.controller import KEEP_ALIVE_GRACE_MS, Controller
+from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.io_path import IoPath, Transfer
 from sled_controller.fabric.pdu import FatalError, PduError, PduType
-from sled_controller.fabric.receive_buffer import ReceiveStream
-from sled_controller.fabric.vendor_io import (
-    HELD_BYTES_MAX,
-    IN_CAPSULE_BYTES_MAX,
-    QUEUE_ENTRIES_MAX,
-    TRANSFER_BYTES_MAX,
-    IoPath,
-    Transfer,
+from sled_controller.fabric.port import (
+    CONTROLLER_ID_FIELD,
+    QUEUE_ID_FIELD,
+    SQ_SIZE_FIELD,
+    SUBSYSTEM_NQN_FIELD,
+    ConnectRefused,
+    ConnectRequest,
+    NvmSubsystem,
+    Port,
 )
-from sled_controller.subsystem import Subsystem
+from sled_controller.fabric.receive_buffer import ReceiveStream
+from sled_controller.fabric.standard_controller import KEEP_ALIVE_GRACE_MS, StandardController
 from spdk_bindings.device import Buffer
-from spdk_bindings.nvme import CONTROLLER_ID_DYNAMIC, DISCOVERY_NQN, AdminOpcode, FabricsType, Status, cqe_status
+from spdk_bindings.nvme import CONTROLLER_ID_DYNAMIC, AdminOpcode, FabricsType, Status, cqe_status
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +82,8 @@ ACCEPTED: Final[dict[QueueState, frozenset[int]]] = {
 class TargetQueue:
     """The target's side of one connection. `wake` is called when there is output outside of `received`."""
 
-    def __init__(self, subsystem: Subsystem, now_ns: int, local_address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
-        self.subsystem = subsystem
+    def __init__(self, port: Port, now_ns: int, local_address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        self.port = port
         self.local_address = local_address
         self.state = QueueState.WAIT_IC
         self.stream = ReceiveStream()
@@ -92,14 +94,14 @@ class TargetQueue:
         self.sqhd = 0
         self.busy: set[int] = set()
         self.now_ms = 0
-        self.association: Association | None = None
-        self.controller: Controller | None = None
+        self.association: HostAssociation | None = None
+        self.controller: StandardController | None = None
         self.io: IoPath | None = None
         self.failure = ""
         self._digests = 0
         self._align = 4
         self._out_bytes = 0
-        self._mac_count = 0
+        self._held_bytes_max = port.limits.held_bytes_max
         self._receiving = False
         self.blocked = False  # commands wait in the stream because the queue was stalled
         self._data_for: Transfer | None = None  # an H2CData's payload is arriving
@@ -155,7 +157,10 @@ class TargetQueue:
     @property
     def stalled(self) -> bool:
         """Too much is held or waits to be sent; `resume` a `blocked` queue when that is over."""
-        return self._out_bytes + (self.io.held_bytes if self.io is not None else 0) > HELD_BYTES_MAX
+        io = self.io
+        if io is None:
+            return self._out_bytes > self._held_bytes_max
+        return io.waits or self._out_bytes + io.held_bytes > self._held_bytes_max
 
     def lost(self, reason: str) -> None:
         """The connection is gone; a lost queue ends its association."""
@@ -214,7 +219,7 @@ class TargetQueue:
             self.out.append(pdu.r2t(cid, ttag, 0, length, self._digests))
 
     def _fail(self, error: PduError) -> None:
-        self.subsystem.counters.protocol_errors += 1
+        self.port.counters.protocol_errors += 1
         self.failure = error.reason
         log.warning("event=protocol_error fes=%s fei=%d reason=%s", error.fes.name, error.fei, error.reason)
         self.out.append(pdu.term_req(PduType.C2H_TERM_REQ, error.fes, error.fei, error.header))
@@ -236,7 +241,7 @@ class TargetQueue:
                 self._take_data(self._data_for)
                 continue
             if io is not None:
-                stream.start = io.write_run(stream.current, stream.start, stream.end, self.now_ms)
+                stream.start = io.run(stream.current, stream.start, stream.end, self.now_ms)
                 if self.state is not QueueState.LIVE:
                     return
             if stream.end - stream.start < pdu.COMMON_BYTES:
@@ -253,10 +258,11 @@ class TargetQueue:
         stream = self.stream
         start = stream.start
         view = stream.current.view[start : stream.end]
-        limit = IN_CAPSULE_BYTES_MAX if self.queue_id else ADMIN_IN_CAPSULE_BYTES_MAX
+        limits = self.port.limits
+        limit = limits.in_capsule_bytes_max if self.queue_id else ADMIN_IN_CAPSULE_BYTES_MAX
         kind = view[0]
         if kind == PduType.H2C_DATA:
-            limit = TRANSFER_BYTES_MAX
+            limit = limits.transfer_bytes_max
         pdu.check_header(view, ACCEPTED[self.state], self._digests, limit)
         _, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(view)
         header_bytes = pdo if kind == PduType.H2C_DATA else plen
@@ -296,7 +302,7 @@ class TargetQueue:
             raise PduError(FatalError.UNSUPPORTED_PARAMETER, 11, f"digests {digests:#x}", seen)
         self._digests = digests
         self._align = (hpda + 1) * 4
-        self.out.append(pdu.ic_resp(digests, TRANSFER_BYTES_MAX))
+        self.out.append(pdu.ic_resp(digests, self.port.limits.transfer_bytes_max))
         self._advance(Event.IC)
 
     # --- commands
@@ -318,22 +324,18 @@ class TargetQueue:
             raise PduError(FatalError.PDU_SEQUENCE, 0, f"command id {cid} is in use", bytes(view[: pdu.COMMON_BYTES]))
         elif len(self.busy) >= self.entries:
             raise PduError(FatalError.LIMIT_EXCEEDED, 0, "more commands than the queue has entries", sqe)
-        elif self.io is not None and opcode & 0x80:
-            self.io.command(sqe, data, digest_bad, self.stream.current)
-        elif opcode >= 0xC0:
-            self._vendor_admin(sqe, cid, data, digest_bad)
-        elif digest_bad:
-            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
         elif opcode == _FABRICS:
-            self._fabrics(sqe, cid)
-        elif self.controller is not None and self.queue_id == 0:
-            self.controller.admin(self, sqe)
+            self._fabrics(sqe, cid, digest_bad)
+        elif self.io is not None:
+            self.io.command(sqe, data, digest_bad, self.stream.current)
         elif self.controller is not None:
-            self.controller.io(self, sqe)
+            self.controller.command(self, sqe, data, digest_bad)
 
-    def _fabrics(self, sqe: bytes, cid: int) -> None:
+    def _fabrics(self, sqe: bytes, cid: int, digest_bad: bool) -> None:
         kind = sqe[4]
-        if self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_GET:
+        if digest_bad:
+            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+        elif self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_GET:
             self.controller.property_get(self, sqe)
         elif self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_SET:
             self.controller.property_set(self, sqe)
@@ -362,93 +364,57 @@ class TargetQueue:
         _, _, _, _, _, _, _, recfmt, queue_id, sqsize, _, kato_ms = pdu.CONNECT_SQE.unpack(sqe)
         host_id, controller_id, subsystem_nqn, host_nqn = pdu.CONNECT_DATA.unpack(data)
         nqn = subsystem_nqn.rstrip(b"\0").decode("utf-8", "replace")
-        discovery = nqn == DISCOVERY_NQN
+        subsystem = self.port.subsystem_of(nqn)
         if recfmt:
             self.complete(cid, Status.CONNECT_INCOMPATIBLE_FORMAT, dnr=True)
-        elif not 1 <= sqsize < QUEUE_ENTRIES_MAX:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 44, dnr=True)
-        elif nqn != self.subsystem.identity.nqn and not discovery:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 256 | 1 << 16, dnr=True)
-        elif queue_id == 0:
-            self._connect_admin(cid, controller_id, host_nqn, host_id, sqsize + 1, discovery, kato_ms)
-        elif queue_id == 1 and not discovery:
-            self._connect_io(cid, controller_id, host_nqn, host_id, sqsize + 1)
+        elif not 1 <= sqsize < self.port.limits.entries_max:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SQ_SIZE_FIELD, dnr=True)
+        elif subsystem is None:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SUBSYSTEM_NQN_FIELD, dnr=True)
+        elif queue_id:
+            self._connect_io(subsystem, cid, queue_id, controller_id, host_nqn, host_id, sqsize + 1)
+        elif controller_id != CONTROLLER_ID_DYNAMIC:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, CONTROLLER_ID_FIELD, dnr=True)
         else:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 42, dnr=True)
+            self._connect_admin(subsystem, cid, ConnectRequest(host_nqn, host_id, kato_ms), sqsize + 1)
 
-    def _connect_admin(
-        self, cid: int, controller_id: int, host_nqn: bytes, host_id: bytes, entries: int, discovery: bool, kato_ms: int
-    ) -> None:
-        if controller_id != CONTROLLER_ID_DYNAMIC:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16, dnr=True)
-            return
-        association = self.subsystem.open_association(host_nqn, host_id)
-        if association is None:
-            self.complete(cid, Status.CONNECT_CONTROLLER_BUSY)
+    def _connect_admin(self, subsystem: NvmSubsystem, cid: int, request: ConnectRequest, entries: int) -> None:
+        association = subsystem.open(self, request)
+        if isinstance(association, ConnectRefused):
+            self.complete(cid, association.status, association.dw0, dnr=association.do_not_retry)
             return
         association.queues[0] = self
-        association.controller = self.controller = Controller(association, discovery, kato_ms)
+        self.controller = association.controller
         self._connected(cid, association, 0, entries)
 
-    def _connect_io(self, cid: int, controller_id: int, host_nqn: bytes, host_id: bytes, entries: int) -> None:
-        association = self.subsystem.associations.get(controller_id)
+    def _connect_io(
+        self, subsystem: NvmSubsystem, cid: int, queue_id: int, controller_id: int, host_nqn: bytes, host_id: bytes,
+        entries: int,
+    ) -> None:  # fmt: skip
+        association = subsystem.hosts.get(controller_id)
         if association is None or association.host_nqn != host_nqn or association.host_id != host_id:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16, dnr=True)
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, CONTROLLER_ID_FIELD, dnr=True)
             return
-        if 1 in association.queues:
+        if queue_id in association.queues:
             self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
-            association.end("a second Connect of its I/O queue")
+            association.end("a second Connect of one of its I/O queues")
             return
         controller = association.controller
-        if not isinstance(controller, Controller) or controller.discovery or not controller.configuration & 1:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, 42, dnr=True)
+        if queue_id > controller.io_queues_max or not controller.enabled:
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, QUEUE_ID_FIELD, dnr=True)
             return
-        association.queues[1] = self
+        association.queues[queue_id] = self
         self.controller = controller
-        self._connected(cid, association, 1, entries)
-        self.io = IoPath(self, association, entries)
+        self._connected(cid, association, queue_id, entries)
+        self.io = controller.io_path(self, entries)
 
-    def _connected(self, cid: int, association: Association, queue_id: int, entries: int) -> None:
+    def _connected(self, cid: int, association: HostAssociation, queue_id: int, entries: int) -> None:
         self.association = association
         self.queue_id = queue_id
         self.entries = entries
         self.sqhd = 1 % entries
         self._advance(Event.CONNECTED)
         self.complete(cid, Status.SUCCESS, association.controller_id)
-
-    def _vendor_admin(self, sqe: bytes, cid: int, data: Buffer, digest_bad: bool) -> None:
-        association = self.association
-        if association is None or (self.controller is not None and self.controller.discovery):
-            self.complete(cid, Status.INVALID_OPCODE, dnr=True)
-            return
-        opcode, _, _, nsid, number, nlb, _, _, _, length, _, slba, tag = pdu.VENDOR_SQE.unpack(sqe)
-        unsigned = opcode in (AdminOpcode.SESSION_RECEIVE, AdminOpcode.SESSION_SEND)
-        if not unsigned and association.keys is None:
-            self.complete(cid, Status.SESSION_REQUIRED)
-            return
-        count = self._mac_count
-        self._mac_count += not unsigned
-        if digest_bad:
-            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
-            return
-        self.busy.add(cid)
-
-        def reply(status: int, dw0: int, dw1: int, answer: bytes) -> None:
-            self.complete(cid, status, dw0, dw1, answer[:length], dnr=status != Status.SUCCESS)
-            self.poke()
-
-        if opcode == AdminOpcode.SESSION_RECEIVE:
-            association.session_receive(reply)
-        elif opcode == AdminOpcode.SESSION_SEND:
-            association.session_send(bytes(data), reply)
-        elif association.keys is None or not association.keys.queue_mac(0).check_parts(
-            count, tag, (sqe[: pdu.MAC_OFFSET] + pdu.NO_MAC, data)
-        ):
-            self.subsystem.counters.bad_macs += 1
-            self.complete(cid, Status.BAD_MAC)
-            association.end("a MAC did not verify")
-        else:
-            association.execute(opcode, AdminFields(nsid, number, nlb, slba), bytes(data), reply)
 
     # --- H2CData
 

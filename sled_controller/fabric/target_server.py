@@ -4,8 +4,8 @@ import asyncio
 import logging
 from typing import Final, cast
 
+from sled_controller.fabric.port import Port
 from sled_controller.fabric.target import QueueState, TargetQueue
-from sled_controller.subsystem import Subsystem
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ class QueueConnection(asyncio.BufferedProtocol):
     def __init__(self, server: "TargetServer") -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
+        self._now_ms = server.port.now_ms
+        self._boottime_ns = server.port.env.clock.boottime_ns
         self._transport: asyncio.Transport | None = None
         self._queue: TargetQueue | None = None
         self._flush_scheduled = False
@@ -36,8 +38,7 @@ class QueueConnection(asyncio.BufferedProtocol):
             return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         host, port = transport.get_extra_info("sockname")[:2]
-        subsystem = self._server.subsystem
-        self._queue = TargetQueue(subsystem, subsystem.env.clock.boottime_ns(), (host, port))
+        self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port))
         self._queue.wake = self._wake
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -47,8 +48,7 @@ class QueueConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         queue = self._queue
         assert queue is not None
-        subsystem = self._server.subsystem
-        queue.received(nbytes, subsystem.time.now_ms(), subsystem.env.clock.boottime_ns())
+        queue.received(nbytes, self._now_ms(), self._boottime_ns())
         self._flush()
 
     def eof_received(self) -> bool:
@@ -73,7 +73,7 @@ class QueueConnection(asyncio.BufferedProtocol):
         """Give up a connection that does not go on."""
         reason = self._queue.overdue(now_ns) if self._queue is not None else None
         if reason is not None and self._transport is not None:
-            self._server.subsystem.counters.timeouts += 1
+            self._server.port.counters.timeouts += 1
             log.warning("event=connection_timeout reason=%r", reason)
             self._transport.abort()
 
@@ -98,7 +98,7 @@ class QueueConnection(asyncio.BufferedProtocol):
             return
         self._flush()
         if self._queue is not None and self._may_resume(self._queue):
-            self._queue.resume(self._server.subsystem.time.now_ms())
+            self._queue.resume(self._now_ms())
             self._flush()
 
     def _may_resume(self, queue: TargetQueue) -> bool:
@@ -139,8 +139,8 @@ class QueueConnection(asyncio.BufferedProtocol):
 class TargetServer:
     """Listens for hosts. `start` and `close` are its life."""
 
-    def __init__(self, subsystem: Subsystem, connections_max: int = CONNECTIONS_MAX) -> None:
-        self.subsystem = subsystem
+    def __init__(self, port: Port, connections_max: int = CONNECTIONS_MAX) -> None:
+        self.port = port
         self._connections_max = connections_max
         self._connections: dict[QueueConnection, None] = {}  # oldest first
         self._turned_away = 0
@@ -180,7 +180,7 @@ class TargetServer:
             self.forget(stranger)
             stranger.abort()
         self._connections[connection] = None
-        self.subsystem.counters.connections += 1
+        self.port.counters.connections += 1
         return True
 
     def forget(self, connection: QueueConnection) -> None:
@@ -190,7 +190,7 @@ class TargetServer:
             self._all_gone.set_result(None)
 
     def _check(self) -> None:
-        now_ns = self.subsystem.env.clock.boottime_ns()
+        now_ns = self.port.env.clock.boottime_ns()
         for connection in list(self._connections):
             connection.check_deadlines(now_ns)
         if self._turned_away:

@@ -6,7 +6,6 @@ the last data byte (F1).
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,8 @@ from cryptography.exceptions import InvalidTag
 from sled_controller.association import Association, refusal_of
 from sled_controller.attach import Slot
 from sled_controller.fabric import pdu
+from sled_controller.fabric.io_path import IoPath, Transfer
+from sled_controller.fabric.port import QueueLimits
 from sled_controller.fabric.receive_buffer import ReceiveBuffer
 from sled_controller.fencing import RIGHT_READ, RIGHT_WRITE, Verdict, decide
 from sled_controller.served import Served
@@ -26,10 +27,14 @@ from spdk_bindings.nvme import CONTROL_FUA, Status, VendorIo, cqe_status
 if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
 
-IN_CAPSULE_BYTES_MAX: Final = 16 * 1024
-TRANSFER_BYTES_MAX: Final = 1024 * 1024  # MDTS; also MAXH2CDATA
-QUEUE_ENTRIES_MAX: Final = 128
-HELD_BYTES_MAX: Final = 4 * 1024 * 1024  # per queue: data awaited by R2T, owned by devices, or read and not sent
+LIMITS: Final = QueueLimits(
+    in_capsule_bytes_max=16 * 1024,
+    transfer_bytes_max=1024 * 1024,
+    entries_max=128,
+    held_bytes_max=4 * 1024 * 1024,
+)
+IN_CAPSULE_BYTES_MAX: Final = LIMITS.in_capsule_bytes_max
+TRANSFER_BYTES_MAX: Final = LIMITS.transfer_bytes_max
 
 RIGHTS: Final[dict[int, int]] = {
     VendorIo.WRITE: RIGHT_WRITE,
@@ -39,6 +44,7 @@ RIGHTS: Final[dict[int, int]] = {
     VendorIo.DEALLOCATE: RIGHT_WRITE,
 }
 
+_VENDOR_BIT: Final = 0x80
 _WRITE: Final = int(VendorIo.WRITE)
 _PSDT: Final = pdu.PSDT_SGL
 _IN_CAPSULE: Final = pdu.SGL_IN_CAPSULE
@@ -62,7 +68,7 @@ class Ticket:
 
     __slots__ = ("buffer", "bytes_held", "callback", "cid", "data", "io", "opcode", "served", "slot")
 
-    def __init__(self, io: "IoPath") -> None:
+    def __init__(self, io: "VendorIoPath") -> None:
         self.io = io
         self.callback: Callable[[int], None] = self._done
         self.cid = 0
@@ -77,40 +83,36 @@ class Ticket:
         self.io.completed(self, status)
 
 
-class Transfer:
+class SignedTransfer(Transfer):
     """A write whose data comes by R2T. It keeps the slot that its number meant when the command arrived (F3)."""
 
-    __slots__ = ("cid", "count", "crc", "data", "digest_bad", "received", "slot", "sqe", "total", "ttag")
+    __slots__ = ("count", "slot")
 
     def __init__(self, cid: int, count: int, slot: Slot | None, sqe: bytes, total: int) -> None:
-        self.cid = cid
+        super().__init__(cid, sqe, total)
         self.count = count
         self.slot = slot
-        self.sqe = sqe
-        self.total = total
-        self.ttag = 0
-        self.received = 0
-        self.crc = 0
-        self.digest_bad = False
-        self.data = bytearray()  # taken when the R2T is sent
 
 
-class IoPath:
-    """The credentialed commands of one I/O queue. `count` is the nonce of the next MAC'd command; it only rises."""
+class VendorIoPath(IoPath):
+    """The credentialed commands of one I/O queue. `count` is the nonce of the next MAC'd command; it only rises.
 
-    def __init__(self, queue: "TargetQueue", association: Association, entries: int) -> None:
-        self._queue = queue
+    `standard` answers the commands that carry no MAC.
+    """
+
+    def __init__(
+        self, queue: "TargetQueue", association: Association, entries: int,
+        standard: Callable[["TargetQueue", bytes], None],
+    ) -> None:  # fmt: skip
+        super().__init__(queue)
+        self._standard = standard
         self._association = association
         self._counters = association.subsystem.counters
         self._served = association.subsystem.served
         self._mac: QueueMac | None = None
         self.count = 0
-        self.held_bytes = 0
         self._out_of_range_noted = False
         self.tickets = [Ticket(self) for _ in range(entries)]
-        self.transfers: dict[int, Transfer] = {}
-        self._waiting: deque[Transfer] = deque()
-        self._next_ttag = 0
 
     @property
     def mac(self) -> QueueMac | None:
@@ -121,8 +123,8 @@ class IoPath:
 
     # --- the hot path
 
-    def write_run(self, buffer: ReceiveBuffer, pos: int, end: int, now_ms: int) -> int:
-        """Carry out plain writes from `pos`; returns where the first byte that is not part of one lies."""
+    def run(self, buffer: ReceiveBuffer, pos: int, end: int, now_ms: int) -> int:
+        """Carry out plain writes from `pos`."""
         mac = self.mac
         if mac is None:
             return pos
@@ -204,6 +206,12 @@ class IoPath:
     def command(self, sqe: bytes, data: Buffer, digest_bad: bool, buffer: ReceiveBuffer) -> None:
         """A vendor command with its in-capsule data, which lies in `buffer`."""
         opcode, flags, cid, _, number, nlb, _, _, address, length, kind, _, tag = pdu.VENDOR_SQE.unpack(sqe)
+        if not opcode & _VENDOR_BIT:
+            if digest_bad:
+                self._queue.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+            else:
+                self._standard(self._queue, sqe)
+            return
         mac = self.mac
         if mac is None:
             self._queue.complete(cid, Status.SESSION_REQUIRED)
@@ -213,7 +221,7 @@ class IoPath:
         slots = self._association.slots
         slot = slots[number] if number < len(slots) else None
         if opcode == _WRITE and kind == pdu.SGL_TRANSPORT and not data:
-            self._await_data(Transfer(cid, count, slot, sqe, length), (nlb + 1) * BLOCK_BYTES)
+            self._await_write(SignedTransfer(cid, count, slot, sqe, length), (nlb + 1) * BLOCK_BYTES)
             return
         if digest_bad:
             self._queue.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
@@ -239,7 +247,7 @@ class IoPath:
         elif served is None:
             status = Status.INVALID_NAMESPACE
         if status or right is None or served is None:
-            self._finish_held(held)
+            self.release(held)
             self._queue.complete(cid, status, dnr=True)
             return
         verdict = (
@@ -247,7 +255,7 @@ class IoPath:
             else decide(slot, slot.fence, served.volume, right, self._queue.now_ms)
         )  # fmt: skip
         if verdict:
-            self._finish_held(held)
+            self.release(held)
             self._refuse(cid, verdict, slot)
             return
         size = (nlb + 1) * BLOCK_BYTES
@@ -255,7 +263,7 @@ class IoPath:
         if status == Status.LBA_OUT_OF_RANGE:
             self._note_out_of_range(nsid, slba, nlb + 1)
         if status or slot is None:
-            self._finish_held(held)
+            self.release(held)
             self._queue.complete(cid, status, dnr=True)
             return
         self._counters.admitted += 1
@@ -341,7 +349,7 @@ class IoPath:
         self._queue.poke()
 
     def _complete(self, opcode: int, cid: int, status: int, data: Buffer, held: int) -> None:
-        self._finish_held(held)
+        self.release(held)
         if status:
             self._counters.device_errors += 1
             self._queue.complete(cid, status)
@@ -349,11 +357,6 @@ class IoPath:
             self._queue.complete(cid, Status.SUCCESS, data=data)
         else:
             self._queue.complete(cid, Status.SUCCESS)
-
-    def _finish_held(self, held: int) -> None:
-        self.held_bytes -= held
-        if held:
-            self._grant()
 
     def _refuse(self, cid: int, verdict: Verdict, slot: Slot | None) -> None:
         self._association.note_refusal(verdict, slot)
@@ -367,35 +370,19 @@ class IoPath:
 
     # --- data by R2T
 
-    def _await_data(self, transfer: Transfer, size: int) -> None:
+    def _await_write(self, transfer: SignedTransfer, size: int) -> None:
         if transfer.total != size or size > TRANSFER_BYTES_MAX:
             # Its MAC covers data that will not come, so nothing about it can be believed: refuse without effect.
             self._queue.complete(transfer.cid, Status.SGL_LENGTH_INVALID, dnr=True)
             return
-        self._queue.busy.add(transfer.cid)
-        self._waiting.append(transfer)
-        self._grant()
+        self.await_data(transfer)
 
-    def _grant(self) -> None:
-        """Ask for the data of those whose memory is there, in the order of their commands."""
-        while self._waiting and (not self.held_bytes or self.held_bytes + self._waiting[0].total <= HELD_BYTES_MAX):
-            transfer = self._waiting.popleft()
-            self.held_bytes += transfer.total
-            transfer.data = bytearray(transfer.total)
-            while self._next_ttag in self.transfers:
-                self._next_ttag = (self._next_ttag + 1) & 0xFFFF
-            transfer.ttag = self._next_ttag
-            self._next_ttag = (self._next_ttag + 1) & 0xFFFF
-            self.transfers[transfer.ttag] = transfer
-            self._queue.send_r2t(transfer.cid, transfer.ttag, transfer.total)
-
-    def data_complete(self, transfer: Transfer) -> None:
-        """The last data byte of a transfer has arrived: now, not when it was asked for, it is admitted or not."""
-        del self.transfers[transfer.ttag]
+    def arrived(self, transfer: Transfer) -> None:
         mac = self.mac
         assert mac is not None
+        assert isinstance(transfer, SignedTransfer)
         if transfer.digest_bad:
-            self._finish_held(transfer.total)
+            self.release(transfer.total)
             self._queue.complete(transfer.cid, Status.TRANSIENT_TRANSPORT_ERROR)
             return
         tag = transfer.sqe[pdu.MAC_OFFSET :]

@@ -67,7 +67,7 @@ def test_the_properties_say_what_the_controller_can_do() -> None:
 
 def test_disabling_the_controller_ends_the_association(head: Head) -> None:
     assert fabrics(head.admin, FabricsType.PROPERTY_SET, Property.CC, value=0).status == 0
-    assert head.controller_id not in head.rig.subsystem.associations
+    assert head.controller_id not in head.rig.subsystem.hosts
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_disabling_the_controller_ends_the_association(head: Head) -> None:
         ({"sqsize": 0}, Status.CONNECT_INVALID_PARAMETERS, 44),
         ({"sqsize": 128}, Status.CONNECT_INVALID_PARAMETERS, 44),
         ({"nqn": "nqn.2014-08.org.nvmexpress:uuid:somebody"}, Status.CONNECT_INVALID_PARAMETERS, 256 | 1 << 16),
-        ({"queue_id": 2}, Status.CONNECT_INVALID_PARAMETERS, 42),
+        ({"queue_id": 2}, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16),
         ({"controller_id": 1}, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16),
         ({"queue_id": 1, "controller_id": 1}, Status.CONNECT_INVALID_PARAMETERS, 16 | 1 << 16),
         ({"data": bytes(512)}, Status.SGL_LENGTH_INVALID, 0),
@@ -92,6 +92,11 @@ def test_an_io_queue_waits_for_an_enabled_controller() -> None:
     rig = Rig()
     controller = rig.connection().connect().dw0
     assert rig.connection().connect(1, controller).status == Status.CONNECT_INVALID_PARAMETERS
+
+
+def test_an_io_queue_beyond_what_was_granted_is_refused_naming_its_id(head: Head) -> None:
+    answer = head.rig.connection().connect(2, head.controller_id)
+    assert (answer.status, answer.dw0) == (Status.CONNECT_INVALID_PARAMETERS, 42)
 
 
 def test_commands_before_connect_are_out_of_sequence() -> None:

@@ -19,7 +19,7 @@ BOTH = Digest.HEADER | Digest.DATA
 
 
 def ended(head: Head) -> bool:
-    return head.controller_id not in head.rig.subsystem.associations
+    return head.controller_id not in head.rig.subsystem.hosts
 
 
 def test_every_state_can_be_left_and_only_closing_leads_from_failure() -> None:
@@ -204,7 +204,7 @@ def test_without_a_session_nothing_credentialed_is_done() -> None:
     controller = wire.connect().dw0
     for opcode in (AdminOpcode.ATTACH, AdminOpcode.KEYSET_UPDATE, AdminOpcode.NAMESPACE_CREATE, AdminOpcode.RECEIPT):
         assert wire.ask(vendor.vendor_sqe(opcode)).status == Status.SESSION_REQUIRED
-    assert controller in rig.subsystem.associations
+    assert controller in rig.subsystem.hosts
 
 
 # --- digests

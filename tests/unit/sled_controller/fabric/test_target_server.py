@@ -148,6 +148,6 @@ def test_closing_drops_everybody(run: Run) -> None:
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(1)
             await client.closed
-            assert sled.subsystem.associations == {}
+            assert sled.subsystem.hosts == {}
 
     run(scenario)

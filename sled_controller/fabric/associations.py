@@ -1,0 +1,91 @@
+"""An association: one host's queues on one controller, which end together. And a subsystem's bounded table of them."""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from sled_controller.fabric.standard_controller import StandardController
+
+log = logging.getLogger(__name__)
+
+CONTROLLER_ID_FIRST: Final = 1
+CONTROLLER_ID_LAST: Final = 0xFFEF  # FFF0h and above are reserved (Base 2.0, 3.1.1)
+
+
+class Queue(Protocol):
+    """What an association needs of a queue."""
+
+    def end(self, reason: str) -> None:
+        """Send what is queued and close; the association has ended."""
+
+
+class HostAssociation:
+    """One host's admin queue and its I/O queues. Ends as a whole."""
+
+    controller: "StandardController"
+
+    def __init__(self, controller_id: int, host_nqn: bytes, host_id: bytes) -> None:
+        self.controller_id = controller_id
+        self.host_nqn = host_nqn
+        self.host_id = host_id
+        self.queues: dict[int, Queue] = {}
+        self.ended = False
+        self.forget: Callable[[], None] = lambda: None
+
+    @property
+    def host_name(self) -> str:
+        """The host's NQN as text."""
+        return self.host_nqn.rstrip(b"\0").decode("utf-8", "replace")
+
+    def end(self, reason: str) -> None:
+        """End it: all queues close, nothing more is admitted; what is in flight is `closing`'s to deal with."""
+        if self.ended:
+            return
+        self.ended = True
+        log.info("event=association_ended controller=%d reason=%s", self.controller_id, reason)
+        self.forget()
+        self.closing()
+        queues, self.queues = self.queues, {}
+        for queue in queues.values():
+            queue.end(reason)
+
+    def closing(self) -> None:
+        """It has just ended; its queues have not yet."""
+
+    def disabled(self) -> None:
+        """The host has cleared CC.EN, and will have its answer (Base 2.0, 3.7.2)."""
+        self.end("the host disabled the controller")
+
+
+A = TypeVar("A", bound=HostAssociation)
+
+
+class Associations(Generic[A]):
+    """The associations of a subsystem by controller id, at most `bound`, with ids from `first` to `last` in turn."""
+
+    def __init__(self, bound: int, first: int = CONTROLLER_ID_FIRST, last: int = CONTROLLER_ID_LAST) -> None:
+        assert bound <= last - first + 1
+        self.live: dict[int, A] = {}
+        self._bound = bound
+        self._first = first
+        self._last = last
+        self._next = first
+
+    def open(self, make: Callable[[int], A]) -> A | None:
+        """A new association with an id of its own, None when there are too many."""
+        if len(self.live) >= self._bound:
+            return None
+        while self._next in self.live:
+            self._step()
+        association = make(self._next)
+        self._step()
+        self.live[association.controller_id] = association
+        association.forget = lambda: self._forget(association.controller_id)
+        return association
+
+    def _step(self) -> None:
+        self._next = self._next + 1 if self._next < self._last else self._first
+
+    def _forget(self, controller_id: int) -> None:
+        self.live.pop(controller_id, None)

@@ -1,0 +1,81 @@
+"""What a target's connections need of whoever listens: bounds, counters, clocks, and the subsystems by their names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sled_controller.environment import Environment
+from sled_controller.fabric.associations import HostAssociation
+from spdk_bindings.nvme import Status
+
+if TYPE_CHECKING:
+    from sled_controller.fabric.target import TargetQueue
+
+SUBSYSTEM_NQN_FIELD: Final = 256 | 1 << 16  # DW0 of a refused Connect: offset, and bit 16: it is in the data
+CONTROLLER_ID_FIELD: Final = 16 | 1 << 16
+QUEUE_ID_FIELD: Final = 42
+SQ_SIZE_FIELD: Final = 44
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Bounds of one connection, in bytes and entries."""
+
+    in_capsule_bytes_max: int  # IOCCSZ less the SQE; a capsule has to fit into the least room of a receive block
+    transfer_bytes_max: int  # MDTS; also MAXH2CDATA
+    entries_max: int  # MQES
+    held_bytes_max: int  # data awaited by R2T, owned by whoever carries commands out, or read and not sent
+
+
+class PortCounters(Protocol):
+    """What is counted whoever listens."""
+
+    connections: int
+    protocol_errors: int
+    timeouts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRequest:
+    """What a Connect on an admin queue says (Base 2.0, 6.3); the NQN is zero padded to 256 bytes."""
+
+    host_nqn: bytes
+    host_id: bytes
+    kato_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRefused:
+    """Why a Connect makes no association."""
+
+    status: Status
+    dw0: int = 0
+    do_not_retry: bool = True
+
+
+class NvmSubsystem(Protocol):
+    """One NQN."""
+
+    @property
+    def hosts(self) -> Mapping[int, HostAssociation]:
+        """Its associations by controller id."""
+
+    def open(self, queue: "TargetQueue", request: ConnectRequest) -> HostAssociation | ConnectRefused:
+        """A new association whose admin queue is `queue`."""
+
+
+class Port(Protocol):
+    """What listens on an address."""
+
+    limits: QueueLimits
+    env: Environment
+
+    @property
+    def counters(self) -> PortCounters:
+        """Counted since start."""
+
+    def now_ms(self) -> int:
+        """The time that commands are judged by."""
+
+    def subsystem_of(self, nqn: str) -> NvmSubsystem | None:
+        """The subsystem of that name, None when it is not served here."""

@@ -1,0 +1,315 @@
+"""What every controller does whatever stands behind it: properties, identify, log pages, features, events, abort.
+
+Subclasses say what they are (`identify_page`, `log_page`, `FEATURES`, `COMMANDS`) and carry out I/O (`io_path`).
+Nothing here reads or changes a volume. Source: NVM Express Base 2.0, 3.1.3, 3.5, 5 and 6.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from struct import Struct
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from sled_controller.fabric import pdu
+from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.io_path import IoPath
+from spdk_bindings import log_pages, nvme
+from spdk_bindings.device import Buffer
+from spdk_bindings.nvme import AdminOpcode, Feature, LogPage, Property, Status
+
+if TYPE_CHECKING:
+    from sled_controller.fabric.target import TargetQueue
+
+ASYNC_EVENTS_MAX: Final = 4
+LOG_BYTES_MAX: Final = 1024 * 1024
+KEEP_ALIVE_GRACE_MS: Final = 1000
+_OPENING: Final = Struct("<BBHI")
+_DWORDS: Final = Struct("<6I")  # CDW10 to CDW15
+_RETAIN_EVENT: Final = 1 << 15  # CDW10 of Get Log Page
+_SAVE: Final = 1 << 31  # CDW10 of Set Features
+_SELECT_CAPABILITIES: Final = 3
+_CHANGEABLE: Final = 1 << 2
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A standard command; `dwords` are CDW10 to CDW15, `length` what its SGL has room for or brings in `data`."""
+
+    opcode: int
+    cid: int
+    nsid: int
+    length: int
+    dwords: tuple[int, ...]
+    data: Buffer = b""
+
+    @classmethod
+    def parse(cls, sqe: bytes, data: Buffer = b"") -> "Command":
+        """Read a standard SQE."""
+        opcode, _, cid, nsid = _OPENING.unpack_from(sqe)
+        length = int.from_bytes(sqe[32:36], "little")
+        return cls(opcode, cid, nsid, length, _DWORDS.unpack_from(sqe, 40), data)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """An asynchronous event that a controller may send (Base 2.0, 5.2): `config_bit` of feature 0Bh turns it on, the
+    host takes note of it by reading log page `page`."""
+
+    kind: int
+    info: int
+    page: int
+    config_bit: int
+
+
+class Event(Enum):
+    """The events known here."""
+
+    NAMESPACE_CHANGED = Notice(2, 0x00, LogPage.CHANGED_NAMESPACES, 8)
+    ANA_CHANGED = Notice(2, 0x03, LogPage.ANA, 11)
+    DISCOVERY_CHANGED = Notice(2, 0xF0, LogPage.DISCOVERY, 31)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRule:
+    """A feature's value until somebody sets it, and whether anybody can."""
+
+    default: int = 0
+    changeable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """Which log page, whole: `specific` is its LSI, `parameter` its LSP."""
+
+    page: int
+    nsid: int
+    specific: int
+    parameter: int
+
+
+class StandardController:
+    """One controller, made by Connect on the admin queue."""
+
+    COMMANDS: ClassVar[Mapping[int, "Handler"]] = {}
+    FEATURES: ClassVar[Mapping[int, FeatureRule]] = {}
+    EVENTS: ClassVar[frozenset[Event]] = frozenset()
+
+    def __init__(self, association: HostAssociation, kato_ms: int, *, io_queues_max: int, entries_max: int) -> None:
+        self.association = association
+        self.kato_ms = kato_ms
+        self.io_queues_max = io_queues_max
+        self.configuration = 0
+        self._entries_max = entries_max
+        self._shut_down = False
+        self._values = {feature: rule.default for feature, rule in self.FEATURES.items()}
+        self._queue: TargetQueue | None = None  # where events go
+        self._held_events: list[int] = []
+        self._due: dict[Event, None] = {}
+        self._untold: set[Event] = set()  # sent, and its page not read since: not sent again
+
+    # --- what a subclass says
+
+    def identify_page(self, cns: int, command: Command) -> bytes | Status:
+        """The 4096 bytes of Identify, or why not."""
+        return Status.INVALID_FIELD
+
+    def log_page(self, queue: "TargetQueue", request: LogRequest) -> bytes | None:
+        """A log page as a whole; None when there is none of that name."""
+        return None
+
+    def io_path(self, queue: "TargetQueue", entries: int) -> IoPath:
+        """What carries out the commands of a new I/O queue."""
+        raise NotImplementedError
+
+    # --- fabrics
+
+    @property
+    def enabled(self) -> bool:
+        """CC.EN."""
+        return bool(self.configuration & nvme.CC_ENABLE)
+
+    def property_get(self, queue: "TargetQueue", sqe: bytes) -> None:
+        """Property Get (Base 2.0, 6.6)."""
+        _, _, cid, _, attrib, offset, _ = pdu.PROPERTY_SQE.unpack(sqe)
+        size = nvme.PROPERTY_BYTES.get(Property(offset)) if offset in set(Property) else None
+        if size is None or size != (8 if attrib & 7 else 4):
+            queue.complete(cid, Status.INVALID_FIELD, dnr=True)
+            return
+        value = 0
+        if offset == Property.CAP:
+            value = nvme.capabilities(self._entries_max)
+        elif offset == Property.VS:
+            value = nvme.NVME_VERSION
+        elif offset == Property.CC:
+            value = self.configuration
+        elif offset == Property.CSTS:
+            value = (nvme.CSTS_READY if self.enabled else 0) | (nvme.CSTS_SHUTDOWN_COMPLETE if self._shut_down else 0)
+        queue.complete(cid, Status.SUCCESS, value & 0xFFFFFFFF, value >> 32)
+
+    def property_set(self, queue: "TargetQueue", sqe: bytes) -> None:
+        """Property Set: only CC can be written."""
+        _, _, cid, _, attrib, offset, value = pdu.PROPERTY_SQE.unpack(sqe)
+        if offset != Property.CC or attrib & 7:
+            queue.complete(cid, Status.INVALID_FIELD, dnr=True)
+            return
+        was_enabled = self.enabled
+        self.configuration = value & 0xFFFFFFFF
+        if self.configuration & nvme.CC_SHUTDOWN_MASK:
+            self._shut_down = True
+        queue.complete(cid, Status.SUCCESS)
+        if was_enabled and not self.enabled:
+            self.association.disabled()
+
+    # --- admin commands
+
+    def command(self, queue: "TargetQueue", sqe: bytes, data: Buffer, digest_bad: bool) -> None:
+        """An admin command with its in-capsule data."""
+        command = Command.parse(sqe, data)
+        handler = self.COMMANDS.get(command.opcode)
+        if digest_bad:
+            queue.complete(command.cid, Status.TRANSIENT_TRANSPORT_ERROR)
+        elif handler is None:
+            queue.complete(command.cid, Status.INVALID_OPCODE, dnr=True)
+        else:
+            handler(self, queue, command)
+
+    def identify(self, queue: "TargetQueue", command: Command) -> None:
+        """Identify (Base 2.0, 5.17)."""
+        page = self.identify_page(command.dwords[0] & 0xFF, command)
+        if isinstance(page, Status):
+            queue.complete(command.cid, page, dnr=True)
+        else:
+            queue.complete(command.cid, Status.SUCCESS, data=page[: command.length])
+
+    def get_log_page(self, queue: "TargetQueue", command: Command) -> None:
+        """Get Log Page (Base 2.0, 5.16)."""
+        cdw10, cdw11, low, high, *_ = command.dwords
+        length = ((cdw10 >> 16 | (cdw11 & 0xFFFF) << 16) + 1) * 4
+        offset = low | high << 32
+        if length > LOG_BYTES_MAX or length > command.length or offset % 4:
+            queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
+            return
+        request = LogRequest(cdw10 & 0xFF, command.nsid, cdw11 >> 16, cdw10 >> 8 & 0x7F)
+        page = self.log_page(queue, request)
+        if page is None:
+            queue.complete(command.cid, Status.INVALID_LOG_PAGE, dnr=True)
+            return
+        queue.complete(command.cid, Status.SUCCESS, data=page[offset : offset + length].ljust(length, b"\0"))
+        if not cdw10 & _RETAIN_EVENT:
+            self._taken_note(request.page)
+
+    def set_features(self, queue: "TargetQueue", command: Command) -> None:
+        """Set Features (Base 2.0, 5.27); nothing is saved over a reset."""
+        feature, value = command.dwords[0] & 0xFF, command.dwords[1]
+        rule = self.FEATURES.get(feature)
+        status, dw0 = Status.SUCCESS, 0
+        if rule is None:
+            status = Status.INVALID_FIELD
+        elif command.dwords[0] & _SAVE:
+            status = Status.FEATURE_NOT_SAVEABLE
+        elif feature == Feature.NUMBER_OF_QUEUES:
+            status, dw0 = self._grant_queues(value)
+        elif not rule.changeable:
+            status = Status.FEATURE_NOT_CHANGEABLE
+        elif feature == Feature.KEEP_ALIVE_TIMER:
+            self.kato_ms = value
+        else:
+            self._values[feature] = value
+            self._send_events()
+        queue.complete(command.cid, status, dw0, dnr=status != Status.SUCCESS)
+
+    def get_features(self, queue: "TargetQueue", command: Command) -> None:
+        """Get Features (Base 2.0, 5.15): the value now, at first, or what can be done about it."""
+        feature, select = command.dwords[0] & 0xFF, command.dwords[0] >> 8 & 7
+        rule = self.FEATURES.get(feature)
+        if rule is None or select > _SELECT_CAPABILITIES:
+            queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
+        elif select == _SELECT_CAPABILITIES:
+            queue.complete(command.cid, Status.SUCCESS, _CHANGEABLE if rule.changeable else 0)
+        elif feature == Feature.NUMBER_OF_QUEUES:
+            last = max(0, self.io_queues_max - 1)
+            queue.complete(command.cid, Status.SUCCESS, last | last << 16)
+        elif feature == Feature.KEEP_ALIVE_TIMER:
+            queue.complete(command.cid, Status.SUCCESS, self.kato_ms)
+        else:
+            queue.complete(command.cid, Status.SUCCESS, self._values[feature] if select == 0 else rule.default)
+
+    def _grant_queues(self, asked: int) -> tuple[Status, int]:
+        """As many I/O queues as there may be, at least one; 0's based, submission and completion alike."""
+        submission, completion = asked & 0xFFFF, asked >> 16
+        if 0xFFFF in (submission, completion):
+            return Status.INVALID_FIELD, 0
+        last = min(submission, completion, max(0, self.io_queues_max - 1))
+        return Status.SUCCESS, last | last << 16
+
+    def keep_alive(self, queue: "TargetQueue", command: Command) -> None:
+        """Keep Alive; that it came is what counts."""
+        queue.complete(command.cid, Status.SUCCESS)
+
+    def abort(self, queue: "TargetQueue", command: Command) -> None:
+        """Abort: a held event request ends; whatever a device or the host's own data holds up is not aborted."""
+        queue_id, cid = command.dwords[0] & 0xFFFF, command.dwords[0] >> 16
+        if queue_id == 0 and cid in self._held_events:
+            self._held_events.remove(cid)
+            queue.complete(cid, Status.ABORT_REQUESTED)
+            queue.complete(command.cid, Status.SUCCESS, 0)
+        else:
+            queue.complete(command.cid, Status.SUCCESS, 1)
+
+    # --- events
+
+    def async_event(self, queue: "TargetQueue", command: Command) -> None:
+        """Asynchronous Event Request: held until there is an event; it may be aborted."""
+        if len(self._held_events) >= ASYNC_EVENTS_MAX:
+            queue.complete(command.cid, Status.ASYNC_EVENT_LIMIT, dnr=True)
+            return
+        self._queue = queue
+        self._held_events.append(command.cid)
+        queue.busy.add(command.cid)
+        self._send_events()
+
+    def notify(self, event: Event) -> None:
+        """Something has happened that the host asked to be told of; told once until it reads the page."""
+        self._due[event] = None
+        self._send_events()
+
+    def _send_events(self) -> None:
+        wanted = self._values.get(Feature.ASYNC_EVENT_CONFIGURATION, 0)
+        queue = self._queue
+        for event in list(self._due):
+            notice: Notice = event.value
+            if not wanted >> notice.config_bit & 1:
+                del self._due[event]
+            elif queue is not None and self._held_events and event not in self._untold:
+                del self._due[event]
+                self._untold.add(event)
+                dw0 = notice.kind | notice.info << 8 | notice.page << 16
+                queue.complete(self._held_events.pop(0), Status.SUCCESS, dw0)
+                queue.poke()
+
+    def _taken_note(self, page: int) -> None:
+        """The host has read the page, with all that it says now."""
+        for event in [event for event in self.EVENTS if event.value.page == page]:
+            self._due.pop(event, None)
+            self._untold.discard(event)
+
+
+def events_mask(events: frozenset[Event]) -> int:
+    """OAES of Identify Controller for `events`."""
+    return sum(1 << event.value.config_bit for event in events)
+
+
+def supported_pages(pages: Mapping[int, Any]) -> bytes:
+    """The Supported Log Pages log (00h): `pages`, and itself."""
+    return log_pages.supported_log({LogPage.SUPPORTED, *pages})
+
+
+Handler = Callable[[Any, "TargetQueue", Command], None]
+STANDARD_COMMANDS: Final[dict[int, Handler]] = {
+    AdminOpcode.IDENTIFY: StandardController.identify,
+    AdminOpcode.GET_LOG_PAGE: StandardController.get_log_page,
+    AdminOpcode.KEEP_ALIVE: StandardController.keep_alive,
+    AdminOpcode.SET_FEATURES: StandardController.set_features,
+    AdminOpcode.GET_FEATURES: StandardController.get_features,
+    AdminOpcode.ASYNC_EVENT_REQUEST: StandardController.async_event,
+}
