@@ -10,8 +10,10 @@ JOBS ?= 2
 # Further arguments of pytest, for example: make test ARGS='tests/unit -k fence'
 ARGS ?=
 
-# Programs that nobody here wrote: what our exports must satisfy, and a model checker; as Debian packages.
-PEERS := libnbd-bin nbdkit qemu-utils fio e2fsprogs spin gcc libc6-dev
+# Programs that nobody here wrote: what our exports must satisfy, what boots Linux as a guest, and a model checker; as
+# Debian packages.
+PEERS := libnbd-bin nbdkit qemu-utils fio e2fsprogs spin gcc libc6-dev \
+	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
@@ -71,11 +73,12 @@ bench: $(READY) ## Measure beside qemu-nbd and nbdkit; ARGS=--write puts the tab
 	$(BIN)/python -m rackctl.bench $(ARGS)
 
 .PHONY: peers
-peers: ## Install the real programs that the tests use (Debian, Ubuntu)
+peers: $(READY) ## Install the real programs that the tests use, and build the Linux guest (Debian, Ubuntu)
 	$(SUDO) apt-get update -q
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PEERS)
+	$(BIN)/python tests/peers/guest || echo 'Tests that need the guest will be skipped.'
 
 .PHONY: clean
 clean: ## Remove everything that was made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

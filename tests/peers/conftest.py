@@ -1,10 +1,12 @@
-"""One rack for all real programs; each test gets a volume of its own."""
+"""One rack and one Linux guest for all real programs; each test gets a volume of its own."""
 
+import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from kit.volumes import Failover, Volume
+from peers.guest import Guest, packages
 from rackctl.rack import Rack
 
 _numbers = itertools.count()
@@ -41,3 +43,24 @@ def failover(rack: Rack) -> Iterator[Failover]:
     acting = Failover(rack)
     yield acting
     acting.repair()
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+    """A Linux machine that the tests of this process share: each leaves it without connections."""
+    try:
+        booted = asyncio.run(Guest.boot(tmp_path_factory.mktemp("guest")))
+    except packages.Missing as missing:
+        pytest.skip(str(missing))
+    yield booted
+    booted.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the guest's kernel said beside the failure of a test that used it."""
+    report = yield
+    used = getattr(item, "funcargs", {}).get("guest")
+    if report.failed and isinstance(used, Guest):
+        report.sections.append((f"the guest's kernel ({used.console})", used.log_end()))
+    return report

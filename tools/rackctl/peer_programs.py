@@ -14,6 +14,19 @@ PACKAGES: Final = {
     "fio": "fio",
     "mkfs.ext4": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "nvme": "nvme-cli",
+    "mkfs.xfs": "xfsprogs",
+    "xfs_repair": "xfsprogs",
+    "blkdiscard": "util-linux",
+    "fstrim": "util-linux",
+    "flock": "util-linux",
+    "wipefs": "util-linux",
+    "busybox": "busybox-static",
+    "kmod": "kmod",
+    "depmod": "kmod",
+    "zstd": "zstd",
+    "gzip": "gzip",
 }
 # Where distributions keep what only administrators are thought to need.
 _SYSTEM_PATHS: Final = "/usr/local/sbin:/usr/sbin:/sbin"
