@@ -73,6 +73,30 @@ class HandshakeFailed(SledError):
         self.reason = reason
 
 
+class SecretMalformed(SledError):
+    """These characters are no DH-HMAC-CHAP secret; `reason` says why without repeating them. Copy it again, whole."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not a DH-HMAC-CHAP secret: {reason}")
+        self.reason = reason
+
+
+class DhValueRefused(SledError):
+    """The other side's Diffie-Hellman value would give no secret; fail the authentication."""
+
+
+class AuthenticationFailed(SledError):
+    """An in-band authentication came to nothing: check both sides' secrets and algorithms, then connect again.
+
+    `explanation` is the reason code explanation of AUTH_Failure1 and 2 (`dhchap.messages.Explanation`).
+    """
+
+    def __init__(self, explanation: int, reason: str) -> None:
+        super().__init__(f"authentication failed: {reason}")
+        self.explanation = explanation
+        self.reason = reason
+
+
 class ReceiptRefused(SledError):
     """The receipt is not the sled's answer to this ATTACH; count the sled as not attached (F3, F7)."""
 
