@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 from crc32c import crc32c
 from fuzz.fuzzer import Target
-from kit import host
+from kit import dhchap, host
 from kit.cluster import record_of
 from kit.target import Rig, Wire
 from rackctl.simulation.log_disk import Content, MemoryDisk, MemoryFile
@@ -38,6 +38,9 @@ from sled_controller.credential import parse_credential, verify
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
 from sled_controller.fabric import pdu, vendor
+from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
+from sled_controller.fabric.dhchap.messages import MESSAGE_BYTES_MAX
+from sled_controller.fabric.dhchap.secret import Secret
 from sled_controller.fabric.host import HostQueue
 from sled_controller.keyset import KeySet
 from sled_controller.session import Hello, PeerHandshake
@@ -53,6 +56,7 @@ KEYS = host.key_set()
 LINK_KEYS = [host.private_key(number) for number in (8, 9)]
 LINK_PUBLIC = [key.public_key().public_bytes_raw() for key in LINK_KEYS]
 PASSING: tuple[type[Exception], ...] = ()
+NULL_GROUP = dhchap.only(dhchap.BOTH_WAYS, HashId.SHA256, GroupId.NULL)
 
 
 # --- sled: what a head or a stranger sends ----------------------------------------------------------------------------
@@ -94,6 +98,47 @@ def sled_seeds() -> list[bytes]:
 def host_seeds() -> list[bytes]:
     answer = pdu.capsule_resp(pdu.CQE.pack(3, 0, 0, 0, 0, 0), 0)
     return [bytes(pdu.ic_resp(0, 8192)) + bytes(answer) * 3]
+
+
+def dhchap_controller(data: bytes) -> None:
+    """A host that authenticates: two bytes of length before each message, none where it asks for one."""
+    controller = dhchap.controller_side(NULL_GROUP)
+    at = 0
+    while at + 2 <= len(data):
+        size = int.from_bytes(data[at : at + 2], "little") % (MESSAGE_BYTES_MAX + 1)
+        if size:
+            controller.take(data[at + 2 : at + 2 + size])
+        else:
+            controller.give(MESSAGE_BYTES_MAX)
+        at += 2 + size
+
+
+def dhchap_host(data: bytes) -> None:
+    """A controller that answers: two bytes of length before each message."""
+    side = dhchap.host_side(NULL_GROUP)
+    at = 0
+    while at + 2 <= len(data) and not side.over:
+        if side.speaks:
+            side.give()
+            continue
+        size = int.from_bytes(data[at : at + 2], "little")
+        side.take(data[at + 2 : at + 2 + size])
+        at += 2 + size
+
+
+def dhchap_seeds(from_host: bool) -> list[bytes]:
+    host_, controller = dhchap.host_side(NULL_GROUP), dhchap.controller_side(NULL_GROUP)
+    seed = b""
+    for number, message in enumerate(dhchap.converse(host_, controller)):
+        if (number % 2 == 0) is from_host:
+            seed += len(message).to_bytes(2, "little") + message
+        elif from_host:
+            seed += bytes(2)
+    return [seed]
+
+
+def dhchap_secret(data: bytes) -> None:
+    Secret.parse(data.decode("latin-1"))
 
 
 # --- signed structures ------------------------------------------------------------------------------------------------
@@ -344,6 +389,9 @@ TARGETS = (
     Target("sled-stream", target_stream, PASSING, sled_seeds, executions=800),
     Target("sled-attached", attached_stream, PASSING, lambda: [host.golden("write_sqe")], executions=600),
     Target("host-stream", host_stream, (SledError,), host_seeds),
+    Target("dhchap-controller", dhchap_controller, PASSING, lambda: dhchap_seeds(True), executions=1500),
+    Target("dhchap-host", dhchap_host, PASSING, lambda: dhchap_seeds(False), executions=1500),
+    Target("dhchap-secret", dhchap_secret, (SledError,), lambda: [dhchap.HOST_SECRET.text().encode()]),
     Target("credential", credential, (SledError,), lambda: [host.golden("credential")], sign_credential),
     Target("key-set", key_set, (SledError,), lambda: [host.golden("keyset")], sign_key_set),
     Target("hello", Hello.parse, (SledError,), lambda: [host.golden("hello")]),
