@@ -97,6 +97,11 @@ class VolumeAttachments:
     def count(self) -> int:
         return len(self._places)
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether a sled is attached that has no column in the record yet."""
+        return any(self._lacks_column(place) for place in self._places.values())
+
     def columns(self) -> list[SledColumn | None]:
         """By index, what can be used now."""
         return [self._places[index].column for index in range(len(self._places))]
@@ -134,16 +139,24 @@ class VolumeAttachments:
             await asyncio.wait(under_way, timeout=timeout_s)
 
     async def create_namespaces(self, blocks: int) -> list[ColumnRecord]:
-        """Make the namespaces that do not exist yet, `blocks` of 4096 bytes each; idempotent. Raises SledError when
-        a sled that is attached refuses."""
+        """Make namespaces of `blocks` times 4096 bytes on the attached sleds that have no column in the record;
+        idempotent. Sleds that refuse are left out."""
 
         async def create(place: _Place) -> ColumnRecord | None:
-            if place.attachment is None:
+            assert place.attachment is not None
+            try:
+                nsid = await place.attachment.create_namespace(place.index, blocks)
+            except SledError as error:
+                log.warning(
+                    "event=column_not_made volume=%s epoch=%d sled=%s error=%s",
+                    self._volume, self._epoch, place.sled, error,
+                )  # fmt: skip
+                self.refused(place.index, error)
                 return None
-            nsid = await place.attachment.create_namespace(place.index, blocks)
             return ColumnRecord(place.index, place.sled, nsid, blocks)
 
-        made = await asyncio.gather(*(create(place) for place in self._places.values()))
+        places = [place for place in self._places.values() if self._lacks_column(place)]
+        made = await asyncio.gather(*(create(place) for place in places))
         return [column for column in made if column is not None]
 
     async def delete_namespaces(self) -> list[UUID]:
@@ -213,6 +226,9 @@ class VolumeAttachments:
             await asyncio.wait(running)
         for place in self._places.values():
             self._drop(place)
+
+    def _lacks_column(self, place: _Place) -> bool:
+        return place.attachment is not None and place.index not in self._columns
 
     def _sled_changed(self, sled: UUID, client: SledClient | None) -> None:
         for place in self._places.values():

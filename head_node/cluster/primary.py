@@ -13,19 +13,20 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable, RecordChanged
 from head_node.cluster.attachments import SledColumn, VolumeAttachments
 from head_node.cluster.connection import PeerConnection
-from head_node.cluster.errors import ClusterError, Deposed
+from head_node.cluster.errors import ClusterError, Deposed, TakeoverImpossible
 from head_node.cluster.lease import MS, PrimaryLease
 from head_node.cluster.member_links import MemberLinks
 from head_node.cluster.membership import DurableProgress, Membership, MembershipChanges
+from head_node.cluster.missing_columns import MissingColumns
 from head_node.cluster.replication import LogSender
 from head_node.cluster.services import Services
 from head_node.cluster.states import VolumeState
 from head_node.cluster.stepdown import Judgement, Verdict, judge
 from head_node.cluster.takeover import Grant, credential_term_ns, receipts_needed
-from head_node.store.records import Member, VolumeRecord, column_blocks
+from head_node.store.records import Member, VolumeRecord
 from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
@@ -79,6 +80,7 @@ class PrimaryRole:
         self.membership = Membership(services.head, grant.record)
         self._durability = DurableProgress(services.terms.stalled_ns)
         self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
+        self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
         self.faulty_sleds: set[UUID] = set()
@@ -180,13 +182,11 @@ class PrimaryRole:
     # office
 
     async def _take_office(self) -> None:
-        needed, total = receipts_needed(self.record), self.attachments.count
         self.attachments.start()
-        wanted = needed if self.record.columns else total
-        await self.attachments.wait_receipts(wanted, ATTACH_SECONDS_MAX)
+        await self._first_receipts()
         await self.attachments.wait_attempts(STRAGGLER_SECONDS)
-        if len(self.record.columns) < total:
-            await self._add_columns()
+        if not self.record.columns:
+            await self._missing.add(self._now_ns())
         self._advance(VolumeState.LEADING)
         given = self.attachments.columns()
         opnum = await self._engine.lead(self.epoch, given)
@@ -207,32 +207,31 @@ class PrimaryRole:
         )  # fmt: skip
         self._obey()
 
-    async def _add_columns(self) -> None:
-        """Make the namespaces and name them in the record before the first shard goes there."""
-        blocks = column_blocks(self.record.size_bytes, self.record.geometry)
-        try:
-            made = await self.attachments.create_namespaces(blocks)
-        except SledError as error:
-            if not self.record.columns:
-                raise
-            log.warning("event=column_not_added volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+    async def _first_receipts(self) -> None:
+        """Wait for enough receipts; of a new volume's sleds, for all that are reachable, while it is worth it."""
+        needed = receipts_needed(self.record)
+        if self.record.columns:
+            await self.attachments.wait_receipts(needed, ATTACH_SECONDS_MAX)
             return
-        named = {column.index: column for column in self.record.columns}
-        for column in made:
-            named.setdefault(column.index, column)
-        columns = sorted(named.values(), key=lambda column: column.index)
-        record = await self._services.authority.set_columns(
-            self.volume, epoch=self.epoch, expected_version=self.record.version, columns=columns
-        )
-        self.membership.observed(record)
-        self.attachments.name_columns(record.columns)
-        self.attachments.activate()
+        reachable = self._services.sleds.reachable(self.record.sleds)
+        try:
+            await self.attachments.wait_receipts(max(needed, reachable), ATTACH_SECONDS_MAX)
+        except TakeoverImpossible:
+            if self.attachments.receipts < needed:
+                raise
+
+    async def _add_columns(self) -> None:
+        try:
+            await self._missing.add(self._now_ns())
+        except RecordChanged as error:
+            self.record_changed(error.record)
 
     async def _delete(self) -> None:
         self._advance(VolumeState.DELETING)
         self.lease.end_term()
         self._engine.hold()
         self._services.drop_clients(self.volume)
+        await self._cease("columns")
         try:
             await self.attachments.wait_receipts(self.attachments.count, DELETE_SECONDS_MAX)
         except ClusterError:
@@ -269,10 +268,13 @@ class PrimaryRole:
         self._timer = loop.call_later(self._services.terms.heartbeat_ms / 1000, self._tick)
         self.links.heartbeat()
         self._watch_lease()
-        if self._led and not self._changes.busy and self._now_ns() >= self._members_pause_ns:
+        now_ns = self._now_ns()
+        if self._led and not self._changes.busy and now_ns >= self._members_pause_ns:
             self._watch_members()
-        if self._now_ns() >= self._half_term_ns:
+        if now_ns >= self._half_term_ns:
             self._begin("renew", self._renew())
+        if self.record.state is RecordState.ACTIVE and self.serving and not self._held and self._missing.due(now_ns):
+            self._begin("columns", self._add_columns())
 
     def _watch_lease(self) -> None:
         now_ns = self._now_ns()
@@ -492,6 +494,13 @@ class PrimaryRole:
         task = asyncio.get_running_loop().create_task(work, name=f"{name} {self.volume}")
         self._tasks[name] = task
         task.add_done_callback(lambda done: self._finished(name, done))
+
+    async def _cease(self, name: str) -> None:
+        """End the work of that name, if it is under way."""
+        task = self._tasks.get(name)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     def _finished(self, name: str, task: asyncio.Task[None]) -> None:
         self._tasks.pop(name, None)

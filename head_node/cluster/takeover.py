@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 FIRST_TURN_MS: Final = 3000
 """A new volume is begun by its preferred head; each later one in the list waits this much longer for it."""
 
+WHOLE_PLACEMENT_MS: Final = 10_000
+"""A new volume waits this long for all sleds of its placement, which may be starting like this head, before it begins
+without those that are away; they get their columns when they come."""
+
 
 class Step(enum.Enum):
     """What a head that is not primary should do about a volume."""
@@ -67,17 +71,20 @@ def next_step(situation: Situation) -> tuple[Step, int | None]:
 
 
 def receipts_needed(record: VolumeRecord) -> int:
-    """N - m: with fewer column sleds a new primary could miss what was committed, and could not destage (F7)."""
-    return record.geometry.data_shards
+    """N - m: with fewer column sleds a new primary could miss what was committed, and could not destage (F7). One more
+    for a new volume: as many as a stripe that is redundant needs (D1)."""
+    return record.geometry.data_shards + (not record.columns)
 
 
 class ReachableSleds(Protocol):
     def reachable(self, sleds: tuple[UUID, ...]) -> int: ...
 
 
-def check_sleds(record: VolumeRecord, sleds: ReachableSleds) -> None:
-    """A candidate that cannot reach enough sleds never bumps the epoch. Raises TakeoverImpossible."""
-    needed = receipts_needed(record) if record.columns else record.geometry.columns
+def check_sleds(record: VolumeRecord, sleds: ReachableSleds, known_ns: int) -> None:
+    """A candidate that cannot reach enough sleds never bumps the epoch. Raises TakeoverImpossible. `known_ns`: for how
+    long this head has known of the volume."""
+    patient = not record.columns and known_ns < WHOLE_PLACEMENT_MS * MS
+    needed = record.geometry.columns if patient else receipts_needed(record)
     reachable = sleds.reachable(record.sleds)
     if reachable < needed:
         raise TakeoverImpossible(f"{reachable} sleds are reachable, {needed} are needed")

@@ -202,7 +202,7 @@ class VolumeController:
         engine = self._engine
         assert engine is not None
         try:
-            check_sleds(self.record, self._services.sleds)
+            check_sleds(self.record, self._services.sleds, self._now_ns() - self._first_seen_ns)
             record = (await self._services.watch.refresh()).volumes.get(self.volume)
             if record is None or not self._still_candidate(record, follower):
                 return None

@@ -180,9 +180,11 @@ class Api:
         await self._enter("set_columns")
         self._claim(volume, epoch)
         old = self._authority.records[volume]
-        return self._authority.put(
+        record = self._authority.put(
             transitions.set_columns(old, self._head, epoch, expected_version, columns, self._authority.sleds)
         )
+        self._leave("set_columns")
+        return record
 
     async def renew(self, volume: UUID, *, epoch: int) -> bytes:
         await self._enter("renew")
@@ -476,7 +478,7 @@ class KitHead:
             return await VolumeEngine.open(MemoryDirectory(self.disk), volume=record.volume, env=env, limits=LIMITS)
         except LogMissing:
             return await VolumeEngine.create(
-                MemoryDirectory(self.disk), volume=record.volume, geometry=GEOMETRY,
+                MemoryDirectory(self.disk), volume=record.volume, geometry=record.geometry,
                 size_blocks=record.size_bytes // BLOCK, env=env, limits=LIMITS,
             )  # fmt: skip
 

@@ -159,7 +159,7 @@ MUTANTS = (
     ),
     one(
         "serve-before-receipts", "F7: receipts from N - m sleds before serving", TAKEOVER,
-        "    return record.geometry.data_shards\n", "    return 0\n", CLUSTER,
+        "    return record.geometry.data_shards + (not record.columns)\n", "    return 0\n", CLUSTER,
     ),
     one(
         "fence-lets-old-epochs", "F1: the pair must equal the fence's", FENCING,

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from kit.volumes import Volume
+from kit.volumes import Failover, Volume
 from kit.writing import assert_nothing_lost, writing
 from rackctl.evidence import engine_of_primary, wait_destaged
-from rackctl.rack import wait_until
+from rackctl.rack import Rack, wait_until
+from rackctl.status import status_of
 
 Tell = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -57,3 +58,22 @@ def test_a_failover_succeeds_while_a_sled_is_away(volume: Volume, tell: Tell) ->
             await assert_nothing_lost(writer)
 
     tell(story())
+
+
+def test_a_sled_that_was_away_when_a_volume_was_made_joins_it_without_a_takeover(rack: Rack) -> None:
+    rack.kill("sled-5")
+    rack.create_volume("early", 16 << 20, timeout_s=60)
+    try:
+        assert sorted(columns(rack, "early")) == ["sled-0", "sled-1", "sled-2", "sled-3", "sled-4"]
+        rack.restart("sled-5")
+        wait_until(lambda: len(columns(rack, "early")) == 6 or None, "the sixth column", 30)
+        assert rack.roles("early").epoch == 1
+    finally:
+        Failover(rack).repair()
+        rack.delete_volume("early")
+
+
+def columns(rack: Rack, volume: str) -> list[str]:
+    """The sleds that `rackctl status` shows for a volume."""
+    (shown,) = (v for v in status_of(rack).as_json()["volumes"] if v["name"] == volume)
+    return list(shown["sleds"])

@@ -113,7 +113,7 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
                 "epoch": record["epoch"],
                 "primary": primary,
                 "secondaries": [name for name in members if name != primary],
-                "sleds": [names.get(sled, sled) for sled in record["sleds"]],
+                "sleds": [names.get(column["sled"], column["sled"]) for column in record["columns"]],
                 "exposed": bool(record["health"]["exposed"]),
             }
         )

@@ -8,8 +8,17 @@ from kit.cluster import MS, SkewedClock, credential_of, record_of, run
 
 from head_node.authority.errors import AuthorityUnavailable, RecordChanged
 from head_node.cluster.errors import TakeoverImpossible
-from head_node.cluster.takeover import FIRST_TURN_MS, Situation, Step, ask, check_sleds, next_step
+from head_node.cluster.takeover import (
+    FIRST_TURN_MS,
+    WHOLE_PLACEMENT_MS,
+    Situation,
+    Step,
+    ask,
+    check_sleds,
+    next_step,
+)
 from head_node.store.records import Column, Member, VolumeRecord, VolumeState
+from head_node.volume.geometry import Geometry
 from sled_controller.environment import Environment
 
 A, B = UUID(int=100), UUID(int=101)
@@ -70,11 +79,21 @@ class Reach:
 
 
 def test_enough_sleds_are_n_minus_m_and_all_for_a_new_volume() -> None:
-    check_sleds(ACTIVE, Reach(2))
-    check_sleds(CREATING, Reach(3))
+    check_sleds(ACTIVE, Reach(2), 0)
+    check_sleds(CREATING, Reach(3), 0)
     for record, count in ((ACTIVE, 1), (CREATING, 2)):
         with pytest.raises(TakeoverImpossible):
-            check_sleds(record, Reach(count))
+            check_sleds(record, Reach(count), 0)
+
+
+def test_a_new_volume_waits_for_all_its_sleds_and_then_begins_with_enough_for_a_redundant_stripe() -> None:
+    new = replace(CREATING, geometry=Geometry(data_shards=1, parity_shards=2))
+    waited_ns = WHOLE_PLACEMENT_MS * MS
+    with pytest.raises(TakeoverImpossible):
+        check_sleds(new, Reach(2), waited_ns - 1)
+    check_sleds(new, Reach(2), waited_ns)
+    with pytest.raises(TakeoverImpossible):
+        check_sleds(new, Reach(1), waited_ns)
 
 
 class Granting:
