@@ -50,6 +50,13 @@ def test_a_status_survives_the_cqe(status: nvme.Status) -> None:
     assert nvme.status_name(status) == status.name
 
 
+def test_generic_statuses_have_the_numbers_of_the_specification() -> None:
+    assert nvme.Status.HOST_IDENTIFIER_INCONSISTENT == 0x18
+    assert nvme.Status.KEEP_ALIVE_EXPIRED == 0x19
+    assert nvme.Status.ABORTED_PREEMPT == 0x1B
+    assert nvme.Status.RESERVATION_CONFLICT == 0x83
+
+
 def test_a_status_without_a_name_is_shown_as_a_number() -> None:
     assert nvme.status_name(0x3AB) == "STATUS_3AB"
 
