@@ -1,4 +1,4 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `run`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from rackctl import state
+from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
 from rackctl.errors import RackError, RackNotFound
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals_raise():
             given = sys.argv[1:] if argv is None else argv
-            arguments = build_parser(read_defaults(given)).parse_args(given)
+            arguments = build_parser(read_defaults(given)).parse_args(given, argparse.Namespace(words=list(given)))
             command: Callable[[argparse.Namespace], int] = arguments.command
             return command(arguments)
     except RackError as error:
@@ -93,6 +94,10 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     )
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD...", help="the command and its arguments")
     run.set_defaults(command=_run)
+
+    add_chaos(
+        commands.add_parser("chaos", help="attack a rack of its own under load, and check what it promises"), defaults
+    )
     return parser
 
 

@@ -87,16 +87,9 @@ class Rack:
         `owner`: its processes end with this one, whatever happens. Without a directory a temporary one is made, which
         goes with the rack. Raises RackExists, NodeFailed and the API's errors; nothing is left running then.
         """
-        size.check()
-        made = Path(tempfile.mkdtemp(prefix=state.temporary_prefix())) if directory is None else directory.absolute()
-        made.mkdir(parents=True, exist_ok=True)
+        made = cls.lay_out(directory, size)
         rack = cls(made, owner=owner, sites=sites)
-        if not state.exists(made):
-            if any(made.iterdir()):
-                raise RackExists(f"{made}: is not empty and holds no rack: choose another directory")
-            with state.locked(made):
-                state.save(made, _new_state(size, temporary=directory is None))
-        elif any(node.state is not ProcessState.GONE for node in rack.state.nodes):
+        if any(node.state is not ProcessState.GONE for node in rack.state.nodes):
             raise RackExists(f"{made}: a rack runs there: use it, or stop it with `rackctl down --dir {made}`")
         try:
             rack._start_all()
@@ -104,6 +97,20 @@ class Rack:
             rack.stop()
             raise
         return rack
+
+    @staticmethod
+    def lay_out(directory: Path | None, size: RackSize) -> Path:
+        """Make the directory of a rack that is not started yet, unless it is there; returns its path. Raises RackExists
+        when something else is there."""
+        size.check()
+        made = Path(tempfile.mkdtemp(prefix=state.temporary_prefix())) if directory is None else directory.absolute()
+        made.mkdir(parents=True, exist_ok=True)
+        if not state.exists(made):
+            if any(made.iterdir()):
+                raise RackExists(f"{made}: is not empty and holds no rack: choose another directory")
+            with state.locked(made):
+                state.save(made, _new_state(size, temporary=directory is None))
+        return made
 
     @classmethod
     def open(cls, directory: Path) -> "Rack":

@@ -56,6 +56,8 @@ class History:
 
     blocks: dict[int, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     last_value: int = ZERO
+    forgotten: int = 0
+    """How many operations were checked and are not kept."""
 
     def new_value(self) -> int:
         """A value that was never written."""
@@ -72,8 +74,30 @@ class History:
         """A read of one block has returned `value`."""
         self.blocks[lba].append(Operation(client, Kind.READ, lba, value, invoked_ns, now_ns))
 
+    def forget(self) -> None:
+        """Keep of what was checked only what later operations depend on: what the last read of each block returned, and
+        writes that may still take effect. Call it when none but those are open. Whatever older value is read afterwards
+        is one from nowhere.
+        """
+        before = self.operations
+        for lba, operations in self.blocks.items():
+            reads = [operation for operation in operations if operation.kind is Kind.READ]
+            if not reads:
+                continue
+            last = max(reads, key=lambda read: read.invoked_ns)
+            seen = {read.value for read in reads} - {ZERO, last.value}
+            self.blocks[lba] = [
+                write
+                for write in operations
+                if write.kind is Kind.WRITE
+                and write.value not in seen
+                and (write.returned_ns is None or (write.value == last.value and write.value != ZERO))
+            ] + [last]
+        self.forgotten += before - self.operations
+
     @property
     def operations(self) -> int:
+        """How many are kept."""
         return sum(map(len, self.blocks.values()))
 
 

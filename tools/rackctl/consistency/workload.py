@@ -5,7 +5,7 @@ They need no simulator: any loop, clock and way to connect will do.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, TypeAlias
 
@@ -16,6 +16,8 @@ from rackctl.consistency.history import BLOCK_BYTES, ZERO, History, Operation, c
 Connect: TypeAlias = Callable[[], Awaitable[NbdClient]]
 
 RECONNECT_SECONDS: Final = 0.05
+STALL_SECONDS: Final = 0.5
+"""Shorter waits are not worth a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,31 @@ class Tally:
     errors: int = 0
     connections: int = 0
     disconnections: int = 0
+    stalls: list[tuple[float, float]] = field(default_factory=list)
+    """Whenever nobody was answered for STALL_SECONDS: from and to, in seconds of the loop."""
+    failures: list[tuple[float, str]] = field(default_factory=list)
+    """What was answered with an error: when, in seconds of the loop, and which."""
+    _last_s: float | None = None
+
+    def fail(self, now_s: float, why: str) -> None:
+        """Somebody was answered with an error, which does not say whether the request took effect."""
+        self.errors += 1
+        self.failures.append((now_s, why))
+
+    def answer(self, now_s: float) -> None:
+        """Somebody was answered."""
+        self.answered += 1
+        self.look(now_s)
+
+    def look(self, now_s: float) -> None:
+        """Count the time up to now as a stall if it was long: an answer has come, or the clients stop."""
+        if self._last_s is not None and now_s - self._last_s >= STALL_SECONDS:
+            self.stalls.append((self._last_s, now_s))
+        self._last_s = now_s
+
+    def pause(self) -> None:
+        """Nobody asks for anything until `look` is called again."""
+        self._last_s = None
 
 
 class Client:
@@ -146,13 +173,13 @@ class Client:
             self._turn.set()
             error = None if done.cancelled() else done.exception()
             if done.cancelled() or isinstance(error, NbdCommandFailed):
-                self._tally.errors += 1
+                self._tally.fail(asyncio.get_running_loop().time(), repr(error))
             elif error is not None:
                 if self._nbd is nbd:
                     self._nbd = None
                     self._tally.disconnections += 1
             else:
-                self._tally.answered += 1
+                self._tally.answer(asyncio.get_running_loop().time())
                 now_ns = self._clock_ns()
                 for write in writes:
                     write.returned_ns = now_ns

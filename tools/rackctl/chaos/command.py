@@ -1,0 +1,103 @@
+"""The options of `rackctl chaos`, and what becomes of its report and directory."""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rackctl.chaos.plan import draw
+from rackctl.chaos.report import Report
+from rackctl.chaos.run import Setting, run
+from rackctl.chaos.seclusion import seclude
+from rackctl.defaults import Defaults
+from rackctl.errors import RackError
+from rackctl.interrupts import undisturbed
+from rackctl.options import add_size, size_of
+
+MINUTES_DEFAULT: Final = 5.0
+HEADS_MIN: Final = 2
+SLEDS_MIN: Final = 6
+EXIT_BROKEN: Final = 1
+
+
+def add_chaos(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    """The options of the command."""
+    add_size(parser, defaults)
+    parser.add_argument(
+        "--minutes", type=_minutes, default=MINUTES_DEFAULT, metavar="N",
+        help=f"minutes under faults, rests not counted; default {MINUTES_DEFAULT:g}",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws the plan and the load; default 0")
+    parser.add_argument("--plan", action="store_true", help="show the plan of the seed and do nothing")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there as text too")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write it there as JUnit XML")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the rack there; without it only one that broke a promise stays"
+    )
+    parser.set_defaults(command=_chaos)
+
+
+def _chaos(arguments: argparse.Namespace) -> int:
+    """Exit status 0 only if every promise was kept, 1 if one was broken."""
+    size = size_of(arguments)
+    size.check()
+    if size.heads < HEADS_MIN or size.sleds < SLEDS_MIN:
+        raise RackError(f"chaos: needs at least {HEADS_MIN} heads and {SLEDS_MIN} sleds, so that one may fail")
+    setting = Setting(arguments.seed, arguments.minutes, size, Path(), None)
+    if arguments.plan:
+        print(plan_as_text(setting), flush=True)
+        return 0
+    denied = seclude(["-m", "rackctl.cli", *arguments.words])
+    directory = _directory(arguments.keep)
+    done: Report | None = None
+    try:
+        done = run(
+            Setting(arguments.seed, arguments.minutes, size, directory, denied), lambda line: print(line, flush=True)
+        )
+    finally:
+        if not arguments.keep and (done is None or done.all_held):
+            undisturbed(lambda: shutil.rmtree(directory, ignore_errors=True))
+    if directory.exists():
+        done.directory = str(directory)
+    print("\n" + done.summary(), end="", flush=True)
+    for path, content in ((arguments.report, done.as_text()), (arguments.junit, done.as_junit())):
+        if path is not None:
+            _write(path, content)
+    return 0 if done.all_held else EXIT_BROKEN
+
+
+def plan_as_text(setting: Setting) -> str:
+    """What the seed draws, on every machine."""
+    lines = [f"seed {setting.seed}, {setting.minutes:g} minutes under faults"]
+    for one in draw(setting.seed, setting.minutes, setting.nodes):
+        lines.append(f"round {one.number}: {one.mix.name}, {one.seconds:g} s")
+        lines += [f"  {fault.at_s:6.2f} s  {fault}" for fault in one.faults]
+    return "\n".join(lines)
+
+
+def _directory(keep: Path | None) -> Path:
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="palisade-chaos-"))
+    directory = keep.absolute()
+    if directory.exists() and any(directory.iterdir()):
+        raise RackError(f"{directory}: is not empty: choose another directory to keep the rack in")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes from 0.1 on")
+    return value
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise RackError(f"{path}: cannot be written: {error.strerror}; choose another file") from None

@@ -1,0 +1,103 @@
+"""What this machine permits to be done to nodes that processes alone cannot suffer: links, clocks and disks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from rackctl.chaos.plan import AUTHORITY, LINKS, Fault, Kind, Nodes
+from rackctl.chaos.seclusion import Network, SmallDisk
+from rackctl.programs import Layout
+from rackctl.sites import Site
+from rackctl.state import Node, NodeKind
+from sled_controller.environment import CLOCK_FAULTS
+
+DISK_BYTES: Final = 384 << 20
+"""Of a node whose disk is to be full at times: a head's log at its limit (256 MiB), spares and a checkpoint."""
+RATE_PPM_MAX: Final = 10_000
+"""How much too fast or slow boot clocks are: an eighth of what the guard of a lease covers."""
+_PREFIXES: Final = {
+    NodeKind.AUTHORITY: "RACK_AUTHORITY_",
+    NodeKind.SLED: "SLED_CONTROLLER_",
+    NodeKind.HEAD: "HEAD_NODE_",
+}
+
+
+class Machine:
+    """Where the nodes of one run are, and what happens to them there."""
+
+    def __init__(
+        self, directory: Path, rack_directory: Path, nodes: Nodes, seed: int, denied: str | None, *, filled: set[str]
+    ) -> None:
+        """`denied` says why there are no namespaces, None: there are. `filled` are those whose disks the plan fills."""
+        self.denied = denied
+        self._nodes = nodes
+        self._directory = directory
+        self._network = Network(nodes.all) if denied is None else None
+        self._disks: Mapping[str, SmallDisk] = {}
+        if denied is None:
+            below = Layout(rack_directory)
+            self._disks = {
+                name: SmallDisk(below.state_dir(Node(name, NodeKind.HEAD)), DISK_BYTES) for name in sorted(filled)
+            }
+        random = Random(f"{seed}/clocks")
+        self._rates_ppm = {name: random.randrange(-RATE_PPM_MAX, RATE_PPM_MAX + 1) for name in nodes.all}
+        for name in nodes.all:
+            self._clock_file(name).parent.mkdir(parents=True, exist_ok=True)
+            self._clock_file(name).write_bytes(CLOCK_FAULTS.pack(0, self._rates_ppm[name]))
+
+    def site(self, node: Node) -> Site:
+        """Where a node runs; its clock is ours to set."""
+        environ = {_PREFIXES[node.kind] + "CLOCK_FAULTS": str(self._clock_file(node.name))}
+        if node.name == AUTHORITY:
+            environ["RACK_AUTHORITY_HEADS_PER_VOLUME"] = str(len(self._nodes.heads))
+        if self._network is None:
+            return Site(environ=environ)
+        return Site(self._network.address(node.name), self._network.prefix(node.name), environ)
+
+    def impossible(self, fault: Fault) -> str | None:
+        """Why this machine does not permit it, None: it does."""
+        needs = fault.kind in LINKS or fault.kind is Kind.DISK_FULL
+        return f"not possible here: {self.denied}" if self.denied is not None and needs else None
+
+    def begin(self, fault: Fault) -> None:
+        """Break a link, a clock or a disk."""
+        if fault.kind is Kind.DISK_FULL:
+            self._disks[fault.targets[0]].fill()
+        elif fault.kind is Kind.WALL_JUMP:
+            self._set_clock(fault.targets[0], fault.amount)
+        elif fault.kind is Kind.SLOW_LINK:
+            self._links.slow(fault.targets[0], fault.amount)
+        else:
+            for source, target in self._cuts(fault):
+                self._links.cut(source, target, silently=fault.kind is not Kind.REFUSE)
+
+    def end(self, fault: Fault) -> None:
+        """Mend it."""
+        if fault.kind is Kind.DISK_FULL:
+            self._disks[fault.targets[0]].clear()
+        elif fault.kind is Kind.WALL_JUMP:
+            self._set_clock(fault.targets[0], 0)
+        elif fault.kind is Kind.SLOW_LINK:
+            self._links.quicken(fault.targets[0])
+        else:
+            for source, target in self._cuts(fault):
+                self._links.heal(source, target)
+
+    @property
+    def _links(self) -> Network:
+        assert self._network is not None, "asked whether it is possible"
+        return self._network
+
+    def _cuts(self, fault: Fault) -> list[tuple[str, str]]:
+        one, *rest = fault.targets
+        others = rest or [name for name in self._nodes.all if name != one]
+        there = [(one, other) for other in others]
+        return there if fault.kind is Kind.CUT else there + [(other, one) for one, other in there]
+
+    def _clock_file(self, name: str) -> Path:
+        return self._directory / "clocks" / name
+
+    def _set_clock(self, name: str, ahead_ms: int) -> None:
+        with self._clock_file(name).open("r+b") as file:
+            file.write(CLOCK_FAULTS.pack(ahead_ms, self._rates_ppm[name]))
