@@ -1,6 +1,7 @@
 """Processes known by pid and start time, so that a reused pid is never signalled."""
 
 import contextlib
+import ctypes
 import enum
 import os
 import select
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# Position of a field in /proc/PID/stat after the name in parentheses (proc(5): state is 3, starttime 22).
+# Position of a field in /proc/PID/stat after the name in parentheses (proc(5): state is 3, ppid 4, starttime 22).
 _STATE: Final = 0
+_PARENT: Final = 1
 _STARTED: Final = 19
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 class ProcessState(enum.Enum):
@@ -69,6 +72,21 @@ def wait_gone(processes: Iterable[ProcessIdentity], timeout_s: float) -> list[Pr
             break
         _wait_any_end(left, remaining_s)
     return left
+
+
+def adopt_orphans() -> None:
+    """Be the parent of whatever our children leave behind from now on, so that `children` finds it (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children() -> list[ProcessIdentity]:
+    """Our living child processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        fields = _stat_fields(int(entry.name)) if entry.name.isdecimal() else None
+        if fields and int(fields[_PARENT]) == os.getpid() and fields[_STATE] not in "ZXx":
+            found.append(ProcessIdentity(int(entry.name), int(fields[_STARTED])))
+    return found
 
 
 def resident_bytes(process: ProcessIdentity) -> int:

@@ -11,6 +11,7 @@ import pytest
 from rackctl.processes import (
     ProcessIdentity,
     ProcessState,
+    children,
     identify,
     resident_bytes,
     send,
@@ -72,3 +73,25 @@ def test_a_pid_that_nobody_has_has_no_identity(child: "subprocess.Popen[bytes]")
     child.kill()
     child.wait()
     assert identify(child.pid) is None
+
+
+def test_a_child_is_found_as_long_as_it_lives(child: "subprocess.Popen[bytes]") -> None:
+    process = identity(child)
+    assert process in children()
+    child.kill()
+    wait_gone([process], timeout_s=10)
+    assert process not in children()
+
+
+def test_what_a_child_leaves_behind_is_found_once_orphans_are_adopted() -> None:
+    program = """
+import os, signal, subprocess, sys
+from rackctl.processes import adopt_orphans, children
+adopt_orphans()
+leave = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+orphan = int(subprocess.run([sys.executable, "-c", leave], stdout=subprocess.PIPE, text=True).stdout)
+print([process.pid for process in children()] == [orphan])
+os.kill(orphan, signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert ended.stdout == "True\n", ended.stderr

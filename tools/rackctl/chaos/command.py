@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from rackctl.chaos.plan import draw
+from rackctl.chaos.plan import Nodes, draw
 from rackctl.chaos.report import Report
 from rackctl.chaos.run import Setting, run
 from rackctl.chaos.seclusion import seclude
@@ -29,6 +29,9 @@ def add_chaos(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         help=f"minutes under faults, rests not counted; default {MINUTES_DEFAULT:g}",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws the plan and the load; default 0")
+    parser.add_argument(
+        "--fio", action=argparse.BooleanOptionalAction, default=True, help="fio beside our own clients, if installed"
+    )
     parser.add_argument("--plan", action="store_true", help="show the plan of the seed and do nothing")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there as text too")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write it there as JUnit XML")
@@ -44,17 +47,16 @@ def _chaos(arguments: argparse.Namespace) -> int:
     size.check()
     if size.heads < HEADS_MIN or size.sleds < SLEDS_MIN:
         raise RackError(f"chaos: needs at least {HEADS_MIN} heads and {SLEDS_MIN} sleds, so that one may fail")
-    setting = Setting(arguments.seed, arguments.minutes, size, Path(), None)
     if arguments.plan:
-        print(plan_as_text(setting), flush=True)
+        print(plan_as_text(arguments.seed, arguments.minutes, Nodes.of(size)), flush=True)
         return 0
     denied = seclude(["-m", "rackctl.cli", *arguments.words])
     directory = _directory(arguments.keep)
     done: Report | None = None
     try:
-        done = run(
-            Setting(arguments.seed, arguments.minutes, size, directory, denied), lambda line: print(line, flush=True)
-        )
+        keep = arguments.keep is not None
+        setting = Setting(arguments.seed, arguments.minutes, size, directory, denied, keep, arguments.fio)
+        done = run(setting, lambda line: print(line, flush=True))
     finally:
         if not arguments.keep and (done is None or done.all_held):
             undisturbed(lambda: shutil.rmtree(directory, ignore_errors=True))
@@ -67,10 +69,10 @@ def _chaos(arguments: argparse.Namespace) -> int:
     return 0 if done.all_held else EXIT_BROKEN
 
 
-def plan_as_text(setting: Setting) -> str:
+def plan_as_text(seed: int, minutes: float, nodes: Nodes) -> str:
     """What the seed draws, on every machine."""
-    lines = [f"seed {setting.seed}, {setting.minutes:g} minutes under faults"]
-    for one in draw(setting.seed, setting.minutes, setting.nodes):
+    lines = [f"seed {seed}, {minutes:g} minutes under faults"]
+    for one in draw(seed, minutes, nodes):
         lines.append(f"round {one.number}: {one.mix.name}, {one.seconds:g} s")
         lines += [f"  {fault.at_s:6.2f} s  {fault}" for fault in one.faults]
     return "\n".join(lines)

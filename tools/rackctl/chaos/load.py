@@ -19,7 +19,7 @@ Address = tuple[str, int]
 
 CLIENTS: Final = 4
 DEPTH: Final = 4
-THINK_SECONDS: Final = 0.02
+THINK_SECONDS: Final = 0.01
 """Mean pause of a client between requests: some hundred a second in all, so that cores are left to the rack."""
 STOP_SECONDS_MAX: Final = 30.0
 """For requests that are under way when clients are told to stop; they give up after their patience."""

@@ -84,6 +84,12 @@ class Machine:
             for source, target in self._cuts(fault):
                 self._links.heal(source, target)
 
+    def close(self, *, keep: bool) -> None:
+        """Take the disks away, once nothing runs on them; `keep`: their files stay. Raises RackError."""
+        for disk in self._disks.values():
+            disk.close(keep=keep)
+        self._disks = {}
+
     @property
     def _links(self) -> Network:
         assert self._network is not None, "asked whether it is possible"

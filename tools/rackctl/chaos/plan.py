@@ -10,6 +10,8 @@ from enum import StrEnum
 from random import Random
 from typing import Final
 
+from rackctl.rack import RackSize
+
 AUTHORITY: Final = "authority"
 
 
@@ -94,7 +96,7 @@ class Mix:
 
 
 _ONE_BY_ONE = {Kind.KILL: 4.0, Kind.PAUSE: 5.0, Kind.TERMINATE: 2.0, Kind.RESTART: 2.0}
-_ALL = {Kind.KILL_ALL: 1.0, Kind.PAUSE_ALL: 1.0}
+_ALL = {Kind.KILL_ALL: 2.0, Kind.PAUSE_ALL: 1.0}
 _LINKS = {Kind.CUT: 3.0, Kind.SPLIT: 3.0, Kind.ISOLATE: 3.0, Kind.REFUSE: 2.0, Kind.SLOW_LINK: 1.0}
 _OTHERS = {Kind.WALL_JUMP: 1.0, Kind.DISK_FULL: 2.0}
 MIXES: Final = (
@@ -103,6 +105,7 @@ MIXES: Final = (
     Mix("everything", 24, _ONE_BY_ONE | _LINKS | _OTHERS),
     Mix("clocks and disks", 20, _OTHERS | {Kind.KILL: 1.0, Kind.PAUSE: 1.0}),
     Mix("storm of processes", 40, _ONE_BY_ONE | _ALL, storm=True),
+    Mix("power", 12, _ALL | {Kind.KILL: 1.0}, storm=True),
     Mix("storm", 50, _ONE_BY_ONE | _LINKS | _OTHERS | _ALL, storm=True),
 )
 
@@ -113,6 +116,14 @@ class Nodes:
 
     heads: tuple[str, ...]
     sleds: tuple[str, ...]
+
+    @classmethod
+    def of(cls, size: RackSize) -> "Nodes":
+        """Those that a rack of that size has."""
+        return cls(
+            tuple(f"head-{number}" for number in range(size.heads)),
+            tuple(f"sled-{number}" for number in range(size.sleds)),
+        )
 
     @property
     def all(self) -> tuple[str, ...]:

@@ -9,7 +9,11 @@ from typing import Final
 
 from head_node.export.errors import ExportError
 from head_node.volume.geometry import Geometry
+from rackctl import peer_programs
 from rackctl.chaos.findings import Findings, Promise
+from rackctl.chaos.fio import VOLUME as FIO_VOLUME
+from rackctl.chaos.fio import VOLUME_BYTES as FIO_VOLUME_BYTES
+from rackctl.chaos.fio import FioBeside, Passes
 from rackctl.chaos.growth import Growth
 from rackctl.chaos.injector import Injector
 from rackctl.chaos.load import Load
@@ -23,7 +27,9 @@ from rackctl.consistency import linearizability
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
 from rackctl.errors import RackError
-from rackctl.processes import ProcessIdentity, ProcessState, state_of
+from rackctl.evidence import engine_of_primary
+from rackctl.interrupts import undisturbed
+from rackctl.processes import ProcessIdentity, ProcessState, adopt_orphans, children, state_of
 from rackctl.rack import Rack, RackSize
 from rackctl.state import NodeKind
 
@@ -46,14 +52,15 @@ class Setting:
     directory: Path
     denied: str | None
     """Why there are no namespaces, None: there are."""
+    keep: bool
+    """The directory stays; without it only when a promise was broken."""
+    fio: bool
+    """fio works beside our own clients, where it is installed."""
 
     @property
     def nodes(self) -> Nodes:
         """The names that the rack gives its nodes."""
-        return Nodes(
-            tuple(f"head-{number}" for number in range(self.size.heads)),
-            tuple(f"sled-{number}" for number in range(self.size.sleds)),
-        )
+        return Nodes.of(self.size)
 
     def __str__(self) -> str:
         where = "each node in a network namespace" if self.denied is None else f"no namespaces: {self.denied}"
@@ -83,10 +90,21 @@ class _Run:
     def main(self) -> Report:
         """All of it; whatever was started is stopped again."""
         setting, rounds = self._setting, self._report.rounds
+        adopt_orphans()
         rack_directory = Rack.lay_out(setting.directory / "rack", setting.size)
         filled = {fault.targets[0] for one in rounds for fault in one.faults if fault.kind is Kind.DISK_FULL}
         machine = Machine(setting.directory, rack_directory, setting.nodes, setting.seed, setting.denied, filled=filled)
-        rack = Rack.create(rack_directory, setting.size, sites=machine.site)
+        try:
+            self._rack_in(rack_directory, machine)
+        except BaseException:
+            machine.close(keep=setting.keep)
+            raise
+        self._report.seconds = time.monotonic() - self._begun_s
+        machine.close(keep=setting.keep or not self._report.all_held)
+        return self._report
+
+    def _rack_in(self, directory: Path, machine: Machine) -> None:
+        rack = Rack.create(directory, self._setting.size, sites=machine.site)
         try:
             with contextlib.ExitStack() as stack:
                 self._work(rack, machine, stack)
@@ -94,12 +112,9 @@ class _Run:
             self._findings.accuse(Promise.RESTORED, str(error))
         finally:
             self._remember(rack)
-            rack.stop()
+            undisturbed(rack.stop)
         self._check_left()
-        evidence = read_logs({node.name: rack.layout.log(node) for node in rack.state.nodes})
-        self._judge(evidence)
-        self._report.seconds = time.monotonic() - self._begun_s
-        return self._report
+        self._judge(read_logs({node.name: rack.layout.log(node) for node in rack.state.nodes}))
 
     def _work(self, rack: Rack, machine: Machine, stack: contextlib.ExitStack) -> None:
         self._note("director", f"rack up in {rack.directory}")
@@ -115,8 +130,9 @@ class _Run:
             lambda error: self._findings.accuse(Promise.WHOLE, str(error)),
         )  # fmt: skip
         stack.callback(load.close)
+        passes = self._begin_fio(rack, stack)
         injector = Injector(rack, self._setting.nodes, machine, lambda: watch.members, self._note)
-        stack.callback(self._tally, load, injector, watch)
+        stack.callback(self._tally, load, injector, watch, passes)
         for one in self._report.rounds:
             self._round(one, rack, load, injector)
             if self._findings.fatal.is_set():
@@ -135,6 +151,7 @@ class _Run:
         self._rest(rack, f"after round {one.number}")
         self._end(load)
         self._read(rack, load)
+        self._count_engine(rack)
         self._growth.look((node.name, node.process) for node in rack.state.nodes if node.process)
         self._remember(rack)
 
@@ -153,6 +170,14 @@ class _Run:
             rack.begin(roles.primary)
             self._rest(rack, "after a succession")
             self._remember(rack)
+
+    def _count_engine(self, rack: Rack) -> None:
+        """What the present primary has done since it was started: that stripes are written and computed shows that
+        the load is more than the log's."""
+        engine = engine_of_primary(rack, VOLUME)
+        for count in ("stripes_written", "blocks_reconstructed"):
+            shown = f"{count.replace('_', ' ')} by the primary of a rest, at most"
+            self._report.counts[shown] = max(self._report.counts.get(shown, 0), int(engine.get(count, 0)))
 
     def _rest(self, rack: Rack, when: str) -> None:
         begun_s = time.monotonic()
@@ -188,7 +213,20 @@ class _Run:
             return
         load.history.forget()
 
-    def _tally(self, load: Load, injector: Injector, watch: RecordWatch) -> None:
+    def _begin_fio(self, rack: Rack, stack: contextlib.ExitStack) -> Passes:
+        fio = peer_programs.find("fio") if self._setting.fio else None
+        if fio is None:
+            self._note("director", "no fio beside the load" + (": it is not installed" if self._setting.fio else ""))
+            return Passes()
+        rack.create_volume(FIO_VOLUME, FIO_VOLUME_BYTES)
+        uris = [rack.nbd_uri(FIO_VOLUME, name) for name in self._setting.nodes.heads]
+        beside = FioBeside(
+            fio, uris, str(self._setting.directory), lambda text: self._findings.accuse(Promise.VERIFIED, text)
+        )
+        stack.callback(beside.close)
+        return beside.passes
+
+    def _tally(self, load: Load, injector: Injector, watch: RecordWatch, passes: Passes) -> None:
         """What the load and the injector have seen, into the report."""
         report, tally = self._report, load.tally
         report.begun, report.refused, report.impossible = injector.begun, injector.refused, injector.impossible
@@ -200,6 +238,9 @@ class _Run:
             "connections made": tally.connections,
             "connections lost": tally.disconnections,
             "looks at the record": watch.polls,
+            "passes of fio verified": passes.verified,
+            "passes of fio verified again later": passes.verified_again,
+            "passes of fio given up": passes.given_up,
         }
         quiet = injector.quiet
         for from_s, to_s in tally.stalls:
@@ -215,7 +256,8 @@ class _Run:
         self._started |= {node.process for node in rack.state.nodes if node.process}
 
     def _check_left(self) -> None:
-        left = [process.pid for process in self._started if state_of(process) is not ProcessState.GONE]
+        started = {process for process in self._started if state_of(process) is not ProcessState.GONE}
+        left = sorted(process.pid for process in started.union(children()))
         if left:
             self._findings.accuse(Promise.CLEAN, f"pids {left} still run")
 
@@ -244,6 +286,7 @@ class _Run:
             Promise.ALIVE: f"{len(self._started)} processes",
             Promise.SANE: f"{evidence.lines} lines of {len(self._setting.nodes.all)} logs",
             Promise.SMALL: f"{self._growth.compared} processes compared between rests",
+            Promise.VERIFIED: f"{counts.get('passes of fio verified', 0)} passes",
             Promise.CLEAN: f"{len(self._started)} processes are gone",
         }
         self._report.verdicts = [self._findings.verdict(promise, text) for promise, text in shown.items()]

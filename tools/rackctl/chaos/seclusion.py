@@ -137,6 +137,17 @@ class SmallDisk:
         """Give the room back."""
         self._filler.unlink(missing_ok=True)
 
+    def close(self, *, keep: bool) -> None:
+        """Take the file system away; with `keep` its files stay, where they were. Raises RackError."""
+        kept = self.directory.with_name(self.directory.name + ".kept")
+        if keep:
+            self.clear()
+            _run("cp", "--archive", "--sparse=always", str(self.directory), str(kept))
+        _run("umount", str(self.directory))
+        if keep:
+            self.directory.rmdir()
+            kept.rename(self.directory)
+
 
 def _ip(*arguments: str) -> None:
     _run("ip", *arguments)
