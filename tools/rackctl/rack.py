@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from rackctl import programs, state
 from rackctl.api import OperatorApi
 from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
+from rackctl.interrupts import raise_if_interrupted
 from rackctl.launch import Command, Started, await_ready, start
 from rackctl.ports import PortReservations
 from rackctl.processes import ProcessIdentity, ProcessState, send, wait_gone
@@ -291,7 +292,7 @@ class Rack:
         for node in now.of_kind(NodeKind.SLED):
             identity = json.loads((self.layout.state_dir(node) / "identity.json").read_text(encoding="utf-8"))
             node.id = str(identity["id"])
-            api.enrol_sled(identity, node.host, node.ports["nvme"], now.device_bytes // BLOCK_BYTES)
+            api.enrol_sled(identity, self._sites(node).known_as, node.ports["nvme"], now.device_bytes // BLOCK_BYTES)
 
     def _learn_head_ids(self, now: RackState, api: OperatorApi) -> None:
         """Wait until every head is enrolled."""
@@ -317,7 +318,9 @@ class Rack:
             return programs.authority(node, self.layout)
         if node.kind is NodeKind.SLED:
             return programs.sled(node, self.layout, root_public_key=now.root_public_key, device_bytes=now.device_bytes)
-        return programs.head(node, self.layout, authority_url=now.api_url, join_token=join_token)
+        authority = now.node("authority")
+        url = f"http://{self._sites(authority).known_as}:{authority.ports['api']}"
+        return programs.head(node, self.layout, authority_url=url, join_token=join_token)
 
     def _spawn(self, now: RackState, commands: Sequence[Command]) -> list[Started]:
         """Start nodes side by side; each is on record at once, so that it is never forgotten."""
@@ -362,6 +365,7 @@ def wait_until(poll: Callable[[], Value | None], what: str, timeout_s: float) ->
     """Ask until there is an answer; an authority that is away gives none. Raises WaitedTooLong."""
     deadline = time.monotonic() + timeout_s
     while True:
+        raise_if_interrupted()
         with contextlib.suppress(ApiUnreachable):
             answer = poll()
             if answer:

@@ -12,11 +12,20 @@ from rackctl.state import Node
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """`prefix` ends in running what follows it, as nsenter(1) does, without another process."""
+    """The process listens at `host`; other nodes find it at `shown`, which is the same unless somebody is in between.
+
+    `prefix` ends in running what follows it, as nsenter(1) does, without another process.
+    """
 
     host: str = HOST
+    shown: str = ""
     prefix: Sequence[str] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def known_as(self) -> str:
+        """Where other nodes find it."""
+        return self.shown or self.host
 
     def place(self, command: Command) -> Command:
         """The command as it is started here."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
-from rackctl.chaos.plan import AUTHORITY, PROCESSES, Fault, Kind, Nodes
+from rackctl.chaos.plan import AUTHORITY, CUTS, PROCESSES, Fault, Kind, Nodes
 
 
 class Suspended(StrEnum):
@@ -100,11 +100,7 @@ class Budget:
 def _collide(one: Fault, other: Fault) -> bool:
     """Whether one would undo the other: processes, links, clocks and disks suffer one thing at a time."""
     alike = one.kind in PROCESSES and other.kind in PROCESSES
-    if one.kind is other.kind or alike or _both_link(one, other):
+    both_cut = one.kind in CUTS and other.kind in CUTS
+    if one.kind is other.kind or alike or both_cut:
         return not one.targets or not other.targets or bool(set(one.targets) & set(other.targets))
     return False
-
-
-def _both_link(one: Fault, other: Fault) -> bool:
-    links = {Kind.CUT, Kind.SPLIT, Kind.ISOLATE, Kind.REFUSE}
-    return one.kind in links and other.kind in links

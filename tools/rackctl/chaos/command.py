@@ -33,6 +33,10 @@ def add_chaos(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         "--fio", action=argparse.BooleanOptionalAction, default=True, help="fio beside our own clients, if installed"
     )
     parser.add_argument("--plan", action="store_true", help="show the plan of the seed and do nothing")
+    parser.add_argument(
+        "--namespaces", action=argparse.BooleanOptionalAction, default=True,
+        help="each node in a network namespace, where the machine permits that; proxies cut links otherwise",
+    )  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there as text too")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write it there as JUnit XML")
     parser.add_argument(
@@ -50,7 +54,7 @@ def _chaos(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         print(plan_as_text(arguments.seed, arguments.minutes, Nodes.of(size)), flush=True)
         return 0
-    denied = seclude(["-m", "rackctl.cli", *arguments.words])
+    denied = seclude(["-m", "rackctl.cli", *arguments.words]) if arguments.namespaces else "--no-namespaces was given"
     directory = _directory(arguments.keep)
     done: Report | None = None
     try:

@@ -22,6 +22,8 @@ PAUSE_SECONDS: Final = 0.5
 PASS_SECONDS_MAX: Final = 60.0
 """A pass that takes longer waits for a head that is frozen; it is ended."""
 STOP_SECONDS_MAX: Final = 15.0
+SAID_BYTES_MAX: Final = 256 << 10
+"""fio that has lost its head may say so without end; it is ended then."""
 _WRONG: Final = re.compile(r"verify failed|bad magic|got pattern|bad header|Bad bits")
 
 
@@ -44,7 +46,7 @@ class FioBeside:
         self._uris = list(uris)
         self._scratch = scratch
         self._accuse = accuse
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fio", daemon=True)
         self._thread.start()
@@ -80,18 +82,28 @@ class FioBeside:
             "--verify=pattern", f"--verify_pattern=0x{number:08x}%o", "--verify_fatal=1", "--verify_state_save=0",
             f"--randseed={number}",            f"--aux-path={self._scratch}", what,
         ]  # fmt: skip
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
             self._child = child
             if self._stop.is_set():
                 child.kill()
-            try:
-                said, _ = child.communicate(timeout=PASS_SECONDS_MAX)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                said, _ = child.communicate()
+            said = _listen(child)
             self._child = None
         if _WRONG.search(said):
             self._accuse(f"pass {number} through {uri}, {what}: {said.strip()[-2000:]}")
         elif child.returncode:
             self.passes.given_up += 1
         return child.returncode == 0
+
+
+def _listen(child: "subprocess.Popen[bytes]") -> str:
+    """What a child says until it ends; one that says too much, or takes too long, is ended."""
+    assert child.stdout is not None
+    late = threading.Timer(PASS_SECONDS_MAX, child.kill)
+    late.start()
+    try:
+        said = child.stdout.read(SAID_BYTES_MAX)
+        child.kill()  # it has closed its output, or filled it
+        child.stdout.close()
+    finally:
+        late.cancel()
+    return said.decode(errors="replace")

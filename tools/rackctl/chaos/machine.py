@@ -5,8 +5,11 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from rackctl.chaos.plan import AUTHORITY, LINKS, Fault, Kind, Nodes
+from rackctl import state
+from rackctl.chaos.plan import AUTHORITY, Fault, Kind, Nodes
 from rackctl.chaos.seclusion import Network, SmallDisk
+from rackctl.chaos.switchboard import Switchboard
+from rackctl.processes import ProcessIdentity
 from rackctl.programs import Layout
 from rackctl.sites import Site
 from rackctl.state import Node, NodeKind
@@ -34,12 +37,17 @@ class Machine:
         self._nodes = nodes
         self._directory = directory
         self._network = Network(nodes.all) if denied is None else None
+        self._switchboard: Switchboard | None = None
+        self._listening: set[str] = set()
         self._disks: Mapping[str, SmallDisk] = {}
         if denied is None:
             below = Layout(rack_directory)
             self._disks = {
                 name: SmallDisk(below.state_dir(Node(name, NodeKind.HEAD)), DISK_BYTES) for name in sorted(filled)
             }
+        else:
+            numbers = {name: number for number, name in enumerate(nodes.all, 1)}
+            self._switchboard = Switchboard(numbers, lambda: _processes(rack_directory))
         random = Random(f"{seed}/clocks")
         self._rates_ppm = {name: random.randrange(-RATE_PPM_MAX, RATE_PPM_MAX + 1) for name in nodes.all}
         for name in nodes.all:
@@ -51,13 +59,20 @@ class Machine:
         environ = {_PREFIXES[node.kind] + "CLOCK_FAULTS": str(self._clock_file(node.name))}
         if node.name == AUTHORITY:
             environ["RACK_AUTHORITY_HEADS_PER_VOLUME"] = str(len(self._nodes.heads))
-        if self._network is None:
-            return Site(environ=environ)
-        return Site(self._network.address(node.name), self._network.prefix(node.name), environ)
+        if self._network is not None:
+            return Site(self._network.address(node.name), prefix=self._network.prefix(node.name), environ=environ)
+        shown = self._switch.address(node.name)
+        if node.name in self._nodes.heads:
+            environ["HEAD_NODE_ADVERTISE_HOST"] = shown
+        if node.ports and node.name not in self._listening:
+            self._listening.add(node.name)
+            for port in node.ports.values():
+                self._switch.listen(node.name, port)
+        return Site(shown=shown, environ=environ)
 
     def impossible(self, fault: Fault) -> str | None:
         """Why this machine does not permit it, None: it does."""
-        needs = fault.kind in LINKS or fault.kind is Kind.DISK_FULL
+        needs = fault.kind in (Kind.SLOW_LINK, Kind.DISK_FULL)
         return f"not possible here: {self.denied}" if self.denied is not None and needs else None
 
     def begin(self, fault: Fault) -> None:
@@ -67,7 +82,7 @@ class Machine:
         elif fault.kind is Kind.WALL_JUMP:
             self._set_clock(fault.targets[0], fault.amount)
         elif fault.kind is Kind.SLOW_LINK:
-            self._links.slow(fault.targets[0], fault.amount)
+            self._routed.slow(fault.targets[0], fault.amount)
         else:
             for source, target in self._cuts(fault):
                 self._links.cut(source, target, silently=fault.kind is not Kind.REFUSE)
@@ -79,21 +94,32 @@ class Machine:
         elif fault.kind is Kind.WALL_JUMP:
             self._set_clock(fault.targets[0], 0)
         elif fault.kind is Kind.SLOW_LINK:
-            self._links.quicken(fault.targets[0])
+            self._routed.quicken(fault.targets[0])
         else:
             for source, target in self._cuts(fault):
                 self._links.heal(source, target)
 
     def close(self, *, keep: bool) -> None:
-        """Take the disks away, once nothing runs on them; `keep`: their files stay. Raises RackError."""
+        """Take disks and links away, once nothing uses them; `keep`: files stay. Raises RackError."""
         for disk in self._disks.values():
             disk.close(keep=keep)
         self._disks = {}
+        if self._switchboard is not None:
+            self._switchboard.close()
 
     @property
-    def _links(self) -> Network:
+    def _links(self) -> Network | Switchboard:
+        return self._network or self._switch
+
+    @property
+    def _routed(self) -> Network:
         assert self._network is not None, "asked whether it is possible"
         return self._network
+
+    @property
+    def _switch(self) -> Switchboard:
+        assert self._switchboard is not None, "there are no namespaces"
+        return self._switchboard
 
     def _cuts(self, fault: Fault) -> list[tuple[str, str]]:
         one, *rest = fault.targets
@@ -107,3 +133,8 @@ class Machine:
     def _set_clock(self, name: str, ahead_ms: int) -> None:
         with self._clock_file(name).open("r+b") as file:
             file.write(CLOCK_FAULTS.pack(ahead_ms, self._rates_ppm[name]))
+
+
+def _processes(rack_directory: Path) -> dict[str, ProcessIdentity]:
+    """Which process runs for which node, or did last."""
+    return {node.name: node.process for node in state.load(rack_directory).nodes if node.process}

@@ -46,8 +46,8 @@ class Kind(StrEnum):
     """Not a byte more fits on its disk."""
 
 
-LINKS: Final = frozenset({Kind.CUT, Kind.SPLIT, Kind.ISOLATE, Kind.REFUSE, Kind.SLOW_LINK})
-"""Need a network of our own."""
+CUTS: Final = frozenset({Kind.CUT, Kind.SPLIT, Kind.ISOLATE, Kind.REFUSE})
+"""Happen to links between nodes."""
 PAIRS: Final = frozenset({Kind.CUT, Kind.SPLIT, Kind.REFUSE})
 """Happen to two nodes."""
 PROCESSES: Final = frozenset({Kind.KILL, Kind.PAUSE, Kind.TERMINATE, Kind.RESTART, Kind.KILL_ALL, Kind.PAUSE_ALL})

@@ -28,7 +28,7 @@ from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
 from rackctl.errors import RackError
 from rackctl.evidence import engine_of_primary
-from rackctl.interrupts import undisturbed
+from rackctl.interrupts import raise_if_interrupted, undisturbed
 from rackctl.processes import ProcessIdentity, ProcessState, adopt_orphans, children, state_of
 from rackctl.rack import Rack, RackSize
 from rackctl.state import NodeKind
@@ -63,7 +63,7 @@ class Setting:
         return Nodes.of(self.size)
 
     def __str__(self) -> str:
-        where = "each node in a network namespace" if self.denied is None else f"no namespaces: {self.denied}"
+        where = "each node in a network namespace" if self.denied is None else f"links cut by proxies, as {self.denied}"
         return f"{self.size.heads} heads, {self.size.sleds} sleds; {where}"
 
 
@@ -142,7 +142,7 @@ class _Run:
     def _round(self, one: Round, rack: Rack, load: Load, injector: Injector) -> None:
         self._note("director", f"round {one.number}: {one.mix.name}, {len(one.faults)} faults in {one.seconds:.0f} s")
         load.begin(one.number)
-        injector.run(one, Geometry().parity_shards, lambda: not self._findings.fatal.is_set())
+        injector.run(one, Geometry().parity_shards, self._go_on)
         filled = {fault.targets[0] for fault in one.faults if fault.kind is Kind.DISK_FULL}
         for name in injector.start_dead():
             self._note("director", f"starts {name}, which has ended by itself")
@@ -182,7 +182,7 @@ class _Run:
     def _rest(self, rack: Rack, when: str) -> None:
         begun_s = time.monotonic()
         rest = Rest(rack, VOLUME, self._note)
-        if rest.wait(REST_SECONDS_MAX, lambda: not self._findings.fatal.is_set()):
+        if rest.wait(REST_SECONDS_MAX, self._go_on):
             self._rests += 1
             self._note("director", f"the rack is at rest {time.monotonic() - begun_s:.1f} s {when}")
         elif not self._findings.fatal.is_set():
@@ -290,6 +290,10 @@ class _Run:
             Promise.CLEAN: f"{len(self._started)} processes are gone",
         }
         self._report.verdicts = [self._findings.verdict(promise, text) for promise, text in shown.items()]
+
+    def _go_on(self) -> bool:
+        raise_if_interrupted()
+        return not self._findings.fatal.is_set()
 
     def _note(self, who: str, what: str) -> None:
         line = Line(time.monotonic() - self._begun_s, who, what)

@@ -64,3 +64,9 @@ def test_what_fio_reads_wrong_is_told_with_its_words(run: Run, said: str) -> Non
     _, accused = run(f"echo {said}; exit 1")
     assert accused
     assert said in accused[0]
+
+
+def test_fio_that_says_the_same_without_end_is_ended(run: Run) -> None:
+    beside, accused = run("while :; do echo Transport endpoint is not connected; done")
+    assert accused == []
+    assert beside.passes.given_up >= 3

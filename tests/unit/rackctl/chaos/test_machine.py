@@ -1,5 +1,6 @@
 """What a machine permits, and where it puts nodes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ NODES = Nodes(("head-0", "head-1", "head-2"), tuple(f"sled-{number}" for number 
 HEAD = Node("head-0", NodeKind.HEAD)
 
 
+@pytest.fixture
+def one(tmp_path: Path) -> Iterator[Machine]:
+    """A machine without namespaces."""
+    made = machine(tmp_path)
+    yield made
+    made.close(keep=False)
+
+
 def machine(directory: Path, seed: int = 1) -> Machine:
     return Machine(directory, directory / "rack", NODES, seed, "no unshare", filled={"head-0"})
 
@@ -24,16 +33,19 @@ def clock_of(site_environ: object) -> tuple[int, int]:
     return ahead_ms, rate_ppm
 
 
-def test_without_namespaces_links_and_disks_are_left_alone(tmp_path: Path) -> None:
-    one = machine(tmp_path)
+def test_without_namespaces_links_have_one_speed_and_disks_are_large(one: Machine) -> None:
     impossible = {kind for kind in Kind if one.impossible(Fault(0, 1.0, 1.0, kind, ("head-0",))) is not None}
-    assert impossible == {Kind.CUT, Kind.SPLIT, Kind.ISOLATE, Kind.REFUSE, Kind.SLOW_LINK, Kind.DISK_FULL}
-    assert one.site(HEAD).host == "127.0.0.1"
-    assert one.site(HEAD).prefix == ()
+    assert impossible == {Kind.SLOW_LINK, Kind.DISK_FULL}
 
 
-def test_a_wall_clock_jumps_and_comes_back_and_the_rate_stays(tmp_path: Path) -> None:
-    one = machine(tmp_path)
+def test_without_namespaces_others_find_a_node_at_a_proxy(one: Machine) -> None:
+    site = one.site(HEAD)
+    assert (site.host, site.prefix) == ("127.0.0.1", ())
+    assert site.known_as.startswith("127.77.0.")
+    assert site.environ["HEAD_NODE_ADVERTISE_HOST"] == site.known_as
+
+
+def test_a_wall_clock_jumps_and_comes_back_and_the_rate_stays(one: Machine) -> None:
     jump = Fault(0, 1.0, 1.0, Kind.WALL_JUMP, ("head-0",), -120_000)
     _, rate_ppm = clock_of(one.site(HEAD).environ)
     one.begin(jump)
@@ -43,13 +55,17 @@ def test_a_wall_clock_jumps_and_comes_back_and_the_rate_stays(tmp_path: Path) ->
 
 
 def test_boot_clocks_run_at_rates_that_the_seed_draws(tmp_path: Path) -> None:
-    rates = [clock_of(machine(tmp_path / str(seed), seed).site(HEAD).environ)[1] for seed in (1, 1, 2)]
+    rates = []
+    for seed in (1, 1, 2):
+        made = machine(tmp_path / str(seed), seed)
+        rates.append(clock_of(made.site(HEAD).environ)[1])
+        made.close(keep=False)
     assert rates[0] == rates[1] != rates[2]
     assert all(abs(rate) <= RATE_PPM_MAX for rate in rates)
 
 
-def test_every_head_gets_every_volume(tmp_path: Path) -> None:
-    environ = machine(tmp_path).site(Node("authority", NodeKind.AUTHORITY)).environ
+def test_every_head_gets_every_volume(one: Machine) -> None:
+    environ = one.site(Node("authority", NodeKind.AUTHORITY)).environ
     assert environ["RACK_AUTHORITY_HEADS_PER_VOLUME"] == "3"
 
 
