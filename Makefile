@@ -55,6 +55,11 @@ MINUTES ?= 5
 fuzz: $(READY) ## Attack every parser of bytes from outside for MINUTES=5; keeps what reaches something new
 	$(BIN)/python tests/fuzz --minutes $(MINUTES) $(ARGS)
 
+# A longer or other run: make chaos MINUTES=30 SEED=7 ARGS='--heads 3 --keep /tmp/chaos'.
+.PHONY: chaos
+chaos: $(READY) ## Attack a rack of real processes for MINUTES=5 under the faults of SEED=0
+	$(BIN)/rackctl chaos --minutes $(MINUTES) --seed $(or $(SEED),0) $(ARGS)
+
 .PHONY: mutants
 mutants: $(READY) ## Break each rule of the design in turn and see that the simulator or a test notices (about an hour)
 	$(BIN)/python tests/mutation $(ARGS)

@@ -54,15 +54,18 @@ def _chaos(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         print(plan_as_text(arguments.seed, arguments.minutes, Nodes.of(size)), flush=True)
         return 0
+    keep: Path | None = arguments.keep.absolute() if arguments.keep else None
+    if keep is not None and keep.exists() and not (keep.is_dir() and not any(keep.iterdir())):
+        raise RackError(f"{keep}: is no empty directory: choose another one to keep the rack in")
     denied = seclude(["-m", "rackctl.cli", *arguments.words]) if arguments.namespaces else "--no-namespaces was given"
-    directory = _directory(arguments.keep)
+    directory = keep or Path(tempfile.mkdtemp(prefix="palisade-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
     done: Report | None = None
     try:
-        keep = arguments.keep is not None
-        setting = Setting(arguments.seed, arguments.minutes, size, directory, denied, keep, arguments.fio)
+        setting = Setting(arguments.seed, arguments.minutes, size, directory, denied, keep is not None, arguments.fio)
         done = run(setting, lambda line: print(line, flush=True))
     finally:
-        if not arguments.keep and (done is None or done.all_held):
+        if keep is None and (done is None or done.all_held):
             undisturbed(lambda: shutil.rmtree(directory, ignore_errors=True))
     if directory.exists():
         done.directory = str(directory)
@@ -80,16 +83,6 @@ def plan_as_text(seed: int, minutes: float, nodes: Nodes) -> str:
         lines.append(f"round {one.number}: {one.mix.name}, {one.seconds:g} s")
         lines += [f"  {fault.at_s:6.2f} s  {fault}" for fault in one.faults]
     return "\n".join(lines)
-
-
-def _directory(keep: Path | None) -> Path:
-    if keep is None:
-        return Path(tempfile.mkdtemp(prefix="palisade-chaos-"))
-    directory = keep.absolute()
-    if directory.exists() and any(directory.iterdir()):
-        raise RackError(f"{directory}: is not empty: choose another directory to keep the rack in")
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def _minutes(text: str) -> float:

@@ -82,7 +82,7 @@ class FioBeside:
             "--verify=pattern", f"--verify_pattern=0x{number:08x}%o", "--verify_fatal=1", "--verify_state_save=0",
             f"--randseed={number}",            f"--aux-path={self._scratch}", what,
         ]  # fmt: skip
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self._scratch) as child:
             self._child = child
             if self._stop.is_set():
                 child.kill()
