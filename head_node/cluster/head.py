@@ -67,8 +67,8 @@ class Head:
         self._stopping = False
         self._started = False
         self._services = Services(
-            head=head, env=env, terms=terms, started_ns=env.clock.boottime_ns(), authority=authority,
-            watch=self.watch, sleds=self.sleds, key_set=lambda: self._key_set, dial=self._dial,
+            head=head, env=env, terms=terms, authority=authority, watch=self.watch, sleds=self.sleds,
+            key_set=lambda: self._key_set, dial=self._dial,
             drop_clients=self._drop_clients, open_engine=open_engine, remove_log=remove_log, note=self._note,
         )  # fmt: skip
 
@@ -117,19 +117,20 @@ class Head:
             return
         self._take_key_set(view.key_set)
         self.sleds.update(view.sleds)
+        for volume, controller in list(self.controllers.items()):
+            controller.record_changed(view.volumes.get(volume))
+            if controller.left_view and controller.ended:
+                del self.controllers[volume]
         for volume, record in view.volumes.items():
-            controller = self.controllers.get(volume)
-            if controller is None:
-                controller = VolumeController(self._services, record)
+            if volume not in self.controllers:
+                controller = VolumeController(self._services, record, self._ended)
                 self.controllers[volume] = controller
                 controller.start()
-            else:
-                controller.record_changed(record)
-        for volume, controller in list(self.controllers.items()):
-            if volume not in view.volumes:
-                controller.record_changed(None)
-                if controller.ended:
-                    del self.controllers[volume]
+
+    def _ended(self) -> None:
+        """A volume has ended here; if it has come back to the view meanwhile, it begins again."""
+        if self.watch.view is not None:
+            self._viewed(self.watch.view)
 
     def _take_key_set(self, data: bytes) -> None:
         root = self._root_public()

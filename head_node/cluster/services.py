@@ -41,7 +41,6 @@ class Services:
     head: UUID
     env: Environment
     terms: LeaseTerms
-    started_ns: int
     authority: Authority
     watch: AuthorityWatch
     sleds: Sleds

@@ -7,6 +7,7 @@ every change of `state` is a step of the table in states.py.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 from uuid import UUID
 
@@ -36,14 +37,18 @@ REOPEN_SECONDS: Final = 1.0
 
 
 class VolumeController:
-    """See the module. `start` once, then `record_changed` with each newer record, `stop` at the end."""
+    """See the module. `start` once, then `record_changed` with each newer record, `stop` at the end. `on_ended` is
+    called when nothing of the volume runs here any more."""
 
-    def __init__(self, services: Services, record: VolumeRecord) -> None:
+    def __init__(self, services: Services, record: VolumeRecord, on_ended: Callable[[], None]) -> None:
         self._services = services
+        self._on_ended = on_ended
         self.volume = record.volume
         self.record = record
         self.state = VolumeState.OPENING
         self.reason = ""
+        self.left_view = False
+        """The volume has not been in the view for a while; another controller begins when it is there again."""
         self._engine: VolumeEngine | None = None
         self._follower: Follower | None = None
         self._role: PrimaryRole | None = None
@@ -60,6 +65,7 @@ class VolumeController:
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"volume {self.volume}")
+        self._task.add_done_callback(lambda done: self._on_ended())
 
     async def stop(self) -> None:
         """Stop in good order: hand over to a member that has everything, or destage when alone."""
@@ -76,9 +82,9 @@ class VolumeController:
             await asyncio.wait([self._task])
 
     def record_changed(self, record: VolumeRecord | None) -> None:
-        """The authority's view; None: the volume is not in it any more."""
+        """The authority's view; None: the volume is not in it any more, and ends here even if it comes back."""
         if record is None:
-            self._gone = True
+            self._gone = self.left_view = True
         elif record.version > self.record.version:
             self._adopt(record)
             if self._role is not None:
@@ -170,8 +176,9 @@ class VolumeController:
         if self._engine is None:
             return
         self._engine.on_failed = lambda error: self._fail(f"the log failed: {error}")
-        # Before the first epoch there was no primary to whom a former run of this head could have promised anything.
-        started_ns = self._services.started_ns if self.record.epoch else -self._services.terms.ttl_ns
+        # What a former run of this head promised, or a former stay of the volume here, binds for a TTL (F7). Before the
+        # first epoch there was no primary to promise anything to.
+        started_ns = self._first_seen_ns if self.record.epoch else -self._services.terms.ttl_ns
         promise = MemberPromise(self._services.terms, started_ns=started_ns)
         self._follower = Follower(self._services, self._engine, self.volume, promise, self._wake)
         self._to(VolumeState.FOLLOWING)

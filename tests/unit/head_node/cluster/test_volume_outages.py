@@ -200,6 +200,69 @@ def test_deleting_a_volume_removes_namespaces_record_and_logs() -> None:
     with_rack(scenario)
 
 
+def test_a_volume_that_leaves_the_view_and_comes_back_is_followed_again() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, ONE) == 0
+        before, record = second.controller, rack.record
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: bool(held))
+        rack.authority.put(replace(record, heads=(first.id,), version=record.version + 1))
+        await until(lambda: before.left_view and not rack.is_member(second))
+        rack.authority.put(replace(rack.record, heads=record.heads, version=rack.record.version + 1))
+        await until(lambda: second.head.watch.view is not None and VOLUME in second.head.watch.view.volumes)
+        assert not before.ended, "what the test is about: it comes back while it still ends"
+        second.disk.gate = None
+        held[0]()
+        await until(lambda: second.state is VolumeState.FOLLOWING and second.controller is not before)
+        assert before.state is VolumeState.CLOSED
+        await until(lambda: rack.is_member(second) and bool(second.controller.status()["following"]))
+        assert await first.write(1, TWO) == 0
+        await first.crash()
+        await until(lambda: second.serving)
+        assert await second.read(1) == TWO
+
+    with_rack(scenario)
+
+
+def test_f7_a_volume_that_comes_back_to_the_view_is_bound_by_what_was_promised_before() -> None:
+    async def scenario(rack: Rack) -> None:
+        _, second = await rack.start_serving()
+        record = rack.record
+        rack.authority.put(replace(record, heads=(rack.heads[0].id,), version=record.version + 1))
+        await until(lambda: VOLUME not in second.head.controllers)
+        left_ns = second.clock.boottime_ns()
+        rack.authority.put(replace(record, version=record.version + 2))
+        await until(lambda: second.state is VolumeState.FOLLOWING)
+        follower = second.controller._follower
+        assert follower is not None
+        assert follower.promise.bound_until_ns >= left_ns + TERMS.ttl_ns
+
+    with_rack(scenario)
+
+
+def test_a_volume_that_is_deleted_does_not_begin_again_in_the_view_that_still_has_it() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        first.api.gates["view"] = second.api.gates["view"] = asyncio.Event()
+        controller = first.controller
+        role = controller._role
+        assert role is not None
+        rack.authority.records[VOLUME] = transitions.delete(rack.record)
+        role.record_changed(rack.record)
+        await until(lambda: controller.ended)
+        await asyncio.sleep(0)
+        assert first.controller is controller
+        assert not first.disk.files
+        first.api.gates.pop("view").set()
+        second.api.gates.pop("view")
+        await until(lambda: VOLUME not in first.head.controllers)
+
+    with_rack(scenario)
+
+
 def test_a_failed_log_ends_the_volume_here_and_the_other_head_takes_over() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
