@@ -11,6 +11,7 @@ class NbdCounters:
     connections_refused: int = 0
     connections_open: int = 0
     connections_reset: int = 0
+    evicted: int = 0
     negotiations_timed_out: int = 0
     negotiations_failed: int = 0
     options_rejected: int = 0

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from head_node.export import nbd_protocol as nbd
+from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
 from head_node.export.replies import HOLE_BYTES_MIN, chunk, data_and_hole_chunks, merge_extents
@@ -33,6 +34,8 @@ EXTENTS_BYTES_MAX: Final = 1 << 30
 EXTENTS_MAX: Final = 8192
 """Extents per BLOCK_STATUS reply, 64 KiB of them."""
 
+EXTENTS_REPLY_BYTES_MAX: Final = 4 + 8 * EXTENTS_MAX
+
 OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Replies per loop turn: reads that complete at once would otherwise pile up unbounded."""
 
@@ -42,7 +45,8 @@ OTHER_SHARE: Final = 16
 status walks maps). Thousands of requests fit into the receive buffer; heartbeats and others cannot wait for all."""
 
 _DISCARD: Final = memoryview(bytearray(SLAB_ROOM_BYTES_MIN))
-"""Where bytes go that come after a connection was dropped; nobody reads them."""
+"""Where bytes go that nobody reads: what comes after a connection was dropped, payloads of rejected writes. In a slab
+they would cost its memory for as long as a write beside them is in flight."""
 
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
 
@@ -94,12 +98,16 @@ class Transmission:
         allocation: bool,
         wake: Callable[[], None],
         peer_gone: Callable[[], bool],
+        unsent: Callable[[], int],
+        evict: Callable[[str], None],
         counters: NbdCounters,
+        budget: MemoryBudget,
         limits: Limits | None = None,
     ) -> None:
         """`wake` is called once when there is output, or room for more requests, outside of `received`; after that
         not again before `take_output`. `peer_gone` says whether the client has left, noticed yet or not: what waits in
-        the volume is not begun then.
+        the volume is not begun then. `unsent` says how many bytes of the output still wait for the client; `evict`
+        ends the connection, with the reason, because others wait for memory that it keeps.
         """
         limits = limits or Limits()
         self.phase = Phase.ACTIVE
@@ -114,6 +122,7 @@ class Transmission:
         self._allocation = allocation
         self._wake = wake
         self._peer_gone = peer_gone
+        self._evict = evict
         self._awake = False
         self._counters = counters
         self._read_flags = _FUA | (_DF if structured else 0)
@@ -121,6 +130,9 @@ class Transmission:
         self._bytes_max = limits.bytes_in_flight_max
         self._output: list[Buffer] = []
         self._output_bytes = 0
+        self._account = budget.open(self, unsent)
+        self._replied_bytes = 0
+        self._large_bytes = 0
         self._slab = memoryview(bytearray(SLAB_BYTES))
         self._slab_lent = False
         self._start = 0
@@ -150,6 +162,8 @@ class Transmission:
         """Where to put the next bytes of the connection; never empty."""
         if self._large is not None and self._large_filled < len(self._large):
             return self._large[self._large_filled :]
+        if self._skip_bytes and self._start == self._end:
+            return _DISCARD[: self._skip_bytes]
         return self._slab[self._end :]
 
     def received(self, count: int) -> None:
@@ -157,6 +171,8 @@ class Transmission:
         self._awake = True
         if self._large is not None and self._large_filled < len(self._large):
             self._large_filled += count
+        elif self._skip_bytes and self._start == self._end:
+            self._skip(0, count)
         else:
             self._end += count
         self._parse()
@@ -181,6 +197,11 @@ class Transmission:
             self._notify()
         return output
 
+    def handed_over(self, size: int) -> None:
+        """What `take_output` gave, `size` bytes, was passed on to the client's transport."""
+        charge, self._replied_bytes = self._replied_bytes, 0
+        self._account.output(size, charge)
+
     def resume(self) -> None:
         """Take up parsing where a limit stopped it; to be called, once per loop turn, after `wake`."""
         if self._stalled:
@@ -196,6 +217,26 @@ class Transmission:
             self._start = self._end = 0
             self._large = None
             self._slab = _DISCARD  # a volume that is stuck may hold on to this object for long
+            self._account.close()
+
+    # --- the account's side (budget.Client) ---------------------------------------------------------------------------
+
+    def owes_payload(self) -> bool:
+        """Whether the rest of a large payload has not come."""
+        return self._large is not None and self._large_filled < len(self._large)
+
+    def received_bytes(self) -> int:
+        """Large payloads received so far."""
+        return self._large_bytes + (self._large_filled if self._large is not None else 0)
+
+    def granted(self) -> None:
+        """There is memory for the request that waits."""
+        self._notify()
+
+    def evict(self) -> None:
+        """Others wait for memory that this client keeps."""
+        self._counters.evicted += 1
+        self._evict("others wait for the memory of replies or payloads that it leaves unfinished")
 
     def _gone(self) -> bool:
         # Whoever closed after DISC has a right to the end of what came before it.
@@ -211,6 +252,7 @@ class Transmission:
         volume, size_bytes = self._volume, self._size_bytes
         ready = volume.ready
         requests_max, read_flags, gone = self._requests_max, self._read_flags, self._gone
+        account = self._account
         while self.phase is Phase.ACTIVE:
             if self._skip_bytes:
                 start = self._skip(start, end)
@@ -240,12 +282,20 @@ class Transmission:
                 or flags & ~(_FUA if command else read_flags)
                 or not 0 < length <= 33554432
             ):
+                if account.held + EXTENTS_REPLY_BYTES_MAX > account.limit:
+                    if not account.borrow(EXTENTS_REPLY_BYTES_MAX):
+                        self._stall()
+                        break
+                    account.reserved = 0
                 start += 28
                 share -= OTHER_SHARE - 1
                 self._counters.requests += 1
                 self._other(flags, command, cookie, offset, length)
                 continue
             if self.bytes_in_flight + length > self._bytes_max:
+                self._stall()
+                break
+            if account.held + length > account.limit and not account.borrow(length):
                 self._stall()
                 break
             if command:
@@ -259,12 +309,16 @@ class Transmission:
                 self._slab_lent = True
                 self.in_flight += 1
                 self.bytes_in_flight += length
+                account.held += length
+                account.reserved = 0
                 done = partial(self._done, cookie, length)
                 volume.write(offset, slab[payload:start], flags & 1 == 1, done, gone)
             else:
                 start += 28
                 self.in_flight += 1
                 self.bytes_in_flight += length
+                account.held += length
+                account.reserved = 0
                 volume.read(offset, length, partial(self._read_done, cookie, offset, length, flags), gone)
             self._counters.requests += 1
         if self.phase is not Phase.DROPPED:
@@ -292,6 +346,8 @@ class Transmission:
 
     def _begin_large(self, cookie: int, offset: int, length: int, flags: int, part: memoryview) -> None:
         self.bytes_in_flight += length
+        self._account.held += length
+        self._account.reserved = 0
         self._large = memoryview(bytearray(length))
         self._large[: len(part)] = part
         self._large_filled = len(part)
@@ -302,6 +358,7 @@ class Transmission:
         data = self._large
         assert data is not None
         self._large = None
+        self._large_bytes += len(data)
         cookie, offset, flags = self._large_request
         self.in_flight += 1
         self._counters.requests += 1
@@ -400,6 +457,7 @@ class Transmission:
         self.bytes_in_flight -= length
         if self.phase is Phase.DROPPED:
             return
+        self._account.release(length)
         if error:
             self._fail(cookie, error, "")
         else:
@@ -415,6 +473,7 @@ class Transmission:
         self.bytes_in_flight -= length
         if self.phase is Phase.DROPPED:
             return
+        self._replied_bytes += length
         if error:
             self._fail(cookie, error, "")
         elif sum(map(len, buffers)) != length:
@@ -453,6 +512,8 @@ class Transmission:
             )
             self._output.append(chunk(cookie, Chunk.BLOCK_STATUS, body))
             self._output_bytes += len(body)
+            self._account.held += len(body)
+            self._replied_bytes += len(body)
         self._notify()
 
     def _succeed(self, cookie: int, command: int) -> None:

@@ -23,8 +23,9 @@ from spdk_bindings.device import Buffer
 log = logging.getLogger(__name__)
 
 RELAY_VERSION: Final = 1
-WINDOW_BYTES: Final = 2 * 1024 * 1024
-"""DATA bytes that may be under way in each direction: several loop turns of a fast link."""
+WINDOW_BYTES: Final = 1024 * 1024
+"""DATA bytes that may be under way in each direction: several loop turns of a fast link. Every relayed client may cost
+this much on both heads, beside the common budget."""
 DATA_BYTES_MAX: Final = RELAY_FRAME_BYTES_MAX - 16
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
+from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.interface import LocalExport, RelayTransport
 from head_node.export.nbd_server import Limits, Phase, Transmission
@@ -16,7 +17,7 @@ from sled_controller.environment import Clock
 
 log = logging.getLogger(__name__)
 
-PENDING_BYTES_MAX: Final = WINDOW_BYTES
+PENDING_BYTES_MAX: Final = WINDOW_BYTES // 2
 """With this much waiting for credit no more is taken in (from the client) or produced (by the volume)."""
 
 
@@ -125,12 +126,14 @@ class RelayedTransmission:
         clock: Clock,
         timing: RelayTiming,
         limits: Limits,
+        budget: MemoryBudget,
         counters: NbdCounters,
         on_end: Callable[["RelayedTransmission"], None],
     ) -> None:
         self.volume_id: UUID = export.volume_id
         self._export = export
         self._limits = limits
+        self._budget = budget
         self._counters = counters
         self._on_end = on_end
         self._core: Transmission | None = None
@@ -155,7 +158,10 @@ class RelayedTransmission:
             allocation=Mode.ALLOCATION in mode,
             wake=self._wake,
             peer_gone=lambda: not self._link.alive(),
+            unsent=lambda: self._link.pending_bytes,
+            evict=self._evict,
             counters=self._counters,
+            budget=self._budget,
             limits=self._limits,
         )
 
@@ -192,6 +198,10 @@ class RelayedTransmission:
                 log.info("event=relay_lost volume=%s reason=%s", self.volume_id, reason)
         self._on_end(self)
 
+    def _evict(self, reason: str) -> None:
+        log.warning("event=nbd_client_reset relayed=1 volume=%s reason=%s", self.volume_id, reason)
+        self._link.lose(reason)
+
     def _wake(self) -> None:
         self._loop.call_soon(self._go_on)
 
@@ -219,7 +229,9 @@ class RelayedTransmission:
         core = self._core
         if core is None or self._link.closed:
             return
-        self._link.send_data(core.take_output())
+        output = core.take_output()
+        self._link.send_data(output)
+        core.handed_over(sum(map(len, output)))
         if self._link.closed:
             return
         if self._link.pending_bytes > PENDING_BYTES_MAX:

@@ -6,11 +6,12 @@ from typing import Final, cast
 from uuid import UUID
 
 from head_node.export import nbd_negotiation as negotiation
+from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.errors import ExportUnavailable
 from head_node.export.interface import ExportDirectory, LocalExport, RelayTransport, RemoteExport
 from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
-from head_node.export.nbd_protocol import OptionReply
+from head_node.export.nbd_protocol import PAYLOAD_BYTES_MAX, OptionReply
 from head_node.export.nbd_server import Limits, Phase, Transmission
 from head_node.export.peer import peer_is_gone, reset
 from head_node.export.relay import Mode, RelayTiming
@@ -23,8 +24,14 @@ log = logging.getLogger(__name__)
 NEGOTIATION_READ_BYTES: Final = 16 * 1024
 JOIN_BYTES_MAX: Final = 64 * 1024
 """Below this, joining the replies of a loop turn costs less than handing them over one by one."""
-OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
-"""With this much unsent the client reads too slowly: take no more requests until it has caught up."""
+OUTPUT_BYTES_MAX: Final = 512 * 1024
+"""With this much unsent the client reads too slowly: take no more requests until it has caught up. The kernel keeps
+megabytes more, so a client that reads never waits for us; replies without data are bounded by nothing else."""
+CONNECTIONS_MAX: Final = 64
+BUDGET_SECONDS: Final = 0.01
+"""How often memory is looked after while a client waits for some."""
+REFUSALS_SECONDS: Final = 1.0
+"""Connections that are turned away are told of at most this often: a flood must not fill the log."""
 
 
 class NbdConnection(asyncio.BufferedProtocol):
@@ -51,7 +58,7 @@ class NbdConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._peer = str(transport.get_extra_info("peername"))
-        if not self._server.admit(self, self._peer):
+        if not self._server.admit(self):
             self.reset_client("")
             return
         self._transport.set_write_buffer_limits(high=OUTPUT_BYTES_MAX)
@@ -195,7 +202,10 @@ class NbdConnection(asyncio.BufferedProtocol):
             allocation=allocation,
             wake=self._wake,
             peer_gone=lambda: peer_is_gone(self._transport),
+            unsent=self._transport.get_write_buffer_size,
+            evict=self.reset_client,
             counters=self._server.counters,
+            budget=self._server.budget,
             limits=self._server.limits,
         )
         self._core.feed(self._negotiation.leftover())
@@ -276,7 +286,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         core = self._core
         if core is None or self._reset:
             return
-        self._write(core.take_output())
+        core.handed_over(self._write(core.take_output()))
         if core.phase is Phase.BROKEN:
             self.reset_client(core.fault)
             return
@@ -291,13 +301,14 @@ class NbdConnection(asyncio.BufferedProtocol):
         else:
             self._resume_reading()
 
-    def _write(self, output: list[Buffer]) -> None:
-        if not output:
-            return
-        if sum(map(len, output)) <= JOIN_BYTES_MAX:
-            self._transport.write(b"".join(output))
-        else:
+    def _write(self, output: list[Buffer]) -> int:
+        """Returns how many bytes that were."""
+        size = sum(map(len, output))
+        if size > JOIN_BYTES_MAX:
             self._transport.writelines(output)
+        elif size:
+            self._transport.write(b"".join(output))
+        return size
 
     def _resume_reading(self) -> None:
         if not self._reset and not self._transport.is_closing() and not self._transport.is_reading():
@@ -312,9 +323,10 @@ class NbdServer:
         exports: ExportDirectory,
         env: Environment,
         *,
-        connections_max: int = 64,
+        connections_max: int = CONNECTIONS_MAX,
         negotiation_s_max: float = 10.0,
         limits: Limits | None = None,
+        budget: MemoryBudget | None = None,
         relay_timing: RelayTiming | None = None,
     ) -> None:
         self.exports = exports
@@ -322,11 +334,17 @@ class NbdServer:
         self.counters = NbdCounters()
         self.negotiation_s_max = negotiation_s_max
         self.limits = limits or Limits()
+        self.budget = budget or MemoryBudget()
+        assert self.budget.own_bytes + self.budget.common_bytes >= PAYLOAD_BYTES_MAX
+        self.budget.begin_waiting = self._watch_budget
         self.timing = relay_timing or RelayTiming()
         self._connections_max = connections_max
         self._connections: dict[NbdConnection, None] = {}  # a dict keeps an order, a set of objects has none
         self._relayed: dict[RelayedTransmission, None] = {}
         self._server: asyncio.Server | None = None
+        self._budget_timer: asyncio.TimerHandle | None = None
+        self._refused = 0
+        self._refusals_timer: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
@@ -343,6 +361,11 @@ class NbdServer:
             connection.reset_client("the server is stopping")
         for relayed in list(self._relayed):
             relayed.lose("the server is stopping")
+        if self._budget_timer is not None:
+            self._budget_timer.cancel()
+        if self._refusals_timer is not None:
+            self._refusals_timer.cancel()
+            self._tell_refusals()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -358,9 +381,7 @@ class NbdServer:
 
     def accept_relay(self, transport: RelayTransport, export: LocalExport) -> None:
         """Serve another head's client: the primary's end of a link that `RemoteExport.dial` opened over there."""
-        if len(self._connections) + len(self._relayed) >= self._connections_max:
-            self.counters.connections_refused += 1
-            log.warning("event=nbd_connection_refused relayed=1 limit=%d", self._connections_max)
+        if not self._has_room():
             transport.abort()
             return
         relayed = RelayedTransmission(
@@ -369,6 +390,7 @@ class NbdServer:
             clock=self.env.clock,
             timing=self.timing,
             limits=self.limits,
+            budget=self.budget,
             counters=self.counters,
             on_end=lambda ended: self._relayed.pop(ended, None),
         )
@@ -381,16 +403,44 @@ class NbdServer:
 
     # --- called by connections --------------------------------------------------------------------------------------
 
-    def admit(self, connection: NbdConnection, peer: str) -> bool:
+    def admit(self, connection: NbdConnection) -> bool:
         """Count a new connection in, or refuse it when there are too many."""
-        if len(self._connections) + len(self._relayed) >= self._connections_max:
-            self.counters.connections_refused += 1
-            log.warning("event=nbd_connection_refused peer=%s limit=%d", peer, self._connections_max)
+        if not self._has_room():
             return False
         self.counters.connections_accepted += 1
         self._connections[connection] = None
         self.counters.connections_open = len(self._connections)
         return True
+
+    def _has_room(self) -> bool:
+        """Whether one more may come. The oldest one that has not agreed on an export makes room for it."""
+        if len(self._connections) + len(self._relayed) < self._connections_max:
+            return True
+        self.counters.connections_refused += 1
+        self._refused += 1
+        if self._refusals_timer is None:
+            self._refusals_timer = asyncio.get_running_loop().call_later(REFUSALS_SECONDS, self._tell_refusals)
+        stranger = next((each for each in self._connections if each.volume_id is None), None)
+        if stranger is None:
+            return False
+        stranger.reset_client("")
+        self.forget(stranger)
+        return True
+
+    def _tell_refusals(self) -> None:
+        self._refusals_timer = None
+        log.warning("event=nbd_connections_refused count=%d limit=%d", self._refused, self._connections_max)
+        self._refused = 0
+
+    def _watch_budget(self) -> None:
+        if self._budget_timer is None:
+            self._budget_timer = asyncio.get_running_loop().call_later(BUDGET_SECONDS, self._look_after_budget)
+
+    def _look_after_budget(self) -> None:
+        self._budget_timer = None
+        self.budget.look(asyncio.get_running_loop().time())
+        if self.budget.waiting:
+            self._watch_budget()
 
     def forget(self, connection: NbdConnection) -> None:
         """A connection is gone."""

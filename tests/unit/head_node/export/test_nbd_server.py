@@ -5,10 +5,9 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.export import MemoryVolume
+from kit.transmission import SIZE, Bench, chunks, ok, refused, request
 
 from head_node.export import nbd_protocol as nbd
-from head_node.export.counters import NbdCounters
 from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
 from head_node.export.nbd_server import (
     LARGE_PAYLOAD_BYTES,
@@ -18,74 +17,10 @@ from head_node.export.nbd_server import (
     TURN_SHARE,
     Limits,
     Phase,
-    Transmission,
 )
 from head_node.export.replies import HOLE_BYTES_MIN, data_and_hole_chunks, merge_extents
 
-SIZE = 1 << 20
 K4 = 4096
-
-
-class Bench:
-    """A core over a memory volume, and what it said."""
-
-    def __init__(
-        self, *, structured: bool = False, allocation: bool = False, size: int = SIZE, limits: Limits | None = None
-    ):
-        self.volume = MemoryVolume(size)
-        self.counters = NbdCounters()
-        self.wakes = 0
-        self.taken_wakes = 0
-        self.core = Transmission(
-            self.volume,
-            structured=structured,
-            allocation=allocation,
-            wake=self._wake,
-            peer_gone=lambda: False,
-            counters=self.counters,
-            limits=limits,
-        )
-
-    def _wake(self) -> None:
-        self.wakes += 1
-
-    def ask(self, *data: bytes) -> bytes:
-        self.core.feed(b"".join(data))
-        return self.output()
-
-    def output(self) -> bytes:
-        """What it said in this and, as far as it asks for them, further loop turns."""
-        said, seen = self.core.take_output(), self.taken_wakes
-        while self.wakes > seen:
-            self.taken_wakes = seen = self.wakes
-            self.core.resume()
-            said += self.core.take_output()
-        return b"".join(said)
-
-
-def request(
-    command: int, offset: int = 0, length: int = 0, *, flags: int = 0, cookie: int = 7, data: bytes = b""
-) -> bytes:
-    return nbd.REQUEST.pack(nbd.REQUEST_MAGIC, flags, command, cookie, offset, length or len(data)) + data
-
-
-def ok(cookie: int = 7) -> bytes:
-    return nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-
-
-def refused(error: int, cookie: int = 7) -> bytes:
-    return nbd.SIMPLE_REPLY.pack(nbd.SIMPLE_REPLY_MAGIC, error, cookie)
-
-
-def chunks(data: bytes) -> list[tuple[int, int, bytes]]:
-    found = []
-    while data:
-        header = nbd.ChunkHeader.parse(data)
-        body = data[nbd.CHUNK_HEADER.size : nbd.CHUNK_HEADER.size + header.length]
-        assert len(body) == header.length
-        found.append((header.kind, header.flags, body))
-        data = data[nbd.CHUNK_HEADER.size + header.length :]
-    return found
 
 
 def test_what_is_written_is_read_back() -> None:
@@ -318,6 +253,19 @@ def test_bytes_in_flight_are_bounded_before_memory_is_taken() -> None:
     bench.volume.release()
     assert len(bench.output()) == 16 + large
     assert bench.core._large is not None
+
+
+def test_the_payload_of_a_rejected_write_takes_no_memory_beside_one_in_flight() -> None:
+    bench = Bench()
+    bench.volume.hold = True
+    assert bench.ask(request(Command.WRITE, 0, data=b"x" * K4), request(Command.WRITE, SIZE, 1 << 20)) == b""
+    slab = bench.core._slab
+    for _ in range(16):
+        bench.core.feed(bytes(1 << 16))
+    assert bench.core._slab is slab
+    bench.volume.release()
+    assert bench.output() == refused(NbdError.ENOSPC) + ok()
+    assert bench.ask(request(Command.FLUSH, cookie=9)) == ok(9)
 
 
 def test_requests_wait_here_while_the_volume_is_not_ready() -> None:

@@ -10,6 +10,7 @@ from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, unt
 from kit.volume import Bench
 
 from head_node.export import nbd_protocol as nbd
+from head_node.export.budget import MemoryBudget
 from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
 from head_node.export.interface import LocalExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
@@ -31,7 +32,12 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def serving(
-    directory: MemoryDirectory, *, connections_max: int = 8, negotiation_s_max: float = 5, limits: Limits | None = None
+    directory: MemoryDirectory,
+    *,
+    connections_max: int = 8,
+    negotiation_s_max: float = 5,
+    limits: Limits | None = None,
+    budget: MemoryBudget | None = None,
 ) -> AsyncIterator[tuple[NbdServer, tuple[str, int]]]:
     server = NbdServer(
         directory,
@@ -39,6 +45,7 @@ async def serving(
         connections_max=connections_max,
         negotiation_s_max=negotiation_s_max,
         limits=limits,
+        budget=budget,
     )
     address = await server.start("127.0.0.1", 0)
     try:
@@ -161,6 +168,51 @@ def test_connections_over_the_limit_are_refused_and_places_come_free() -> None:
             second = await NbdClient.connect([address], "vol")
             assert await second.read(0, K4) == b"y" * K4
             await second.close()
+
+    run(scenario())
+
+
+def test_strangers_who_agree_on_nothing_make_room_for_clients_and_fill_no_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("head_node.export.server.REFUSALS_SECONDS", 3600.0)
+
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE)), connections_max=4) as (server, address):
+            first = await NbdClient.connect([address], "vol")
+            strangers = [await asyncio.open_connection(*address) for _ in range(20)]
+            second = await NbdClient.connect([address], "vol")
+            for client in (first, second):
+                await client.write(0, b"y" * K4)
+                await client.close()
+            assert server.counters.connections_refused == 20 + 2 - 4
+            for _, writer in strangers:
+                writer.close()
+
+    run(scenario())
+    lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert lines == ["event=nbd_connections_refused count=18 limit=4"]
+
+
+def test_memory_comes_free_when_a_client_that_never_read_is_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("head_node.export.budget.PACE_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        volume = MemoryVolume(64 << 20)
+        large = 32 << 20
+        budget = MemoryBudget(common_bytes=large)
+        async with serving(one_volume(volume), budget=budget) as (server, address):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(HELLO + GO + nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, Command.READ, 1, 0, large))
+            await until(lambda: budget.held_bytes == large)
+            client = await NbdClient.connect([address], "vol")
+            assert await client.read(0, large) == bytes(large)
+            assert server.counters.evicted == 1
+            assert len(await read_to_end(reader)) < large
+            await client.close()
+            await until(lambda: not budget.accounts)
+            assert budget.free_bytes == large
+            writer.close()
 
     run(scenario())
 
