@@ -2,8 +2,13 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
+
+from head_node.bursts import Burst
+
+log = logging.getLogger(__name__)
 
 REQUEST_BYTES_MAX: Final = 8192
 REQUEST_SECONDS_MAX: Final = 5.0
@@ -63,22 +68,26 @@ class _Request(asyncio.Protocol):
         self._received = bytearray()
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
+        self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS_MAX, self._transport.abort)
-        self._server.connections[self] = None
-        if len(self._server.connections) > CONNECTIONS_MAX:
-            self._transport.abort()
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS_MAX, self._too_slow)
+        self._server.take_in(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._answered:
+            return
         self._received += data
         if b"\r\n\r\n" in self._received:
-            self._transport.write(answer(bytes(self._received), self._server.status, self._server.ready))
-            self._transport.close()
+            self._reply(answer(bytes(self._received), self._server.status, self._server.ready))
         elif len(self._received) > REQUEST_BYTES_MAX:
-            self._transport.write(_reply(400, "text/plain", f"a request has at most {REQUEST_BYTES_MAX} bytes\n"))
-            self._transport.close()
+            self._reply(_reply(400, "text/plain", f"a request has at most {REQUEST_BYTES_MAX} bytes\n"))
+
+    def eof_received(self) -> bool:
+        if self._received and not self._answered:
+            self._server.count_malformed()
+        return self._answered
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
@@ -87,15 +96,28 @@ class _Request(asyncio.Protocol):
     def cut(self) -> None:
         self._transport.abort()
 
+    def _reply(self, reply: bytes) -> None:
+        self._answered = True
+        if not reply.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")):
+            self._server.count_malformed()
+        self._transport.write(reply)
+        self._transport.close()
+
+    def _too_slow(self) -> None:
+        self._server.count_timeout()
+        self.cut()
+
 
 class StatusServer:
-    """Serves the pages of `answer`."""
+    """Serves the pages of `answer`. What it counts itself is in the status as `status_port`."""
 
     def __init__(self, status: Status, ready: Callable[[], bool]) -> None:
-        self.status = status
+        self._status = status
         self.ready = ready
         self.connections: dict[_Request, None] = {}
         self._server: asyncio.Server | None = None
+        self._counters = dict.fromkeys(("malformed", "timed_out", "refused"), 0)
+        self._bursts = {name: Burst(log, "status_requests_refused", name) for name in self._counters}
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen; returns the address in use. Raises OSError."""
@@ -108,3 +130,30 @@ class StatusServer:
             self._server.close()
         for connection in list(self.connections):
             connection.cut()
+        for burst in self._bursts.values():
+            burst.close()
+
+    def status(self) -> dict[str, Any]:
+        """The head's status, and this port's counters."""
+        return {**self._status(), "status_port": {**self._counters, "open": len(self.connections)}}
+
+    def take_in(self, connection: _Request) -> None:
+        """A new connection. When there are too many, the oldest makes room: it has had the longest time to ask."""
+        if len(self.connections) >= CONNECTIONS_MAX:
+            self._count("refused")
+            oldest = next(iter(self.connections))
+            self.connections.pop(oldest)
+            oldest.cut()
+        self.connections[connection] = None
+
+    def count_malformed(self) -> None:
+        """Something came that is no request for a page."""
+        self._count("malformed")
+
+    def count_timeout(self) -> None:
+        """A request was not whole in time, or its answer not read."""
+        self._count("timed_out")
+
+    def _count(self, name: str) -> None:
+        self._counters[name] += 1
+        self._bursts[name].add()

@@ -5,6 +5,7 @@ import logging
 from typing import Final, cast
 from uuid import UUID
 
+from head_node.bursts import Burst
 from head_node.export import nbd_negotiation as negotiation
 from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
@@ -30,8 +31,6 @@ megabytes more, so a client that reads never waits for us; replies without data 
 CONNECTIONS_MAX: Final = 64
 BUDGET_SECONDS: Final = 0.01
 """How often memory is looked after while a client waits for some."""
-REFUSALS_SECONDS: Final = 1.0
-"""Connections that are turned away are told of at most this often: a flood must not fill the log."""
 
 
 class NbdConnection(asyncio.BufferedProtocol):
@@ -343,8 +342,7 @@ class NbdServer:
         self._relayed: dict[RelayedTransmission, None] = {}
         self._server: asyncio.Server | None = None
         self._budget_timer: asyncio.TimerHandle | None = None
-        self._refused = 0
-        self._refusals_timer: asyncio.TimerHandle | None = None
+        self._refusals = Burst(log, "nbd_connections_refused", f"limit_{connections_max}")
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
@@ -363,9 +361,7 @@ class NbdServer:
             relayed.lose("the server is stopping")
         if self._budget_timer is not None:
             self._budget_timer.cancel()
-        if self._refusals_timer is not None:
-            self._refusals_timer.cancel()
-            self._tell_refusals()
+        self._refusals.close()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -417,20 +413,13 @@ class NbdServer:
         if len(self._connections) + len(self._relayed) < self._connections_max:
             return True
         self.counters.connections_refused += 1
-        self._refused += 1
-        if self._refusals_timer is None:
-            self._refusals_timer = asyncio.get_running_loop().call_later(REFUSALS_SECONDS, self._tell_refusals)
+        self._refusals.add()
         stranger = next((each for each in self._connections if each.volume_id is None), None)
         if stranger is None:
             return False
         stranger.reset_client("")
         self.forget(stranger)
         return True
-
-    def _tell_refusals(self) -> None:
-        self._refusals_timer = None
-        log.warning("event=nbd_connections_refused count=%d limit=%d", self._refused, self._connections_max)
-        self._refused = 0
 
     def _watch_budget(self) -> None:
         if self._budget_timer is None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 from kit.cluster import run
 
-from head_node.cluster.status_server import REQUEST_BYTES_MAX, StatusServer, answer
+from head_node.cluster.status_server import CONNECTIONS_MAX, REQUEST_BYTES_MAX, StatusServer, answer
 
 STATUS = {
     "volumes": {"v1": {"epoch": 3, "serving": True, "name": "vol", "members_lag": {"h1": 2}}},
@@ -59,6 +60,58 @@ def test_it_serves_over_a_socket_and_bounds_a_request() -> None:
         reader, writer = await asyncio.open_connection(*address)
         writer.write(b"x" * (REQUEST_BYTES_MAX + 1))
         assert (await reader.read()).startswith(b"HTTP/1.1 400")
+        writer.close()
+        await server.close()
+
+    run(work())
+
+
+GARBAGE = (b"\x16\x03\x01\r\n\r\n", b"GET /nothing HTTP/1.1\r\n\r\n", b"x" * (REQUEST_BYTES_MAX + 1), b"half a requ")
+
+
+def test_garbage_is_counted_and_told_of_in_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("head_node.bursts.BURST_SECONDS", 3600.0)
+
+    async def work() -> None:
+        server = StatusServer(lambda: STATUS, lambda: True)
+        address = await server.start("127.0.0.1", 0)
+        for data in GARBAGE * 5:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(data)
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+        counted = server.status()["status_port"]
+        assert (counted["malformed"], counted["timed_out"], counted["refused"]) == (20, 0, 0)
+        await server.close()
+
+    run(work())
+    assert [record.getMessage() for record in caplog.records if "status_" in record.getMessage()] == [
+        "event=status_requests_refused count=20 reason=malformed"
+    ]
+
+
+def test_whoever_asks_nothing_makes_room_and_has_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = StatusServer(lambda: STATUS, lambda: True)
+        address = await server.start("127.0.0.1", 0)
+        silent = [await asyncio.open_connection(*address) for _ in range(CONNECTIONS_MAX + 10)]
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET /health HTTP/1.1\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        assert await silent[0][0].read() == b""
+        assert server.status()["status_port"]["refused"] == 11
+        for _, other in (*silent, (reader, writer)):
+            other.close()
+        await server.close()
+        monkeypatch.setattr("head_node.cluster.status_server.REQUEST_SECONDS_MAX", 0.01)
+        server = StatusServer(lambda: STATUS, lambda: True)
+        reader, writer = await asyncio.open_connection(*await server.start("127.0.0.1", 0))
+        assert await reader.read() == b""
+        assert server.status()["status_port"]["timed_out"] == 1
         writer.close()
         await server.close()
 

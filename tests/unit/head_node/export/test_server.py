@@ -175,7 +175,7 @@ def test_connections_over_the_limit_are_refused_and_places_come_free() -> None:
 def test_strangers_who_agree_on_nothing_make_room_for_clients_and_fill_no_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("head_node.export.server.REFUSALS_SECONDS", 3600.0)
+    monkeypatch.setattr("head_node.bursts.BURST_SECONDS", 3600.0)
 
     async def scenario() -> None:
         async with serving(one_volume(MemoryVolume(SIZE)), connections_max=4) as (server, address):
@@ -191,7 +191,7 @@ def test_strangers_who_agree_on_nothing_make_room_for_clients_and_fill_no_log(
 
     run(scenario())
     lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert lines == ["event=nbd_connections_refused count=18 limit=4"]
+    assert lines == ["event=nbd_connections_refused count=18 reason=limit_4"]
 
 
 def test_memory_comes_free_when_a_client_that_never_read_is_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
