@@ -95,6 +95,19 @@ class Association(HostAssociation):
         self._handshake: SledHandshake | None = None
         self._noted: set[tuple[Verdict, int | None]] = set()
 
+    def queue_gone(self, queue_id: int, reason: str) -> None:
+        """With a session it ends as a whole: a queue that came back would count its nonces anew."""
+        if self.keys is not None:
+            self.end(reason)
+        else:
+            super().queue_gone(queue_id, reason)
+
+    def disabled(self) -> None:
+        if self.keys is not None:
+            self.end("the host disabled the controller")
+        else:
+            super().disabled()
+
     def closing(self) -> None:
         """What is in flight is left to a later drain."""
         for slot in self.slots:

@@ -21,7 +21,8 @@ class Queue(Protocol):
 
 
 class HostAssociation:
-    """One host's admin queue and its I/O queues. Ends as a whole."""
+    """One host's admin queue and its I/O queues. Ends as a whole, unless the host takes it down piece by piece: Linux
+    closes its I/O queues, then writes CC and reads CSTS on the admin queue, and waits a minute for each answer."""
 
     controller: "StandardController"
 
@@ -53,9 +54,17 @@ class HostAssociation:
     def closing(self) -> None:
         """It has just ended; its queues have not yet."""
 
+    def queue_gone(self, queue_id: int, reason: str) -> None:
+        """A connection is gone. That of an I/O queue leaves the others as they are."""
+        if queue_id:
+            self.queues.pop(queue_id, None)
+        else:
+            self.end(reason)
+
     def disabled(self) -> None:
-        """The host has cleared CC.EN, and will have its answer (Base 2.0, 3.7.2)."""
-        self.end("the host disabled the controller")
+        """The host has cleared CC.EN: its I/O queues are gone, its admin queue stays (Base 2.0, 3.7.2)."""
+        for queue_id in [queue_id for queue_id in self.queues if queue_id]:
+            self.queues.pop(queue_id).end("the host disabled the controller")
 
 
 A = TypeVar("A", bound=HostAssociation)

@@ -163,13 +163,14 @@ class TargetQueue:
         return io.waits or self._out_bytes + io.held_bytes > self._held_bytes_max
 
     def lost(self, reason: str) -> None:
-        """The connection is gone; a lost queue ends its association."""
+        """The connection is gone."""
         if self.state is QueueState.CLOSED:
             return
+        ended = self.state is QueueState.CLOSING
         self._advance(Event.LOST)
         self.out = []
-        if self.association is not None:
-            self.association.end(reason)
+        if self.association is not None and not ended:
+            self.association.queue_gone(self.queue_id, reason)
 
     def end(self, reason: str) -> None:
         """The association has ended: nothing more is done, what is queued may still be sent."""

@@ -132,6 +132,10 @@ class Rig:
         assert wire.receive()[0].kind == PduType.IC_RESP
         return wire
 
+    def stranger(self) -> "Stranger":
+        """A standard host: both queues, and no session."""
+        return Stranger(self)
+
     def head(self, key: int = host.HEAD_KEY, digests: int = 0) -> "Head":
         """An association with a live session and the current key set."""
         return Head(self, key, digests)
@@ -277,18 +281,25 @@ class Wire:
         return pdu.parse_term_req(last.header)
 
 
-class Head:
-    """Both queues of an association."""
+class Stranger:
+    """Both queues of an association without a session."""
 
-    def __init__(self, rig: Rig, key: int, digests: int = 0) -> None:
+    def __init__(self, rig: Rig, digests: int = 0) -> None:
         self.rig = rig
-        self.key = key
-        self.slot = self.nsid = 0
         self.admin = rig.connection(digests)
         self.controller_id = self.admin.connect().dw0
         assert self.admin.ask(vendor.property_set(Property.CC, CC_ENABLE)).status == 0
         self.io = rig.connection(digests)
         assert self.io.connect(1, self.controller_id).status == 0
+
+
+class Head(Stranger):
+    """Both queues of an association, and its session."""
+
+    def __init__(self, rig: Rig, key: int, digests: int = 0) -> None:
+        super().__init__(rig, digests)
+        self.key = key
+        self.slot = self.nsid = 0
         self.keys: SessionKeys = self._open(rig)
         update = self.admin.ask(
             vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE), host.key_set().sign(host.private_key(host.ROOT))

@@ -5,6 +5,7 @@ from kit import host
 from kit.target import BLOCKS, Answer, Head, Rig, Wire
 
 from sled_controller.fabric import pdu, vendor
+from sled_controller.fabric.target import QueueState
 from sled_controller.fabric.vendor import parse_namespaces
 from spdk_bindings.nvme import (
     CC_ENABLE,
@@ -65,9 +66,31 @@ def test_the_properties_say_what_the_controller_can_do() -> None:
     assert fabrics(wire, FabricsType.PROPERTY_SET, Property.VS, value=1).status == Status.INVALID_FIELD
 
 
-def test_disabling_the_controller_ends_the_association(head: Head) -> None:
+def test_disabling_the_controller_ends_an_association_with_a_session(head: Head) -> None:
     assert fabrics(head.admin, FabricsType.PROPERTY_SET, Property.CC, value=0).status == 0
     assert head.controller_id not in head.rig.subsystem.hosts
+    assert head.admin.queue.state is head.io.queue.state is QueueState.CLOSING
+
+
+def test_a_standard_host_that_disables_its_controller_sees_it_done_and_may_begin_again() -> None:
+    stranger = Rig().stranger()
+    assert fabrics(stranger.admin, FabricsType.PROPERTY_SET, Property.CC, value=0).status == 0
+    assert stranger.io.queue.state is QueueState.CLOSING
+    assert fabrics(stranger.admin, FabricsType.PROPERTY_GET, Property.CSTS).dw0 == 0
+    assert fabrics(stranger.admin, FabricsType.PROPERTY_SET, Property.CC, value=CC_ENABLE).status == 0
+    again = stranger.rig.connection()
+    assert again.connect(1, stranger.controller_id).status == 0
+    stranger.io.queue.lost("closed at last")
+    assert again.queue.state is QueueState.LIVE
+
+
+def test_a_standard_host_closes_its_io_queue_first_and_then_shuts_its_controller_down() -> None:
+    stranger = Rig().stranger()
+    stranger.io.queue.lost("closed by the host")
+    assert fabrics(stranger.admin, FabricsType.PROPERTY_SET, Property.CC, value=CC_ENABLE | 1 << 14).status == 0
+    assert fabrics(stranger.admin, FabricsType.PROPERTY_GET, Property.CSTS).dw0 == 1 | 2 << 2
+    stranger.admin.queue.lost("closed by the host")
+    assert stranger.controller_id not in stranger.rig.subsystem.hosts
 
 
 @pytest.mark.parametrize(
