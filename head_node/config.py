@@ -30,6 +30,11 @@ class HeadSettings(Settings):
     )
     peer_port: Port = Field(default=0, description="port for other heads; 0 takes a free one")
     nbd_port: Port = Field(default=0, description="port for NBD clients; 0 takes a free one")
+    nvme_port: Port = Field(default=0, description="port for NVMe/TCP hosts; 0 takes a free one")
+    nvme_advertise_host: str | None = Field(
+        default=None,
+        description="address that the discovery service gives to hosts; default `advertise_host`, else `host`",
+    )
     api_host: str = Field(default="127.0.0.1", description="address to listen on for health and status pages")
     api_port: Port = Field(default=0, description="port for health and status pages; 0 takes a free one")
     lease_ttl_ms: Annotated[int, Field(ge=200, le=60_000)] = Field(

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.client import AuthorityClient
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable
-from head_node.cluster.head import PEER_SERVICE, Head
+from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
 from head_node.config import PROG, HeadSettings
 from head_node.errors import HeadError, NotEnrolled, StateDirectoryUnusable
@@ -174,18 +174,23 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
     try:
         peer = await head.listener.start(settings.host, settings.peer_port)
         nbd = await head.nbd.start(settings.host, settings.nbd_port)
+        nvme = await head.nvme.start(settings.host, settings.nvme_port)
         api = await pages.start(settings.api_host, settings.api_port)
         shown = settings.advertise_host or settings.host
-        enrolling = loop.create_task(
-            enrol(client, settings, state, {PEER_SERVICE: (shown, peer[1]), "nbd": (shown, nbd[1])})
-        )
+        addresses = {
+            PEER_SERVICE: (shown, peer[1]),
+            "nbd": (shown, nbd[1]),
+            NVME_SERVICE: (settings.nvme_advertise_host or shown, nvme[1]),
+        }
+        enrolling = loop.create_task(enrol(client, settings, state, addresses))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])
         if not stop.is_set():
             await head.start()
             spare_the_collector()
-            state.write_endpoints({"id": str(state.head), "peer": peer, "nbd": nbd, "api": f"http://{api[0]}:{api[1]}"})
-            log.info("event=up head=%s name=%s peer=%s nbd=%s", state.head, settings.name, peer, nbd)
+            endpoints = {"id": str(state.head), "peer": peer, "nbd": nbd, "nvme": nvme}
+            state.write_endpoints({**endpoints, "api": f"http://{api[0]}:{api[1]}"})
+            log.info("event=up head=%s name=%s peer=%s nbd=%s nvme=%s", state.head, settings.name, peer, nbd, nvme)
             stopped = loop.create_task(stop.wait())
             await until_first([enrolling, stopped])
             await stopped

@@ -30,7 +30,7 @@ from sled_controller.storage.records import StoredFence
 from sled_controller.storage.sled_storage import SledStorage
 from spdk_bindings.device import Device
 from spdk_bindings.log_pages import DiscoveryEntry
-from spdk_bindings.nvme import DISCOVERY_NQN, Status, sled_nqn
+from spdk_bindings.nvme import DISCOVERY_NQN, Status, uuid_nqn
 
 if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
@@ -52,7 +52,7 @@ class Identity:
     @property
     def nqn(self) -> str:
         """The subsystem's NQN."""
-        return sled_nqn(self.sled_id)
+        return uuid_nqn(self.sled_id)
 
 
 @dataclass(slots=True)

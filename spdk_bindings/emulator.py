@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from spdk_bindings.device import BLOCK_BYTES, PENDING, Buffer, Done
+from spdk_bindings.log_pages import data_units
 from spdk_bindings.nvme import Status
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def _smart(reads: int, read_bytes: int, writes: int, write_bytes: int, media_err
         "available_spare_percent": 100,
         "available_spare_threshold_percent": 10,
         "percentage_used": 0,
-        "data_units_read": -(-read_bytes // 512_000),
-        "data_units_written": -(-write_bytes // 512_000),
+        "data_units_read": data_units(read_bytes),
+        "data_units_written": data_units(write_bytes),
         "host_read_commands": reads,
         "host_write_commands": writes,
         "controller_busy_minutes": 0,

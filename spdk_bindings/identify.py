@@ -15,13 +15,34 @@ from spdk_bindings.nvme import NVME_VERSION
 
 IDENTIFY_BYTES: Final = 4096
 ACTIVE_NAMESPACES_MAX: Final = 1024
+CONTROLLER_LIST_MAX: Final = 2047
 
 CONTROLLER_IO: Final = 1
 CONTROLLER_DISCOVERY: Final = 2
 
+ONCS_COMPARE: Final = 1 << 0
 ONCS_DATASET_MANAGEMENT: Final = 1 << 2
 ONCS_WRITE_ZEROES: Final = 1 << 3
+ONCS_FEATURE_SELECT: Final = 1 << 4
 ONCS_RESERVATIONS: Final = 1 << 5
+ONCS_VERIFY: Final = 1 << 7
+
+LPA_EFFECTS: Final = 1 << 1
+LPA_EXTENDED: Final = 1 << 2  # offsets, and 32 bits of length
+LPA_SUPPORTED_PAGES: Final = 1 << 5
+
+ANA_CAPABILITIES: Final = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6
+"""ANACAP: optimized, inaccessible and change are reported; the group of a namespace stays the same."""
+ANA_GROUP: Final = 1
+
+DEALLOCATED_READS_ZERO: Final = 0x01  # DLFEAT bits 2:0
+WRITE_ZEROES_DEALLOCATES: Final = 0x08  # DLFEAT: the DEAC bit is heeded
+RESERVED_FOR_WRITE_EXCLUSIVE: Final = 0x02  # RESCAP
+
+_SHARED: Final = 0x03  # CMIC: the subsystem has several ports and several controllers
+_REPORTS_ANA: Final = 0x08
+_CACHE_PRESENT: Final = 0x05  # VWC: flush is for one namespace at a time
+_NO_CACHE: Final = 0x06  # VWC: flush takes all namespaces at once, too
 
 U128 = BytesInteger(16, swapped=True)
 
@@ -59,7 +80,12 @@ CONTROLLER_FORMAT = Struct(
     "unallocated_capacity_bytes" / Default(U128, 0),
     Padding(320 - 312),
     "keep_alive_100ms" / Int16ul,
-    Padding(512 - 322),
+    Padding(342 - 322),
+    "ana_transition_s" / Default(Int8ul, 0),
+    "ana_capabilities" / Default(Int8ul, 0),
+    "ana_group_id_max" / Default(Int32ul, 0),
+    "ana_groups" / Default(Int32ul, 0),
+    Padding(512 - 352),
     "sqe_sizes" / Const(0x66, Int8ul),
     "cqe_sizes" / Const(0x44, Int8ul),
     "max_commands" / Int16ul,
@@ -106,7 +132,9 @@ NAMESPACE_FORMAT = Struct(
     "atomic_write_power_fail" / Default(Int16ul, 0),
     Padding(48 - 38),
     "capacity_bytes" / U128,
-    Padding(99 - 64),
+    Padding(92 - 64),
+    "ana_group" / Default(Int32ul, 0),
+    Padding(99 - 96),
     "attributes" / Default(Int8ul, 0),
     Padding(4),
     "nguid" / Bytes(16),
@@ -124,7 +152,8 @@ class ControllerIdentity:
     """What the Identify Controller structure says of a controller.
 
     `max_transfer_bytes` is a power of two times 4096 (MDTS), `in_capsule_data_bytes` a multiple of 16 (IOCCSZ),
-    `namespaces_max` the highest namespace id. `serial` has up to 20 ASCII characters, `model` 40, `firmware` 8.
+    `namespaces_max` the highest namespace id (NN), `namespaces_allowed` how many there may be (MNAN). `serial` has up
+    to 20 ASCII characters, `model` 40, `firmware` 8. With `ana_transition_s` (ANATT) there is one ANA group.
     """
 
     serial: str
@@ -140,6 +169,9 @@ class ControllerIdentity:
     unallocated_capacity_bytes: int = 0
     volatile_write_cache: bool = True
     async_events: int = 0
+    ana_transition_s: int = 0
+    namespaces_allowed: int = ACTIVE_NAMESPACES_MAX
+    log_attributes: int = LPA_EFFECTS | LPA_EXTENDED
     discovery: bool = False
     nvm_optional: int = ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES | ONCS_RESERVATIONS
 
@@ -165,7 +197,7 @@ def identify_controller(identity: ControllerIdentity) -> bytes:
                 "serial": ascii_field(identity.serial, 20),
                 "model": ascii_field(identity.model, 40),
                 "firmware": ascii_field(identity.firmware, 8),
-                "multipath": 0x03,
+                "multipath": _SHARED | (_REPORTS_ANA if identity.ana_transition_s else 0),
                 "max_transfer_log2_pages": pages.bit_length() - 1,
                 "controller_id": identity.controller_id,
                 "version": NVME_VERSION,
@@ -174,13 +206,22 @@ def identify_controller(identity: ControllerIdentity) -> bytes:
                 "controller_type": CONTROLLER_DISCOVERY if identity.discovery else CONTROLLER_IO,
                 "total_capacity_bytes": identity.total_capacity_bytes,
                 "unallocated_capacity_bytes": identity.unallocated_capacity_bytes,
+                "log_attributes": identity.log_attributes,
                 "keep_alive_100ms": 10,
+                "ana_transition_s": identity.ana_transition_s,
+                "ana_capabilities": ANA_CAPABILITIES if identity.ana_transition_s else 0,
+                "ana_group_id_max": ANA_GROUP if identity.ana_transition_s else 0,
+                "ana_groups": ANA_GROUP if identity.ana_transition_s else 0,
                 "max_commands": identity.max_commands,
                 "namespaces_max": 0 if identity.discovery else identity.namespaces_max,
                 "nvm_optional": 0 if identity.discovery else identity.nvm_optional,
-                "volatile_write_cache": 0x05 if identity.volatile_write_cache and not identity.discovery else 0,
+                "volatile_write_cache": 0
+                if identity.discovery
+                else _CACHE_PRESENT
+                if identity.volatile_write_cache
+                else _NO_CACHE,
                 "sgl_support": 0x0010_0001,
-                "namespaces_allowed": 0 if identity.discovery else ACTIVE_NAMESPACES_MAX,
+                "namespaces_allowed": 0 if identity.discovery else identity.namespaces_allowed,
                 "subsystem_nqn": ascii_field(identity.subsystem_nqn, 256, b"\0"),
                 "command_capsule_16b": (64 + identity.in_capsule_data_bytes) // 16,
                 "response_capsule_16b": 1,
@@ -189,23 +230,36 @@ def identify_controller(identity: ControllerIdentity) -> bytes:
     )
 
 
-def identify_namespace(blocks: int, uuid: UUID) -> bytes:
-    """Identify Namespace (CNS 00h): 4096 bytes for `blocks` shared blocks of 4096 that read zero when deallocated.
+@dataclass(frozen=True, slots=True)
+class NamespaceIdentity:
+    """What the Identify Namespace structure says: `blocks` of 4096 bytes, `used_blocks` of them in use as far as known.
 
-    Reservations are shown but can't be taken (RESCAP says Write Exclusive only because Report needs a capability).
+    `reservations` is RESCAP; `deallocate` DLFEAT; `ana_group` 0 where no ANA is reported.
     """
+
+    blocks: int
+    uuid: UUID
+    used_blocks: int
+    reservations: int = 0
+    deallocate: int = DEALLOCATED_READS_ZERO
+    ana_group: int = 0
+
+
+def identify_namespace(identity: NamespaceIdentity) -> bytes:
+    """Identify Namespace (CNS 00h): 4096 bytes for shared blocks of 4096 bytes that read zero when deallocated."""
     return bytes(
         NAMESPACE_FORMAT.build(
             {
-                "size_blocks": blocks,
-                "capacity_blocks": blocks,
-                "used_blocks": blocks,
+                "size_blocks": identity.blocks,
+                "capacity_blocks": identity.blocks,
+                "used_blocks": identity.used_blocks,
                 "features": 0,
                 "sharing": 0x01,
-                "reservations": 0x02,
-                "deallocate": 0x01,
-                "capacity_bytes": blocks * BLOCK_BYTES,
-                "nguid": uuid.bytes,
+                "reservations": identity.reservations,
+                "deallocate": identity.deallocate,
+                "capacity_bytes": identity.blocks * BLOCK_BYTES,
+                "ana_group": identity.ana_group,
+                "nguid": identity.uuid.bytes,
             }
         )
     )
@@ -228,3 +282,63 @@ def namespace_descriptors(uuid: UUID) -> bytes:
     identifier = bytes((3, 16, 0, 0)) + uuid.bytes
     command_set = bytes((4, 1, 0, 0, 0))
     return (nguid + identifier + command_set).ljust(IDENTIFY_BYTES, b"\0")
+
+
+NVM_CONTROLLER_FORMAT = Struct(
+    "verify_log2_pages" / Int8ul,
+    "write_zeroes_log2_pages" / Int8ul,
+    "write_uncorrectable_log2_pages" / Int8ul,
+    "dataset_ranges_max" / Int8ul,
+    "dataset_range_blocks_max" / Int32ul,
+    "dataset_blocks_max" / Int64ul,
+    Padding(4096 - 16),
+)
+"""I/O Command Set specific Identify Controller of the NVM command set (NVM Command Set 1.0, figure 101)."""
+
+
+def nvm_identify_controller(verify_bytes_max: int, ranges_max: int) -> bytes:
+    """Identify Controller (CNS 06h) of the NVM command set; a power of two times 4096, and ranges (0: 256)."""
+    return bytes(
+        NVM_CONTROLLER_FORMAT.build(
+            {
+                "verify_log2_pages": (verify_bytes_max // BLOCK_BYTES).bit_length() - 1,
+                "write_zeroes_log2_pages": 0,
+                "write_uncorrectable_log2_pages": 0,
+                "dataset_ranges_max": ranges_max,
+                "dataset_range_blocks_max": 0,
+                "dataset_blocks_max": 0,
+            }
+        )
+    )
+
+
+INDEPENDENT_NAMESPACE_FORMAT = Struct(
+    "features" / Int8ul,
+    "sharing" / Int8ul,
+    "reservations" / Int8ul,
+    "format_progress" / Const(0, Int8ul),
+    "ana_group" / Int32ul,
+    "attributes" / Const(0, Int8ul),
+    Padding(1),
+    "nvm_set" / Const(0, Int16ul),
+    "endurance_group" / Const(0, Int16ul),
+    "state" / Const(1, Int8ul),  # ready
+    Padding(4096 - 15),
+)
+"""I/O Command Set Independent Identify Namespace (Base 2.0, figure 280)."""
+
+
+def independent_namespace(reservations: int, ana_group: int) -> bytes:
+    """Identify Namespace (CNS 08h) of a shared namespace that is ready."""
+    return bytes(
+        INDEPENDENT_NAMESPACE_FORMAT.build(
+            {"features": 0, "sharing": 0x01, "reservations": reservations, "ana_group": ana_group}
+        )
+    )
+
+
+def controller_list(ids: Iterable[int], first: int) -> bytes:
+    """Controller list (CNS 12h, 13h): up to 2047 ids from `first` on, ascending."""
+    chosen = sorted(number for number in ids if number >= first)[:CONTROLLER_LIST_MAX]
+    numbers = (len(chosen), *chosen)
+    return b"".join(number.to_bytes(2, "little") for number in numbers).ljust(IDENTIFY_BYTES, b"\0")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 from construct import Array, Bytes, Default, Int8ul, Int16ul, Int32ul, Int64ul, Padding, Struct
@@ -89,6 +90,28 @@ DISCOVERY_ENTRY_FORMAT = Struct(
 )
 
 
+ANA_HEADER_FORMAT = Struct("change_count" / Int64ul, "groups" / Int16ul, Padding(6))
+ANA_GROUP_FORMAT = Struct(
+    "group" / Int32ul,
+    "namespaces" / Int32ul,
+    "change_count" / Int64ul,
+    "state" / Int8ul,
+    Padding(15),
+    "nsids" / Array(lambda context: context.namespaces, Int32ul),
+)
+"""Asymmetric Namespace Access log (Base 2.0, 5.16.1.13, figures 218 to 220)."""
+
+
+class AnaState(IntEnum):
+    """How well a controller reaches the namespaces of a group (Base 2.0, 8.1.1)."""
+
+    OPTIMIZED = 0x01
+    NON_OPTIMIZED = 0x02
+    INACCESSIBLE = 0x03
+    PERSISTENT_LOSS = 0x04
+    CHANGE = 0x0F
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorEntry:
     """One failed command; `status` is the CQE's 16-bit field, `count` grows by one per error of the controller."""
@@ -122,6 +145,26 @@ def error_log(newest_first: Sequence[ErrorEntry]) -> bytes:
     ).ljust(ERROR_ENTRY_BYTES * ERROR_ENTRIES_MAX, b"\0")
 
 
+SMART_COUNTERS: Final = (
+    "data_units_read",
+    "data_units_written",
+    "host_read_commands",
+    "host_write_commands",
+    "controller_busy_minutes",
+    "power_cycles",
+    "power_on_hours",
+    "unsafe_shutdowns",
+    "media_errors",
+    "error_log_entries",
+)
+"""Those of the SMART log that count; the other fields are gauges."""
+
+
+def data_units(count_bytes: int) -> int:
+    """Bytes in units of 1000 times 512 bytes, rounded up."""
+    return -(-count_bytes // 512_000)
+
+
 def smart_log(devices: Iterable[Mapping[str, int]]) -> bytes:
     """The SMART log (02h) of a sled: counters summed over its devices, gauges by the worst of them.
 
@@ -139,19 +182,7 @@ def smart_log(devices: Iterable[Mapping[str, int]]) -> bytes:
     }
     for value in values:
         worst["critical_warning"] |= value["critical_warning"]
-    counters = (
-        "data_units_read",
-        "data_units_written",
-        "host_read_commands",
-        "host_write_commands",
-        "controller_busy_minutes",
-        "power_cycles",
-        "power_on_hours",
-        "unsafe_shutdowns",
-        "media_errors",
-        "error_log_entries",
-    )
-    return bytes(SMART_FORMAT.build(worst | {name: sum(value[name] for value in values) for name in counters}))
+    return bytes(SMART_FORMAT.build(worst | {name: sum(value[name] for value in values) for name in SMART_COUNTERS}))
 
 
 def firmware_log(active_slot: int, revisions: Mapping[int, str]) -> bytes:
@@ -166,6 +197,13 @@ def effects_log(admin: Mapping[int, int], io: Mapping[int, int]) -> bytes:
     """The Commands Supported and Effects log (05h) from opcode -> `EFFECTS_*` bits; unnamed is unsupported."""
     words = [admin.get(opcode, 0) for opcode in range(256)] + [io.get(opcode, 0) for opcode in range(256)]
     return b"".join(word.to_bytes(4, "little") for word in words).ljust(4096, b"\0")
+
+
+def ana_log(change_count: int, group: int, state: AnaState, nsids: Sequence[int]) -> bytes:
+    """The ANA log (0Ch) of one group; without `nsids` it is what is asked for by RGO."""
+    header = ANA_HEADER_FORMAT.build({"change_count": change_count, "groups": 1})
+    fields = {"group": group, "namespaces": len(nsids), "change_count": change_count, "state": state, "nsids": nsids}
+    return bytes(header + ANA_GROUP_FORMAT.build(fields))
 
 
 def supported_log(pages: Iterable[int]) -> bytes:

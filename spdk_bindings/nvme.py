@@ -51,8 +51,10 @@ class IoOpcode(IntEnum):
     FLUSH = 0x00
     WRITE = 0x01
     READ = 0x02
+    COMPARE = 0x05
     WRITE_ZEROES = 0x08
     DATASET_MANAGEMENT = 0x09
+    VERIFY = 0x0C
     RESERVATION_REGISTER = 0x0D
     RESERVATION_REPORT = 0x0E
     RESERVATION_ACQUIRE = 0x11
@@ -152,6 +154,9 @@ class Status(IntEnum):
     COMPARE_FAILURE = 0x285
     ACCESS_DENIED = 0x286
     INTERNAL_PATH_ERROR = 0x300
+    ANA_PERSISTENT_LOSS = 0x301
+    ANA_INACCESSIBLE = 0x302
+    ANA_TRANSITION = 0x303
     FENCED_OFF = 0x7C0
     SUPERSEDED = 0x7C1
     REFUSED = 0x7C2
@@ -214,6 +219,8 @@ class IdentifyCns(IntEnum):
     IO_CONTROLLER = 0x06
     IO_ACTIVE_NAMESPACES = 0x07
     INDEPENDENT_NAMESPACE = 0x08
+    NAMESPACE_CONTROLLERS = 0x12
+    CONTROLLERS = 0x13
 
 
 class Feature(IntEnum):
@@ -346,6 +353,6 @@ def sgl_transport(length: int) -> bytes:
     return SGL.pack(0, length, SGL_TRANSPORT)
 
 
-def sled_nqn(sled_uuid: object) -> str:
-    """The NQN of the subsystem with this UUID (Base 2.0, 4.5)."""
-    return f"nqn.2014-08.org.nvmexpress:uuid:{sled_uuid}"
+def uuid_nqn(uuid: object) -> str:
+    """The NQN of the subsystem, a sled or a volume, with this UUID (Base 2.0, 4.5)."""
+    return f"nqn.2014-08.org.nvmexpress:uuid:{uuid}"

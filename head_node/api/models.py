@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from head_node.authority.transitions import HOSTS_MAX, NQN_CHARS_MAX
 from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, VolumeState
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -15,6 +16,7 @@ KeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="raw Ed2551
 Claim = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="names the takeover request, drawn by the head")]
 Host = Annotated[str, Field(min_length=1, max_length=253)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+HostNqn = Annotated[str, Field(min_length=1, max_length=NQN_CHARS_MAX, description="a host's NQN, or `*` for any")]
 Service = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
 Addresses = Annotated[dict[Service, tuple[Host, Port]], Field(max_length=8)]
 
@@ -59,6 +61,7 @@ class VolumeDocument(BaseModel):
     state: VolumeState
     min_current: int
     version: int
+    hosts: Annotated[list[str], Field(description="NQNs of hosts that may connect by NVMe/TCP; `*` is anybody")]
 
 
 class HealthDocument(BaseModel):
@@ -83,6 +86,15 @@ class VolumeList(BaseModel):
 class VolumeRequest(Body):
     name: Name
     size_bytes: Annotated[int, Field(strict=True, ge=BLOCK_BYTES, le=VOLUME_BYTES_MAX, multiple_of=BLOCK_BYTES)]
+    hosts: Annotated[list[HostNqn], Field(max_length=HOSTS_MAX)] = []
+
+
+class HostRequest(Body):
+    nqn: HostNqn
+
+
+class HostList(BaseModel):
+    hosts: Annotated[list[str], Field(description="NQNs, `*` is anybody; with none nobody may connect by NVMe/TCP")]
 
 
 class RecoverRequest(Body):
@@ -98,9 +110,10 @@ class HeadDocument(BaseModel):
     id: UUID
     name: str
     public_key: str
-    addresses: Annotated[dict[str, tuple[str, int]], Field(description="by service: peer, nbd, ...")]
+    addresses: Annotated[dict[str, tuple[str, int]], Field(description="by service: peer, nbd, nvme")]
     enrolled_ms: int
     revoked: bool
+    number: Annotated[int, Field(description="no other head's; its NVMe controller ids follow from it")]
 
 
 class RoleDocument(BaseModel):

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(opera
 @router.post("/volumes", operation_id="createVolume", status_code=201)
 async def create_volume(rack: Rack, body: models.VolumeRequest, response: Response) -> models.VolumeStatus:
     """Place a volume on the rack; heads make it within seconds (state `creating`, then `active`)."""
-    record = await rack.volumes.create(body.name, body.size_bytes)
+    record = await rack.volumes.create(body.name, body.size_bytes, body.hosts)
     response.headers["location"] = f"/v1/volumes/{record.volume}"
     return await overview.volume_status(rack, record)
 
@@ -47,6 +47,26 @@ async def delete_volume(rack: Rack, volume: str) -> models.DeletionDocument:
     """Delete a volume by id or name: its primary removes the namespaces, then the record goes."""
     record = await rack.volumes.delete((await rack.volumes.find(volume)).volume)
     return models.DeletionDocument(gone=record is None, record=None if record is None else _volume(record))
+
+
+@router.get("/volumes/{volume}/hosts", operation_id="listHosts")
+async def list_hosts(rack: Rack, volume: str) -> models.HostList:
+    """Who may connect to a volume by NVMe/TCP."""
+    return models.HostList(hosts=list((await rack.volumes.find(volume)).hosts))
+
+
+@router.post("/volumes/{volume}/hosts", operation_id="admitHost")
+async def admit_host(rack: Rack, volume: str, body: models.HostRequest) -> models.HostList:
+    """Let a host connect by NVMe/TCP, `*` any host; nothing changes when it may already."""
+    found = await rack.volumes.find(volume)
+    return models.HostList(hosts=list((await rack.volumes.admit_host(found.volume, body.nqn)).hosts))
+
+
+@router.delete("/volumes/{volume}/hosts/{nqn}", operation_id="expelHost")
+async def expel_host(rack: Rack, volume: str, nqn: str) -> models.HostList:
+    """Take a host off the list; its connections are ended by the heads within moments."""
+    found = await rack.volumes.find(volume)
+    return models.HostList(hosts=list((await rack.volumes.expel_host(found.volume, nqn)).hosts))
 
 
 @router.post("/volumes/{volume}/recover", operation_id="recoverVolume")

@@ -57,6 +57,11 @@ def name_key(kind: str, name: str) -> str:
     return f"name/{kind}/{name}"
 
 
+def number_key(number: int) -> str:
+    """The key that makes a head's number unique."""
+    return f"number/{number}"
+
+
 def identity_key(public_key: bytes) -> str:
     """The key that makes a node's public key unique."""
     return f"identity/{public_key.hex()}"

@@ -17,6 +17,7 @@ from head_node.authority.ledger import (
     head_key,
     identity_key,
     name_key,
+    number_key,
     revision_of,
     sled_key,
     token_key,
@@ -143,7 +144,8 @@ class Nodes:
                 if not _usable(token.value, now_ms):
                     raise EnrolmentRefused("the join token is spent or expired; ask the operator for another one")
                 await self._check_room(head_key(head), HEADS_MAX)
-                record = HeadRecord(head, name, public_key, dict(addresses), now_ms)
+                number = await self._reserve_number(head, compare, put)
+                record = HeadRecord(head, name, public_key, dict(addresses), now_ms, number=number)
                 compare[token_key(token_id)] = token.revision
                 put[token_key(token_id)] = token.value | {"uses_left": token.value["uses_left"] - 1}
                 await self._reserve(identity_key(public_key), str(head), compare, put, "its public key")
@@ -172,10 +174,12 @@ class Nodes:
             if found is None:
                 raise NotFound(f"there is no head {head}")
             record = replace(found.value, addresses=dict(addresses))
+            compare = {head_key(head): found.revision}
+            put: dict[str, Any] = {}
+            if not record.number:
+                record = replace(record, number=await self._reserve_number(head, compare, put))
             if record != found.value:
-                await self._ledger.commit(
-                    compare={head_key(head): found.revision}, put={head_key(head): record.to_json()}
-                )
+                await self._ledger.commit(compare=compare, put={**put, head_key(head): record.to_json()})
             return record
 
         return await self._ledger.until_settled(attempt)
@@ -274,6 +278,13 @@ class Nodes:
         count = len(rack.heads) if kind == "head" else len(rack.sleds)
         if count >= maximum:
             raise Conflict(f"a rack has at most {maximum} {kind}s, revoked ones included")
+
+    async def _reserve_number(self, head: UUID, compare: dict[str, int], put: dict[str, Any]) -> int:
+        """The lowest number that no head has; revoked ones keep theirs, as HEADS_MAX counts them."""
+        taken = {entry.value.number for entry in (await self._ledger.rack()).heads.values()}
+        number = next(number for number in range(1, HEADS_MAX + 2) if number not in taken)
+        await self._reserve(number_key(number), str(head), compare, put, f"number {number}")
+        return number
 
     async def _reserve(self, key: str, owner: str, compare: dict[str, int], put: dict[str, Any], what: str) -> None:
         taken = await self._ledger.json(key)

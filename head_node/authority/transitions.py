@@ -4,16 +4,22 @@ Each raises what the requester should know, and never changes its argument. The 
 durable compare-and-put; nothing here knows of stores, keys or time.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from uuid import UUID
 
-from head_node.authority.errors import Conflict, Frozen, NotEligible, RecordChanged, RequestRefused
+from head_node.authority.errors import Conflict, Frozen, NotEligible, NotFound, RecordChanged, RequestRefused
 from head_node.store.records import Column, Member, VolumeRecord, VolumeState, column_blocks
 
 # Epochs are u64 on the wire; one below the top keeps `epoch + 1` representable.
 EPOCH_MAX = (1 << 64) - 2
 MEMBERS_MAX = 16
+# As many as may be connected to one head at once; a list is part of every head's view.
+HOSTS_MAX = 64
+NQN_CHARS_MAX = 223
+ANY_HOST = "*"
+HOST_NQN = re.compile(r"nqn\.[0-9]{4}-[0-9]{2}\.[!-~]+")
 
 
 def take_over(record: VolumeRecord, head: UUID, log: UUID, expected_version: int) -> VolumeRecord:
@@ -158,6 +164,29 @@ def check_deleted(record: VolumeRecord, head: UUID, epoch: int) -> None:
     _check_primary(record, head, epoch, record.version)
     if record.state is not VolumeState.DELETING:
         raise NotEligible(f"volume {record.volume} is {record.state}, not deleting")
+
+
+def admit_host(record: VolumeRecord, nqn: str) -> VolumeRecord:
+    """The record that lets the host of that name connect by NVMe/TCP, `*` any host; the same when it does already."""
+    if not host_nqn_fits(nqn):
+        raise RequestRefused(f"{nqn!r} is no host's NQN (nqn.yyyy-mm.domain:...), nor *")
+    if nqn in record.hosts:
+        return record
+    if len(record.hosts) >= HOSTS_MAX:
+        raise Conflict(f"a volume's list has at most {HOSTS_MAX} hosts; remove some")
+    return replace(record, hosts=(*record.hosts, nqn), version=record.version + 1)
+
+
+def expel_host(record: VolumeRecord, nqn: str) -> VolumeRecord:
+    """The record without that host; raises NotFound."""
+    if nqn not in record.hosts:
+        raise NotFound(f"host {nqn} is not on the list of volume {record.name}")
+    return replace(record, hosts=tuple(host for host in record.hosts if host != nqn), version=record.version + 1)
+
+
+def host_nqn_fits(nqn: str) -> bool:
+    """Whether it is `*`, or has the form of an NQN (NVM Express Base 2.0, 4.5)."""
+    return nqn == ANY_HOST or (len(nqn) <= NQN_CHARS_MAX and HOST_NQN.fullmatch(nqn) is not None)
 
 
 def _check(record: VolumeRecord, expected_version: int) -> None:

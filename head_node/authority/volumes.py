@@ -72,8 +72,9 @@ class Volumes:
         self._heads_per_volume = heads_per_volume
         self._geometry = geometry
 
-    async def create(self, name: str, size_bytes: int) -> VolumeRecord:
-        """Place a new volume; raises Conflict (name in use), Unplaceable, RequestRefused."""
+    async def create(self, name: str, size_bytes: int, hosts: Sequence[str] = ()) -> VolumeRecord:
+        """Place a new volume that `hosts` may connect to by NVMe/TCP; raises Conflict (name in use), Unplaceable,
+        RequestRefused."""
         if size_bytes % BLOCK_BYTES or not BLOCK_BYTES <= size_bytes <= VOLUME_BYTES_MAX:
             raise RequestRefused(f"size_bytes must be a multiple of {BLOCK_BYTES} from that to {VOLUME_BYTES_MAX}")
         volume = self._env.new_uuid()
@@ -97,6 +98,8 @@ class Volumes:
                 heads=placement.place_heads(heads, volumes, self._reports.is_live, self._heads_per_volume),
                 sleds=placement.place_columns(sleds, volumes, self._reports.sled_reachable, size_bytes, geometry),
             )
+            for nqn in hosts:
+                record = replace(transitions.admit_host(record, nqn), version=record.version)
             # The turn also stands against a revocation of a head that was just chosen.
             compare = {name_key("volume", name): ABSENT, PLACEMENT_KEY: revision_of(turn)}
             put = {volume_key(volume): record.to_json(), name_key("volume", name): str(volume), PLACEMENT_KEY: name}
@@ -116,6 +119,18 @@ class Volumes:
         if found is None:
             raise NotFound(f"there is no volume {name_or_id}")
         return (await self._ledger.volume(UUID(found.value))).value
+
+    async def admit_host(self, volume: UUID, nqn: str) -> VolumeRecord:
+        """Let a host connect by NVMe/TCP, `*` any; raises RequestRefused, Conflict, NotFound."""
+        record = await self._change(volume, lambda found: transitions.admit_host(found, nqn))
+        self._note("host-admitted", record, host=nqn)
+        return record
+
+    async def expel_host(self, volume: UUID, nqn: str) -> VolumeRecord:
+        """Take a host off the list; heads end its connections when they see that. Raises NotFound."""
+        record = await self._change(volume, lambda found: transitions.expel_host(found, nqn))
+        self._note("host-expelled", record, host=nqn)
+        return record
 
     async def takeover(
         self, head: UUID, volume: UUID, *, expected_version: int, log: UUID, claim: str
@@ -339,6 +354,20 @@ class Volumes:
                 await self._ledger.commit(compare=compare, put={volume_key(volume): record.to_json()})
 
         await self._ledger.until_settled(attempt)
+
+    async def _change(self, volume: UUID, change: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord:
+        """An operator's change, which takes no epoch and no claim."""
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(volume)
+            record = change(found.value)
+            if record is not found.value:
+                await self._ledger.commit(
+                    compare={volume_key(volume): found.revision}, put={volume_key(volume): record.to_json()}
+                )
+            return record
+
+        return await self._ledger.until_settled(attempt)
 
     async def _change_as_primary(
         self,

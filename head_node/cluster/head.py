@@ -19,10 +19,13 @@ from head_node.cluster.link import LinkContext
 from head_node.cluster.relay_transport import LinkRelayTransport
 from head_node.cluster.services import Authority, Services
 from head_node.cluster.sleds import MakeClient, Sleds
+from head_node.cluster.states import VolumeState as RoleState
 from head_node.cluster.volume_controller import VolumeController
 from head_node.cluster.watch import AuthorityWatch
+from head_node.export.nvme.server import NvmeServer, Offer
+from head_node.export.nvme.subsystem import Access, Exported
 from head_node.export.server import NbdServer
-from head_node.store.records import RackView, VolumeRecord
+from head_node.store.records import Address, RackView, VolumeRecord, VolumeState
 from head_node.volume.engine import VolumeEngine
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
@@ -35,6 +38,16 @@ FENCES_KEPT_MAX: Final = 32
 EVENTS_KEPT_MAX: Final = 64
 DIAL_SECONDS_MAX: Final = 1.0
 PEER_SERVICE: Final = "peer"
+NVME_SERVICE: Final = "nvme"
+
+ACCESS_OF: Final = {
+    RoleState.SEALED: Access.CHANGE,
+    RoleState.ATTACHING: Access.CHANGE,
+    RoleState.LEADING: Access.CHANGE,
+    RoleState.SERVING: Access.OPTIMIZED,
+    RoleState.HOLDING: Access.CHANGE,
+}
+"""What a path of NVMe/TCP is worth while this head is that to the volume; inaccessible in every other state."""
 
 OpenEngine = Callable[[VolumeRecord], Awaitable[VolumeEngine]]
 RemoveLog = Callable[[UUID], Awaitable[None]]
@@ -57,6 +70,7 @@ class Head:
         self.listener = PeerListener(key, head, self._peer_keys, self._accept, env)
         self.directory = VolumeDirectory(head, self.controllers, self._dial)
         self.nbd = NbdServer(self.directory, env)
+        self.nvme = NvmeServer(env, serial=head.hex[:20].upper())
         self._authority = authority
         self._key_set: KeySet | None = None
         self.key_set_bytes: bytes | None = None
@@ -68,8 +82,8 @@ class Head:
         self._started = False
         self._services = Services(
             head=head, env=env, terms=terms, authority=authority, watch=self.watch, sleds=self.sleds,
-            key_set=lambda: self._key_set, dial=self._dial,
-            drop_clients=self._drop_clients, open_engine=open_engine, remove_log=remove_log, note=self._note,
+            key_set=lambda: self._key_set, dial=self._dial, drop_clients=self._drop_clients,
+            role_changed=self._role_changed, open_engine=open_engine, remove_log=remove_log, note=self._note,
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -84,6 +98,7 @@ class Head:
         self._stopping = True
         await asyncio.gather(*(controller.stop() for controller in self.controllers.values()))
         await self.nbd.close()
+        await self.nvme.close()
         await self.listener.close()
         if self._started:
             await self.watch.close()
@@ -106,6 +121,7 @@ class Head:
             "fences": list(self._fences),
             "authority": {"reachable": self.watch.reachable, "reason": self.watch.reason},
             "nbd": self.nbd.status(),
+            "nvme": self.nvme.status(),
             "links_refused_total": self.listener.refused_total,
             "ready": self.ready,
         }
@@ -126,11 +142,29 @@ class Head:
                 controller = VolumeController(self._services, record, self._ended)
                 self.controllers[volume] = controller
                 controller.start()
+        self._offer(view)
 
     def _ended(self) -> None:
         """A volume has ended here; if it has come back to the view meanwhile, it begins again."""
         if self.watch.view is not None:
             self._viewed(self.watch.view)
+
+    def _offer(self, view: RackView) -> None:
+        """Export what the view says by NVMe/TCP, on this head too once it has its number."""
+        own = view.heads.get(self.head)
+        if own is None or not own.number:
+            return
+        offers = [
+            Offer(
+                Exported(record.volume, record.name, record.size_bytes, frozenset(record.hosts)), _paths(record, view)
+            )
+            for record in view.volumes.values()
+            if record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
+        ]
+        known = set(self.nvme.subsystems)
+        self.nvme.update(offers, own.number)
+        for volume in set(self.nvme.subsystems) - known:
+            self._role_changed(volume)
 
     def _take_key_set(self, data: bytes) -> None:
         root = self._root_public()
@@ -184,6 +218,14 @@ class Head:
 
     def _drop_clients(self, volume: UUID) -> None:
         self.nbd.drop_clients(volume)
+        self.nvme.drop_clients(volume)
+
+    def _role_changed(self, volume: UUID) -> None:
+        controller = self.controllers.get(volume)
+        if controller is None:
+            return
+        access = ACCESS_OF.get(controller.state, Access.INACCESSIBLE)
+        self.nvme.set_access(volume, access, controller.served() if access is Access.OPTIMIZED else None)
 
     # reports
 
@@ -212,3 +254,15 @@ class Head:
                 pass
             else:
                 await asyncio.sleep(REPORT_SECONDS / 10)
+
+
+def _exported(record: VolumeRecord) -> Exported:
+    return Exported(record.volume, record.name, record.size_bytes, frozenset(record.hosts))
+
+
+def _paths(record: VolumeRecord, view: RackView) -> tuple[Address, ...]:
+    """Where the volume's heads listen for NVMe/TCP: those that may become its primary, the primary first."""
+    heads = dict.fromkeys([*((record.primary,) if record.primary else ()), *record.heads])
+    heads |= dict.fromkeys(member.head for member in record.current)
+    found = [view.heads[head] for head in heads if head in view.heads]
+    return tuple(head.addresses[NVME_SERVICE] for head in found if not head.revoked and NVME_SERVICE in head.addresses)

@@ -49,6 +49,8 @@ class Services:
     """(head, purpose, volume) -> an authenticated link; raises LinkClosed."""
     drop_clients: Callable[[UUID], None]
     """Reset every client connection of a volume, requests unanswered (F6)."""
+    role_changed: Callable[[UUID], None]
+    """What this head is to a volume has changed: paths to it are worth something else."""
     open_engine: Callable[[VolumeRecord], Awaitable[VolumeEngine]]
     """Open, or make, the volume's log directory. Raises VolumeError, OSError."""
     remove_log: Callable[[UUID], Awaitable[None]]

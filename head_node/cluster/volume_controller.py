@@ -348,6 +348,7 @@ class VolumeController:
         )
         self.state = state
         self._changed.set()
+        self._services.role_changed(self.volume)
 
     def _fail(self, reason: str) -> None:
         log.error("event=volume_failed volume=%s reason=%s", self.volume, reason)
@@ -355,6 +356,7 @@ class VolumeController:
         if self.state is not VolumeState.FAILED:
             self.state = VolumeState.FAILED
         self._changed.set()
+        self._services.role_changed(self.volume)
         self._wake()
 
     def _note(self, reason: str) -> None:

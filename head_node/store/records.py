@@ -77,7 +77,8 @@ class VolumeRecord:
 
     `primary` names the head that took `epoch`, or, after a revocation, the one that should take the next;
     `current` are the members that hold every acknowledged write, `heads` the assigned ones (preferred primary first),
-    `sleds` the placement (one per column, in order), `columns` what exists there.
+    `sleds` the placement (one per column, in order), `columns` what exists there. `hosts` are the NQNs of those that
+    may connect by NVMe/TCP; `*` is anybody, an empty list nobody.
     """
 
     volume: UUID
@@ -93,6 +94,7 @@ class VolumeRecord:
     state: VolumeState = VolumeState.CREATING
     min_current: int = 1
     version: int = 1
+    hosts: tuple[str, ...] = ()
 
     def member(self, head: UUID) -> Member | None:
         """The entry of `head` in `current`, if it has one."""
@@ -113,6 +115,7 @@ class VolumeRecord:
             "state": self.state.value,
             "min_current": self.min_current,
             "version": self.version,
+            "hosts": list(self.hosts),
         }
 
     @classmethod
@@ -133,6 +136,7 @@ class VolumeRecord:
                 state=VolumeState(data["state"]),
                 min_current=int(data["min_current"]),
                 version=int(data["version"]),
+                hosts=tuple(str(host) for host in data.get("hosts", ())),  # records of 0.1 have none
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordMalformed("volume record", error) from error
@@ -140,7 +144,11 @@ class VolumeRecord:
 
 @dataclass(frozen=True, slots=True)
 class HeadRecord:
-    """An enrolled head. `addresses` by service: `peer` (head to head), `nbd` (clients)."""
+    """An enrolled head. `addresses` by service: `peer` (head to head), `nbd` and `nvme` (clients).
+
+    `number`, from 1 on and no other head's, gives it NVMe controller ids of its own; 0 until it has announced itself
+    to an authority that gives numbers.
+    """
 
     id: UUID
     name: str
@@ -148,6 +156,7 @@ class HeadRecord:
     addresses: Mapping[str, Address] = field(default_factory=dict)
     enrolled_ms: int = 0
     revoked: bool = False
+    number: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -157,6 +166,7 @@ class HeadRecord:
             "addresses": {service: list(address) for service, address in self.addresses.items()},
             "enrolled_ms": self.enrolled_ms,
             "revoked": self.revoked,
+            "number": self.number,
         }
 
     @classmethod
@@ -170,6 +180,7 @@ class HeadRecord:
                 addresses={str(service): (str(at[0]), int(at[1])) for service, at in data["addresses"].items()},
                 enrolled_ms=int(data["enrolled_ms"]),
                 revoked=bool(data["revoked"]),
+                number=int(data.get("number", 0)),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise RecordMalformed("head record", error) from error

@@ -38,8 +38,8 @@ from spdk_bindings.nvme import (
     LogPage,
     Property,
     Status,
-    sled_nqn,
     status_name,
+    uuid_nqn,
 )
 
 log = logging.getLogger(__name__)
@@ -237,8 +237,8 @@ class SledClient:
 
     def _queue(self, queue_id: int, controller_id: int, in_capsule_bytes: int) -> QueueConnection:
         core = HostQueue(
-            queue_id=queue_id, depth=IO_DEPTH if queue_id else ADMIN_DEPTH, subsystem_nqn=sled_nqn(self.sled_id),
-            host_nqn=sled_nqn(self._head_id), host_id=self._head_id, controller_id=controller_id,
+            queue_id=queue_id, depth=IO_DEPTH if queue_id else ADMIN_DEPTH, subsystem_nqn=uuid_nqn(self.sled_id),
+            host_nqn=uuid_nqn(self._head_id), host_id=self._head_id, controller_id=controller_id,
             in_capsule_bytes=in_capsule_bytes, kato_ms=0 if queue_id else KEEP_ALIVE_TIMEOUT_MS,
             digests=self._digests,
         )  # fmt: skip
@@ -266,7 +266,7 @@ class SledClient:
         receive = vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE)
         hello = await self.admin(receive, into_bytes=HELLO_BYTES, authenticated=False)
         handshake = HeadHandshake(
-            self._head_key, self.sled_id, self._sled_public, sled_nqn(self.sled_id), controller_id, self._env
+            self._head_key, self.sled_id, self._sled_public, uuid_nqn(self.sled_id), controller_id, self._env
         )
         reply = handshake.reply(_into(hello))
         await self.admin(vendor.vendor_sqe(AdminOpcode.SESSION_SEND), reply, authenticated=False)

@@ -75,7 +75,14 @@ class SledController(StandardController):
             known = cns == IdentifyCns.NAMESPACE and 0 < command.nsid <= NSID_MAX
             return identify.inactive_namespace() if known else Status.INVALID_NAMESPACE
         if cns == IdentifyCns.NAMESPACE:
-            return identify.identify_namespace(entry.blocks, entry.namespace.uuid)
+            shown = identify.NamespaceIdentity(
+                entry.blocks,
+                entry.namespace.uuid,
+                used_blocks=entry.blocks,
+                # Taken by nobody: the capability is shown because Report, which names the fence's holder, needs one.
+                reservations=identify.RESERVED_FOR_WRITE_EXCLUSIVE,
+            )
+            return identify.identify_namespace(shown)
         return identify.namespace_descriptors(entry.namespace.uuid)
 
     def _identify_controller(self) -> bytes:
@@ -98,7 +105,7 @@ class SledController(StandardController):
         """The LSI is the slot for the fence page."""
         subsystem = self._sled.subsystem
         pages: dict[int, Callable[[], bytes | None]] = {
-            LogPage.ERROR: lambda: log_pages.error_log([]),
+            LogPage.ERROR: self.error_page,
             LogPage.SMART: lambda: log_pages.smart_log(self._smart()),
             LogPage.FIRMWARE_SLOT: lambda: log_pages.firmware_log(1, {1: FIRMWARE}),
             LogPage.COMMANDS_SUPPORTED: self._effects,

@@ -4,6 +4,7 @@ Subclasses say what they are (`identify_page`, `log_page`, `FEATURES`, `COMMANDS
 Nothing here reads or changes a volume. Source: NVM Express Base 2.0, 3.1.3, 3.5, 5 and 6.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +16,7 @@ from sled_controller.fabric.associations import HostAssociation
 from sled_controller.fabric.io_path import IoPath
 from spdk_bindings import log_pages, nvme
 from spdk_bindings.device import Buffer
+from spdk_bindings.log_pages import ERROR_ENTRIES_MAX, ErrorEntry
 from spdk_bindings.nvme import AdminOpcode, Feature, LogPage, Property, Status
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ LOG_BYTES_MAX: Final = 1024 * 1024
 KEEP_ALIVE_GRACE_MS: Final = 1000
 _OPENING: Final = Struct("<BBHI")
 _DWORDS: Final = Struct("<6I")  # CDW10 to CDW15
+_SGL_OFFSET: Final = 24
 _RETAIN_EVENT: Final = 1 << 15  # CDW10 of Get Log Page
 _SAVE: Final = 1 << 31  # CDW10 of Set Features
 _SELECT_CAPABILITIES: Final = 3
@@ -33,12 +36,17 @@ _CHANGEABLE: Final = 1 << 2
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A standard command; `dwords` are CDW10 to CDW15, `length` what its SGL has room for or brings in `data`."""
+    """A standard command; `dwords` are CDW10 to CDW15, `length` what its SGL has room for or brings.
+
+    `data` came in the capsule, which is where `in_capsule` says that it is, from `sgl_address` on.
+    """
 
     opcode: int
     cid: int
     nsid: int
+    sgl_address: int
     length: int
+    in_capsule: bool
     dwords: tuple[int, ...]
     data: Buffer = b""
 
@@ -46,8 +54,9 @@ class Command:
     def parse(cls, sqe: bytes, data: Buffer = b"") -> "Command":
         """Read a standard SQE."""
         opcode, _, cid, nsid = _OPENING.unpack_from(sqe)
-        length = int.from_bytes(sqe[32:36], "little")
-        return cls(opcode, cid, nsid, length, _DWORDS.unpack_from(sqe, 40), data)
+        address, length, kind = pdu.SGL.unpack_from(sqe, _SGL_OFFSET)
+        in_capsule = kind == pdu.SGL_IN_CAPSULE
+        return cls(opcode, cid, nsid, address, length, in_capsule, _DWORDS.unpack_from(sqe, 40), data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,8 @@ class StandardController:
         self._entries_max = entries_max
         self._shut_down = False
         self._values = {feature: rule.default for feature, rule in self.FEATURES.items()}
+        self._errors: deque[ErrorEntry] = deque(maxlen=ERROR_ENTRIES_MAX)
+        self.errors_total = 0
         self._queue: TargetQueue | None = None  # where events go
         self._held_events: list[int] = []
         self._due: dict[Event, None] = {}
@@ -120,6 +131,17 @@ class StandardController:
     def io_path(self, queue: "TargetQueue", entries: int) -> IoPath:
         """What carries out the commands of a new I/O queue."""
         raise NotImplementedError
+
+    # --- errors
+
+    def note_error(self, queue_id: int, cid: int, status: int) -> None:
+        """Keep a completion that was no success; `status` is the field of its CQE."""
+        self.errors_total += 1
+        self._errors.appendleft(ErrorEntry(self.errors_total, queue_id, cid, status))
+
+    def error_page(self) -> bytes:
+        """The Error Information log, the newest first."""
+        return log_pages.error_log(list(self._errors))
 
     # --- fabrics
 

@@ -6,7 +6,7 @@ NVM Express Base 2.0, 3.3 and 6.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -37,6 +37,7 @@ STALL_NS: Final = 10_000_000_000  # a PDU begun, or data asked for by R2T, witho
 IDLE_NS: Final = 120_000_000_000  # a live association without keep-alive timer
 MS: Final = 1_000_000
 _FABRICS: Final = int(AdminOpcode.FABRICS)
+_PATH_RELATED: Final = 3  # status code type: says something about the path, nothing about the command
 
 
 class QueueState(Enum):
@@ -79,8 +80,14 @@ ACCEPTED: Final[dict[QueueState, frozenset[int]]] = {
 }
 
 
+def _unknown() -> bool:
+    """Nobody has said that the peer is gone."""
+    return False
+
+
 class TargetQueue:
-    """The target's side of one connection. `wake` is called when there is output outside of `received`."""
+    """The target's side of one connection. `wake` is called when there is output outside of `received`; `peer_gone`
+    says whether the host has left, though bytes that it sent before may still wait unread."""
 
     def __init__(self, port: Port, now_ns: int, local_address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.port = port
@@ -89,6 +96,7 @@ class TargetQueue:
         self.stream = ReceiveStream()
         self.out: list[Buffer] = []
         self.wake: Callable[[], None] | None = None
+        self.peer_gone: Callable[[], bool] = _unknown
         self.queue_id = 0
         self.entries = 1
         self.sqhd = 0
@@ -98,9 +106,9 @@ class TargetQueue:
         self.controller: StandardController | None = None
         self.io: IoPath | None = None
         self.failure = ""
-        self._digests = 0
+        self.digests = 0
         self._align = 4
-        self._out_bytes = 0
+        self.out_bytes = 0
         self._held_bytes_max = port.limits.held_bytes_max
         self._receiving = False
         self.blocked = False  # commands wait in the stream because the queue was stalled
@@ -151,16 +159,21 @@ class TargetQueue:
     def take_output(self) -> list[Buffer]:
         """What to send now, in order."""
         out, self.out = self.out, []
-        self._out_bytes = 0
+        self.out_bytes = 0
         return out
+
+    @property
+    def live(self) -> bool:
+        """Whether commands are taken and answered."""
+        return self.state is QueueState.LIVE
 
     @property
     def stalled(self) -> bool:
         """Too much is held or waits to be sent; `resume` a `blocked` queue when that is over."""
         io = self.io
         if io is None:
-            return self._out_bytes > self._held_bytes_max
-        return io.waits or self._out_bytes + io.held_bytes > self._held_bytes_max
+            return self.out_bytes > self._held_bytes_max
+        return io.waits or self.out_bytes + io.held_bytes > self._held_bytes_max
 
     def lost(self, reason: str) -> None:
         """The connection is gone."""
@@ -207,17 +220,29 @@ class TargetQueue:
         self.busy.discard(cid)
         if self.state is QueueState.CLOSED or self.state is QueueState.CLOSING:
             return
+        field = cqe_status(status, dnr)
+        if status and status >> 8 != _PATH_RELATED and self.controller is not None:
+            self.controller.note_error(self.queue_id, cid, field)
         if data:
-            buffers = pdu.c2h_data(cid, 0, (data,), True, self._digests, self._align)
+            buffers = pdu.c2h_data(cid, 0, (data,), True, self.digests, self._align)
             self.out += buffers
-            self._out_bytes += len(data)
-        cqe = pdu.CQE.pack(dw0, dw1, self.sqhd, 0, cid, cqe_status(status, dnr))
-        self.out.append(pdu.capsule_resp(cqe, self._digests))
+            self.out_bytes += len(data)
+        cqe = pdu.CQE.pack(dw0, dw1, self.sqhd, 0, cid, field)
+        self.out.append(pdu.capsule_resp(cqe, self.digests))
+
+    def complete_read(self, cid: int, buffers: Sequence[Buffer], length: int) -> None:
+        """Answer a command that succeeded with `length` bytes, which lie in `buffers` and are not copied."""
+        self.busy.discard(cid)
+        if self.state is QueueState.CLOSED or self.state is QueueState.CLOSING:
+            return
+        self.out += pdu.c2h_data(cid, 0, buffers, True, self.digests, self._align)
+        self.out_bytes += length
+        self.out.append(pdu.capsule_resp(pdu.CQE.pack(0, 0, self.sqhd, 0, cid, 0), self.digests))
 
     def send_r2t(self, cid: int, ttag: int, length: int) -> None:
         """Ask for all data of a command."""
         if self.state is QueueState.LIVE:
-            self.out.append(pdu.r2t(cid, ttag, 0, length, self._digests))
+            self.out.append(pdu.r2t(cid, ttag, 0, length, self.digests))
 
     def _fail(self, error: PduError) -> None:
         self.port.counters.protocol_errors += 1
@@ -235,7 +260,7 @@ class TargetQueue:
 
     def _consume(self) -> None:
         stream = self.stream
-        io = self.io if self._digests == 0 and self.queue_id else None
+        io = self.io if self.digests == 0 and self.queue_id else None
         self.blocked = False
         while self.state in ACCEPTED and stream.start < stream.end:
             if self._data_for is not None:
@@ -252,7 +277,7 @@ class TargetQueue:
                 return
             if not self._one():
                 return
-            io = self.io if self._digests == 0 and self.queue_id else None
+            io = self.io if self.digests == 0 and self.queue_id else None
 
     def _one(self) -> bool:
         """Consume one PDU (of an H2CData only its header); False when more bytes are needed."""
@@ -264,7 +289,7 @@ class TargetQueue:
         kind = view[0]
         if kind == PduType.H2C_DATA:
             limit = limits.transfer_bytes_max
-        pdu.check_header(view, ACCEPTED[self.state], self._digests, limit)
+        pdu.check_header(view, ACCEPTED[self.state], self.digests, limit)
         _, flags, hlen, pdo, plen = pdu.COMMON.unpack_from(view)
         header_bytes = pdo if kind == PduType.H2C_DATA else plen
         if len(view) < header_bytes:
@@ -286,7 +311,7 @@ class TargetQueue:
         return True
 
     def _check_header_digest(self, view: memoryview, kind: int, hlen: int) -> None:
-        if not self._digests & pdu.HEADER_DIGEST or kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
+        if not self.digests & pdu.HEADER_DIGEST or kind in (PduType.IC_REQ, PduType.H2C_TERM_REQ):
             return
         got = int.from_bytes(view[hlen : hlen + 4], "little")
         if got != pdu.crc32c_of(view[:hlen]):
@@ -301,7 +326,7 @@ class TargetQueue:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 10, f"HPDA {hpda}", seen)
         if digests & ~(pdu.HEADER_DIGEST | pdu.DATA_DIGEST):
             raise PduError(FatalError.UNSUPPORTED_PARAMETER, 11, f"digests {digests:#x}", seen)
-        self._digests = digests
+        self.digests = digests
         self._align = (hpda + 1) * 4
         self.out.append(pdu.ic_resp(digests, self.port.limits.transfer_bytes_max))
         self._advance(Event.IC)
@@ -313,7 +338,7 @@ class TargetQueue:
         data: Buffer = b""
         digest_bad = False
         if pdo and plen > pdo:
-            stop = plen - (pdu.DIGEST_BYTES if self._digests & pdu.DATA_DIGEST else 0)
+            stop = plen - (pdu.DIGEST_BYTES if self.digests & pdu.DATA_DIGEST else 0)
             data = view[pdo:stop]
             if stop != plen:
                 digest_bad = view[stop:plen] != pdu.digest(data)
@@ -422,7 +447,7 @@ class TargetQueue:
     def _data_header(self, view: memoryview, flags: int, pdo: int, plen: int) -> None:
         _, _, _, _, _, cccid, ttag, offset, length = pdu.H2C_DATA.unpack_from(view)
         seen = bytes(view[: pdu.DATA_HEADER_BYTES])
-        digest_bytes = pdu.DIGEST_BYTES if self._digests & pdu.DATA_DIGEST else 0
+        digest_bytes = pdu.DIGEST_BYTES if self.digests & pdu.DATA_DIGEST else 0
         transfer = self.io.transfers.get(ttag) if self.io is not None else None
         if transfer is None:
             raise PduError(FatalError.INVALID_HEADER_FIELD, 10, f"transfer tag {ttag} is not known", seen)
@@ -447,7 +472,7 @@ class TargetQueue:
         if count:
             part = source[stream.start : stream.start + count]
             transfer.data[transfer.received : transfer.received + count] = part
-            if self._digests & pdu.DATA_DIGEST:
+            if self.digests & pdu.DATA_DIGEST:
                 transfer.crc = pdu.crc32c_of_more(part, transfer.crc)
             transfer.received += count
             self._data_left -= count

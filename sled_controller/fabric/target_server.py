@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 from sled_controller.fabric.port import Port
@@ -13,6 +15,9 @@ CONNECTIONS_MAX: Final = 128
 CHECK_SECONDS: Final = 0.5  # how often deadlines are looked at
 LINGER_SECONDS: Final = 1.0  # for the host to read the last words before the socket is closed
 WRITE_BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
+
+
+PeerIsGone = Callable[[asyncio.Transport], bool]
 
 
 class QueueConnection(asyncio.BufferedProtocol):
@@ -40,6 +45,9 @@ class QueueConnection(asyncio.BufferedProtocol):
         host, port = transport.get_extra_info("sockname")[:2]
         self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port))
         self._queue.wake = self._wake
+        peer_is_gone = self._server.peer_is_gone
+        if peer_is_gone is not None:
+            self._queue.peer_gone = partial(peer_is_gone, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         assert self._queue is not None
@@ -48,6 +56,9 @@ class QueueConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         queue = self._queue
         assert queue is not None
+        if self._server.peer_is_gone is not None and queue.peer_gone():
+            self.abort()
+            return
         queue.received(nbytes, self._now_ms(), self._boottime_ns())
         self._flush()
 
@@ -98,6 +109,9 @@ class QueueConnection(asyncio.BufferedProtocol):
             return
         self._flush()
         if self._queue is not None and self._may_resume(self._queue):
+            if self._queue.peer_gone():
+                self.abort()
+                return
             self._queue.resume(self._now_ms())
             self._flush()
 
@@ -137,10 +151,17 @@ class QueueConnection(asyncio.BufferedProtocol):
 
 
 class TargetServer:
-    """Listens for hosts. `start` and `close` are its life."""
+    """Listens for hosts. `start` and `close` are its life.
 
-    def __init__(self, port: Port, connections_max: int = CONNECTIONS_MAX) -> None:
+    With `peer_is_gone` nothing that a host sent before it left is begun after it has: it may have gone elsewhere and
+    repeated it, and newer things.
+    """
+
+    def __init__(
+        self, port: Port, connections_max: int = CONNECTIONS_MAX, *, peer_is_gone: PeerIsGone | None = None
+    ) -> None:
         self.port = port
+        self.peer_is_gone = peer_is_gone
         self._connections_max = connections_max
         self._connections: dict[QueueConnection, None] = {}  # oldest first
         self._turned_away = 0

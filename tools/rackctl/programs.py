@@ -20,7 +20,7 @@ from rackctl.state import Node, NodeKind
 SERVICES: Final = {
     NodeKind.AUTHORITY: ("api",),
     NodeKind.SLED: ("nvme",),
-    NodeKind.HEAD: ("peer", "nbd", "api"),
+    NodeKind.HEAD: ("peer", "nbd", "nvme", "api"),
 }
 
 
@@ -87,6 +87,7 @@ def head(node: Node, layout: Layout, *, authority_url: str, join_token: str | No
         *(_script("head-node"), "--state-dir", str(layout.state_dir(node)), "--name", node.name),
         *("--authority-url", authority_url, "--host", node.host),
         *("--peer-port", str(node.ports["peer"]), "--nbd-port", str(node.ports["nbd"])),
+        *("--nvme-port", str(node.ports["nvme"])),
         *("--api-host", node.host, "--api-port", str(node.ports["api"])),
     ]
     environ = {"HEAD_NODE_JOIN_TOKEN": join_token} if join_token else {}

@@ -56,7 +56,7 @@ def test_an_identity_that_does_not_fit_is_refused(changes: dict[str, object]) ->
 
 
 def test_a_namespace_shows_its_size_and_4096_byte_blocks() -> None:
-    page = identify.identify_namespace(1000, NAMESPACE_UUID)
+    page = identify.identify_namespace(identify.NamespaceIdentity(1000, NAMESPACE_UUID, 1000, reservations=2))
     assert len(page) == 4096
     assert [int.from_bytes(page[at : at + 8], "little") for at in (0, 8, 16)] == [1000] * 3
     assert page[104:120] == NAMESPACE_UUID.bytes

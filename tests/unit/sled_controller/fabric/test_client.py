@@ -27,7 +27,7 @@ from sled_controller.fabric.pdu import PduType
 from sled_controller.receipt import Receipt
 from spdk_bindings.device import PENDING, Buffer, Done
 from spdk_bindings.emulator import MemoryDevice
-from spdk_bindings.nvme import sled_nqn
+from spdk_bindings.nvme import uuid_nqn
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -136,7 +136,7 @@ def test_another_sled_at_the_address_is_not_used() -> None:
         async with running_sled() as sled:
             client = sled.client()
             client.sled_id = host.HEAD
-            assert sled_nqn(host.HEAD) != host.NQN
+            assert uuid_nqn(host.HEAD) != host.NQN
             await fails_to_open(client, "connect was refused")
 
     run(scenario)
