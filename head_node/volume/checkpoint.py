@@ -1,4 +1,4 @@
-"""Checkpoints: block map, stripe table and epoch history in one file, put in place atomically.
+"""Checkpoints: block map, stripe table, epoch history and reservations in one file, put in place atomically.
 
 A checkpoint covers the committed records up to `covered`. The log is needed from `before` on: from the segment that
 holds the first record that is not covered or whose data is not in a stripe yet.
@@ -15,7 +15,9 @@ import numpy as np
 from crc32c import crc32c
 
 from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS, Page
-from head_node.volume.errors import LogCorrupt, LogForeign
+from head_node.volume.errors import BatchMalformed, LogCorrupt, LogForeign
+from head_node.volume.records import encode_reservations, parse_reservations
+from head_node.volume.reservations import Reservations
 from head_node.volume.segments import Position
 from head_node.volume.stripes import STRIPE_ENTRY, Table
 from spdk_bindings.device import Buffer
@@ -38,7 +40,9 @@ CHECKPOINT_CONSTRUCT: Final = c.Struct(
     "page_count" / c.Int32ul,
     "catching_up" / c.Int32ul,
 )
-VERSION: Final = 1
+VERSION: Final = 2
+VERSION_WITHOUT_RESERVATIONS: Final = 1
+"""The same but for what follows the pages; read, because it is what an older head left in its directory."""
 BUFFERS_PER_TURN: Final = 128
 """64 pages, 5 MiB: about a millisecond."""
 
@@ -60,6 +64,7 @@ class Checkpoint:
     epochs: tuple[tuple[int, int], ...]
     stripes: Table
     pages: dict[int, Page]
+    reservations: Reservations
     catching_up: bool = False
     """Came by a full resync: the log may still end below `covered`."""
 
@@ -74,6 +79,7 @@ class Checkpoint:
         out: list[Buffer] = [header, b"".join(_EPOCH.pack(*epoch) for epoch in self.epochs), self.stripes.tobytes()]
         for number, page in sorted(self.pages.items()):
             out += [_PAGE.pack(number), page.view(np.uint8).data]
+        out.append(encode_reservations(self.reservations))
         crc = 0
         for at, buffer in enumerate(out):
             crc = crc32c(buffer, crc)
@@ -90,14 +96,22 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
     fields = CHECKPOINT_HEADER.unpack_from(view)
     magic, version, log_id, owner, covered, first_sequence, opnum, epoch, chain, epochs, slots, pages, behind = fields
     sections = epochs * _EPOCH.size, slots * STRIPE_ENTRY.itemsize, pages * _PAGE_BYTES
-    if magic != CHECKPOINT_MAGIC or version != VERSION:
+    if magic != CHECKPOINT_MAGIC or version not in (VERSION, VERSION_WITHOUT_RESERVATIONS):
         raise LogCorrupt(CHECKPOINT_FILE, 0, "is no checkpoint of this version")
-    if len(view) != CHECKPOINT_HEADER.size + sum(sections) + _CRC.size:
+    at_reservations = CHECKPOINT_HEADER.size + sum(sections)
+    rest = len(view) - at_reservations - _CRC.size
+    if rest < 0 or (version == VERSION_WITHOUT_RESERVATIONS and rest):
         raise LogCorrupt(CHECKPOINT_FILE, 0, f"has {len(view)} bytes, which its header contradicts")
     if _CRC.unpack_from(view, len(view) - _CRC.size)[0] != crc32c(view[: -_CRC.size]):
         raise LogCorrupt(CHECKPOINT_FILE, len(view) - _CRC.size, "does not verify")
     if owner != volume.bytes:
         raise LogForeign(f"{CHECKPOINT_FILE}: is of volume {UUID(bytes=owner)}, not {volume}")
+    reservations = Reservations()
+    if version == VERSION:
+        try:
+            reservations = parse_reservations(view[at_reservations : -_CRC.size])
+        except BatchMalformed as error:
+            raise LogCorrupt(CHECKPOINT_FILE, at_reservations, str(error)) from None
     at = CHECKPOINT_HEADER.size
     history = tuple((first, last) for first, last in _EPOCH.iter_unpack(view[at : at + sections[0]]))
     at += sections[0]
@@ -110,5 +124,5 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
         at += _PAGE_BYTES
     before = Position(opnum, epoch, chain)
     return Checkpoint(
-        UUID(bytes=log_id), volume, covered, first_sequence, before, history, stripes, found, bool(behind)
+        UUID(bytes=log_id), volume, covered, first_sequence, before, history, stripes, found, reservations, bool(behind)
     )

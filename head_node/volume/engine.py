@@ -33,11 +33,13 @@ from head_node.volume.records import (
     StripeRecord,
     epoch_record,
     parse_records,
+    reservation_record,
     stripe_record,
     write_header,
     zero_record,
 )
 from head_node.volume.replica import LogPosition, Replica
+from head_node.volume.reservations import Reservations
 from head_node.volume.segments import Position
 from head_node.volume.service import ClientService
 from head_node.volume.stripewriter import StripeWriter
@@ -84,6 +86,8 @@ class VolumeEngine(Replica):
         self._members: dict[UUID, int] = {}
         self._epoch = 0
         self._epoch_opnum = 0
+        self.reservations_ahead = self.state.reservations
+        """As primary: what the whole log says, committed or not, and so what the next record is judged by."""
         self._held = False
         self.serving = False
         """Primary, epoch record committed, not held."""
@@ -221,6 +225,7 @@ class VolumeEngine(Replica):
         header, chain = epoch_record(opnum, epoch, self._log.position.chain)
         self._epochs.append((epoch, opnum))
         self._epoch_opnum = opnum
+        self.reservations_ahead = self._newest_reservations()
         self._append(opnum, chain, Kind.EPOCH, 0, None, header, None)
         return opnum
 
@@ -346,6 +351,14 @@ class VolumeEngine(Replica):
         opnum = self._log.position.opnum + 1
         header, chain = zero_record(opnum, self._epoch, lba, count, self._log.position.chain)
         self._append(opnum, chain, Kind.ZERO, lba, count, header, None)
+        return opnum
+
+    def append_reservation(self, reservations: Reservations) -> int:
+        """Log what the reservations are from here on; returns its opnum."""
+        opnum = self._log.position.opnum + 1
+        header, chain = reservation_record(opnum, self._epoch, reservations, self._log.position.chain)
+        self._append(opnum, chain, Kind.RESERVATION, 0, reservations, header, None)
+        self.reservations_ahead = reservations
         return opnum
 
     def _append_stripe(self, stripe: StripeRecord) -> int:

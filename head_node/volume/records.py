@@ -18,6 +18,7 @@ from crc32c import crc32c
 
 from head_node.volume.errors import BatchMalformed
 from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.reservations import HOST_ID_BYTES, NO_HOST, REGISTRANTS_MAX, Reservations, ReservationType
 from spdk_bindings.device import Buffer
 
 RECORD_HEADER: Final = struct.Struct("<IBBHIIQQQ")
@@ -51,6 +52,20 @@ STRIPE_CONSTRUCT: Final = c.Struct(
 )  # fmt: skip
 STRIPE_BLOCK: Final = np.dtype([("lba", "<u8"), ("opnum", "<u8"), ("crc", "<u4"), ("source", "<u4")])
 
+RESERVATION_HEAD: Final = struct.Struct("<IBBHHHI")
+RESERVATION_REGISTRANT: Final = struct.Struct("<16sQ")
+RESERVATION_CONSTRUCT: Final = c.Struct(
+    "generation" / c.Int32ul,
+    "type" / c.Int8ul,
+    "persist" / c.Int8ul,
+    "registrant_count" / c.Int16ul,
+    "holder" / c.Int16ul,
+    "reserved" / c.Const(bytes(6)),
+    "registrants" / c.Array(c.this.registrant_count, c.Struct("host" / c.Bytes(16), "key" / c.Int64ul)),
+)
+NO_HOLDER: Final = 0xFFFF
+"""`holder` where nobody holds a reservation, or all registrants do; otherwise it is the holder's place among them."""
+
 PADDING_LBA: Final = (1 << 64) - 1
 """Stands for a block of a partial stripe that holds nothing."""
 FROM_LOG: Final = (1 << 32) - 1
@@ -76,6 +91,10 @@ class Kind(IntEnum):
     WRITE = 2
     ZERO = 3
     STRIPE = 4
+    RESERVATION = 5
+
+
+_KINDS_WITHOUT_DATA: Final = frozenset({Kind.EPOCH, Kind.ZERO, Kind.STRIPE, Kind.RESERVATION})
 
 
 class Record(NamedTuple):
@@ -156,6 +175,43 @@ def stripe_record(opnum: int, epoch: int, stripe: StripeRecord, chain: int) -> t
     return _seal(Kind.STRIPE, opnum, epoch, 0, head + shards + stripe.blocks.tobytes(), 0, chain)
 
 
+def reservation_record(opnum: int, epoch: int, state: Reservations, chain: int) -> tuple[bytes, int]:
+    """A RESERVATION, which says all of the new state, and its crc."""
+    return _seal(Kind.RESERVATION, opnum, epoch, 0, encode_reservations(state), 0, chain)
+
+
+def encode_reservations(state: Reservations) -> bytes:
+    """The state as records and checkpoints carry it; at most 16 + 24 * REGISTRANTS_MAX bytes."""
+    holder = NO_HOLDER if state.holder == NO_HOST else list(state.registrants).index(state.holder)
+    head = RESERVATION_HEAD.pack(
+        state.generation, state.type or 0, state.persist, len(state.registrants), holder, 0, 0
+    )  # fmt: skip
+    return head + b"".join(RESERVATION_REGISTRANT.pack(host, key) for host, key in state.registrants.items())
+
+
+def parse_reservations(data: memoryview) -> Reservations:
+    """Decode what `encode_reservations` made; raises BatchMalformed for a state that no command leads to."""
+    if len(data) < RESERVATION_HEAD.size:
+        raise BatchMalformed("reservations shorter than their head")
+    generation, kind, persist, count, holder, *reserved = RESERVATION_HEAD.unpack_from(data)
+    if len(data) != RESERVATION_HEAD.size + count * RESERVATION_REGISTRANT.size or count > REGISTRANTS_MAX:
+        raise BatchMalformed(f"reservations of {count} registrants in {len(data)} bytes")
+    if kind not in (0, *ReservationType) or persist > 1 or any(reserved):
+        raise BatchMalformed(f"reservations of type {kind}, persist {persist}, reserved {reserved}")
+    registrants = dict(RESERVATION_REGISTRANT.iter_unpack(data[RESERVATION_HEAD.size :]))
+    if len(registrants) != count or bytes(HOST_ID_BYTES) in registrants:
+        raise BatchMalformed("reservations name a host twice, or none")
+    type_ = ReservationType(kind) if kind else None
+    if type_ is None or type_.held_by_all:
+        held = holder == NO_HOLDER and (type_ is None or count > 0)
+    else:
+        held = holder < count
+    if not held:
+        raise BatchMalformed(f"reservations of type {kind} held by number {holder} of {count}")
+    host = NO_HOST if holder == NO_HOLDER else list(registrants)[holder]
+    return Reservations(generation, type_, host, registrants, bool(persist))
+
+
 def _seal(kind: int, opnum: int, epoch: int, lba: int, meta: bytes, data_bytes: int, chain: int) -> tuple[bytes, int]:
     body = _BODY.pack(kind, 0, 0, len(meta), data_bytes, opnum, epoch, lba) + meta
     chain = crc32c(body, chain)
@@ -219,7 +275,9 @@ def _check_payload(record: Record) -> None:
             if crc32c(data[at : at + BLOCK_BYTES]) != expected:
                 raise BatchMalformed(f"opnum {record.opnum}: block {record.lba + at // BLOCK_BYTES} fails its CRC")
             at += BLOCK_BYTES
-    elif kind not in (Kind.EPOCH, Kind.ZERO, Kind.STRIPE) or data or (kind == Kind.ZERO and len(meta) != _COUNT.size):
+    elif kind not in _KINDS_WITHOUT_DATA or data or (kind == Kind.ZERO and len(meta) != _COUNT.size):
         raise BatchMalformed(f"opnum {record.opnum}: kind {kind} is unknown or has the wrong length")
     elif kind == Kind.STRIPE:
         parse_stripe(meta)
+    elif kind == Kind.RESERVATION:
+        parse_reservations(meta)

@@ -20,7 +20,8 @@ from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read
 from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
 from head_node.volume.reader import Reader
-from head_node.volume.records import Kind, Record, parse_stripe
+from head_node.volume.records import Kind, Record, parse_reservations, parse_stripe
+from head_node.volume.reservations import Reservations
 from head_node.volume.segments import Position
 from head_node.volume.state import VolumeState
 from sled_controller.environment import Environment
@@ -63,7 +64,7 @@ class Replica(ABC):
         """What the primary said is committed, maybe more than there is here."""
         self._log: WriteLog
         self._pending: deque[tuple[int, int, int, Any, Any]] = deque()
-        """(opnum, kind, lba, CRCs | block count | StripeRecord, data) of records not known committed."""
+        """(opnum, kind, lba, CRCs | block count | StripeRecord | Reservations, data) of records not known committed."""
         self._epochs: list[tuple[int, int]] = []
         self._columns: list[Column | None] = [None] * self.geometry.shards
         self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
@@ -172,6 +173,7 @@ class Replica(ABC):
         self.state.covered = checkpoint.covered
         self.state.map.restore(dict(checkpoint.pages))
         self.state.stripes.entries = checkpoint.stripes
+        self.state.reservations = checkpoint.reservations
         self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
         self._epochs = list(checkpoint.epochs)
 
@@ -215,9 +217,19 @@ class Replica(ABC):
             what = record.block_count()
         elif kind == Kind.STRIPE:
             what = parse_stripe(record.meta)
+        elif kind == Kind.RESERVATION:
+            what = parse_reservations(record.meta)
         elif (record.epoch, record.opnum) not in self._epochs:
             self._epochs.append((record.epoch, record.opnum))
         self._pending.append((record.opnum, kind, record.lba, what, record.data))
+
+    def _newest_reservations(self) -> Reservations:
+        """What the reservations are once everything in the log is committed."""
+        for opnum, kind, _, what, _ in reversed(self._pending):
+            if kind == Kind.RESERVATION and opnum > self.state.covered:
+                newest: Reservations = what
+                return newest
+        return self.state.reservations
 
     async def truncate_after(self, opnum: int) -> None:
         """Durably cut everything after `opnum`; LogDiverged when that is committed or trimmed here (full resync)."""
@@ -286,6 +298,8 @@ class Replica(ABC):
                     state.zero(at, lba, what)
                 elif kind == Kind.STRIPE:
                     state.stripe(at, what)
+                elif kind == Kind.RESERVATION:
+                    state.reserve(at, what)
         except Exception as error:
             # Whatever it is, a record is applied in part, and this member could not agree with the others any more.
             logger.exception("event=apply_failed volume=%s committed=%d", self.volume, self.committed)
@@ -303,8 +317,9 @@ class Replica(ABC):
         epochs = tuple((epoch, first) for epoch, first in self._epochs if first <= covered)
         stripes, pages = self.state.stripes.entries.copy(), self.state.map.snapshot()
         return Checkpoint(
-            self.log_id, self.volume, covered, first_sequence, before, epochs, stripes, pages, catching_up
-        )
+            self.log_id, self.volume, covered, first_sequence, before, epochs, stripes, pages,
+            self.state.reservations, catching_up,
+        )  # fmt: skip
 
     def _consider_checkpoint(self) -> None:
         if self._checkpointing is not None or self._log.segment_count < 3 or self.failure is not None:

@@ -5,6 +5,7 @@ import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -15,12 +16,15 @@ from head_node.volume.interface import (
     EXTENT_DATA,
     EXTENT_HOLE,
     EXTENT_ZERO,
+    ChangeDone,
     Done,
     ExtentsDone,
     Gone,
     ReadDone,
+    ReservationsDone,
     never_gone,
 )
+from head_node.volume.reservations import NO_HOST, Command, Notice, Outcome, decide
 from spdk_bindings.device import Buffer
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ AWAY_TRIES_MAX: Final = 300
 layer waits for a drive, and longer than a sled takes to restart."""
 EXTENTS_MAX: Final = 4096
 REQUEST_BYTES_MAX: Final = 32 << 20
+
+RESERVATION_BYTES: Final = 2 * BLOCK_BYTES
+"""Room in the log that a change of reservations waits for: what its record takes at most."""
 
 _OFFSET_MASK: Final = BLOCK_BYTES - 1
 
@@ -59,6 +66,7 @@ class ClientService:
         self._poll: asyncio.TimerHandle | None = None
         self._on_ready: list[Callable[[], None]] = []
         self._generation = 0
+        self._watchers: list[Callable[[Notice], None]] = []
         self.read_count = 0
         self.write_count = 0
         self.lease_wait_count = 0
@@ -67,17 +75,19 @@ class ClientService:
 
     # -- ServedVolume -----------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone) -> None:
+    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone, host: bytes = NO_HOST) -> None:
         if not self._fits(offset, length):
             done(errno.EINVAL, ())
         elif not length:
             done(0, ())
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._read(offset, length, done, gone), gone)
+            self._wait(0, lambda: self._read(offset, length, done, gone, host), gone)
         else:
-            self._read(offset, length, done, gone)
+            self._read(offset, length, done, gone, host)
 
-    def write(self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone) -> None:
+    def write(
+        self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
         length = len(data)
         if offset & _OFFSET_MASK or length & _OFFSET_MASK or offset < 0:
             done(errno.EINVAL)
@@ -86,36 +96,56 @@ class ClientService:
         elif not length:
             done(0)
         elif self._waiting or not self._serving() or not self._room(length):
-            self._wait(length, lambda: self._write(offset, data, done), gone)
+            self._wait(length, lambda: self._write(offset, data, done, host), gone)
         else:
-            self._write(offset, data, done)
+            self._write(offset, data, done, host)
 
-    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone) -> None:
+    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST) -> None:
         if not self._fits(offset, length):
             done(errno.EINVAL)
         elif not length:
             done(0)
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._zero(offset, length, done), gone)
+            self._wait(0, lambda: self._zero(offset, length, done, host), gone)
         else:
-            self._zero(offset, length, done)
+            self._zero(offset, length, done, host)
 
-    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone) -> None:
+    def write_zeroes(
+        self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
         if self._fits(offset, 0) and self._fits(0, length) and offset + length > self.size_bytes:
             done(errno.ENOSPC)
         else:
-            self.trim(offset, length, done, gone)
+            self.trim(offset, length, done, gone, host)
 
-    def flush(self, done: Done) -> None:
-        self._reply(lambda: done(0))
+    def flush(self, done: Done, host: bytes = NO_HOST) -> None:
+        self._reply(lambda: done(0 if self._engine.state.reservations.may_write(host) else errno.EPERM))
 
-    def extents(self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone) -> None:
+    def extents(
+        self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
         if not self._fits(offset, length):
             done(errno.EINVAL, ())
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self.extents_now(offset, length, done), gone)
+            self._wait(0, lambda: self._extents(offset, length, done, host), gone)
         else:
-            self.extents_now(offset, length, done)
+            self._extents(offset, length, done, host)
+
+    def change_reservation(self, host: bytes, command: Command, done: ChangeDone, gone: Gone = never_gone) -> None:
+        if self._waiting or not self._serving() or not self._room(RESERVATION_BYTES):
+            self._wait(RESERVATION_BYTES, lambda: self._change(host, command, done), gone)
+        else:
+            self._change(host, command, done)
+
+    def reservations(self, done: ReservationsDone, gone: Gone = never_gone) -> None:
+        if self._waiting or not self._serving():
+            self._wait(0, lambda: self._report(done), gone)
+        else:
+            self._report(done)
+
+    def watch_reservations(self, watcher: Callable[[Notice], None]) -> Callable[[], None]:
+        self._watchers.append(watcher)
+        return partial(self._watchers.remove, watcher)
 
     def ready(self) -> bool:
         return not self._waiting
@@ -197,15 +227,22 @@ class ClientService:
 
     # -- doing it ---------------------------------------------------------------------------------------------------
 
-    def _read(self, offset: int, length: int, done: ReadDone, gone: Gone, tries: int = 1) -> None:
+    def _read(self, offset: int, length: int, done: ReadDone, gone: Gone, host: bytes, tries: int = 1) -> None:
         self.read_count += tries == 1
         generation = self._generation
+        reservations = self._engine.state.reservations
+        if not reservations.may_read(host):
+            self._reply(lambda: done(errno.EPERM, ()))
+            return
 
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
             if generation != self._generation:
                 return
-            if isinstance(error, BlockFenced):
-                self._wait(0, lambda: self._read(offset, length, done, gone), gone)
+            if self._engine.state.reservations is not reservations:
+                # What was read may be of a time when the host was kept from it: read it again, if it still may.
+                self._read(offset, length, done, gone, host, tries + 1)
+            elif isinstance(error, BlockFenced):
+                self._wait(0, lambda: self._read(offset, length, done, gone, host), gone)
             elif isinstance(error, BlockAway) and tries < AWAY_TRIES_MAX:
                 asyncio.get_running_loop().call_later(AWAY_SECONDS, again)
             elif error is not None:
@@ -217,11 +254,14 @@ class ClientService:
 
         def again() -> None:
             if generation == self._generation and not gone():
-                self._wait(0, lambda: self._read(offset, length, done, gone, tries + 1), gone)
+                self._wait(0, lambda: self._read(offset, length, done, gone, host, tries + 1), gone)
 
         self._engine.reader.read(offset // BLOCK_BYTES, length // BLOCK_BYTES, finished)
 
-    def _write(self, offset: int, data: Buffer, done: Done) -> None:
+    def _write(self, offset: int, data: Buffer, done: Done, host: bytes) -> None:
+        if not self._engine.reservations_ahead.may_write(host):
+            self._settled(partial(done, errno.EPERM))
+            return
         if self._refusing:
             done(errno.ENOSPC)
             return
@@ -230,13 +270,45 @@ class ClientService:
         self._unanswered_bytes += length
         self._acks.append((self._engine.append_write(offset // BLOCK_BYTES, data), done, length))
 
-    def _zero(self, offset: int, length: int, done: Done) -> None:
+    def _zero(self, offset: int, length: int, done: Done, host: bytes) -> None:
+        if not self._engine.reservations_ahead.may_write(host):
+            self._settled(partial(done, errno.EPERM))
+            return
         self.write_count += 1
         self._acks.append((self._engine.append_zero(offset // BLOCK_BYTES, length // BLOCK_BYTES), done, 0))
 
-    def extents_now(self, offset: int, length: int, done: ExtentsDone) -> None:
-        """Answer `extents` for an admitted request."""
+    def _change(self, host: bytes, command: Command, done: ChangeDone) -> None:
+        engine = self._engine
+        outcome = decide(engine.reservations_ahead, host, command)
+        if outcome.state is engine.reservations_ahead:
+            self._settled(partial(done, outcome.status))
+            return
+        logger.info("event=reservation volume=%s host=%s command=%s", engine.volume, host.hex(), command)
+        opnum = engine.append_reservation(outcome.state)
+        self._acks.append((opnum, lambda error: self._changed(outcome, done), 0))
+
+    def _report(self, done: ReservationsDone) -> None:
+        self._reply(lambda: done(self._engine.state.reservations))
+
+    def _changed(self, outcome: Outcome, done: ChangeDone) -> None:
+        for notice in outcome.notices:
+            for watcher in self._watchers:
+                tell(self._engine.volume, "watcher", watcher, notice)
+        done(outcome.status)
+
+    def _settled(self, reply: Request) -> None:
+        """Answer what the newest reservations decided, once they are committed: until then they may still be undone."""
+        engine = self._engine
+        if engine.state.reservations is engine.reservations_ahead:
+            self._reply(reply)
+        else:
+            self._acks.append((engine.tail.opnum, lambda error: reply(), 0))
+
+    def _extents(self, offset: int, length: int, done: ExtentsDone, host: bytes) -> None:
         state = self._engine.state
+        if not state.reservations.may_read(host):
+            self._reply(lambda: done(errno.EPERM, ()))
+            return
         lba, count = offset // BLOCK_BYTES, length // BLOCK_BYTES
         present = state.map.find_data(lba, count)
         for at in state.overlay.within(lba, count):

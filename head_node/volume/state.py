@@ -1,6 +1,6 @@
-"""What the committed log says: overlay, block map, stripe table, epochs. The same on every member, record by record.
+"""What the committed log says: overlay, block map, stripe table, reservations. On every member the same.
 
-`apply` is the only way in. It must not depend on anything but the records, or members would disagree.
+One method per kind of record is the way in. None may depend on anything but the records, or members would disagree.
 """
 
 import logging
@@ -12,6 +12,7 @@ from head_node.volume.errors import LogCorrupt
 from head_node.volume.geometry import Geometry
 from head_node.volume.overlay import Overlay
 from head_node.volume.records import FROM_LOG, PADDING_LBA, StripeRecord
+from head_node.volume.reservations import Reservations
 from head_node.volume.stripes import StripeTable
 from spdk_bindings.device import Buffer
 
@@ -26,6 +27,7 @@ class VolumeState:
         self.overlay = Overlay()
         self.map = BlockMap(size_blocks)
         self.stripes = StripeTable()
+        self.reservations = Reservations()
         self.covered = 0
         """Records up to this opnum are in the map and stripe table already (checkpoint); replaying them only rebuilds
         the overlay."""
@@ -69,6 +71,11 @@ class VolumeState:
             live += placed
         self.stripes.add(record, live)
         self.stripes.lose(np.concatenate(lost))
+
+    def reserve(self, opnum: int, reservations: Reservations) -> None:
+        """Apply a RESERVATION."""
+        if opnum > self.covered:
+            self.reservations = reservations
 
     def _check_places(self, opnum: int, record: StripeRecord) -> None:
         geometry = self.geometry

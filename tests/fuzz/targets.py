@@ -29,6 +29,7 @@ from head_node.store.records import RackView, VolumeRecord
 from head_node.volume import checkpoint, records, segments
 from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS
 from head_node.volume.errors import VolumeError
+from head_node.volume.reservations import Reservations, ReservationType
 from head_node.volume.segments import Batch, Position
 from head_node.volume.shard import SHARD_BLOCK, decode_shard_header, encode_shard_header
 from head_node.volume.stripes import STRIPE_ENTRY
@@ -212,6 +213,9 @@ def shard_seeds() -> list[bytes]:
     return [encode_shard_header(VOLUME, 3, 9, 1, np.zeros(4, SHARD_BLOCK))]
 
 
+RESERVED = Reservations(7, ReservationType.WRITE_EXCLUSIVE, host.HEAD.bytes, {host.HEAD.bytes: 5, VOLUME.bytes: 6})
+
+
 def saved_checkpoint(data: bytes) -> None:
     checkpoint.decode_checkpoint(data, VOLUME)
 
@@ -223,7 +227,7 @@ def seal_checkpoint(data: bytes) -> bytes:
 def checkpoint_seeds() -> list[bytes]:
     page = np.zeros(PAGE_BLOCKS, ENTRY)
     made = checkpoint.Checkpoint(
-        LOG, VOLUME, 9, 1, Position(3, 1, 7), ((1, 1), (2, 5)), np.zeros(3, STRIPE_ENTRY), {0: page}
+        LOG, VOLUME, 9, 1, Position(3, 1, 7), ((1, 1), (2, 5)), np.zeros(3, STRIPE_ENTRY), {0: page}, RESERVED
     )
     return [b"".join(map(bytes, asyncio.run(made.encode())))]
 
@@ -236,6 +240,13 @@ def log_records(data: bytes) -> None:
             record.block_count()
         elif record.kind == records.Kind.STRIPE:
             records.parse_stripe(record.meta)
+        elif record.kind == records.Kind.RESERVATION:
+            same_reservations(record.meta)
+
+
+def same_reservations(data: bytes | memoryview) -> None:
+    """What parses is a state, and a state has one form only."""
+    assert records.encode_reservations(records.parse_reservations(memoryview(data))) == data
 
 
 def chain_records(data: bytes) -> bytes:
@@ -256,7 +267,8 @@ def record_seeds() -> list[bytes]:
     header, chain = records.epoch_record(1, 1, 0)
     write, chain, _ = records.write_header(2, 1, 5, bytes(4096), chain)
     zero, chain = records.zero_record(3, 1, 9, 4, chain)
-    return [header + write + bytes(4096) + zero, header]
+    reserved, chain = records.reservation_record(4, 1, RESERVED, chain)
+    return [header + write + bytes(4096) + zero + reserved, header]
 
 
 def log_disk(block: bytes) -> MemoryDisk:
@@ -405,6 +417,7 @@ TARGETS = (
     Target("shard-header", shard_header, PASSING, shard_seeds, seal_header),
     Target("checkpoint", saved_checkpoint, (VolumeError,), checkpoint_seeds, seal_checkpoint),
     Target("log-records", log_records, (VolumeError,), record_seeds, chain_records),
+    Target("reservations", same_reservations, (VolumeError,), lambda: [records.encode_reservations(RESERVED)]),
     Target("segment-header", segment_header, (VolumeError,), segment_seeds),
     Target("frames", frame_payloads, (ClusterError,), frame_seeds),
     Target("link", link_stream, (ClusterError,), link_seeds),

@@ -1,6 +1,7 @@
 """Fakes for the export side: a volume in memory, a directory of exports, and a relay link without a network."""
 
 import asyncio
+import errno
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -9,12 +10,15 @@ from head_node.volume.interface import (
     EXTENT_DATA,
     EXTENT_HOLE,
     EXTENT_ZERO,
+    ChangeDone,
     Done,
     ExtentsDone,
     Gone,
     ReadDone,
+    ReservationsDone,
     never_gone,
 )
+from head_node.volume.reservations import NO_HOST, Command, Notice, Reservations, decide
 from spdk_bindings.device import Buffer
 
 BLOCK = 4096
@@ -35,6 +39,8 @@ class MemoryVolume:
         self.error = 0
         self.is_ready = True
         self.waiters: list[Callable[[], None]] = []
+        self.reserved = Reservations()
+        self.watchers: list[Callable[[Notice], None]] = []
         self.calls: list[tuple[str, int, int]] = []
         self.record_calls = False
 
@@ -64,14 +70,22 @@ class MemoryVolume:
         for waiter in waiters:
             waiter()
 
-    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone) -> None:
+    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone, host: bytes = NO_HOST) -> None:
         self._note("read", offset, length)
+        if not self.reserved.may_read(host):
+            self._finish(lambda: done(errno.EPERM, ()))
+            return
         data = bytes(self.data[offset : offset + length])
         error = self.error
         self._finish(lambda: done(error, () if error else (data,)))
 
-    def write(self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone) -> None:
+    def write(
+        self, offset: int, data: Buffer, fua: bool, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
         self._note("write", offset, len(data))
+        if not self.reserved.may_write(host):
+            self._finish(lambda: done(errno.EPERM))
+            return
         if self.keep_payloads:
             self.kept.append((offset, data, bytes(data)))
         if not self.error:
@@ -84,31 +98,53 @@ class MemoryVolume:
         blocks = length // BLOCK
         self.allocated[offset // BLOCK : offset // BLOCK + blocks] = bytes((value,)) * blocks
 
-    def _zero(self, name: str, offset: int, length: int, done: Done) -> None:
+    def _zero(self, name: str, offset: int, length: int, done: Done, host: bytes) -> None:
         self._note(name, offset, length)
+        if not self.reserved.may_write(host):
+            self._finish(lambda: done(errno.EPERM))
+            return
         if not self.error:
             self.data[offset : offset + length] = bytes(length)
             self._mark(offset, length, 0)
         error = self.error
         self._finish(lambda: done(error))
 
-    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone) -> None:
-        self._zero("trim", offset, length, done)
+    def trim(self, offset: int, length: int, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST) -> None:
+        self._zero("trim", offset, length, done, host)
 
-    def write_zeroes(self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone) -> None:
-        self._zero("write_zeroes", offset, length, done)
+    def write_zeroes(
+        self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
+        self._zero("write_zeroes", offset, length, done, host)
 
-    def flush(self, done: Done) -> None:
+    def flush(self, done: Done, host: bytes = NO_HOST) -> None:
         self._note("flush", 0, 0)
-        error = self.error
+        error = self.error if self.reserved.may_write(host) else errno.EPERM
         self._finish(lambda: done(error))
 
-    def extents(self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone) -> None:
+    def extents(
+        self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
         self._note("extents", offset, length)
         blocks = self.allocated[offset // BLOCK : (offset + length) // BLOCK]
         extents = [(BLOCK, EXTENT_DATA if used else EXTENT_HOLE | EXTENT_ZERO) for used in blocks]
         error = self.error
         self._finish(lambda: done(error, () if error else extents))
+
+    def change_reservation(self, host: bytes, command: Command, done: ChangeDone, gone: Gone = never_gone) -> None:
+        outcome = decide(self.reserved, host, command)
+        self.reserved = outcome.state
+        for notice in outcome.notices:
+            for watcher in self.watchers:
+                watcher(notice)
+        self._finish(lambda: done(outcome.status))
+
+    def reservations(self, done: ReservationsDone, gone: Gone = never_gone) -> None:
+        self._finish(lambda: done(self.reserved))
+
+    def watch_reservations(self, watcher: Callable[[Notice], None]) -> Callable[[], None]:
+        self.watchers.append(watcher)
+        return lambda: self.watchers.remove(watcher)
 
     def ready(self) -> bool:
         return self.is_ready

@@ -11,13 +11,24 @@ from kit.volume import Bench
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.budget import MemoryBudget
-from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
+from head_node.export.errors import ExportUnavailable, NbdCommandFailed, NbdDisconnected, NbdNegotiationFailed
 from head_node.export.interface import LocalExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
 from head_node.export.nbd_protocol import Command, Option, OptionReply
 from head_node.export.nbd_server import Limits
 from head_node.export.server import NbdServer
+from head_node.volume.reservations import (
+    Acquire,
+    AcquireAction,
+    Register,
+    RegisterAction,
+    Release,
+    ReleaseAction,
+    ReservationType,
+)
+from head_node.volume.reservations import Command as ReservationCommand
 from sled_controller.environment import Environment
+from spdk_bindings.nvme import Status
 
 SIZE = 8 << 20
 K4 = 4096
@@ -274,6 +285,41 @@ def test_a_write_that_waits_in_the_volume_for_the_lease_is_not_begun_for_a_clien
             assert await bench.read(0) == bytes(K4)
             assert engine.tail.opnum == 1
             assert all(isinstance(write.exception(), NbdDisconnected) for write in writes)
+        await engine.close()
+
+    run(scenario())
+
+
+def test_a_reservation_shuts_nbd_clients_out_as_it_does_hosts_that_are_not_registered() -> None:
+    """An NBD client has no host identifier, so it can never be a registrant."""
+
+    async def scenario() -> None:
+        bench, host = Bench(), b"\1" * 16
+        engine = await bench.create()
+        await bench.lead(1)
+        statuses: list[Status] = []
+
+        def change(command: ReservationCommand) -> None:
+            engine.served.change_reservation(host, command, statuses.append)
+
+        async with serving(MemoryDirectory({"vol": LocalExport(VOLUME_ID, engine.served)})) as (_, address):
+            client = await NbdClient.connect([address], "vol")
+            await client.write(0, b"x" * K4)
+            change(Register(RegisterAction.REGISTER, new_key=1))
+            change(Acquire(AcquireAction.ACQUIRE, ReservationType.WRITE_EXCLUSIVE, 1))
+            for refused in (client.write(0, b"y" * K4), client.trim(0, K4), client.write_zeroes(0, K4), client.flush()):
+                with pytest.raises(NbdCommandFailed, match="error 1"):
+                    await refused
+            assert await client.read(0, K4) == b"x" * K4
+            change(Acquire(AcquireAction.PREEMPT, ReservationType.EXCLUSIVE_ACCESS, 1, 1))
+            await until(lambda: len(statuses) == 3)
+            with pytest.raises(NbdCommandFailed, match="error 1"):
+                await client.read(0, K4)
+            change(Release(ReleaseAction.CLEAR, 0, 1))
+            await until(lambda: len(statuses) == 4)
+            await client.write(0, b"z" * K4)
+            assert set(statuses) == {Status.SUCCESS}
+            await client.close()
         await engine.close()
 
     run(scenario())

@@ -13,6 +13,7 @@ from head_node.volume.checkpoint import BUFFERS_PER_TURN, Checkpoint, decode_che
 from head_node.volume.engine import NOTICE_SECONDS, Role
 from head_node.volume.errors import DirectoryLocked, LogHangs
 from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.reservations import Reservations
 from head_node.volume.segments import Position
 from head_node.volume.stripes import STRIPE_ENTRY
 
@@ -220,7 +221,7 @@ def test_the_loop_turns_while_a_large_map_is_written_down() -> None:
         before = Position(0, 0, 0)
         pages = {number: np.zeros(PAGE_BLOCKS, ENTRY) for number in range(3 * BUFFERS_PER_TURN)}
         stripes = np.zeros(1, STRIPE_ENTRY)
-        checkpoint = Checkpoint(UUID(int=1), UUID(int=2), 9, 1, before, ((1, 1),), stripes, pages)
+        checkpoint = Checkpoint(UUID(int=1), UUID(int=2), 9, 1, before, ((1, 1),), stripes, pages, Reservations())
         turns = 0
         work = asyncio.ensure_future(checkpoint.encode())
         while not work.done():

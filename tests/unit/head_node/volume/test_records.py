@@ -1,5 +1,6 @@
 """Formats: what struct packs is what construct says, and nothing stale or bent parses."""
 
+import asyncio
 from uuid import UUID
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import host
 from kit.volume import pattern
 
 from head_node.volume import checkpoint, identity, records, segments, shard
-from head_node.volume.errors import BatchMalformed
+from head_node.volume.errors import BatchMalformed, LogCorrupt
 from head_node.volume.records import (
     FROM_LOG,
     HEADER_BYTES,
@@ -18,13 +20,19 @@ from head_node.volume.records import (
     Kind,
     Record,
     StripeRecord,
+    encode_reservations,
     epoch_record,
     parse_records,
+    parse_reservations,
     parse_stripe,
+    reservation_record,
     stripe_record,
     write_header,
     zero_record,
 )
+from head_node.volume.reservations import NO_HOST, Reservations, ReservationType
+from head_node.volume.segments import Position
+from head_node.volume.stripes import STRIPE_ENTRY
 
 
 @pytest.mark.parametrize(
@@ -81,8 +89,97 @@ def test_a_shard_header_is_what_construct_says() -> None:
     assert shard.decode_shard_header(block[:-1] + b"\1") is None
 
 
+RESERVED = Reservations(
+    generation=0x01020304,
+    type=ReservationType.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY,
+    holder=b"B" * 16,
+    registrants={b"A" * 16: 0x1112131415161718, b"B" * 16: 0x2122232425262728},
+    persist=False,
+)
+
+
+def test_a_reservation_record_is_what_construct_says_and_what_it_always_was() -> None:
+    raw, _ = reservation_record(9, 3, RESERVED, 0)
+    assert raw == host.golden("reservation_record")
+    parsed = records.RESERVATION_CONSTRUCT.parse(raw[HEADER_BYTES:])
+    assert (parsed.generation, parsed.type, parsed.persist, parsed.holder) == (0x01020304, 4, 0, 1)
+    assert [(one.host, one.key) for one in parsed.registrants] == list(RESERVED.registrants.items())
+    assert encode_reservations(Reservations()) == bytes.fromhex("00000000 00 01 0000 ffff 000000000000")
+
+
+@st.composite
+def states(draw: st.DrawFn) -> Reservations:
+    hosts = st.binary(min_size=16, max_size=16).filter(any)
+    registrants = draw(st.dictionaries(hosts, st.integers(0, 2**64 - 1), max_size=5))
+    type_ = draw(st.sampled_from([None, *ReservationType])) if registrants else None
+    single = type_ is not None and not type_.held_by_all
+    holder = draw(st.sampled_from(list(registrants))) if single else NO_HOST
+    return Reservations(draw(st.integers(0, 2**32 - 1)), type_, holder, registrants, draw(st.booleans()))
+
+
+@given(states())
+def test_every_state_of_reservations_is_read_back(state: Reservations) -> None:
+    found = parse_reservations(memoryview(encode_reservations(state)))
+    assert found == state
+    assert list(found.registrants) == list(state.registrants)
+
+
+@pytest.mark.parametrize(
+    "bent",
+    [
+        "",
+        "00000000 00 01 0000 ffff 0000000000",
+        "00000000 00 01 0000 ffff 00000000000000",
+        "00000000 07 01 0000 ffff 000000000000",
+        "00000000 00 02 0000 ffff 000000000000",
+        "00000000 00 01 0000 ffff 000000000001",
+        "00000000 00 01 0000 0000 000000000000",
+        "00000000 01 01 0000 ffff 000000000000",
+        "00000000 05 01 0000 ffff 000000000000",
+        "00000000 00 01 0100 ffff 000000000000" + "00" * 24,
+        "00000000 00 01 0200 ffff 000000000000" + "41" * 48,
+        "00000000 01 01 0100 0100 000000000000" + "41" * 24,
+        "00000000 05 01 0100 0000 000000000000" + "41" * 24,
+        "00000000 00 01 0101 ffff 000000000000" + "".join(f"{n:032x}" + "41" * 8 for n in range(1, 258)),
+    ],
+)
+def test_reservations_that_no_command_leads_to_do_not_parse(bent: str) -> None:
+    with pytest.raises(BatchMalformed, match="reservations"):
+        parse_reservations(memoryview(bytes.fromhex(bent)))
+
+
+def checkpoint_of(reservations: Reservations) -> bytes:
+    before, stripes = Position(0, 0, 0), np.zeros(1, STRIPE_ENTRY)
+    made = checkpoint.Checkpoint(UUID(int=1), UUID(int=2), 9, 1, before, ((1, 1),), stripes, {}, reservations)
+    return b"".join(map(bytes, asyncio.run(made.encode())))
+
+
+def sealed(body: bytes) -> bytes:
+    return body + crc32c(body).to_bytes(4, "little")
+
+
+def test_a_checkpoint_keeps_the_reservations() -> None:
+    raw = checkpoint_of(RESERVED)
+    assert checkpoint.decode_checkpoint(raw, UUID(int=2)).reservations == RESERVED
+    bent = bytearray(raw[:-4])
+    bent[-1 - 24 - 23 :] = bytes(48)
+    for body in (bent, raw[:-5], raw[:-4] + b"\0"):
+        with pytest.raises(LogCorrupt, match="reservations"):
+            checkpoint.decode_checkpoint(sealed(bytes(body)), UUID(int=2))
+
+
+def test_a_checkpoint_of_the_version_before_has_none() -> None:
+    raw = checkpoint_of(Reservations())
+    older = bytearray(raw[:-4][: -len(encode_reservations(Reservations()))])
+    older[8:12] = (1).to_bytes(4, "little")
+    found = checkpoint.decode_checkpoint(sealed(bytes(older)), UUID(int=2))
+    assert (found.covered, found.reservations) == (9, Reservations())
+    with pytest.raises(LogCorrupt, match="contradicts"):
+        checkpoint.decode_checkpoint(sealed(bytes(older) + b"\0"), UUID(int=2))
+
+
 def sequence() -> tuple[bytes, list[int]]:
-    """A WRITE of one block, a WRITE of three, a ZERO, a STRIPE and an EPOCH; and where each ends."""
+    """A WRITE of one block, a WRITE of three, a ZERO, a STRIPE, an EPOCH and a RESERVATION; and where each ends."""
     out, ends, chain = b"", [], 0
     for opnum, (data, blocks) in enumerate([(pattern(1), 1), (pattern(2, 3), 3)], 1):
         header, chain, crcs = write_header(opnum, 1, 10, data, chain)
@@ -93,6 +190,7 @@ def sequence() -> tuple[bytes, list[int]]:
         lambda chain: zero_record(3, 1, 5, 7, chain),
         lambda chain: stripe_record(4, 1, stripe(), chain),
         lambda chain: epoch_record(5, 2, chain),
+        lambda chain: reservation_record(6, 2, RESERVED, chain),
     ):
         raw, chain = make(chain)
         out += raw
@@ -103,10 +201,12 @@ def sequence() -> tuple[bytes, list[int]]:
 def test_records_parse_back() -> None:
     raw, ends = sequence()
     parsed = list(parse_records(raw, 1, 0))
-    assert [record.kind for record in parsed] == [Kind.WRITE, Kind.WRITE, Kind.ZERO, Kind.STRIPE, Kind.EPOCH]
+    kinds = [Kind.WRITE, Kind.WRITE, Kind.ZERO, Kind.STRIPE, Kind.EPOCH, Kind.RESERVATION]
+    assert [record.kind for record in parsed] == kinds
     assert [record.end for record in parsed] == ends
     assert parsed[1].block_crcs() == tuple(crc32c(pattern(2, 3)[at : at + 4096]) for at in (0, 4096, 8192))
     assert (parsed[2].lba, parsed[2].block_count()) == (5, 7)
+    assert parse_reservations(parsed[5].meta) == RESERVED
 
 
 @given(st.data())
