@@ -71,6 +71,11 @@ REPORT_ENTRY_EXTENDED_FORMAT = Struct(
     "controller_id" / Int16ul, "status" / Int8ul, Padding(5), "key" / Int64ul, "host_id" / Bytes(16), Padding(32)
 )
 
+RESERVATION_NOTICE_FORMAT = Struct(
+    "count" / Int64ul, "kind" / Int8ul, "further" / Int8ul, Padding(2), "nsid" / Int32ul, Padding(48)
+)
+"""Reservation Notification log (Base 2.0, 5.16.1.20)."""
+
 DISCOVERY_HEADER_FORMAT = Struct("generation" / Int64ul, "records" / Int64ul, "format" / Int16ul, Padding(1024 - 18))
 DISCOVERY_ENTRY_FORMAT = Struct(
     "transport" / Int8ul,
@@ -212,28 +217,49 @@ def supported_log(pages: Iterable[int]) -> bytes:
     return b"".join(int(page in named).to_bytes(4, "little") for page in range(256))
 
 
-def reservation_report(generation: int, holder: bytes | None, controller_id: int, *, extended: bool) -> bytes:
-    """Reservation Report: the fence in NVMe's words.
+@dataclass(frozen=True, slots=True)
+class RegisteredController:
+    """A controller whose host is registered: `host_id` has 16 bytes, `key` 64 bits, `holds` the reservation or not."""
 
-    `generation` is the low 32 bits of the epoch; `holder` the holder's host id (16 bytes; the first 8 in the short
-    form) shown as the one registrant that holds a Write Exclusive reservation, or None when there is no fence.
+    controller_id: int
+    host_id: bytes
+    key: int
+    holds: bool
+
+
+def reservation_report(
+    generation: int, kind: int, persist: bool, entries: Sequence[RegisteredController], *, extended: bool
+) -> bytes:
+    """Reservation Report: `generation` has 32 bits, `kind` is the type held or 0, `persist` is PTPLS.
+
+    The short form has room for the first 8 bytes of a host identifier only.
     """
     header = REPORT_HEADER_FORMAT.build(
-        {
-            "generation": generation & 0xFFFF_FFFF,
-            "type": 1 if holder is not None else 0,
-            "registered": 1 if holder is not None else 0,
-            "persist": 1,
-        }
+        {"generation": generation, "type": kind, "registered": len(entries), "persist": persist}
     )
     if extended:
         header = header.ljust(64, b"\0")
-    if holder is None:
-        return bytes(header)
-    fields = {"controller_id": controller_id, "status": 1, "key": 0}
-    if extended:
-        return bytes(header + REPORT_ENTRY_EXTENDED_FORMAT.build(fields | {"host_id": holder[:16]}))
-    return bytes(header + REPORT_ENTRY_FORMAT.build(fields | {"host_id": holder[:8]}))
+    form = REPORT_ENTRY_EXTENDED_FORMAT if extended else REPORT_ENTRY_FORMAT
+    rows = [
+        form.build(
+            {
+                "controller_id": entry.controller_id,
+                "status": entry.holds,
+                "host_id": entry.host_id if extended else entry.host_id[:8],
+                "key": entry.key,
+            }
+        )
+        for entry in entries
+    ]
+    return bytes(header + b"".join(rows))
+
+
+def reservation_notice(count: int, kind: int, further: int, nsid: int) -> bytes:
+    """The Reservation Notification log (80h): notice number `count` (64 bits, from 1), `further` ones wait; all zero
+    where there is none."""
+    return bytes(
+        RESERVATION_NOTICE_FORMAT.build({"count": count, "kind": kind, "further": min(further, 255), "nsid": nsid})
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,8 +149,8 @@ class SledController(StandardController):
             queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
             return
         fence = served.fence
-        holder = fence.holder[:16] if fence.epoch else None
+        holder = [log_pages.RegisteredController(0xFFFF, fence.holder[:16], 0, True)] if fence.epoch else []
         report = log_pages.reservation_report(
-            fence.epoch & 0xFFFFFFFF, holder, 0xFFFF, extended=bool(command.dwords[1] & 1)
+            fence.epoch & 0xFFFFFFFF, len(holder), True, holder, extended=bool(command.dwords[1] & 1)
         )
         queue.complete(command.cid, Status.SUCCESS, data=report[:length].ljust(length, b"\0"))

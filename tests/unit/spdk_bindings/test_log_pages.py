@@ -44,17 +44,25 @@ def test_effects_mark_what_is_supported() -> None:
     assert sum(page) == 4
 
 
-def test_the_reservation_report_shows_epoch_and_holder() -> None:
-    short = log_pages.reservation_report(0x1_0000_0005, b"H" * 16, 9, extended=False)
-    assert int.from_bytes(short[:4], "little") == 5
-    assert short[4] == 1
-    assert int.from_bytes(short[5:7], "little") == 1
-    assert len(short) == 48
-    assert short[32:40] == b"H" * 8
-    extended = log_pages.reservation_report(5, b"H" * 16, 9, extended=True)
-    assert len(extended) == 128
-    assert extended[80:96] == b"H" * 16
-    assert log_pages.reservation_report(5, None, 9, extended=True)[4:7] == bytes(3)
+def test_the_reservation_report_lists_the_controllers_of_registrants() -> None:
+    entries = [
+        log_pages.RegisteredController(9, b"HhHhHhHh" + b"A" * 8, 0x0102030405060708, True),
+        log_pages.RegisteredController(0xFFFF, b"B" * 16, 7, False),
+    ]
+    short = log_pages.reservation_report(5, 3, False, entries, extended=False)
+    assert short[:24] == bytes.fromhex("05000000 03 0200 0000 00") + bytes(14)
+    assert short[24:48] == bytes.fromhex("0900 01 0000000000") + b"HhHhHhHh" + bytes.fromhex("0807060504030201")
+    assert len(short) == 72
+    extended = log_pages.reservation_report(5, 3, True, entries, extended=True)
+    assert extended[:64] == bytes.fromhex("05000000 03 0200 0000 01") + bytes(54)
+    assert extended[64:96] == bytes.fromhex("0900 01 0000000000 0807060504030201") + b"HhHhHhHh" + b"A" * 8
+    assert extended[128:160] == bytes.fromhex("ffff 00 0000000000 0700000000000000") + b"B" * 16
+    assert len(extended) == 192
+
+
+def test_a_reservation_notice_is_64_bytes() -> None:
+    page = log_pages.reservation_notice(0x0102, 3, 300, 1)
+    assert page == bytes.fromhex("0201000000000000 03 ff 0000 01000000") + bytes(48)
 
 
 def test_discovery_lists_tcp_subsystems() -> None:

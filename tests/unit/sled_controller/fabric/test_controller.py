@@ -192,7 +192,9 @@ def test_standard_io_is_denied(head: Head, opcode: int) -> None:
 
 def test_the_reservation_report_shows_the_fence(head: Head) -> None:
     report = standard(head.io, IoOpcode.RESERVATION_REPORT, head.nsid, 128, cdw10=31, cdw11=1)
-    assert int.from_bytes(report.data[:4], "little") == 5
+    assert report.data[:10] == bytes.fromhex("05000000 01 0100 0000 01")
+    assert report.data[64:72] == bytes.fromhex("ffff 01 0000000000")
+    assert report.data[80:96] == head.rig.subsystem.served[head.nsid].fence.holder[:16]
     assert standard(head.io, IoOpcode.RESERVATION_REPORT, 99, 64, cdw10=15).status == Status.INVALID_NAMESPACE
 
 
