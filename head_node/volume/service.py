@@ -127,9 +127,9 @@ class ClientService:
         if not self._fits(offset, length):
             done(errno.EINVAL, ())
         elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._extents(offset, length, done, host), gone)
+            self._wait(0, lambda: self._reply(lambda: self._extents(offset, length, done, host)), gone)
         else:
-            self._extents(offset, length, done, host)
+            self._reply(lambda: self._extents(offset, length, done, host))
 
     def change_reservation(self, host: bytes, command: Command, done: ChangeDone, gone: Gone = never_gone) -> None:
         if self._waiting or not self._serving() or not self._room(RESERVATION_BYTES):
@@ -238,19 +238,23 @@ class ClientService:
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
             if generation != self._generation:
                 return
-            if self._engine.state.reservations is not reservations:
-                # What was read may be of a time when the host was kept from it: read it again, if it still may.
-                self._read(offset, length, done, gone, host, tries + 1)
-            elif isinstance(error, BlockFenced):
+            if isinstance(error, BlockFenced):
                 self._wait(0, lambda: self._read(offset, length, done, gone, host), gone)
             elif isinstance(error, BlockAway) and tries < AWAY_TRIES_MAX:
                 asyncio.get_running_loop().call_later(AWAY_SECONDS, again)
             elif error is not None:
                 self._reply(lambda: done(errno.EIO, ()))
             elif not self._replies and self._serving():
+                deliver(blocks)
+            else:
+                self._reply(lambda: deliver(blocks))
+
+        def deliver(blocks: Sequence[Buffer]) -> None:
+            if self._engine.state.reservations is reservations:
                 done(0, blocks)
             else:
-                self._reply(lambda: done(0, blocks))
+                # They may be of a time when the host was kept from them: read again, if it still may.
+                self._read(offset, length, done, gone, host, tries + 1)
 
         def again() -> None:
             if generation == self._generation and not gone():
@@ -259,8 +263,7 @@ class ClientService:
         self._engine.reader.read(offset // BLOCK_BYTES, length // BLOCK_BYTES, finished)
 
     def _write(self, offset: int, data: Buffer, done: Done, host: bytes) -> None:
-        if not self._engine.reservations_ahead.may_write(host):
-            self._settled(partial(done, errno.EPERM))
+        if self._kept_out(host, done):
             return
         if self._refusing:
             done(errno.ENOSPC)
@@ -271,11 +274,17 @@ class ClientService:
         self._acks.append((self._engine.append_write(offset // BLOCK_BYTES, data), done, length))
 
     def _zero(self, offset: int, length: int, done: Done, host: bytes) -> None:
-        if not self._engine.reservations_ahead.may_write(host):
-            self._settled(partial(done, errno.EPERM))
+        if self._kept_out(host, done):
             return
         self.write_count += 1
         self._acks.append((self._engine.append_zero(offset // BLOCK_BYTES, length // BLOCK_BYTES), done, 0))
+
+    def _kept_out(self, host: bytes, done: Done) -> bool:
+        """Whether a reservation keeps `host` from writing where the log is now; `done` says so then."""
+        if self._engine.reservations_ahead.may_write(host):
+            return False
+        self._settled(partial(done, errno.EPERM))
+        return True
 
     def _change(self, host: bytes, command: Command, done: ChangeDone) -> None:
         engine = self._engine
@@ -307,7 +316,7 @@ class ClientService:
     def _extents(self, offset: int, length: int, done: ExtentsDone, host: bytes) -> None:
         state = self._engine.state
         if not state.reservations.may_read(host):
-            self._reply(lambda: done(errno.EPERM, ()))
+            done(errno.EPERM, ())
             return
         lba, count = offset // BLOCK_BYTES, length // BLOCK_BYTES
         present = state.map.find_data(lba, count)
@@ -317,7 +326,7 @@ class ClientService:
         out = []
         for start, stop in pairwise(edges[: EXTENTS_MAX + 1]):
             out.append(((stop - start) * BLOCK_BYTES, EXTENT_DATA if present[start] else EXTENT_HOLE | EXTENT_ZERO))
-        self._reply(lambda: done(0, out))
+        done(0, out)
 
     # -- replies ----------------------------------------------------------------------------------------------------
 

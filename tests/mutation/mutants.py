@@ -302,4 +302,37 @@ MUTANTS = (
         "half-open-follower", "cluster: a silent primary is left", RECEIVER,
         "        if not self._heard and self._work is None:\n", "        if False:\n", CLUSTER,
     ),
+    one(
+        "reserved-when-committed", "reservations: a write after a change is judged by it, committed or not", SERVICE,
+        "        if self._engine.reservations_ahead.may_write(host):\n",
+        "        if self._engine.state.reservations.may_write(host):\n", VOLUME,
+    ),
+    one(
+        "refused-before-commit", "reservations: nothing is refused by a change that may be undone", SERVICE,
+        "        if engine.state.reservations is engine.reservations_ahead:\n", "        if True:\n", VOLUME,
+    ),
+    one(
+        "read-across-a-change", "reservations: a read belongs to one state of them from end to end", SERVICE,
+        "            if self._engine.state.reservations is reservations:\n", "            if True:\n", VOLUME,
+    ),
+    one(
+        "change-answered-at-once", "F5: a reservation is answered when it is committed", SERVICE,
+        "        self._acks.append((opnum, lambda error: self._changed(outcome, done), 0))\n",
+        "        self._changed(outcome, done)\n", VOLUME,
+    ),
+    one(
+        "old-reservation-replayed", "reservations: what a checkpoint covers brings no older state back",
+        "head_node/volume/state.py",
+        "        if opnum > self.covered:\n            self.reservations = reservations\n",
+        "        self.reservations = reservations\n", VOLUME,
+    ),
+    one(
+        "reservation-not-in-checkpoint", "D1: reservations outlive the log that brought them", REPLICA,
+        "        self.state.reservations = checkpoint.reservations\n", "", VOLUME,
+    ),
+    one(
+        "uncommitted-reservation-forgotten", "reservations: a new primary judges by the whole log that it leads with",
+        ENGINE, "        self.reservations_ahead = self._newest_reservations()\n",
+        "        self.reservations_ahead = self.state.reservations\n", VOLUME,
+    ),
 )  # fmt: skip
