@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from sled_controller.fabric.authentication import InBandAuthentication
     from sled_controller.fabric.standard_controller import StandardController
 
 log = logging.getLogger(__name__)
@@ -16,13 +17,20 @@ CONTROLLER_ID_LAST: Final = 0xFFEF  # FFF0h and above are reserved (Base 2.0, 3.
 class Queue(Protocol):
     """What an association needs of a queue."""
 
+    @property
+    def authenticating(self) -> bool:
+        """Whether its host still has to prove that it is the one that it says."""
+
     def end(self, reason: str) -> None:
         """Send what is queued and close; the association has ended."""
 
 
 class HostAssociation:
     """One host's admin queue and its I/O queues. Ends as a whole, unless the host takes it down piece by piece: Linux
-    closes its I/O queues, then writes CC and reads CSTS on the admin queue, and waits a minute for each answer."""
+    closes its I/O queues, then writes CC and reads CSTS on the admin queue, and waits a minute for each answer.
+
+    `authentication` is there if the subsystem knows secrets of hosts; it says whether this one has to prove itself.
+    """
 
     controller: "StandardController"
 
@@ -31,6 +39,7 @@ class HostAssociation:
         self.host_nqn = host_nqn
         self.host_id = host_id
         self.queues: dict[int, Queue] = {}
+        self.authentication: InBandAuthentication | None = None
         self.ended = False
         self.forget: Callable[[], None] = lambda: None
 

@@ -193,6 +193,22 @@ PROPERTY_SQE_LAYOUT: Final = Layout(
     Padding(8),
 )
 
+# Authentication Send and Receive (Base 2.0, 6.1 and 6.2)
+AUTHENTICATION_SQE_LAYOUT: Final = Layout(
+    "opcode" / Int8ul,
+    "flags" / Int8ul,
+    "cid" / Int16ul,
+    "fctype" / Int8ul,
+    Padding(19),
+    "sgl" / SGL_LAYOUT,
+    Padding(1),
+    "spsp0" / Int8ul,
+    "spsp1" / Int8ul,
+    "secp" / Int8ul,
+    "length" / Int32ul,  # TL, AL
+    Padding(16),
+)
+
 # --- the same, precompiled -------------------------------------------------------------------------------------
 
 COMMON: Final = Struct("<BBBBI")
@@ -210,6 +226,7 @@ R2T: Final = Struct("<BBBBIHHII4x")
 CONNECT_SQE: Final = Struct("<BBHB19xQI3xBHHHBxI12x")
 CONNECT_DATA: Final = Struct("<16sH238x256s256s256x")
 PROPERTY_SQE: Final = Struct("<BBHB35xB3xIQ8x")
+AUTHENTICATION_SQE: Final = Struct("<BBHB19xQI3xBxBBBI16x")
 
 MAC_OFFSET: Final = 48  # of the MAC within a vendor SQE
 MAC_BYTES: Final = 16

@@ -12,6 +12,7 @@ from typing import Final
 
 from sled_controller.fabric import pdu
 from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.authentication import QueueAuthentication
 from sled_controller.fabric.io_path import IoPath, Transfer
 from sled_controller.fabric.pdu import FatalError, PduError, PduType
 from sled_controller.fabric.port import (
@@ -106,6 +107,8 @@ class TargetQueue:
         self.controller: StandardController | None = None
         self.io: IoPath | None = None
         self.failure = ""
+        self.authenticating = False  # nothing but authentication is done for this host yet
+        self._authentication: QueueAuthentication | None = None
         self.digests = 0
         self._align = 4
         self.out_bytes = 0
@@ -182,8 +185,24 @@ class TargetQueue:
         ended = self.state is QueueState.CLOSING
         self._advance(Event.LOST)
         self.out = []
-        if self.association is not None and not ended:
+        if self.association is None or ended:
+            return
+        if self.authenticating:
+            self.give_up(reason)
+        else:
             self.association.queue_gone(self.queue_id, reason)
+
+    def give_up(self, reason: str) -> None:
+        """End the association; but an I/O queue whose host never proved itself is nobody's, and ends alone."""
+        association = self.association
+        if association is None:
+            return
+        if self.queue_id and self.authenticating:
+            if association.queues.get(self.queue_id) is self:
+                del association.queues[self.queue_id]
+            self.end(reason)
+        else:
+            association.end(reason)
 
     def end(self, reason: str) -> None:
         """The association has ended: nothing more is done, what is queued may still be sent."""
@@ -197,6 +216,8 @@ class TargetQueue:
         if self.state in (QueueState.WAIT_IC, QueueState.WAIT_CONNECT):
             return "no Connect in time" if now_ns - self._opened_ns > HANDSHAKE_NS else None
         silent_ns = now_ns - self._heard_ns
+        if self._authentication is not None and self._authentication.overdue(now_ns):
+            return "no authentication in time"
         transferring = self._data_for is not None or (self.io is not None and self.io.transfers)
         if silent_ns > STALL_NS and (transferring or self.stream.start != self.stream.end) and not self.stalled:
             return "a PDU or a transfer does not go on"
@@ -250,8 +271,7 @@ class TargetQueue:
         log.warning("event=protocol_error fes=%s fei=%d reason=%s", error.fes.name, error.fei, error.reason)
         self.out.append(pdu.term_req(PduType.C2H_TERM_REQ, error.fes, error.fei, error.header))
         self._advance(Event.FAILED)
-        if self.association is not None:
-            self.association.end(error.reason)
+        self.give_up(error.reason)
 
     def _advance(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -306,8 +326,7 @@ class TargetQueue:
             fes, fei = pdu.parse_term_req(view)
             log.warning("event=terminated_by_host fes=%#x fei=%d", fes, fei)
             self._advance(Event.FAILED)
-            if self.association is not None:
-                self.association.end(f"the host terminated the connection with FES {fes:#x}")
+            self.give_up(f"the host terminated the connection with FES {fes:#x}")
         return True
 
     def _check_header_digest(self, view: memoryview, kind: int, hlen: int) -> None:
@@ -351,16 +370,24 @@ class TargetQueue:
         elif len(self.busy) >= self.entries:
             raise PduError(FatalError.LIMIT_EXCEEDED, 0, "more commands than the queue has entries", sqe)
         elif opcode == _FABRICS:
-            self._fabrics(sqe, cid, digest_bad)
+            self._fabrics(sqe, cid, data, digest_bad)
+        elif self.authenticating:
+            self.complete(cid, Status.AUTHENTICATION_REQUIRED, dnr=True)
         elif self.io is not None:
             self.io.command(sqe, data, digest_bad, self.stream.current)
         elif self.controller is not None:
             self.controller.command(self, sqe, data, digest_bad)
 
-    def _fabrics(self, sqe: bytes, cid: int, digest_bad: bool) -> None:
+    def _fabrics(self, sqe: bytes, cid: int, data: Buffer, digest_bad: bool) -> None:
         kind = sqe[4]
         if digest_bad:
             self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
+        elif self._authentication is not None and kind == FabricsType.AUTHENTICATION_SEND:
+            self._authentication.send(self, sqe, data, self._heard_ns)
+        elif self._authentication is not None and kind == FabricsType.AUTHENTICATION_RECEIVE:
+            self._authentication.receive(self, sqe, self._heard_ns)
+        elif self.authenticating:
+            self.complete(cid, Status.AUTHENTICATION_REQUIRED, dnr=True)
         elif self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_GET:
             self.controller.property_get(self, sqe)
         elif self.controller is not None and self.queue_id == 0 and kind == FabricsType.PROPERTY_SET:
@@ -421,9 +448,13 @@ class TargetQueue:
         if association is None or association.host_nqn != host_nqn or association.host_id != host_id:
             self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, CONTROLLER_ID_FIELD, dnr=True)
             return
-        if queue_id in association.queues:
+        standing = association.queues.get(queue_id)
+        if standing is not None and standing.authenticating:
+            standing.end("its queue is connected anew")  # whoever can prove himself has the queue
+        elif standing is not None:
             self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
-            association.end("a second Connect of one of its I/O queues")
+            if not (association.authentication and association.authentication.required_of(association.host_name)):
+                association.end("a second Connect of one of its I/O queues")
             return
         controller = association.controller
         if queue_id > controller.io_queues_max or not controller.enabled:
@@ -432,7 +463,6 @@ class TargetQueue:
         association.queues[queue_id] = self
         self.controller = controller
         self._connected(cid, association, queue_id, entries)
-        self.io = controller.io_path(self, entries)
 
     def _connected(self, cid: int, association: HostAssociation, queue_id: int, entries: int) -> None:
         self.association = association
@@ -440,7 +470,25 @@ class TargetQueue:
         self.entries = entries
         self.sqhd = 1 % entries
         self._advance(Event.CONNECTED)
-        self.complete(cid, Status.SUCCESS, association.controller_id)
+        dw0 = association.controller_id
+        if association.authentication is not None:
+            host_nqn = association.host_name
+            self._authentication = QueueAuthentication(association.authentication, host_nqn, self._heard_ns)
+            self.authenticating = self._authentication.pending
+            dw0 |= self._authentication.connect_bits
+        self.complete(cid, Status.SUCCESS, dw0)
+        if not self.authenticating:
+            self._open()
+
+    def authenticated(self) -> None:
+        """The host has proved itself; from now on its commands are carried out."""
+        if self.authenticating:
+            self.authenticating = False
+            self._open()
+
+    def _open(self) -> None:
+        if self.queue_id and self.controller is not None:
+            self.io = self.controller.io_path(self, self.entries)
 
     # --- H2CData
 

@@ -90,8 +90,9 @@ class QueueConnection(asyncio.BufferedProtocol):
 
     @property
     def is_stranger(self) -> bool:
-        """Whether it has not got as far as Connect."""
-        return self._queue is None or self._queue.state in (QueueState.WAIT_IC, QueueState.WAIT_CONNECT)
+        """Whether it has not got as far as Connect, or has not proved itself where it has to."""
+        queue = self._queue
+        return queue is None or queue.authenticating or queue.state in (QueueState.WAIT_IC, QueueState.WAIT_CONNECT)
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -192,7 +193,7 @@ class TargetServer:
             await self._server.wait_closed()
 
     def admit(self, connection: QueueConnection) -> bool:
-        """Take a connection in. When there are too many, the oldest one that has not said Connect makes room."""
+        """Take a connection in. When there are too many, the oldest stranger makes room."""
         if len(self._connections) >= self._connections_max:
             self._turned_away += 1
             stranger = next((each for each in self._connections if each.is_stranger), None)

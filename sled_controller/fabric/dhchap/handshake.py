@@ -162,10 +162,20 @@ class ControllerHandshake(_Side):
         self._terms = terms
         self._entropy = entropy
         self._numbers = numbers
-        self._hash_id = HashId.SHA256
+        self.hash_id = HashId.SHA256
         self._key = DhKey(GroupId.NULL, entropy)
         self._challenge: Challenge | None = None
         self._response: bytes | None = None
+
+    @property
+    def group_id(self) -> GroupId:
+        """The group that was chosen."""
+        return self._key.group
+
+    @property
+    def proves(self) -> bool:
+        """Whether the host asked for a proof, and gets one."""
+        return self._response is not None
 
     def take(self, data: bytes) -> None:
         """A message of the host, at most MESSAGE_BYTES_MAX long."""
@@ -199,7 +209,7 @@ class ControllerHandshake(_Side):
             assert self._challenge is not None
             data, moved = self._challenge.encode(), AuthInput.CHALLENGE
         elif self.state is AuthState.SUCCESS1:
-            data = Success1(self._t_id, self._hash_id.digest_bytes, self._response).encode()
+            data = Success1(self._t_id, self.hash_id.digest_bytes, self._response).encode()
             moved = AuthInput.SUCCESS1_ALONE if self._response is None else AuthInput.SUCCESS1
         else:
             assert self.failure is not None
@@ -223,11 +233,11 @@ class ControllerHandshake(_Side):
             raise AuthenticationFailed(Explanation.HASH_NOT_USABLE, f"no hash from {terms.hash_floor.name} up")
         if not groups:
             raise AuthenticationFailed(Explanation.GROUP_NOT_USABLE, f"no group from {terms.group_floor.name} up")
-        self._hash_id = hashes[0]
+        self.hash_id = hashes[0]
         self._key = DhKey(groups[0], self._entropy)
-        challenge = self._entropy.bytes(self._hash_id.digest_bytes)
+        challenge = self._entropy.bytes(self.hash_id.digest_bytes)
         self._challenge = Challenge(
-            self._t_id, self._hash_id, groups[0], self._numbers.take(), challenge, self._key.public
+            self._t_id, self.hash_id, groups[0], self._numbers.take(), challenge, self._key.public
         )
         self._move(AuthInput.NEGOTIATE)
 
@@ -235,10 +245,10 @@ class ControllerHandshake(_Side):
         terms, sent = self._terms, self._challenge
         assert terms is not None
         assert sent is not None
-        if len(reply.response) != self._hash_id.digest_bytes:
-            text = f"a response of {len(reply.response)} bytes, not {self._hash_id.digest_bytes}"
+        if len(reply.response) != self.hash_id.digest_bytes:
+            text = f"a response of {len(reply.response)} bytes, not {self.hash_id.digest_bytes}"
             raise AuthenticationFailed(Explanation.INCORRECT_PAYLOAD, text)
-        proof = self._proof(self._hash_id, self._key, reply.value)
+        proof = self._proof(self.hash_id, self._key, reply.value)
         expected = proof.of_host(terms.secret.key_for(self.host_nqn), sent.challenge, sent.sequence)
         if not hmac.compare_digest(reply.response, expected):
             raise AuthenticationFailed(Explanation.FAILED, "the host does not know its secret")

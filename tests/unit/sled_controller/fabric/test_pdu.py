@@ -11,7 +11,7 @@ from sled_controller.fabric.pdu import Digest, FatalError, PduError, PduFlag, Pd
 
 STRUCTURES = [
     "COMMON", "IC_REQ", "IC_RESP", "TERM", "SGL", "VENDOR_SQE", "CAPSULE_CMD", "CQE", "CAPSULE_RESP", "H2C_DATA",
-    "C2H_DATA", "R2T", "CONNECT_SQE", "CONNECT_DATA", "PROPERTY_SQE",
+    "C2H_DATA", "R2T", "CONNECT_SQE", "CONNECT_DATA", "PROPERTY_SQE", "AUTHENTICATION_SQE",
 ]  # fmt: skip
 ANY = frozenset(PduType)
 
