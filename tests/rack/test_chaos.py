@@ -94,9 +94,24 @@ def left_running(folder: Path) -> list[str]:
     return found
 
 
-def test_a_short_run_keeps_every_promise_and_leaves_nothing(environ: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [("--namespaces",), ("--no-namespaces", "--no-fio")])
+def test_a_short_run_keeps_every_promise_and_leaves_nothing(
+    environ: dict[str, str], tmp_path: Path, options: tuple[str, ...]
+) -> None:
     text, junit = tmp_path / "report.txt", tmp_path / "report.xml"
-    argv = [RACKCTL, "chaos", "--minutes", "0.3", "--seed", "6", "--report", str(text), "--junit", str(junit)]
+    argv = [
+        RACKCTL,
+        "chaos",
+        "--minutes",
+        "0.25",
+        "--seed",
+        "15",
+        "--report",
+        str(text),
+        "--junit",
+        str(junit),
+        *options,
+    ]
     ended = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=RUN_SECONDS_MAX)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "every promise was kept" in text.read_text(encoding="utf-8")
