@@ -26,7 +26,7 @@ from rackctl.chaos.watch import RecordWatch
 from rackctl.consistency import linearizability
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
-from rackctl.errors import RackError
+from rackctl.errors import ApiRefused, ApiUnreachable, NodeFailed, WaitedTooLong
 from rackctl.evidence import engine_of_primary
 from rackctl.interrupts import raise_if_interrupted, undisturbed
 from rackctl.processes import ProcessIdentity, ProcessState, adopt_orphans, children, state_of
@@ -108,7 +108,7 @@ class _Run:
         try:
             with contextlib.ExitStack() as stack:
                 self._work(rack, machine, stack)
-        except RackError as error:
+        except (WaitedTooLong, NodeFailed, ApiUnreachable, ApiRefused) as error:
             self._findings.accuse(Promise.RESTORED, str(error))
         finally:
             self._remember(rack)
