@@ -24,12 +24,13 @@ from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import ExportError
 from head_node.export.nbd_client_core import ClientCore
 from head_node.export.nbd_negotiation import Negotiation
+from head_node.export.nvme import reservations as reservation_wire
 from head_node.store.errors import RecordMalformed
 from head_node.store.records import RackView, VolumeRecord
 from head_node.volume import checkpoint, records, segments
 from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS
 from head_node.volume.errors import VolumeError
-from head_node.volume.reservations import Reservations, ReservationType
+from head_node.volume.reservations import Reservations, ReservationType, decide
 from head_node.volume.segments import Batch, Position
 from head_node.volume.shard import SHARD_BLOCK, decode_shard_header, encode_shard_header
 from head_node.volume.stripes import STRIPE_ENTRY
@@ -49,6 +50,7 @@ from sled_controller.settings import SettingsError, merge
 from sled_controller.storage import superblock
 from sled_controller.storage.records import RECORD, decode_record
 from sled_controller.storage.records import RecordMalformed as TableRecordMalformed
+from spdk_bindings.nvme import IoOpcode
 
 VOLUME = host.VOLUME
 LOG = UUID(int=77)
@@ -279,6 +281,16 @@ def log_disk(block: bytes) -> MemoryDisk:
     return disk
 
 
+def reservation_command(data: bytes) -> None:
+    """Opcode by the first byte, CDW10, then what the host sends."""
+    opcodes = (IoOpcode.RESERVATION_REGISTER, IoOpcode.RESERVATION_ACQUIRE, IoOpcode.RESERVATION_RELEASE)
+    opcode, cdw10 = opcodes[data[0] % 3 if data else 0], int.from_bytes(data[1:5], "little")
+    command = reservation_wire.parse(opcode, cdw10, data[5:])
+    if command is not None:
+        outcome = decide(RESERVED, VOLUME.bytes, command)
+        same_reservations(records.encode_reservations(outcome.state))
+
+
 def segment_header(data: bytes) -> None:
     segments.decode_segment(LOG, MemoryFile(log_disk(data[:4096]), SEGMENT))
     segments.decode_mark(LOG, data, 0)
@@ -418,6 +430,10 @@ TARGETS = (
     Target("checkpoint", saved_checkpoint, (VolumeError,), checkpoint_seeds, seal_checkpoint),
     Target("log-records", log_records, (VolumeError,), record_seeds, chain_records),
     Target("reservations", same_reservations, (VolumeError,), lambda: [records.encode_reservations(RESERVED)]),
+    Target("reservation-commands", reservation_command, PASSING, lambda: [
+        bytes((0, 2, 0, 0, 0xC0)) + bytes(16), bytes((1, 2, 2, 0, 0, 6)) + bytes(7) + bytes((5,)) + bytes(7),
+        bytes((2, 1, 0, 0, 0, 6)) + bytes(7),
+    ]),
     Target("segment-header", segment_header, (VolumeError,), segment_seeds),
     Target("frames", frame_payloads, (ClusterError,), frame_seeds),
     Target("link", link_stream, (ClusterError,), link_seeds),
