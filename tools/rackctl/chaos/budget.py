@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
-from rackctl.chaos.plan import AUTHORITY, CUTS, PROCESSES, Fault, Kind, Nodes
+from rackctl.chaos.plan import ALONE, AUTHORITY, CUTS, PROCESSES, Fault, Kind, Nodes
 
 
 class Suspended(StrEnum):
@@ -101,7 +101,7 @@ def _collide(one: Fault, other: Fault) -> bool:
     """Whether one would undo the other: processes, links, clocks and disks suffer one thing at a time."""
     alike = one.kind in PROCESSES and other.kind in PROCESSES
     both_cut = one.kind in CUTS and other.kind in CUTS
-    if one.kind is Kind.ISOLATE and other.kind is Kind.ISOLATE:
+    if one.kind in ALONE and other.kind in ALONE:
         return True  # both would cut the link between the two
     if one.kind is other.kind or alike or both_cut:
         return not one.targets or not other.targets or bool(set(one.targets) & set(other.targets))

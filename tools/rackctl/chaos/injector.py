@@ -9,7 +9,7 @@ from typing import Final
 
 from rackctl.chaos.budget import Budget, Suspended
 from rackctl.chaos.machine import Machine
-from rackctl.chaos.plan import PROCESSES, Fault, Kind, Nodes, Round
+from rackctl.chaos.plan import CUTS, PROCESSES, Fault, Kind, Nodes, Round
 from rackctl.errors import NodeNotRunning
 from rackctl.processes import ProcessState
 from rackctl.rack import Rack
@@ -100,14 +100,16 @@ class Injector:
         budget.begun(fault)
         self.suspended |= budget.suspended
         self._note("fault", f"{fault} begins")
+        if _is_of_the_machine(fault):
+            self._machine.begin(fault)
         if fault.kind in PROCESSES:
             for name in fault.targets or self._nodes.all:
                 self._strike(fault.kind, name)
-        else:
-            self._machine.begin(fault)
         return True
 
     def _end(self, fault: Fault, budget: Budget) -> None:
+        if _is_of_the_machine(fault):
+            self._machine.end(fault)
         if fault.kind in (Kind.PAUSE, Kind.PAUSE_ALL):
             for name in fault.targets or self._nodes.all:
                 with contextlib.suppress(NodeNotRunning):
@@ -116,8 +118,6 @@ class Injector:
             for name in fault.targets or self._nodes.all:
                 if fault.kind is not Kind.RESTART:
                     self._start(name)
-        else:
-            self._machine.end(fault)
         budget.ended(fault)
         self._note("fault", f"{fault} ends")
 
@@ -138,3 +138,8 @@ class Injector:
             self._note("fault", f"{name} has not ended and is killed")
             self._rack.kill(name)
         self._rack.begin(name)
+
+
+def _is_of_the_machine(fault: Fault) -> bool:
+    """Whether it needs more than a signal."""
+    return fault.kind in CUTS or fault.kind not in PROCESSES

@@ -26,6 +26,8 @@ class Kind(StrEnum):
     """SIGTERM, and a start when the time is over."""
     RESTART = "restart"
     """SIGKILL and a start at once."""
+    VANISH = "vanish"
+    """SIGKILL behind cut links, as when its power fails: what it has sent last is lost, and nobody hears of its end."""
     KILL_ALL = "kill-all"
     """SIGKILL of every node at once."""
     PAUSE_ALL = "pause-all"
@@ -46,11 +48,15 @@ class Kind(StrEnum):
     """Not a byte more fits on its disk."""
 
 
-CUTS: Final = frozenset({Kind.CUT, Kind.SPLIT, Kind.ISOLATE, Kind.REFUSE})
+ALONE: Final = frozenset({Kind.ISOLATE, Kind.VANISH})
+"""Cut every link of a node."""
+CUTS: Final = frozenset({Kind.CUT, Kind.SPLIT, Kind.REFUSE}) | ALONE
 """Happen to links between nodes."""
 PAIRS: Final = frozenset({Kind.CUT, Kind.SPLIT, Kind.REFUSE})
 """Happen to two nodes."""
-PROCESSES: Final = frozenset({Kind.KILL, Kind.PAUSE, Kind.TERMINATE, Kind.RESTART, Kind.KILL_ALL, Kind.PAUSE_ALL})
+PROCESSES: Final = frozenset(
+    {Kind.KILL, Kind.PAUSE, Kind.TERMINATE, Kind.RESTART, Kind.VANISH, Kind.KILL_ALL, Kind.PAUSE_ALL}
+)
 """Happen to processes, of which each can suffer one at a time."""
 
 ROUND_SECONDS: Final = 30.0
@@ -95,7 +101,7 @@ class Mix:
     """More may be broken at once than the rack promises to serve through; only what is never suspended is promised."""
 
 
-_ONE_BY_ONE = {Kind.KILL: 4.0, Kind.PAUSE: 5.0, Kind.TERMINATE: 2.0, Kind.RESTART: 2.0}
+_ONE_BY_ONE = {Kind.KILL: 3.0, Kind.PAUSE: 5.0, Kind.TERMINATE: 2.0, Kind.RESTART: 2.0, Kind.VANISH: 3.0}
 _ALL = {Kind.KILL_ALL: 2.0, Kind.PAUSE_ALL: 1.0}
 _LINKS = {Kind.CUT: 3.0, Kind.SPLIT: 3.0, Kind.ISOLATE: 3.0, Kind.REFUSE: 2.0, Kind.SLOW_LINK: 1.0}
 _OTHERS = {Kind.WALL_JUMP: 1.0, Kind.DISK_FULL: 2.0}

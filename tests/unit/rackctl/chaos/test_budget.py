@@ -93,6 +93,7 @@ def test_no_link_is_cut_twice() -> None:
     assert rules.refusal(fault(Kind.CUT, "sled-0", "head-0"), EVERYBODY) is not None
     assert rules.refusal(fault(Kind.CUT, "sled-0", "head-1"), EVERYBODY) is None
     assert rules.refusal(fault(Kind.ISOLATE, "sled-0"), EVERYBODY) is not None
+    assert rules.refusal(fault(Kind.VANISH, "sled-0"), EVERYBODY) is not None
 
 
 def test_what_the_machine_does_not_permit_is_refused_even_in_a_storm() -> None:

@@ -153,6 +153,17 @@ def test_a_restart_starts_at_once_and_not_again(bench: Bench) -> None:
     assert [(what, name) for _, what, name in bench.rack.done] == [("kill", "head-0"), ("begin", "head-0")]
 
 
+def test_a_node_vanishes_behind_cut_links_and_comes_back_when_they_are_mended(bench: Bench) -> None:
+    order: list[str] = []
+    kill, begin = bench.rack.kill, bench.rack.begin
+    bench.rack.kill = lambda name: (order.append("kill"), kill(name))  # type: ignore[method-assign,assignment,func-returns-value]
+    bench.rack.begin = lambda name: (order.append("begin"), begin(name))  # type: ignore[method-assign,assignment,func-returns-value]
+    bench.machine.begin = lambda fault: order.append("cut")  # type: ignore[method-assign]
+    bench.machine.end = lambda fault: order.append("mend")  # type: ignore[method-assign]
+    bench.run(fault(0, 2.0, 3.0, Kind.VANISH, "head-0"))
+    assert order == ["cut", "kill", "mend", "begin"]
+
+
 def test_all_nodes_are_struck_at_once_in_a_storm(bench: Bench) -> None:
     bench.run(fault(0, 2.0, 3.0, Kind.KILL_ALL), mix=STORM)
     assert [name for _, what, name in bench.rack.done if what == "kill"] == list(NODES.all)
