@@ -31,8 +31,9 @@ LPA_EFFECTS: Final = 1 << 1
 LPA_EXTENDED: Final = 1 << 2  # offsets, and 32 bits of length
 LPA_SUPPORTED_PAGES: Final = 1 << 5
 
-ANA_CAPABILITIES: Final = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6
-"""ANACAP: optimized, inaccessible and change are reported; the group of a namespace stays the same."""
+ANA_CAPABILITIES: Final = 1 << 0 | 1 << 2 | 1 << 4
+"""ANACAP: optimized, inaccessible and change are reported. That the group of a namespace stays the same (bit 6) is
+not said, though it is true: nvme-cli 2.3 reads the page without its namespaces then."""
 ANA_GROUP: Final = 1
 
 DEALLOCATED_READS_ZERO: Final = 0x01  # DLFEAT bits 2:0

@@ -1,8 +1,9 @@
 """The operator's side of the authority's REST interface, synchronous."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -42,9 +43,10 @@ class OperatorApi:
             return reply.json() if reply.content else None
         raise ApiRefused(reply.status_code, _problem_text(reply))
 
-    def create_volume(self, name: str, size_bytes: int) -> dict[str, Any]:
-        """Ask for a volume; it is served some moments later."""
-        return _mapping(self.call("POST", "/v1/volumes", {"name": name, "size_bytes": size_bytes}))
+    def create_volume(self, name: str, size_bytes: int, hosts: Sequence[str] = ()) -> dict[str, Any]:
+        """Ask for a volume that `hosts` (NQNs) may connect to by NVMe/TCP; it is served some moments later."""
+        body = {"name": name, "size_bytes": size_bytes, "hosts": list(hosts)}
+        return _mapping(self.call("POST", "/v1/volumes", body))
 
     def volumes(self) -> list[dict[str, Any]]:
         """All volumes."""
@@ -60,6 +62,16 @@ class OperatorApi:
     def delete_volume(self, name: str) -> None:
         """Ask to delete it; its namespaces go some moments later."""
         self.call("DELETE", f"/v1/volumes/{self.volume(name)['volume']}")
+
+    def admit_host(self, volume: str, nqn: str) -> list[str]:
+        """Let a host connect to a volume by NVMe/TCP, `*` any; who may from now on."""
+        path = f"/v1/volumes/{self.volume(volume)['volume']}/hosts"
+        return list(_mapping(self.call("POST", path, {"nqn": nqn}))["hosts"])
+
+    def expel_host(self, volume: str, nqn: str) -> list[str]:
+        """Take a host off a volume's list; who is left on it."""
+        path = f"/v1/volumes/{self.volume(volume)['volume']}/hosts/{quote(nqn, safe='')}"
+        return list(_mapping(self.call("DELETE", path))["hosts"])
 
     def nodes(self) -> dict[str, Any]:
         """`heads` and `sleds` as the authority knows them, with what the heads report."""

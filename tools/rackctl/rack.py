@@ -33,6 +33,7 @@ HEADS_DEFAULT: Final = 2
 DEVICE_BYTES_DEFAULT: Final = 16 << 30
 SLEDS_MAX: Final = 64
 HEADS_MAX: Final = 8
+ANY_HOST: Final = "*"
 
 _STOP_TIMEOUT_S: Final = 4.0
 _KILL_TIMEOUT_S: Final = 10.0
@@ -198,9 +199,12 @@ class Rack:
 
     # Volumes
 
-    def create_volume(self, name: str, size_bytes: int, timeout_s: float = _WAIT_TIMEOUT_S) -> dict[str, Any]:
-        """Create a volume and wait until its primary serves it."""
-        self.api.create_volume(name, size_bytes)
+    def create_volume(
+        self, name: str, size_bytes: int, timeout_s: float = _WAIT_TIMEOUT_S, *, hosts: Sequence[str] = (ANY_HOST,)
+    ) -> dict[str, Any]:
+        """Create a volume and wait until its primary serves it. On an emulated rack, which only this machine reaches,
+        any host may connect to it by NVMe/TCP unless `hosts` says which."""
+        self.api.create_volume(name, size_bytes, hosts)
         self.wait_served(name, timeout_s)
         return self.api.volume(name)
 
