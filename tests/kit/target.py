@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from kit import host
@@ -11,6 +11,7 @@ from kit import host
 from sled_controller.environment import Environment
 from sled_controller.fabric import pdu, vendor
 from sled_controller.fabric.pdu import PduType
+from sled_controller.fabric.port import Port
 from sled_controller.fabric.target import TargetQueue
 from sled_controller.receipt import RECEIPT_BYTES, Receipt
 from sled_controller.session import HELLO_BYTES, HeadHandshake, SessionKeys
@@ -125,6 +126,10 @@ class Rig:
     def device(self) -> HeldDevice:
         return self.devices[0]
 
+    @property
+    def port(self) -> Subsystem:
+        return self.subsystem
+
     def connection(self, digests: int = 0, hpda: int = 0) -> "Wire":
         """A connection after ICReq and ICResp."""
         wire = Wire(self, digests)
@@ -174,20 +179,30 @@ class Answer:
         return self.dw0 | self.dw1 << 32
 
 
+class Listening(Protocol):
+    """What a connection is made to: a sled, or whatever else listens on a port."""
+
+    clock: host.FixedClock
+
+    @property
+    def port(self) -> Port:
+        """What the target asks for subsystems."""
+
+
 class Wire:
     """One connection to the target, byte by byte."""
 
-    def __init__(self, rig: Rig, digests: int = 0) -> None:
+    def __init__(self, rig: Listening, digests: int = 0) -> None:
         self.rig = rig
         self.digests = digests
-        self.queue = TargetQueue(rig.subsystem, rig.clock.boottime_ns())
+        self.queue = TargetQueue(rig.port, rig.clock.boottime_ns())
         self.mac: Any = None
         self.count = 0
         self._cid = 0
 
     def send(self, *parts: Buffer) -> None:
         """Let the target receive `parts`."""
-        self.queue.feed(b"".join(parts), self.rig.subsystem.time.now_ms(), self.rig.clock.boottime_ns())
+        self.queue.feed(b"".join(parts), self.rig.port.now_ms(), self.rig.clock.boottime_ns())
 
     def receive(self) -> list[Pdu]:
         """All PDUs that the target has to send, their digests checked."""
@@ -257,8 +272,9 @@ class Wire:
     def connect(self, queue_id: int = 0, controller_id: int = CONTROLLER_ID_DYNAMIC, **fields: Any) -> Answer:
         """Connect with the given fields replaced."""
         data = pdu.CONNECT_DATA.pack(
-            fields.get("host_id", bytes(16)), controller_id, fields.get("nqn", host.NQN).encode(), HOST_NQN
-        )
+            fields.get("host_id", bytes(16)), controller_id, fields.get("nqn", host.NQN).encode(),
+            fields.get("host_nqn", HOST_NQN),
+        )  # fmt: skip
         sqe = pdu.CONNECT_SQE.pack(
             AdminOpcode.FABRICS, pdu.PSDT_SGL, 0, FabricsType.CONNECT, 0, 1024, pdu.SGL_IN_CAPSULE,
             fields.get("recfmt", 0), queue_id, fields.get("sqsize", 127), 0, fields.get("kato_ms", 0),
