@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from rackctl import state
+from rackctl.api import OperatorApi
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
 from rackctl.errors import RackError, RackNotFound
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.options import add_directory, add_size, add_switch, named_size, named_sizes, size_of
-from rackctl.rack import Rack, Roles
+from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
 from rackctl.status import status_of
 from rackctl.table import aligned
@@ -106,6 +107,10 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     create = actions.add_parser("create", help="create a volume and wait until it is served")
     create.add_argument("name", metavar="NAME")
     create.add_argument("size", metavar="SIZE", type=parse_size, help="for example 1GiB")
+    create.add_argument(
+        "--host", action="append", metavar="NQN",
+        help="a host that may connect by NVMe/TCP; may be repeated; any host of this machine without it",
+    )  # fmt: skip
     create.set_defaults(command=_volume_create)
     listing = actions.add_parser("list", help="list all volumes")
     listing.set_defaults(command=_volume_list)
@@ -115,10 +120,31 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     delete = actions.add_parser("delete", help="delete a volume and wait until it is gone")
     delete.add_argument("name", metavar="NAME")
     delete.set_defaults(command=_volume_delete)
-    for action in (create, listing, show, delete):
+    connect = actions.add_parser("connect-info", help="show how clients connect to a volume")
+    connect.add_argument("name", metavar="NAME")
+    connect.set_defaults(command=_volume_connect_info)
+    changes = _add_hosts(actions.add_parser("hosts", help="say which hosts may connect by NVMe/TCP"))
+    for action in (create, listing, show, delete, connect, *changes):
         add_directory(action, "the rack's directory", defaults)
-    for action in (create, listing, show):
+    for action in (create, listing, show, connect):
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    made = []
+    for name, method, text in (
+        ("list", None, "list the hosts that may connect, `*` for any; none without a line"),
+        ("add", OperatorApi.admit_host, "let a host connect, `*` for any"),
+        ("remove", OperatorApi.expel_host, "take a host off the list and end its connections"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("name", metavar="NAME", help="a volume")
+        if method is not None:
+            action.add_argument("nqn", metavar="NQN", help="the host's, as in its /etc/nvme/hostnqn")
+        action.set_defaults(command=_volume_hosts, method=method)
+        made.append(action)
+    return made
 
 
 def _add_node(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
@@ -163,7 +189,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _volume_create(arguments: argparse.Namespace) -> int:
     rack = _rack(arguments)
-    record = rack.create_volume(arguments.name, arguments.size)
+    record = rack.create_volume(arguments.name, arguments.size, hosts=arguments.host or (ANY_HOST,))
     if arguments.json:
         print(json.dumps(record, indent=1))
     else:
@@ -201,8 +227,26 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         ("secondary", " ".join(roles.secondaries) or "- (exposed)"),
         ("columns", " ".join(f"{names.get(column['sled'], '?')}/{column['nsid']}" for column in record["columns"])),
         ("nbd", " ".join(_uris(rack, arguments.name, roles))),
+        ("nvme", " ".join(f"{host}:{port}" for host, port in rack.paths(arguments.name).nvme)),
+        ("hosts", " ".join(record["hosts"]) or "- (nobody by NVMe/TCP)"),
     ]
     print("\n".join(f"{key:10} {value}" for key, value in rows))
+    return 0
+
+
+def _volume_connect_info(arguments: argparse.Namespace) -> int:
+    paths = _rack(arguments).paths(arguments.name)
+    print(json.dumps(paths.as_json(), indent=1) if arguments.json else paths.as_text())
+    return 0
+
+
+def _volume_hosts(arguments: argparse.Namespace) -> int:
+    api = _rack(arguments).api
+    if arguments.method is None:
+        hosts = api.volume(arguments.name)["hosts"]
+    else:
+        hosts = arguments.method(api, arguments.name, arguments.nqn)
+    print("".join(f"{host}\n" for host in hosts), end="")
     return 0
 
 
@@ -233,7 +277,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
     """What a command inside a rack finds in its environment. Roles and address are those of the first volume.
 
-    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first; PATH finds this `rackctl`.
+    `RACK_NBD_URI` leads to its primary, `RACK_NBD_URIS` to every head, the primary first; `RACK_NVME_ADDRESSES` are the
+    heads' for `RACK_NVME_NQN` in the same order; PATH finds this `rackctl`.
     """
     now = rack.state
     found = {"RACK_DIR": str(rack.directory), "RACK_API": now.api_url, "RACK_TOKEN": now.token}
@@ -247,6 +292,11 @@ def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
             "RACK_NBD_URIS": " ".join(uris),
             "RACK_PRIMARY": roles.primary or "",
             "RACK_SECONDARY": " ".join(roles.secondaries),
+        }
+        paths = rack.paths(volumes[0])
+        found |= {
+            "RACK_NVME_NQN": paths.nqn,
+            "RACK_NVME_ADDRESSES": " ".join(f"{host}:{port}" for host, port in paths.nvme),
         }
     return found
 

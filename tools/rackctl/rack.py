@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from rackctl import programs, state
 from rackctl.api import OperatorApi
+from rackctl.connect_info import Paths, paths_of
 from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
 from rackctl.interrupts import raise_if_interrupted
 from rackctl.launch import Command, Started, await_ready, start
@@ -232,6 +233,10 @@ class Rack:
         """Where `head` exports the volume; a head that is not its primary relays."""
         node = self.node(head)
         return f"nbd://{node.host}:{node.ports['nbd']}/{volume}"
+
+    def paths(self, volume: str) -> Paths:
+        """How clients connect to the volume."""
+        return paths_of(self.api.volume(volume), self.api.nodes()["heads"])
 
     def wait_served(self, volume: str, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
         """Wait until the volume is active and its primary accepts NBD clients."""

@@ -1,0 +1,84 @@
+"""How clients reach a volume: ready lines for nvme-cli, /etc/fstab, libvirt and NBD clients."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rackctl.errors import RackError
+from spdk_bindings.nvme import uuid_nqn
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a volume is served: its NQN, and (host, port) of each head by protocol, the primary first."""
+
+    name: str
+    nqn: str
+    nvme: tuple[tuple[str, int], ...]
+    nbd: tuple[tuple[str, int], ...]
+    hosts: tuple[str, ...]
+
+    @property
+    def device(self) -> str:
+        """The link that udev makes for the namespace, whatever its number: NGUID and UUID are the volume's id."""
+        return f"/dev/disk/by-id/nvme-uuid.{self.nqn.rpartition(':')[2]}"
+
+    @property
+    def nbd_uris(self) -> list[str]:
+        """Each head's, the primary's first."""
+        return [f"nbd://{_bracketed(host)}:{port}/{self.name}" for host, port in self.nbd]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "name": self.name,
+            "nqn": self.nqn,
+            "hosts": list(self.hosts),
+            "nvme": [{"address": host, "port": port} for host, port in self.nvme],
+            "nbd": self.nbd_uris,
+            "device": self.device,
+        }
+
+    def as_text(self) -> str:
+        """For people to copy from."""
+        parts = [f"# volume {self.name}, by NVMe/TCP with multipath: connect to every head"]
+        parts += [f"nvme connect -t tcp -a {host} -s {port} -n {self.nqn}" for host, port in self.nvme]
+        if self.nvme:
+            host, port = self.nvme[0]
+            parts += ["", "# or let nvme-cli find all volumes of the rack that admit this host"]
+            parts += [f"nvme {verb} -t tcp -a {host} -s {port}" for verb in ("discover", "connect-all")]
+        if self.hosts:
+            parts += ["", f"# hosts that may connect: {' '.join(self.hosts)}"]
+        else:
+            admit = f"rackctl volume hosts add {self.name} $(cat /etc/nvme/hostnqn)"
+            parts += ["", f"# no host may connect yet: {admit}"]
+        parts += ["", "# /etc/fstab, once there is a file system", f"{self.device} /mnt ext4 _netdev,nofail 0 2"]
+        parts += ["", "# libvirt"]
+        parts += ["<disk type='block' device='disk'>", "  <driver name='qemu' type='raw' cache='none' io='native'/>"]
+        parts += [f"  <source dev='{self.device}'/>", "  <target dev='vda' bus='virtio'/>", "</disk>"]
+        parts += ["", "# by NBD", *self.nbd_uris]
+        return "\n".join(parts)
+
+
+def paths_of(record: dict[str, Any], heads: list[dict[str, Any]]) -> Paths:
+    """From a volume's record and the rack's heads, both as the authority shows them. Raises RackError."""
+    members = [record["primary"], *record["heads"], *(member["head"] for member in record["current"])]
+    known = {head["id"]: head for head in heads if not head["revoked"]}
+    ordered = [known[head] for head in dict.fromkeys(members) if head in known]
+    if not ordered:
+        raise RackError(f"volume {record['name']}: none of its heads is known: wait until one is enrolled")
+    return Paths(
+        name=record["name"],
+        nqn=uuid_nqn(record["volume"]),
+        nvme=_addresses(ordered, "nvme"),
+        nbd=_addresses(ordered, "nbd"),
+        hosts=tuple(record["hosts"]),
+    )
+
+
+def _addresses(heads: list[dict[str, Any]], service: str) -> tuple[tuple[str, int], ...]:
+    found = (head["addresses"].get(service) for head in heads)
+    return tuple((str(address[0]), int(address[1])) for address in found if address is not None)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
