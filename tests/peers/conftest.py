@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 from kit.volumes import Failover, Volume
-from peers.guest import Guest, packages
+from peers.guest import GATEWAY, Guest, packages
 from rackctl.rack import Rack
 
 _numbers = itertools.count()
@@ -17,8 +17,10 @@ def rack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     """A rack of six sleds and two heads."""
     kept = request.config.option.rack_dir
     directory = kept / "peers" if kept else tmp_path_factory.mktemp("rack") / "peers"
-    with Rack.running(directory) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEAD_NODE_NVME_ADVERTISE_HOST", GATEWAY)  # where the guest finds our loopback
+        with Rack.running(directory) as started:
+            yield started
 
 
 @pytest.fixture

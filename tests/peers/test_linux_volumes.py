@@ -1,0 +1,163 @@
+"""Debian's kernel mounts volumes over NVMe/TCP: one multipath namespace, and no error when its primary goes."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from kit.volumes import Failover, Volume
+from peers.guest import GATEWAY, Guest
+from rackctl.connect_info import Paths
+
+MIB = 1 << 20
+HOST_ID = UUID("11111111-1111-4111-8111-111111111111")
+HOST_NQN = f"nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}"
+WHO = f"-q {HOST_NQN} -I {HOST_ID}"
+LOAD_SECONDS = 120
+FIO = "fio --directory=/mnt --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --minimal"
+
+
+@dataclass
+class Connected:
+    """A host with a path to every head of a volume, as one block device."""
+
+    guest: Guest
+    volume: Volume
+    paths: Paths
+    device: str
+
+    async def run(self, script: str, timeout_s: float = LOAD_SECONDS) -> str:
+        return await self.guest.check(f"DEV={self.device}; cd /; {script}", timeout_s=timeout_s)
+
+    async def states(self) -> list[str]:
+        """The ANA state of each path, sorted."""
+        return sorted((await self.run("cat /sys/block/nvme*c*n*/ana_state")).split())
+
+    async def until(self, condition: str) -> None:
+        """Wait until a condition of the guest's shell holds."""
+        await self.run(f"until {condition}; do usleep 50000; done")
+
+    async def complaints(self) -> str:
+        """What the kernel said of errors that reached somebody who asked."""
+        return await self.run("dmesg | grep -iE 'I/O error|buffer i/o|EXT4-fs error|XFS.*(error|shutdown)' || true")
+
+
+@asynccontextmanager
+async def connected(guest: Guest, volume: Volume, options: str = "") -> AsyncIterator[Connected]:
+    """Connect to every head of the volume, and disconnect at the end."""
+    paths = volume.rack.paths(volume.name)
+    await guest.check("modprobe nvme-tcp; dmesg -c >/dev/null")
+    try:
+        for _, port in paths.nvme:
+            connect = f"nvme connect -t tcp -a {GATEWAY} -s {port} -n {paths.nqn} {WHO} --reconnect-delay=1 {options}"
+            await guest.check(connect)
+        find = (
+            "until for n in /sys/block/nvme*n*; do "
+            f'[ "$(cat $n/wwid 2>/dev/null)" = uuid.{paths.nqn.rpartition(":")[2]} ] && [ -b /dev/${{n##*/}} ] && '
+            "echo /dev/${n##*/} && break; done | grep /dev; do usleep 50000; done"
+        )
+        device = (await guest.check(find)).strip()
+        yield Connected(guest, volume, paths, device)
+    finally:
+        await guest.run("umount /mnt; nvme disconnect-all")
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(scenario)
+
+
+def test_linux_finds_a_volume_by_discovery_and_uses_its_file_system(
+    guest: Guest, new_volume: Callable[[int], Volume]
+) -> None:
+    volume = new_volume(256 * MIB)
+
+    async def scenario() -> None:
+        port = volume.rack.paths(volume.name).nvme[0][1]
+        await guest.check("modprobe nvme-tcp")
+        found = await guest.check(f"nvme discover -t tcp -a {GATEWAY} -s {port} {WHO}")
+        assert found.count(volume.rack.paths(volume.name).nqn) == 2
+        assert found.count(f"traddr:  {GATEWAY}") >= 2, found
+        async with connected(guest, volume) as host:
+            assert await host.states() == ["inaccessible", "optimized"]
+            assert re.fullmatch(r"/dev/nvme\d+n\d+", host.device)  # one device of both paths
+            await host.run("[ -b $DEV ] && mkfs.ext4 -q -F $DEV && mkdir -p /mnt && mount $DEV /mnt")
+            await host.run(f"{FIO} --name=random --size=8m --bs=4k --rw=randwrite --iodepth=64")
+            await host.run(f"{FIO} --name=sequential --size=32m --bs=1m --rw=write --iodepth=8")
+            await host.run("rm /mnt/sequential*; sync; fstrim /mnt; umount /mnt; e2fsck -f -n $DEV")
+            assert await host.complaints() == ""
+
+    play(scenario())
+
+
+def test_linux_loses_its_primary_under_load_and_no_error_reaches_the_file_system(
+    guest: Guest, new_volume: Callable[[int], Volume], failover: Failover
+) -> None:
+    volume = new_volume(128 * MIB)
+
+    async def scenario() -> None:
+        async with connected(guest, volume, "--hdr-digest --data-digest") as host:
+            await host.run("[ -b $DEV ] && mkfs.ext4 -q -F $DEV && mkdir -p /mnt && mount $DEV /mnt")
+            await host.run(
+                "dd if=/dev/urandom of=/mnt/before bs=1M count=4 2>/dev/null; sync; sha256sum /mnt/before >/sum"
+            )
+            load = f"{FIO} --name=load --size=4m --bs=4k --rw=randwrite --iodepth=32 --loops=4 --fsync=64"
+            loading = asyncio.create_task(host.run(load))
+            await host.until(f"[ $(awk '{{print $5}}' /sys/block/{host.device[5:]}/stat) -gt 1500 ]")
+            assert not loading.done()
+            await asyncio.to_thread(failover.kill_primary, volume)
+            await loading
+            await host.run("umount /mnt; e2fsck -f -n $DEV && mount $DEV /mnt && sha256sum -c /sum")
+            assert await host.complaints() == ""
+
+            await asyncio.to_thread(failover.repair)  # the path that was lost comes back by itself
+            await host.until("[ $(cat /sys/class/nvme/nvme*/state | grep -c live) = 2 ]")
+            assert await host.states() == ["inaccessible", "optimized"]
+
+    play(scenario())
+
+
+def test_linux_goes_on_while_its_heads_are_restarted_one_after_the_other(
+    guest: Guest, new_volume: Callable[[int], Volume]
+) -> None:
+    volume = new_volume(128 * MIB)
+
+    async def scenario() -> None:
+        async with connected(guest, volume) as host:
+            await host.run("[ -b $DEV ] && mkfs.ext4 -q -F $DEV && mkdir -p /mnt && mount $DEV /mnt")
+            load = f"{FIO} --name=load --size=2m --bs=4k --rw=randwrite --iodepth=16 --time_based --runtime=3600"
+            loading = asyncio.create_task(guest.run(f"cd /; {load}", timeout_s=LOAD_SECONDS))
+            for head in (volume.primary, volume.secondary):
+                await host.until(f"[ $(awk '{{print $9}}' /sys/block/{host.device[5:]}/stat) != 0 ]")
+                await asyncio.to_thread(volume.rack.restart, head)
+                await asyncio.to_thread(volume.rack.wait_members, volume.name, 2)
+                await host.until("[ $(cat /sys/class/nvme/nvme*/state | grep -c live) = 2 ]")
+            await host.run("killall -INT fio")
+            result = await loading
+            assert "error" not in result.stdout + result.stderr
+            await host.run("umount /mnt; e2fsck -f -n $DEV")
+            assert await host.complaints() == ""
+
+    play(scenario())
+
+
+def test_linux_is_refused_unless_the_volume_lists_it(guest: Guest, new_volume: Callable[[int], Volume]) -> None:
+    volume = new_volume(16 * MIB)
+    volume.rack.api.expel_host(volume.name, "*")
+    volume.rack.api.admit_host(volume.name, HOST_NQN)
+    other_id = HOST_ID.int + 1
+    other = f"-q nqn.2014-08.org.nvmexpress:uuid:{UUID(int=other_id)} -I {UUID(int=other_id)}"
+
+    async def scenario() -> None:
+        paths = volume.rack.paths(volume.name)
+        connect = f"nvme connect -t tcp -a {GATEWAY} -s {paths.nvme[0][1]} -n {paths.nqn} "
+        await guest.check("modprobe nvme-tcp")
+        # The list reaches the heads with their next view, within moments.
+        await guest.check(f"until ! {connect} {other}; do nvme disconnect-all; usleep 50000; done")
+        assert "nvme0" not in await guest.check("ls /sys/class/nvme")
+        async with connected(guest, volume) as host:
+            assert await host.states() == ["inaccessible", "optimized"]
+
+    play(scenario())
