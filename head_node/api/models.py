@@ -1,12 +1,13 @@
 """The JSON of the REST interface: what requests may hold, checked, and what replies hold, described."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from head_node.authority.transitions import HOSTS_MAX, NQN_CHARS_MAX
 from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, VolumeState
+from sled_controller.fabric.dhchap.secret import TEXT_CHARS_MAX
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
@@ -93,8 +94,31 @@ class HostRequest(Body):
     nqn: HostNqn
 
 
+class HostProof(BaseModel):
+    """On which terms a host proves itself by DH-HMAC-CHAP; secrets are never shown."""
+
+    hash: Annotated[str, Field(description="the weakest that counts: sha256, sha384, sha512")]
+    group: Annotated[str, Field(description="the weakest that counts: null, ffdhe2048 ... ffdhe8192")]
+    both_ways: Annotated[bool, Field(description="whether there is a secret for the controller to prove itself")]
+
+
 class HostList(BaseModel):
     hosts: Annotated[list[str], Field(description="NQNs, `*` is anybody; with none nobody may connect by NVMe/TCP")]
+    proofs: Annotated[dict[str, HostProof], Field(description="those that have to prove themselves, and how")]
+
+
+class HostSecretRequest(Body):
+    """Secrets in the form that nvme-cli writes and Linux reads, `DHHC-1:hh:base64:`."""
+
+    secret: Annotated[str, Field(max_length=TEXT_CHARS_MAX, description="what the host has to know")]
+    controller_secret: Annotated[
+        str | None, Field(max_length=TEXT_CHARS_MAX, description="what the heads know, for hosts that ask for a proof")
+    ] = None
+    hash: Annotated[Literal["sha256", "sha384", "sha512"], Field(description="the weakest that counts")] = "sha256"
+    group: Annotated[
+        Literal["null", "ffdhe2048", "ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"],
+        Field(description="the weakest that counts; the cost of a connection rises with it"),
+    ] = "ffdhe2048"
 
 
 class RecoverRequest(Body):
@@ -290,6 +314,9 @@ class ViewDocument(BaseModel):
     sleds: list[SledDocument]
     key_set: Annotated[str, Field(description="signed by the root key, in hex; see docs/credentials.md")]
     volumes: list[VolumeDocument]
+    secrets: Annotated[
+        dict[UUID, str], Field(description="of their hosts, by volume, sealed to this head; see docs/authentication.md")
+    ]
 
 
 class ProblemDocument(BaseModel):

@@ -6,10 +6,15 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from head_node.api import models, overview
 from head_node.api.heads import Rack, authority_of
-from head_node.authority.errors import Conflict
+from head_node.authority.errors import Conflict, RequestRefused
+from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
 from head_node.authority.nodes import parse_key
 from head_node.store.records import VolumeRecord
+from sled_controller.errors import SecretMalformed
+from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
+from sled_controller.fabric.dhchap.secret import Secret
+from sled_controller.fabric.dhchap.terms import Terms
 
 BACKUP_FILE = "store.backup"
 
@@ -51,22 +56,39 @@ async def delete_volume(rack: Rack, volume: str) -> models.DeletionDocument:
 
 @router.get("/volumes/{volume}/hosts", operation_id="listHosts")
 async def list_hosts(rack: Rack, volume: str) -> models.HostList:
-    """Who may connect to a volume by NVMe/TCP."""
-    return models.HostList(hosts=list((await rack.volumes.find(volume)).hosts))
+    """Who may connect to a volume by NVMe/TCP, and who has to prove himself."""
+    return _hosts(await rack.hosts.of((await rack.volumes.find(volume)).volume))
 
 
 @router.post("/volumes/{volume}/hosts", operation_id="admitHost")
 async def admit_host(rack: Rack, volume: str, body: models.HostRequest) -> models.HostList:
     """Let a host connect by NVMe/TCP, `*` any host; nothing changes when it may already."""
     found = await rack.volumes.find(volume)
-    return models.HostList(hosts=list((await rack.volumes.admit_host(found.volume, body.nqn)).hosts))
+    return _hosts(await rack.hosts.admit(found.volume, body.nqn))
 
 
-@router.delete("/volumes/{volume}/hosts/{nqn}", operation_id="expelHost")
+@router.delete("/volumes/{volume}/hosts/{nqn:path}", operation_id="expelHost")
 async def expel_host(rack: Rack, volume: str, nqn: str) -> models.HostList:
-    """Take a host off the list; its connections are ended by the heads within moments."""
+    """Take a host off the list, and forget its secrets; its connections are ended by the heads within moments."""
     found = await rack.volumes.find(volume)
-    return models.HostList(hosts=list((await rack.volumes.expel_host(found.volume, nqn)).hosts))
+    return _hosts(await rack.hosts.expel(found.volume, nqn))
+
+
+@router.put("/volumes/{volume}/host-secrets/{nqn:path}", operation_id="setHostSecret")
+async def set_host_secret(rack: Rack, volume: str, nqn: str, body: models.HostSecretRequest) -> models.HostList:
+    """Have a host prove itself with this secret from now on, in place of a former one; the host is admitted with it.
+
+    Connections made with a former secret stay; those of a host that had none are ended. Secrets are never shown.
+    """
+    found = await rack.volumes.find(volume)
+    return _hosts(await rack.hosts.authenticate(found.volume, nqn, _terms(body)))
+
+
+@router.delete("/volumes/{volume}/host-secrets/{nqn:path}", operation_id="removeHostSecret")
+async def remove_host_secret(rack: Rack, volume: str, nqn: str) -> models.HostList:
+    """Believe a host by its name from now on. It stays on the list."""
+    found = await rack.volumes.find(volume)
+    return _hosts(await rack.hosts.trust(found.volume, nqn))
 
 
 @router.post("/volumes/{volume}/recover", operation_id="recoverVolume")
@@ -167,6 +189,32 @@ async def back_up(request: Request, rack: Rack) -> models.BackupDocument:
         raise Conflict("this authority has no directory for backups")
     revision = await rack.store.backup(folder / BACKUP_FILE)
     return models.BackupDocument(file=BACKUP_FILE, revision=revision)
+
+
+def _terms(body: models.HostSecretRequest) -> Terms:
+    """Raises RequestRefused, which repeats no secret."""
+    try:
+        return Terms(
+            Secret.parse(body.secret),
+            None if body.controller_secret is None else Secret.parse(body.controller_secret),
+            HashId[body.hash.upper()],
+            GroupId[body.group.upper()],
+        )
+    except (SecretMalformed, ValueError) as error:
+        raise RequestRefused(str(error)) from None
+
+
+def _hosts(found: Hosts) -> models.HostList:
+    record, secrets = found
+    proofs = {
+        nqn: models.HostProof(
+            hash=terms.hash_floor.name.lower(),
+            group=terms.group_floor.name.lower(),
+            both_ways=terms.controller_secret is not None,
+        )
+        for nqn, terms in secrets.terms.items()
+    }
+    return models.HostList(hosts=list(record.hosts), proofs=proofs)
 
 
 def _volume(record: VolumeRecord) -> models.VolumeDocument:

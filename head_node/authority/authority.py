@@ -12,11 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.authentication import Authenticator
 from head_node.authority.errors import AuthorityError, Unauthorised
+from head_node.authority.hosts import VolumeHosts
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
 from head_node.authority.ledger import OPERATOR_KEY, RACK_KEY, Ledger, revision_of
 from head_node.authority.nodes import Fencer, Nodes
 from head_node.authority.reports import Reports
 from head_node.authority.volumes import Volumes
+from head_node.store.host_secrets import sealed_for
 from head_node.store.interface import ABSENT, Store
 from head_node.store.records import RackView
 from head_node.volume.geometry import Geometry
@@ -65,6 +67,7 @@ class Authority:
             heads_per_volume=policy.heads_per_volume,
             geometry=policy.geometry,
         )
+        self.hosts = VolumeHosts(self.ledger, self.reports)
         self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self._stopping = asyncio.Event()
@@ -119,15 +122,22 @@ class Authority:
         enrolled = {key: entry.value for key, entry in rack.heads.items() if not entry.value.revoked}
         if head not in enrolled:
             raise Unauthorised(f"head {head} is not enrolled any more")
+        volumes = {
+            key: entry.value
+            for key, entry in rack.volumes.items()
+            if head in entry.value.heads or entry.value.member(head) is not None
+        }
+        public = enrolled[head].public_key
         return RackView(
             revision=rack.revision,
             heads=enrolled,
             sleds={key: entry.value for key, entry in rack.sleds.items()},
             key_set=ring.signed_set,
-            volumes={
-                key: entry.value
-                for key, entry in rack.volumes.items()
-                if head in entry.value.heads or entry.value.member(head) is not None
+            volumes=volumes,
+            secrets={
+                key: sealed_for(public, entry.value, self.env.entropy)
+                for key, entry in rack.secrets.items()
+                if key in volumes and entry.value.terms
             },
         )
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from head_node.authority.errors import AuthorityUnavailable, NotFound
 from head_node.store.errors import CompareFailed, OutcomeUnknown, RecordMalformed, StoreFailed
+from head_node.store.host_secrets import HostSecrets
 from head_node.store.interface import ABSENT, Entry, Store
 from head_node.store.records import HeadRecord, SledRecord, VolumeRecord
 
@@ -38,6 +39,7 @@ class Rack:
     heads: dict[UUID, Versioned[HeadRecord]]
     sleds: dict[UUID, Versioned[SledRecord]]
     volumes: dict[UUID, Versioned[VolumeRecord]]
+    secrets: dict[UUID, Versioned[HostSecrets]]
 
 
 def volume_key(volume: UUID) -> str:
@@ -50,6 +52,11 @@ def head_key(head: UUID) -> str:
 
 def sled_key(sled: UUID) -> str:
     return f"rack/sled/{sled}"
+
+
+def secrets_key(volume: UUID) -> str:
+    """What a volume's hosts have to know."""
+    return f"rack/secrets/{volume}"
 
 
 def name_key(kind: str, name: str) -> str:
@@ -113,10 +120,13 @@ class Ledger:
     async def head(self, head: UUID) -> Versioned[HeadRecord] | None:
         return _decoded(await self._guard(self.store.get(head_key(head))), HeadRecord.from_json)
 
+    async def host_secrets(self, volume: UUID) -> Versioned[HostSecrets] | None:
+        return _decoded(await self._guard(self.store.get(secrets_key(volume))), HostSecrets.from_json)
+
     async def rack(self) -> Rack:
         """One consistent look at all nodes and volumes."""
         snapshot = await self._guard(self.store.list("rack/"))
-        rack = Rack(snapshot.revision, {}, {}, {})
+        rack = Rack(snapshot.revision, {}, {}, {}, {})
         for entry in snapshot.entries:
             kind, data = entry.key.split("/")[1], _parse(entry)
             if kind == "head":
@@ -128,6 +138,9 @@ class Ledger:
             elif kind == "volume":
                 volume = VolumeRecord.from_json(data)
                 rack.volumes[volume.volume] = Versioned(volume, entry.revision)
+            elif kind == "secrets":
+                secrets = HostSecrets.from_json(data)
+                rack.secrets[secrets.volume] = Versioned(secrets, entry.revision)
         return rack
 
     async def commit(self, *, compare: Mapping[str, int], put: Mapping[str, Any], delete: Collection[str] = ()) -> int:

@@ -24,6 +24,7 @@ from head_node.authority.ledger import (
     head_key,
     name_key,
     revision_of,
+    secrets_key,
     volume_key,
 )
 from head_node.authority.reports import Reports
@@ -119,18 +120,6 @@ class Volumes:
         if found is None:
             raise NotFound(f"there is no volume {name_or_id}")
         return (await self._ledger.volume(UUID(found.value))).value
-
-    async def admit_host(self, volume: UUID, nqn: str) -> VolumeRecord:
-        """Let a host connect by NVMe/TCP, `*` any; raises RequestRefused, Conflict, NotFound."""
-        record = await self._change(volume, lambda found: transitions.admit_host(found, nqn))
-        self._note("host-admitted", record, host=nqn)
-        return record
-
-    async def expel_host(self, volume: UUID, nqn: str) -> VolumeRecord:
-        """Take a host off the list; heads end its connections when they see that. Raises NotFound."""
-        record = await self._change(volume, lambda found: transitions.expel_host(found, nqn))
-        self._note("host-expelled", record, host=nqn)
-        return record
 
     async def takeover(
         self, head: UUID, volume: UUID, *, expected_version: int, log: UUID, claim: str
@@ -355,20 +344,6 @@ class Volumes:
 
         await self._ledger.until_settled(attempt)
 
-    async def _change(self, volume: UUID, change: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord:
-        """An operator's change, which takes no epoch and no claim."""
-
-        async def attempt() -> VolumeRecord:
-            found = await self._ledger.volume(volume)
-            record = change(found.value)
-            if record is not found.value:
-                await self._ledger.commit(
-                    compare={volume_key(volume): found.revision}, put={volume_key(volume): record.to_json()}
-                )
-            return record
-
-        return await self._ledger.until_settled(attempt)
-
     async def _change_as_primary(
         self,
         head: UUID,
@@ -422,6 +397,7 @@ class Volumes:
             put={PLACEMENT_KEY: str(volume)},
             delete=[
                 volume_key(volume), name_key("volume", found.value.name), claim_key(volume), freeze_key(volume),
+                secrets_key(volume),
             ],
         )  # fmt: skip
 

@@ -22,9 +22,12 @@ from head_node.cluster.sleds import MakeClient, Sleds
 from head_node.cluster.states import VolumeState as RoleState
 from head_node.cluster.volume_controller import VolumeController
 from head_node.cluster.watch import AuthorityWatch
+from head_node.export.nvme.guard import LOCKED, Guard
 from head_node.export.nvme.server import NvmeServer, Offer
 from head_node.export.nvme.subsystem import Access, Exported
 from head_node.export.server import NbdServer
+from head_node.store.errors import RecordMalformed
+from head_node.store.host_secrets import unsealed
 from head_node.store.records import Address, RackView, VolumeRecord, VolumeState
 from head_node.volume.engine import VolumeEngine
 from sled_controller.environment import Environment
@@ -162,9 +165,18 @@ class Head:
             if record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
         ]
         known = set(self.nvme.subsystems)
-        self.nvme.update(offers, own.number)
+        guards = {volume: self._guard(volume, sealed) for volume, sealed in view.secrets.items()}
+        self.nvme.update(offers, own.number, guards)
         for volume in set(self.nvme.subsystems) - known:
             self._role_changed(volume)
+
+    def _guard(self, volume: UUID, sealed: bytes) -> Guard:
+        """Secrets that cannot be read let nobody in."""
+        try:
+            return Guard(unsealed(self._key, volume, sealed).terms)
+        except RecordMalformed as error:
+            log.error("event=secrets_unreadable volume=%s error=%s", volume, error)
+            return LOCKED
 
     def _take_key_set(self, data: bytes) -> None:
         root = self._root_public()

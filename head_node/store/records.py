@@ -238,6 +238,8 @@ class RackView:
     sleds: Mapping[UUID, SledRecord]
     key_set: bytes
     volumes: Mapping[UUID, VolumeRecord]
+    secrets: Mapping[UUID, bytes] = field(default_factory=dict)
+    """By volume with hosts that have to prove themselves: `HostSecrets` as JSON, sealed to the head."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -246,6 +248,7 @@ class RackView:
             "sleds": [sled.to_json() for sled in self.sleds.values()],
             "key_set": self.key_set.hex(),
             "volumes": [volume.to_json() for volume in self.volumes.values()],
+            "secrets": {str(volume): sealed.hex() for volume, sealed in self.secrets.items()},
         }
 
     @classmethod
@@ -261,6 +264,7 @@ class RackView:
                 sleds={sled.id: sled for sled in sleds},
                 key_set=bytes.fromhex(data["key_set"]),
                 volumes={volume.volume: volume for volume in volumes},
+                secrets={UUID(volume): bytes.fromhex(sealed) for volume, sealed in data["secrets"].items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecordMalformed("rack view", error) from error

@@ -40,6 +40,7 @@ class HostAssociation:
         self.host_id = host_id
         self.queues: dict[int, Queue] = {}
         self.authentication: InBandAuthentication | None = None
+        self.proven = False  # the host of its admin queue has proved itself
         self.ended = False
         self.forget: Callable[[], None] = lambda: None
 

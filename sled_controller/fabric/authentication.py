@@ -35,13 +35,15 @@ AUTHENTICATION_REQUIRED: Final = 1 << 17  # ATR, in the answer to Connect: no se
 
 
 class InBandAuthentication:
-    """One subsystem's: who has to prove himself, the numbers of its challenges, and how it went since start."""
+    """One subsystem's: who has to prove himself, and how often it went well or not; a port may share its `numbers`."""
 
-    def __init__(self, subsystem_nqn: str, authenticator: Authenticator, entropy: Entropy) -> None:
+    def __init__(
+        self, subsystem_nqn: str, authenticator: Authenticator, entropy: Entropy, numbers: SequenceNumbers
+    ) -> None:
         self.subsystem_nqn = subsystem_nqn
         self.authenticator = authenticator
         self.entropy = entropy
-        self.numbers = SequenceNumbers(entropy)
+        self.numbers = numbers
         self.succeeded = 0
         self.failed = 0
 

@@ -482,6 +482,8 @@ class TargetQueue:
 
     def authenticated(self) -> None:
         """The host has proved itself; from now on its commands are carried out."""
+        if self.queue_id == 0 and self.association is not None:
+            self.association.proven = True
         if self.authenticating:
             self.authenticating = False
             self._open()

@@ -26,6 +26,7 @@ from head_node.export.nbd_client_core import ClientCore
 from head_node.export.nbd_negotiation import Negotiation
 from head_node.export.nvme import reservations as reservation_wire
 from head_node.store.errors import RecordMalformed
+from head_node.store.host_secrets import HostSecrets
 from head_node.store.records import RackView, VolumeRecord
 from head_node.volume import checkpoint, records, segments
 from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS
@@ -387,7 +388,7 @@ def json_records(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     if isinstance(found, dict):
-        for kind in (VolumeRecord, RackView):
+        for kind in (VolumeRecord, RackView, HostSecrets):
             try:
                 kind.from_json(found)
             except RecordMalformed:
@@ -395,7 +396,8 @@ def json_records(data: bytes) -> None:
 
 
 def json_seeds() -> list[bytes]:
-    return [json.dumps(record_of([LOG], [VOLUME]).to_json()).encode()]
+    secrets = HostSecrets(VOLUME, {"nqn.2014-08.org.nvmexpress:uuid:1": NULL_GROUP})
+    return [json.dumps(kept.to_json()).encode() for kept in (record_of([LOG], [VOLUME]), secrets)]
 
 
 def settings_file(data: bytes) -> None:

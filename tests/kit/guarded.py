@@ -44,7 +44,9 @@ class GuardedRig(Rig):
         identity = self.subsystem.identity
         self.guarded = GuardedSubsystem(identity, self.storage, self.env, self.timers.call_later)
         self.guarded.known = {} if terms is None else {NAME: terms}
-        self.guarded.authentication = InBandAuthentication(identity.nqn, self.guarded, self.env.entropy)
+        self.guarded.authentication = InBandAuthentication(
+            identity.nqn, self.guarded, self.env.entropy, SequenceNumbers(self.env.entropy)
+        )
         self.subsystem = self.guarded
 
     @property
@@ -66,10 +68,10 @@ class GuardedRig(Rig):
         return wire
 
 
-def host_handshake(terms: Terms = TERMS, t_id: int = 1) -> HostHandshake:
+def host_handshake(terms: Terms = TERMS, t_id: int = 1, *, subsystem_nqn: str = host.NQN) -> HostHandshake:
     """The fixed host's side."""
     entropy = host.FixedEntropy(b"guarded host" + bytes([t_id]))
-    return HostHandshake(NAME, host.NQN, t_id, terms, entropy, SequenceNumbers(entropy))
+    return HostHandshake(NAME, subsystem_nqn, t_id, terms, entropy, SequenceNumbers(entropy))
 
 
 def send(wire: Wire, message: bytes) -> Answer:
@@ -82,9 +84,9 @@ def receive(wire: Wire, room: int = ROOM) -> Answer:
     return wire.ask(authentication_receive(room), room=room)
 
 
-def authenticate(wire: Wire, terms: Terms = TERMS, t_id: int = 1) -> HostHandshake:
+def authenticate(wire: Wire, terms: Terms = TERMS, t_id: int = 1, *, subsystem_nqn: str = host.NQN) -> HostHandshake:
     """Authenticate the queue of `wire`; how it went is in what is returned."""
-    handshake = host_handshake(terms, t_id)
+    handshake = host_handshake(terms, t_id, subsystem_nqn=subsystem_nqn)
     while not handshake.over:
         if handshake.speaks:
             answer = send(wire, handshake.give())

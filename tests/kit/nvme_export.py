@@ -6,6 +6,7 @@ from kit import host
 from kit.export import VOLUME_ID, MemoryVolume
 from kit.target import HOST_NQN, Answer, Wire
 
+from head_node.export.nvme.guard import UNGUARDED, Guard
 from head_node.export.nvme.server import NvmeServer, Offer
 from head_node.export.nvme.subsystem import Access, Exported, VolumeSubsystem
 from sled_controller.environment import Environment
@@ -26,6 +27,7 @@ class Port:
         self.volume = MemoryVolume(blocks * BLOCK)
         self.server = NvmeServer(Environment(self.clock, host.FixedEntropy(b"port")), serial="HEAD")
         self.number = number
+        self.guard = UNGUARDED
         self.admit("*")
         self.become(Access.OPTIMIZED)
 
@@ -40,7 +42,13 @@ class Port:
     def admit(self, *hosts: str) -> None:
         """The record lists these hosts."""
         exported = Exported(VOLUME_ID, "vol", self.volume.size_bytes, frozenset(hosts))
-        self.server.update([Offer(exported, ADDRESSES)], self.number)
+        self.hosts = hosts
+        self.server.update([Offer(exported, ADDRESSES)], self.number, {VOLUME_ID: self.guard})
+
+    def protect(self, guard: Guard) -> None:
+        """The view brings these secrets."""
+        self.guard = guard
+        self.admit(*self.hosts)
 
     def become(self, access: Access) -> None:
         """What the head is to the volume now."""

@@ -10,11 +10,13 @@ from uuid import UUID
 from head_node.export.nvme.commands import LIMITS
 from head_node.export.nvme.controller import FIRMWARE, MODEL, ExportController
 from head_node.export.nvme.counters import NvmeCounters
+from head_node.export.nvme.guard import UNGUARDED, Guard
 from head_node.export.nvme.subsystem import Access, Exported, VolumeSubsystem
 from head_node.export.peer import peer_is_gone
 from head_node.store.records import Address
 from head_node.volume.interface import ServedVolume
 from sled_controller.environment import Environment
+from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
 from sled_controller.fabric.port import NvmSubsystem
 from sled_controller.fabric.target_server import TargetServer
@@ -50,6 +52,7 @@ class NvmeServer:
         self._by_nqn: dict[str, VolumeSubsystem] = {}
         self._by_volume: dict[UUID, VolumeSubsystem] = {}
         self._offers: tuple[Offer, ...] = ()
+        self._numbers = SequenceNumbers(env.entropy)
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
@@ -61,8 +64,8 @@ class NvmeServer:
 
     # --- followed by the head
 
-    def update(self, offers: Sequence[Offer], head_number: int) -> None:
-        """These volumes are exported by this head from now on."""
+    def update(self, offers: Sequence[Offer], head_number: int, guards: Mapping[UUID, Guard]) -> None:
+        """These volumes are exported by this head from now on, to hosts that know what `guards` says."""
         wanted = {offer.exported.volume: offer.exported for offer in offers}
         for volume in [volume for volume in self._by_volume if volume not in wanted]:
             subsystem = self._by_volume.pop(volume)
@@ -71,10 +74,16 @@ class NvmeServer:
         for volume, exported in wanted.items():
             known = self._by_volume.get(volume)
             if known is None:
-                subsystem = VolumeSubsystem(exported, head_number, self.counters, ExportController)
+                subsystem = VolumeSubsystem(
+                    exported, head_number, self.counters, ExportController, self.env.entropy, self._numbers
+                )
                 self._by_volume[volume] = self._by_nqn[subsystem.nqn] = subsystem
             elif known.exported != exported:
                 known.update(exported)
+        for volume, subsystem in self._by_volume.items():
+            guard = guards.get(volume, UNGUARDED)
+            if guard != subsystem.guard:
+                subsystem.set_guard(guard)
         if tuple(offers) != self._offers:
             self._offers = tuple(offers)
             self.discovery.changed()
@@ -95,7 +104,12 @@ class NvmeServer:
     def status(self) -> dict[str, object]:
         """Counters, and by volume how it is reached and by how many hosts."""
         volumes = {
-            str(volume): {"access": subsystem.access.name.lower(), "hosts": len(subsystem.hosts)}
+            str(volume): {
+                "access": subsystem.access.name.lower(),
+                "hosts": len(subsystem.hosts),
+                "authenticated_total": subsystem.authentication.succeeded,
+                "authentication_failed_total": subsystem.authentication.failed,
+            }
             for volume, subsystem in self._by_volume.items()
         }
         return {**self.counters.as_dict(), "volumes": volumes}

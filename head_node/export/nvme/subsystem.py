@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from head_node.export.nvme.counters import NvmeCounters
+from head_node.export.nvme.guard import UNGUARDED, Guard
 from head_node.volume.interface import BLOCK_BYTES, ServedVolume
+from sled_controller.environment import Entropy
 from sled_controller.fabric.associations import Associations, HostAssociation
+from sled_controller.fabric.authentication import InBandAuthentication
+from sled_controller.fabric.dhchap.handshake import SequenceNumbers
+from sled_controller.fabric.dhchap.terms import Terms
 from sled_controller.fabric.port import ConnectRefused, ConnectRequest
 from sled_controller.fabric.standard_controller import Event
 from spdk_bindings.log_pages import AnaState
@@ -79,11 +84,14 @@ class VolumeSubsystem:
     """`volume` is what commands go to, None unless the path is optimized."""
 
     def __init__(
-        self, exported: Exported, head_number: int, counters: NvmeCounters, make_controller: "MakeController"
-    ) -> None:
+        self, exported: Exported, head_number: int, counters: NvmeCounters, make_controller: "MakeController",
+        entropy: Entropy, numbers: SequenceNumbers, guard: Guard = UNGUARDED,
+    ) -> None:  # fmt: skip
         self.exported = exported
+        self.guard = guard
         self._make_controller = make_controller
         self.nqn = uuid_nqn(exported.volume)
+        self.authentication = InBandAuthentication(self.nqn, self, entropy, numbers)
         self.blocks = exported.size_bytes // BLOCK_BYTES
         self.counters = counters
         self.access = Access.INACCESSIBLE
@@ -111,11 +119,16 @@ class VolumeSubsystem:
             self.counters.hosts_refused += 1
             log.warning("event=nvme_host_refused volume=%s host=%r", self.exported.volume, host_nqn)
             return ConnectRefused(Status.CONNECT_INVALID_HOST)
+        if self.guard.locked:
+            self.counters.hosts_refused += 1
+            log.error("event=nvme_secrets_unreadable volume=%s host=%r", self.exported.volume, host_nqn)
+            return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
         association = self._associations.open(
             lambda number: VolumeAssociation(number, request.host_nqn, request.host_id)
         )
         if association is None:
             return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
+        association.authentication = self.authentication
         association.controller = self._make_controller(self, association, request.kato_ms)
         self.counters.hosts_admitted += 1
         log.info(
@@ -133,6 +146,19 @@ class VolumeSubsystem:
             if not exported.admits(association.host_name):
                 self.counters.hosts_refused += 1
                 association.end("the host is not on the volume's list any more")
+
+    def terms(self, host_nqn: str) -> Terms | None:
+        """On which terms a host has to prove itself, None if it need not."""
+        return self.guard.terms.get(host_nqn)
+
+    def set_guard(self, guard: Guard) -> None:
+        """Secrets have changed. Who proved himself by a former one stays; who never had to, and now has to, goes."""
+        self.guard = guard
+        for association in list(self.hosts.values()):
+            proving = association.proven or association.queues[0].authenticating
+            if association.host_name in guard.terms and not proving:
+                self.counters.hosts_refused += 1
+                association.end("the host has to prove itself from now on")
 
     def set_access(self, access: Access, volume: ServedVolume | None) -> None:
         """What the path is worth from now on; `volume` is there when it is optimized.
