@@ -73,6 +73,26 @@ class OperatorApi:
         path = f"/v1/volumes/{self.volume(volume)['volume']}/hosts/{quote(nqn, safe='')}"
         return list(_mapping(self.call("DELETE", path))["hosts"])
 
+    def hosts(self, volume: str) -> list[str]:
+        """Who may connect to a volume by NVMe/TCP, a line each; behind the NQN of those that prove themselves, how."""
+        found = _mapping(self.call("GET", f"/v1/volumes/{self.volume(volume)['volume']}/hosts"))
+        proofs = found["proofs"]
+        return [f"{nqn}  {_proof_text(proofs[nqn])}" if nqn in proofs else nqn for nqn in found["hosts"]]
+
+    def set_host_secret(
+        self, volume: str, nqn: str, secret: str, controller_secret: str | None, *, hash_floor: str, group_floor: str
+    ) -> None:
+        """Have a host prove itself by `secret` from now on; it is admitted with it."""
+        body = {"secret": secret, "controller_secret": controller_secret, "hash": hash_floor, "group": group_floor}
+        self.call("PUT", self._secret_path(volume, nqn), body)
+
+    def remove_host_secret(self, volume: str, nqn: str) -> None:
+        """Believe a host by its name from now on."""
+        self.call("DELETE", self._secret_path(volume, nqn))
+
+    def _secret_path(self, volume: str, nqn: str) -> str:
+        return f"/v1/volumes/{self.volume(volume)['volume']}/host-secrets/{quote(nqn, safe='')}"
+
     def nodes(self) -> dict[str, Any]:
         """`heads` and `sleds` as the authority knows them, with what the heads report."""
         return _mapping(self.call("GET", "/v1/nodes"))
@@ -96,6 +116,11 @@ def _mapping(answer: Any) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ApiRefused(200, f"the authority's answer is not an object: {answer!r:.80}")
     return answer
+
+
+def _proof_text(proof: Mapping[str, Any]) -> str:
+    direction = "both ways" if proof["both_ways"] else "one way"
+    return f"proves itself {direction}, from {proof['hash']} and {proof['group']} up"
 
 
 def _problem_text(reply: httpx.Response) -> str:

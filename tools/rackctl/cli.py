@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from rackctl import state
+from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
@@ -82,6 +82,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     _add_volume(commands.add_parser("volume", help="create, list, show and delete volumes"), defaults)
     _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
+    host_secrets.add_keys(commands.add_parser("keys", help="make secrets for hosts"))
 
     run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")
     add_size(run, defaults)
@@ -123,18 +124,22 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     connect = actions.add_parser("connect-info", help="show how clients connect to a volume")
     connect.add_argument("name", metavar="NAME")
     connect.set_defaults(command=_volume_connect_info)
-    changes = _add_hosts(actions.add_parser("hosts", help="say which hosts may connect by NVMe/TCP"))
+    changes = _add_hosts(actions.add_parser("hosts", help="say which hosts may connect by NVMe/TCP"), defaults)
     for action in (create, listing, show, delete, connect, *changes):
         add_directory(action, "the rack's directory", defaults)
     for action in (create, listing, show, connect):
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 
 
-def _add_hosts(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+def _add_hosts(parser: argparse.ArgumentParser, defaults: Defaults) -> list[argparse.ArgumentParser]:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     made = []
     for name, method, text in (
-        ("list", None, "list the hosts that may connect, `*` for any; none without a line"),
+        (
+            "list",
+            None,
+            "list the hosts that may connect, `*` for any, and how they prove themselves",
+        ),
         ("add", OperatorApi.admit_host, "let a host connect, `*` for any"),
         ("remove", OperatorApi.expel_host, "take a host off the list and end its connections"),
     ):
@@ -143,6 +148,9 @@ def _add_hosts(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]
         if method is not None:
             action.add_argument("nqn", metavar="NQN", help="the host's, as in its /etc/nvme/hostnqn")
         action.set_defaults(command=_volume_hosts, method=method)
+        made.append(action)
+    for action in host_secrets.add_secret_actions(actions, defaults):
+        action.set_defaults(command=_volume_host_secret)
         made.append(action)
     return made
 
@@ -243,10 +251,15 @@ def _volume_connect_info(arguments: argparse.Namespace) -> int:
 def _volume_hosts(arguments: argparse.Namespace) -> int:
     api = _rack(arguments).api
     if arguments.method is None:
-        hosts = api.volume(arguments.name)["hosts"]
+        hosts = api.hosts(arguments.name)
     else:
         hosts = arguments.method(api, arguments.name, arguments.nqn)
     print("".join(f"{host}\n" for host in hosts), end="")
+    return 0
+
+
+def _volume_host_secret(arguments: argparse.Namespace) -> int:
+    arguments.act(_rack(arguments).api, arguments)
     return 0
 
 
