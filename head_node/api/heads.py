@@ -108,6 +108,7 @@ async def change_members(rack: Rack, head: Head, volume: UUID, body: models.Memb
         claim=body.claim,
         add=_member(body.add),
         remove=_member(body.remove),
+        lost=body.lost,
     )
     return _answer(record.to_json())
 

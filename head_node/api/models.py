@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from head_node.authority.transitions import HOSTS_MAX, NQN_CHARS_MAX
+from head_node.authority.transitions import HOSTS_MAX, MEMBERS_MAX, NQN_CHARS_MAX
 from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, VolumeState
 from sled_controller.fabric.dhchap.secret import TEXT_CHARS_MAX
 
@@ -71,6 +71,7 @@ class HealthDocument(BaseModel):
     exposed: Annotated[bool, Field(description="one more loss may lose acknowledged writes")]
     primary_live: Annotated[bool, Field(description="the primary reported within the last seconds")]
     serving: Annotated[bool, Field(description="the primary reports that it serves clients")]
+    stopped: Annotated[str, Field(description="why clients wait: fewer members than `min_current`; empty otherwise")]
     members: Annotated[int, Field(description="size of `current`")]
     reports: Annotated[dict[UUID, dict[str, Any]], Field(description="by live head, as that head reports it")]
 
@@ -88,6 +89,15 @@ class VolumeRequest(Body):
     name: Name
     size_bytes: Annotated[int, Field(strict=True, ge=BLOCK_BYTES, le=VOLUME_BYTES_MAX, multiple_of=BLOCK_BYTES)]
     hosts: Annotated[list[HostNqn], Field(max_length=HOSTS_MAX)] = []
+    min_members: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=1,
+            le=MEMBERS_MAX,
+            description="heads that must have every acknowledged write: with fewer the volume is stopped, not exposed",
+        ),
+    ] = 1
 
 
 class HostRequest(Body):
@@ -286,6 +296,7 @@ class MembersRequest(Body):
     claim: Claim
     add: MemberDocument | None = None
     remove: MemberDocument | None = None
+    lost: Annotated[bool, Field(description="the removed log is gone: its head has another one now")] = False
 
 
 class ColumnsRequest(Body):

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(opera
 @router.post("/volumes", operation_id="createVolume", status_code=201)
 async def create_volume(rack: Rack, body: models.VolumeRequest, response: Response) -> models.VolumeStatus:
     """Place a volume on the rack; heads make it within seconds (state `creating`, then `active`)."""
-    record = await rack.volumes.create(body.name, body.size_bytes, body.hosts)
+    record = await rack.volumes.create(body.name, body.size_bytes, body.hosts, body.min_members)
     response.headers["location"] = f"/v1/volumes/{record.volume}"
     return await overview.volume_status(rack, record)
 

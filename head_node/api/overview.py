@@ -9,14 +9,11 @@ from head_node.authority.errors import NotFound
 from head_node.authority.ledger import Rack, freeze_key
 from head_node.store.records import HeadRecord, VolumeRecord, VolumeState, column_blocks
 
-# With fewer members than this, losing one head may lose acknowledged writes.
-MEMBERS_SAFE = 2
-
 
 async def volume_status(authority: Authority, record: VolumeRecord) -> models.VolumeStatus:
     """Record and health of one volume."""
     said = authority.reports.of_volume(record.volume)
-    exposed = record.state is VolumeState.ACTIVE and len(record.current) < MEMBERS_SAFE
+    exposed = record.state is VolumeState.ACTIVE and record.exposed
     primary = said.get(record.primary) if record.primary is not None else None
     exposed = exposed or (primary is not None and bool(primary.get("exposed")))
     notice = None
@@ -28,6 +25,7 @@ async def volume_status(authority: Authority, record: VolumeRecord) -> models.Vo
             exposed=exposed,
             primary_live=record.primary is not None and authority.reports.is_live(record.primary),
             serving=primary is not None and bool(primary.get("serving")),
+            stopped="" if primary is None else str(primary.get("stopped", "")),
             members=len(record.current),
             reports={head: dict(report) for head, report in said.items()},
         ),

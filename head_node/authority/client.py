@@ -146,10 +146,11 @@ class AuthorityClient:
         expected_version: int,
         add: Member | None = None,
         remove: Member | None = None,
+        lost: bool = False,
     ) -> VolumeRecord:
         """Change `current` by compare-and-put, as primary of `epoch`. Raises RecordChanged, NotEligible, NotFound.
 
-        Stop waiting for a removed member only after this has returned (F5).
+        Stop waiting for a removed member only after this has returned (F5). `lost`: its log is gone.
         """
         body = {
             "epoch": epoch,
@@ -157,6 +158,7 @@ class AuthorityClient:
             "claim": self._claim(volume, epoch),
             "add": None if add is None else add.to_json(),
             "remove": None if remove is None else remove.to_json(),
+            "lost": lost,
         }
         return _record(await self._call("POST", f"/v1/volumes/{volume}/members", body))
 

@@ -43,9 +43,20 @@ def take_over(record: VolumeRecord, head: UUID, log: UUID, expected_version: int
 
 
 def change_members(
-    record: VolumeRecord, head: UUID, epoch: int, expected_version: int, *, add: Member | None, remove: Member | None
+    record: VolumeRecord,
+    head: UUID,
+    epoch: int,
+    expected_version: int,
+    *,
+    add: Member | None,
+    remove: Member | None,
+    lost: bool = False,
 ) -> VolumeRecord:
-    """The record after the primary of `epoch` has added and removed a member (F5)."""
+    """The record after the primary of `epoch` has added and removed a member (F5).
+
+    Below `min_current` nobody is removed: whoever is away may be the only other one that has every acknowledged write
+    (D1). `lost`: the removed log is gone, as its head says itself, so that keeping its name would keep nothing.
+    """
     _check_primary(record, head, epoch, expected_version)
     if add is None and remove is None:
         raise RequestRefused("neither a member to add nor one to remove is given")
@@ -56,6 +67,8 @@ def change_members(
         if remove not in current:
             raise NotEligible(f"head {remove.head} with log {remove.log} is not a member")
         current = tuple(member for member in current if member != remove)
+        if len(current) < record.min_current and not lost:
+            raise NotEligible(f"volume {record.volume} must keep {record.min_current} members")
     if add is not None and add not in current:
         if add.head not in record.heads:
             raise NotEligible(f"head {add.head} is not assigned to volume {record.volume}")
@@ -64,8 +77,6 @@ def change_members(
         if len(current) >= MEMBERS_MAX:
             raise NotEligible(f"a volume has at most {MEMBERS_MAX} members")
         current = (*current, add)
-    if len(current) < record.min_current:
-        raise NotEligible(f"volume {record.volume} must keep {record.min_current} members")
     if current == record.current:
         return record
     return replace(record, current=current, version=record.version + 1)

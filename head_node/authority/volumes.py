@@ -73,9 +73,16 @@ class Volumes:
         self._heads_per_volume = heads_per_volume
         self._geometry = geometry
 
-    async def create(self, name: str, size_bytes: int, hosts: Sequence[str] = ()) -> VolumeRecord:
-        """Place a new volume that `hosts` may connect to by NVMe/TCP; raises Conflict (name in use), Unplaceable,
-        RequestRefused."""
+    async def create(self, name: str, size_bytes: int, hosts: Sequence[str] = (), min_current: int = 1) -> VolumeRecord:
+        """Place a new volume that `hosts` may connect to by NVMe/TCP, served only while `min_current` heads have every
+        acknowledged write (D1).
+
+        Raises Conflict (name in use), Unplaceable, RequestRefused.
+        """
+        if not 1 <= min_current <= self._heads_per_volume:
+            raise RequestRefused(
+                f"min_members must be from 1 to {self._heads_per_volume}, the heads that a volume is given here"
+            )
         if size_bytes % BLOCK_BYTES or not BLOCK_BYTES <= size_bytes <= VOLUME_BYTES_MAX:
             raise RequestRefused(f"size_bytes must be a multiple of {BLOCK_BYTES} from that to {VOLUME_BYTES_MAX}")
         volume = self._env.new_uuid()
@@ -98,6 +105,7 @@ class Volumes:
                 geometry=geometry,
                 heads=placement.place_heads(heads, volumes, self._reports.is_live, self._heads_per_volume),
                 sleds=placement.place_columns(sleds, volumes, self._reports.sled_reachable, size_bytes, geometry),
+                min_current=min_current,
             )
             for nqn in hosts:
                 record = replace(transitions.admit_host(record, nqn), version=record.version)
@@ -153,11 +161,12 @@ class Volumes:
         claim: str,
         add: Member | None,
         remove: Member | None,
+        lost: bool,
     ) -> VolumeRecord:
         """Raises RecordChanged, NotEligible, Frozen, NotFound."""
 
         def change(record: VolumeRecord) -> VolumeRecord:
-            return transitions.change_members(record, head, epoch, expected_version, add=add, remove=remove)
+            return transitions.change_members(record, head, epoch, expected_version, add=add, remove=remove, lost=lost)
 
         record = await self._change_as_primary(head, volume, epoch, claim, change)
         self._note("members-changed", record, current=[member.to_json() for member in record.current])

@@ -7,7 +7,7 @@ first try can never take effect any more.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -44,7 +44,23 @@ class Membership:
     @property
     def exposed(self) -> bool:
         """Only one member holds the newest writes."""
-        return len(self.record.current) < 2
+        return self.record.exposed
+
+    @property
+    def enough(self) -> bool:
+        """As many members as the volume's policy asks for hold every acknowledged write (D1)."""
+        return len(self.record.current) >= self.record.min_current
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether a member may be removed: one that is only away is kept where the policy needs it (D1)."""
+        return len(self.record.current) > self.record.min_current
+
+    def shortage(self, silent: Collection[UUID]) -> str:
+        """Why a volume is stopped while `silent` members do not answer; empty when it is not."""
+        needed = self.record.min_current
+        answering = sum(member.head not in silent for member in self.record.current)
+        return "" if answering >= needed else f"{answering} of at least {needed} members answer; requests wait"
 
     def log_of(self, head: UUID) -> UUID | None:
         """The log that counts for `head`: another log of the same head is another member (F5)."""
@@ -101,7 +117,7 @@ class MembersApi(Protocol):
 
     async def change_members(
         self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
-        remove: Member | None = None,
+        remove: Member | None = None, lost: bool = False,
     ) -> VolumeRecord: ...  # fmt: skip
 
 
@@ -138,22 +154,22 @@ class MembershipChanges:
             self._on_change()
             return await self._put(add=member)
 
-    async def remove(self, member: Member, wanted: Callable[[], bool]) -> bool:
-        """Remove a member; it counts until the put has succeeded. False: not wanted any more, or refused. Raises
-        Deposed."""
+    async def remove(self, member: Member, wanted: Callable[[], bool], *, lost: bool = False) -> bool:
+        """Remove a member; it counts until the put has succeeded. `lost`: its log is gone. False: not wanted any more,
+        or refused. Raises Deposed."""
         async with self._lock:
             if member not in self._membership.record.current or not wanted():
                 return False
-            return await self._put(remove=member)
+            return await self._put(remove=member, lost=lost)
 
-    async def _put(self, *, add: Member | None = None, remove: Member | None = None) -> bool:
+    async def _put(self, *, add: Member | None = None, remove: Member | None = None, lost: bool = False) -> bool:
         membership = self._membership
         volume = membership.record.volume
         while True:
             expected = membership.record.version
             try:
                 record = await self._api.change_members(
-                    volume, epoch=self._epoch, expected_version=expected, add=add, remove=remove
+                    volume, epoch=self._epoch, expected_version=expected, add=add, remove=remove, lost=lost
                 )
             except RecordChanged as error:
                 record = error.record

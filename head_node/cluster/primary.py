@@ -96,6 +96,8 @@ class PrimaryRole:
         self._half_term_ns = grant.half_term_ns
         self._progress = VolumeState.ATTACHING
         self._held = False
+        self._enough = self.membership.enough
+        self._stopped = ""
         self._led = False
         self._lease_was_valid = True
         self._probed_ns = 0
@@ -108,6 +110,11 @@ class PrimaryRole:
     def serving(self) -> bool:
         """Whether clients may be connected here (they may have to wait)."""
         return self._progress is VolumeState.SERVING
+
+    @property
+    def stopped(self) -> str:
+        """Why clients wait though this head is primary: the volume's policy asks for more members (D1)."""
+        return self._stopped
 
     @property
     def record(self) -> VolumeRecord:
@@ -161,6 +168,11 @@ class PrimaryRole:
         """No other member could take over: nobody is linked that is in `current`."""
         return not self._heirs()
 
+    @property
+    def can_destage_alone(self) -> bool:
+        """Whether stripes could be committed without anybody else; members that are away may have to be kept (D1)."""
+        return self.alone and (self.record.min_current == 1 or not self.membership.required)
+
     def _heirs(self) -> list[LogSender]:
         return [sender for sender in self.links.senders() if self.record.member(sender.member.head) is not None]
 
@@ -197,7 +209,8 @@ class PrimaryRole:
         self._members_changed()
         self.links.lead()
         for member in self.record.current:
-            if member.head in self.membership.required and not self.links.linked(member.head):
+            away = member.head in self.membership.required and not self.links.linked(member.head)
+            if away and self.membership.may_shrink:
                 await self._changes.remove(member, lambda head=member.head: not self.links.linked(head))  # type: ignore[misc]
         await self._engine.wait_committed(opnum)
         self._advance(VolumeState.SERVING)
@@ -258,7 +271,7 @@ class PrimaryRole:
     # lease, heartbeats, membership
 
     def _may_serve(self) -> bool:
-        serving = self._progress is VolumeState.SERVING and not self._held
+        serving = self._progress is VolumeState.SERVING and not self._held and self._enough
         return serving and self.lease.valid(self._services.env.clock.boottime_ns())
 
     def _tick(self) -> None:
@@ -269,6 +282,7 @@ class PrimaryRole:
         self.links.heartbeat()
         self._watch_lease()
         now_ns = self._now_ns()
+        self._watch_shortage(now_ns)
         if self._led and not self._changes.busy and now_ns >= self._members_pause_ns:
             self._watch_members()
         if now_ns >= self._half_term_ns:
@@ -292,11 +306,21 @@ class PrimaryRole:
             self._probed_ns = now_ns
             self.attachments.probe()
 
+    def _watch_shortage(self, now_ns: int) -> None:
+        stopped = self.membership.shortage(self.lease.silent(now_ns))
+        if stopped != self._stopped:
+            self._stopped = stopped
+            log.log(
+                logging.WARNING if stopped else logging.INFO,
+                "event=stopped volume=%s epoch=%d reason=%s", self.volume, self.epoch, stopped or "over",
+            )  # fmt: skip
+
     def _watch_members(self) -> None:
         now_ns = self._now_ns()
+        removable = self.membership.may_shrink
         for head in self.lease.silent(now_ns):
             member = self.record.member(head)
-            if member is not None:
+            if member is not None and removable:
                 log.warning("event=member_silent volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
                 silent = partial(self._silent, head)
                 self._begin("members", self._remove(member, silent, "removed from the members for silence; join again"))
@@ -304,7 +328,7 @@ class PrimaryRole:
         for sender in self.links.senders():
             head = sender.member.head
             self._durability.observe(head, sender.durable, sender.lag, now_ns)
-            if self.record.member(head) == sender.member and self._stalled(head):
+            if self.record.member(head) == sender.member and self._stalled(head) and removable:
                 log.warning("event=member_stalled volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
                 stalled = partial(self._stalled, head)
                 self._begin("members", self._remove(sender.member, stalled, "your log makes nothing durable"))
@@ -345,12 +369,13 @@ class PrimaryRole:
         if member is not None and self._led:
 
             async def remove() -> None:
-                await self._changes.remove(member, lambda: True)
+                await self._changes.remove(member, lambda: True, lost=True)
 
             self._begin("wiped", remove())
 
     def _members_changed(self) -> None:
         required = self.membership.required
+        self._enough = self.membership.enough
         self.lease.require(required)
         self._engine.set_required(required)
         for head in required:

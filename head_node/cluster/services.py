@@ -23,7 +23,7 @@ class Authority(Protocol):
     async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]: ...
     async def change_members(
         self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
-        remove: Member | None = None,
+        remove: Member | None = None, lost: bool = False,
     ) -> VolumeRecord: ...  # fmt: skip
     async def set_columns(
         self, volume: UUID, *, epoch: int, expected_version: int, columns: list[Column]

@@ -74,7 +74,7 @@ class VolumeController:
         role = self._role
         if role is not None:
             await role.hand_over()
-            if self._engine is not None and self._role is role and role.alone:
+            if self._engine is not None and self._role is role and role.can_destage_alone:
                 with contextlib.suppress(VolumeError):
                     await self._engine.close(destage=True)
             role.end(End.HANDED_OVER, "stopped")
@@ -130,10 +130,11 @@ class VolumeController:
             "name": self.record.name,
             "state": self.state.value,
             "role": "primary" if self.is_primary else "secondary",
-            "serving": role is not None and role.serving,
+            "serving": role is not None and role.serving and not role.stopped,
+            "stopped": "" if role is None else role.stopped,
             "epoch": role.epoch if role is not None else self.record.epoch,
             "reason": self.reason,
-            "exposed": len(self.record.current) < 2,
+            "exposed": self.record.exposed,
             "following": follower is not None and follower.linked,
             "lease_valid": role is not None and role.lease.valid(now_ns),
             "receipts": role.attachments.receipts if role is not None else 0,

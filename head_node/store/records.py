@@ -17,6 +17,8 @@ BLOCK_BYTES = 4096
 # Twice the slots that the blocks need, so that compaction always finds free ones, and a floor for small volumes.
 OVERPROVISION_FACTOR = 2
 SPARE_SLOTS = 64
+# With fewer members than this, losing one head may lose acknowledged writes.
+MEMBERS_SAFE = 2
 # 2^56 bytes: every offset of a column still fits the u64 LBA arithmetic of the sleds with room to spare.
 VOLUME_BYTES_MAX = 1 << 56
 
@@ -99,6 +101,11 @@ class VolumeRecord:
     def member(self, head: UUID) -> Member | None:
         """The entry of `head` in `current`, if it has one."""
         return next((member for member in self.current if member.head == head), None)
+
+    @property
+    def exposed(self) -> bool:
+        """One member alone holds the newest writes, and the volume's policy lets that pass (D1)."""
+        return self.min_current <= len(self.current) < MEMBERS_SAFE
 
     def to_json(self) -> dict[str, Any]:
         return {

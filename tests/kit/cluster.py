@@ -161,14 +161,14 @@ class Api:
 
     async def change_members(
         self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
-        remove: Member | None = None,
+        remove: Member | None = None, lost: bool = False,
     ) -> VolumeRecord:  # fmt: skip
         self._authority.journal.append(("asked", add, remove))
         await self._enter("change_members")
         self._claim(volume, epoch)
         old = self._authority.records[volume]
         record = self._authority.put(
-            transitions.change_members(old, self._head, epoch, expected_version, add=add, remove=remove)
+            transitions.change_members(old, self._head, epoch, expected_version, add=add, remove=remove, lost=lost)
         )
         self._authority.journal.append(("members", add, remove))
         self._leave("change_members")

@@ -103,12 +103,12 @@ MUTANTS = (
     ),
     one(
         "remove-before-put", "F5: a member counts until its removal has succeeded", MEMBERSHIP,
-        "            return await self._put(remove=member)\n",
+        "            return await self._put(remove=member, lost=lost)\n",
         "            record = self._membership.record\n"
         "            left = tuple(other for other in record.current if other != member)\n"
         "            self._membership.record = __import__('dataclasses').replace(record, current=left)\n"
         "            self._on_change()\n"
-        "            return await self._put(remove=member)\n",
+        "            return await self._put(remove=member, lost=lost)\n",
         CLUSTER,
     ),
     one(

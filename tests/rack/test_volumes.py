@@ -1,13 +1,15 @@
 """The life of a volume as an operator sees it."""
 
 import asyncio
+from typing import Any
 
 import pytest
-from kit.volumes import Volume
+from kit.volumes import Failover, Volume
 from rackctl.errors import ApiRefused, VolumeUnknown
 from rackctl.nbd_probe import is_served
 from rackctl.ports import HOST
-from rackctl.rack import Rack
+from rackctl.rack import Rack, wait_until
+from rackctl.status import status_of
 
 from head_node.export.errors import ExportError
 from head_node.export.nbd_client import NbdClient
@@ -88,3 +90,25 @@ def test_a_stranger_is_refused(rack: Rack) -> None:
     with OperatorApi(rack.state.api_url, "guessed") as api, pytest.raises(ApiRefused) as refused:
         api.volumes()
     assert refused.value.status == 401
+
+
+def test_a_volume_with_two_members_at_least_stops_and_goes_on_by_itself(rack: Rack) -> None:
+    rack.create_volume("pair", 16 * MIB, min_members=2)
+    try:
+        (secondary,) = rack.wait_members("pair", 2).secondaries
+        rack.kill(secondary)
+        wait_until(lambda: shown(rack, "pair")["stopped"] or None, "the volume to stop", 30)
+        assert not shown(rack, "pair")["exposed"]
+        assert "stopped: 1 of at least 2 members answer" in status_of(rack).as_text()
+        rack.restart(secondary)
+        assert write_and_read_first_block(rack, "pair", b"\x11" * 4096) == b"\x11" * 4096
+        assert rack.roles("pair").epoch == 1
+        wait_until(lambda: not shown(rack, "pair")["stopped"] or None, "the volume to go on", 30)
+    finally:
+        Failover(rack).repair()
+        rack.delete_volume("pair")
+
+
+def shown(rack: Rack, name: str) -> dict[str, Any]:
+    """What `rackctl status` knows of a volume."""
+    return next(volume for volume in status_of(rack).as_json()["volumes"] if volume["name"] == name)

@@ -43,9 +43,12 @@ class OperatorApi:
             return reply.json() if reply.content else None
         raise ApiRefused(reply.status_code, _problem_text(reply))
 
-    def create_volume(self, name: str, size_bytes: int, hosts: Sequence[str] = ()) -> dict[str, Any]:
-        """Ask for a volume that `hosts` (NQNs) may connect to by NVMe/TCP; it is served some moments later."""
-        body = {"name": name, "size_bytes": size_bytes, "hosts": list(hosts)}
+    def create_volume(
+        self, name: str, size_bytes: int, hosts: Sequence[str] = (), min_members: int = 1
+    ) -> dict[str, Any]:
+        """Ask for a volume that `hosts` (NQNs) may connect to by NVMe/TCP; it is served some moments later, while
+        `min_members` heads hold it."""
+        body = {"name": name, "size_bytes": size_bytes, "hosts": list(hosts), "min_members": min_members}
         return _mapping(self.call("POST", "/v1/volumes", body))
 
     def volumes(self) -> list[dict[str, Any]]:

@@ -17,7 +17,16 @@ from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
 from rackctl.errors import RackError, RackNotFound
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
-from rackctl.options import add_directory, add_size, add_switch, named_size, named_sizes, size_of
+from rackctl.options import (
+    add_directory,
+    add_option,
+    add_size,
+    add_switch,
+    named_size,
+    named_sizes,
+    size_of,
+    whole_number,
+)
 from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
 from rackctl.status import status_of
@@ -112,6 +121,16 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         "--host", action="append", metavar="NQN",
         help="a host that may connect by NVMe/TCP; may be repeated; any host of this machine without it",
     )  # fmt: skip
+    add_option(
+        create,
+        "--min-members",
+        variable="RACKCTL_MIN_MEMBERS",
+        kind=whole_number,
+        default=1,
+        metavar="N",
+        text="stop the volume, instead of showing it as exposed, while fewer heads hold it",
+        defaults=defaults,
+    )
     create.set_defaults(command=_volume_create)
     listing = actions.add_parser("list", help="list all volumes")
     listing.set_defaults(command=_volume_list)
@@ -197,7 +216,12 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _volume_create(arguments: argparse.Namespace) -> int:
     rack = _rack(arguments)
-    record = rack.create_volume(arguments.name, arguments.size, hosts=arguments.host or (ANY_HOST,))
+    record = rack.create_volume(
+        arguments.name,
+        arguments.size,
+        hosts=arguments.host or (ANY_HOST,),
+        min_members=arguments.min_members,
+    )
     if arguments.json:
         print(json.dumps(record, indent=1))
     else:
@@ -232,7 +256,8 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         ("state", record["state"]),
         ("epoch", record["epoch"]),
         ("primary", roles.primary or "-"),
-        ("secondary", " ".join(roles.secondaries) or "- (exposed)"),
+        ("secondary", " ".join(roles.secondaries) or "-"),
+        ("members", record["health"]["stopped"] or ("exposed" if record["health"]["exposed"] else "enough")),
         ("columns", " ".join(f"{names.get(column['sled'], '?')}/{column['nsid']}" for column in record["columns"])),
         ("nbd", " ".join(_uris(rack, arguments.name, roles))),
         ("nvme", " ".join(f"{host}:{port}" for host, port in rack.paths(arguments.name).nvme)),

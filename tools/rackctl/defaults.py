@@ -17,6 +17,7 @@ KEYS: Final[Mapping[str, str]] = {
     "device_size": "RACKCTL_DEVICE_SIZE",
     "detach": "RACKCTL_DETACH",
     "json": "RACKCTL_JSON",
+    "min_members": "RACKCTL_MIN_MEMBERS",
     "volume": "RACKCTL_VOLUME",
     "timeout": "RACKCTL_TIMEOUT",
 }

@@ -201,11 +201,17 @@ class Rack:
     # Volumes
 
     def create_volume(
-        self, name: str, size_bytes: int, timeout_s: float = _WAIT_TIMEOUT_S, *, hosts: Sequence[str] = (ANY_HOST,)
+        self,
+        name: str,
+        size_bytes: int,
+        timeout_s: float = _WAIT_TIMEOUT_S,
+        *,
+        hosts: Sequence[str] = (ANY_HOST,),
+        min_members: int = 1,
     ) -> dict[str, Any]:
         """Create a volume and wait until its primary serves it. On an emulated rack, which only this machine reaches,
         any host may connect to it by NVMe/TCP unless `hosts` says which."""
-        self.api.create_volume(name, size_bytes, hosts)
+        self.api.create_volume(name, size_bytes, hosts, min_members)
         self.wait_served(name, timeout_s)
         return self.api.volume(name)
 

@@ -51,7 +51,7 @@ class RackStatus:
                     volume["primary"] or "-",
                     " ".join(volume["secondaries"]) or "-",
                     len(volume["sleds"]),
-                    "exposed" if volume["exposed"] else "",
+                    f"stopped: {volume['stopped']}" if volume["stopped"] else "exposed" if volume["exposed"] else "",
                 )
                 for volume in data["volumes"]
             ]
@@ -115,6 +115,7 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
                 "secondaries": [name for name in members if name != primary],
                 "sleds": [names.get(column["sled"], column["sled"]) for column in record["columns"]],
                 "exposed": bool(record["health"]["exposed"]),
+                "stopped": str(record["health"]["stopped"]),
             }
         )
     data["fences"] = [dataclasses.asdict(fence) for fence in fences_seen(rack)]

@@ -27,7 +27,7 @@ def test_health_comes_from_the_record_and_from_live_reports() -> None:
             found: dict[str, object] = (await kit.operator.get("/v1/volumes/v")).json()["health"]
             return found
 
-        quiet = {"exposed": False, "primary_live": False, "serving": False, "members": 2, "reports": {}}
+        quiet = {"exposed": False, "primary_live": False, "serving": False, "stopped": "", "members": 2, "reports": {}}
         assert await health() == quiet
         said = {"role": "primary", "epoch": 1, "exposed": True, "serving": True}
         await primary.client.report({"volumes": {str(record.volume): said}})
@@ -35,6 +35,7 @@ def test_health_comes_from_the_record_and_from_live_reports() -> None:
             "exposed": True,
             "primary_live": True,
             "serving": True,
+            "stopped": "",
             "members": 2,
             "reports": {str(primary.id): said},
         }
@@ -99,5 +100,20 @@ def test_a_head_sees_its_own_volumes_only() -> None:
         other = await kit.enrolled("head-3")
         assert set((await primary.client.view()).volumes) == {record.volume}
         assert (await other.client.view()).volumes == {}
+
+    run(scenario)
+
+
+def test_a_volume_may_ask_for_more_members_than_one_but_not_for_more_than_it_is_given() -> None:
+    async def scenario(kit: Kit) -> None:
+        await kit.enrolled("head-1")
+        await kit.sleds()
+        made = await kit.operator.post("/v1/volumes", json={"name": "two", "size_bytes": 1 << 20, "min_members": 2})
+        assert (made.status_code, made.json()["min_current"]) == (201, 2)
+        for asked, status in ((3, 422), (0, 422), (17, 422), ("2", 422)):
+            body = {"name": "other", "size_bytes": 1 << 20, "min_members": asked}
+            refused = await kit.operator.post("/v1/volumes", json=body)
+            assert refused.status_code == status, refused.text
+            assert "min_members" in refused.text
 
     run(scenario)

@@ -117,3 +117,15 @@ def test_min_current_is_kept() -> None:
     record = replace(record, min_current=2)
     with pytest.raises(NotEligible, match="keep 2"):
         transitions.change_members(record, HEADS[0], 1, record.version, add=None, remove=added)
+    gone = transitions.change_members(record, HEADS[0], 1, record.version, add=None, remove=added, lost=True)
+    assert len(gone.current) == 1
+    back = transitions.change_members(gone, HEADS[0], 1, gone.version, add=added, remove=None)
+    assert len(back.current) == 2
+
+
+def test_members_are_added_one_by_one_up_to_min_current() -> None:
+    record = replace(FRESH, min_current=3)
+    record = transitions.take_over(record, HEADS[0], LOGS[0], record.version)
+    added = Member(HEADS[1], LOGS[1])
+    record = transitions.change_members(record, HEADS[0], 1, record.version, add=added, remove=None)
+    assert len(record.current) == 2

@@ -34,7 +34,7 @@ class Script:
 
     async def change_members(
         self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
-        remove: Member | None = None,
+        remove: Member | None = None, lost: bool = False,
     ) -> VolumeRecord:  # fmt: skip
         self.required_when_asked.append(self.membership.required)
         self.versions.append(expected_version)

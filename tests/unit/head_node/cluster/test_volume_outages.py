@@ -276,25 +276,6 @@ def test_a_failed_log_ends_the_volume_here_and_the_other_head_takes_over() -> No
     with_rack(scenario)
 
 
-def test_below_min_current_a_volume_stops_instead_of_serving_alone() -> None:
-    async def scenario(rack: Rack) -> None:
-        first, second = await rack.start_serving()
-        assert await first.write(0, ONE) == 0
-        rack.authority.put(replace(rack.record, min_current=2, version=rack.record.version + 1))
-        await second.crash()
-        late = first.write(1, TWO)
-        await until(lambda: rack.authority.journal[-1][0] == "asked")
-        role = first.controller._role
-        assert role is not None
-        await until(lambda: not role._may_serve())
-        assert not late.done()
-        assert rack.is_member(second)
-        await second.start()
-        assert await late == 0
-
-    with_rack(scenario)
-
-
 class Slow:
     """Sleds that answer no ATTACH of one head until `open` is set."""
 
