@@ -29,7 +29,7 @@ _OPENING: Final = Struct("<BBHI")
 _DWORDS: Final = Struct("<6I")  # CDW10 to CDW15
 _SGL_OFFSET: Final = 24
 _RETAIN_EVENT: Final = 1 << 15  # CDW10 of Get Log Page
-_SAVE: Final = 1 << 31  # CDW10 of Set Features
+SAVE: Final = 1 << 31  # CDW10 of Set Features
 _SELECT_CAPABILITIES: Final = 3
 _CHANGEABLE: Final = 1 << 2
 
@@ -61,13 +61,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """An asynchronous event that a controller may send (Base 2.0, 5.2): `config_bit` of feature 0Bh turns it on, the
-    host takes note of it by reading log page `page`."""
+    """An asynchronous event that a controller may send (Base 2.0, 5.2): `config_bit` of feature 0Bh turns it on (None:
+    it is always on), the host takes note of it by reading log page `page`."""
 
     kind: int
     info: int
     page: int
-    config_bit: int
+    config_bit: int | None
 
 
 class Event(Enum):
@@ -76,6 +76,7 @@ class Event(Enum):
     NAMESPACE_CHANGED = Notice(2, 0x00, LogPage.CHANGED_NAMESPACES, 8)
     ANA_CHANGED = Notice(2, 0x03, LogPage.ANA, 11)
     DISCOVERY_CHANGED = Notice(2, 0xF0, LogPage.DISCOVERY, 31)
+    RESERVATION = Notice(6, 0x00, LogPage.RESERVATION, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class StandardController:
             return
         queue.complete(command.cid, Status.SUCCESS, data=page[offset : offset + length].ljust(length, b"\0"))
         if not cdw10 & _RETAIN_EVENT:
-            self._taken_note(request.page)
+            self.taken_note(request.page)
 
     def set_features(self, queue: "TargetQueue", command: Command) -> None:
         """Set Features (Base 2.0, 5.27); nothing is saved over a reset."""
@@ -227,7 +228,7 @@ class StandardController:
         status, dw0 = Status.SUCCESS, 0
         if rule is None:
             status = Status.INVALID_FIELD
-        elif command.dwords[0] & _SAVE:
+        elif command.dwords[0] & SAVE:
             status = Status.FEATURE_NOT_SAVEABLE
         elif feature == Feature.NUMBER_OF_QUEUES:
             status, dw0 = self._grant_queues(value)
@@ -255,6 +256,10 @@ class StandardController:
             queue.complete(command.cid, Status.SUCCESS, self.kato_ms)
         else:
             queue.complete(command.cid, Status.SUCCESS, self._values[feature] if select == 0 else rule.default)
+
+    def value(self, feature: Feature) -> int:
+        """What a feature is set to."""
+        return self._values[feature]
 
     def _grant_queues(self, asked: int) -> tuple[Status, int]:
         """As many I/O queues as there may be, at least one; 0's based, submission and completion alike."""
@@ -300,7 +305,7 @@ class StandardController:
         queue = self._queue
         for event in list(self._due):
             notice: Notice = event.value
-            if not wanted >> notice.config_bit & 1:
+            if notice.config_bit is not None and not wanted >> notice.config_bit & 1:
                 del self._due[event]
             elif queue is not None and self._held_events and event not in self._untold:
                 del self._due[event]
@@ -309,7 +314,7 @@ class StandardController:
                 queue.complete(self._held_events.pop(0), Status.SUCCESS, dw0)
                 queue.poke()
 
-    def _taken_note(self, page: int) -> None:
+    def taken_note(self, page: int) -> None:
         """The host has read the page, with all that it says now."""
         for event in [event for event in self.EVENTS if event.value.page == page]:
             self._due.pop(event, None)
@@ -318,7 +323,8 @@ class StandardController:
 
 def events_mask(events: frozenset[Event]) -> int:
     """OAES of Identify Controller for `events`."""
-    return sum(1 << event.value.config_bit for event in events)
+    bits = [event.value.config_bit for event in events]
+    return sum(1 << bit for bit in bits if bit is not None)
 
 
 def supported_pages(pages: Mapping[int, Any]) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from head_node.export.nvme import reservations
 from head_node.volume.interface import BLOCK_BYTES, ServedVolume
 from sled_controller.fabric.port import QueueLimits
 from sled_controller.fabric.standard_controller import Command
@@ -58,6 +59,14 @@ def _range_bytes(command: Command) -> int:
     return ((command.dwords[0] & 0xFF) + 1) * DATASET_RANGE.size
 
 
+def _keys_bytes(command: Command) -> int:
+    return reservations.data_bytes(command.opcode)
+
+
+def _report_bytes(command: Command) -> int:
+    return (command.dwords[0] + 1) * 4
+
+
 def _within(command: Command, blocks: int) -> Status:
     if _slba(command) + _count(command) > blocks:
         return Status.LBA_OUT_OF_RANGE
@@ -68,6 +77,10 @@ def _transferable(command: Command, blocks: int) -> Status:
     if _bytes(command) > LIMITS.transfer_bytes_max:
         return Status.INVALID_FIELD
     return _within(command, blocks)
+
+
+def _reportable(command: Command, blocks: int) -> Status:
+    return Status.INVALID_FIELD if _report_bytes(command) > LIMITS.transfer_bytes_max else Status.SUCCESS
 
 
 def _anything(command: Command, blocks: int) -> Status:
@@ -94,14 +107,14 @@ def _write(path: "ExportIoPath", volume: ServedVolume, command: Command, data: B
 
 
 def _flush(path: "ExportIoPath", volume: ServedVolume, command: Command, data: Buffer, held: int) -> None:
-    volume.flush(partial(_done, path, path.turn, command.cid))
+    volume.flush(partial(_done, path, path.turn, command.cid), path.host)
 
 
 def _write_zeroes(path: "ExportIoPath", volume: ServedVolume, command: Command, data: Buffer, held: int) -> None:
     no_hole = not command.dwords[2] & _DEALLOCATE_ZEROES
     done = partial(_done, path, path.turn, command.cid)
     volume.write_zeroes(
-        _slba(command) * BLOCK_BYTES, _bytes(command), no_hole=no_hole, done=done, gone=path.gone
+        _slba(command) * BLOCK_BYTES, _bytes(command), no_hole=no_hole, done=done, gone=path.gone, host=path.host
     )  # fmt: skip
 
 
@@ -118,7 +131,7 @@ def _verify(path: "ExportIoPath", volume: ServedVolume, command: Command, data: 
     def have_read(error: int, buffers: Sequence[Buffer]) -> None:
         path.finish(turn, command.cid, length, path.status_of(error, Status.UNRECOVERED_READ_ERROR))
 
-    volume.read(_slba(command) * BLOCK_BYTES, length, have_read, path.gone)
+    volume.read(_slba(command) * BLOCK_BYTES, length, have_read, path.gone, path.host)
 
 
 def _compare(path: "ExportIoPath", volume: ServedVolume, command: Command, data: Buffer, held: int) -> None:
@@ -132,7 +145,7 @@ def _compare(path: "ExportIoPath", volume: ServedVolume, command: Command, data:
             status = Status.COMPARE_FAILURE
         path.finish(turn, command.cid, 2 * length, status)
 
-    volume.read(_slba(command) * BLOCK_BYTES, length, have_read, path.gone)
+    volume.read(_slba(command) * BLOCK_BYTES, length, have_read, path.gone, path.host)
 
 
 def _dataset(path: "ExportIoPath", volume: ServedVolume, command: Command, data: Buffer, held: int) -> None:
@@ -159,7 +172,21 @@ def _dataset(path: "ExportIoPath", volume: ServedVolume, command: Command, data:
             path.finish(turn, cid, held, path.status_of(failed, Status.WRITE_FAULT))
 
     for slba, count in ranges:
-        volume.trim(slba * BLOCK_BYTES, count * BLOCK_BYTES, done, path.gone)
+        volume.trim(slba * BLOCK_BYTES, count * BLOCK_BYTES, done, path.gone, path.host)
+
+
+def _reserve(path: "ExportIoPath", volume: ServedVolume, command: Command, data: Buffer, held: int) -> None:
+    turn = path.turn
+
+    def complete(status: Status, nothing: bytes) -> None:
+        path.finish(turn, command.cid, held, status)
+
+    reservations.change(volume, path.host, command.opcode, command.dwords[0], data, complete, path.gone)
+
+
+def _report(path: "ExportIoPath", volume: ServedVolume, command: Command, data: Buffer, held: int) -> None:
+    complete = partial(path.finish, path.turn, command.cid, 0)
+    reservations.report(volume, _report_bytes(command), command.dwords[1], path.present(), complete, path.gone)
 
 
 KINDS: Final[dict[int, Kind]] = {
@@ -170,4 +197,9 @@ KINDS: Final[dict[int, Kind]] = {
     IoOpcode.WRITE_ZEROES: Kind(_write_zeroes, _within),
     IoOpcode.DATASET_MANAGEMENT: Kind(_dataset, takes=_range_bytes, takes_at_most=lambda command: DATASET_BYTES_MAX),
     IoOpcode.VERIFY: Kind(_verify, _transferable),
+    **dict.fromkeys(
+        (IoOpcode.RESERVATION_REGISTER, IoOpcode.RESERVATION_ACQUIRE, IoOpcode.RESERVATION_RELEASE),
+        Kind(_reserve, takes=_keys_bytes, takes_at_most=lambda command: reservations.KEYS_BYTES),
+    ),
+    IoOpcode.RESERVATION_REPORT: Kind(_report, _reportable, gives=_report_bytes),
 }

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from head_node.export.nvme.commands import KINDS, LIMITS, VERIFY_BYTES_MAX
 from head_node.export.nvme.io_path import ExportIoPath
+from head_node.export.nvme.persistence import PersistenceFeature
+from head_node.export.nvme.reservations import NOTICE_MASK_BITS, NoticeLog
 from head_node.export.nvme.subsystem import NSID, Access, VolumeAssociation, VolumeSubsystem
 from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.reservations import NoticeKind
 from sled_controller.fabric.io_path import IoPath
 from sled_controller.fabric.standard_controller import (
+    SAVE,
     STANDARD_COMMANDS,
     Command,
     Event,
@@ -41,7 +45,7 @@ _NVM: Final = 0  # CSI
 
 _NVM_OPTIONAL: Final = (
     identify.ONCS_COMPARE | identify.ONCS_DATASET_MANAGEMENT | identify.ONCS_WRITE_ZEROES
-    | identify.ONCS_FEATURE_SELECT | identify.ONCS_VERIFY
+    | identify.ONCS_FEATURE_SELECT | identify.ONCS_RESERVATIONS | identify.ONCS_VERIFY
 )  # fmt: skip
 _CHANGES: Final = log_pages.EFFECTS_SUPPORTED | log_pages.EFFECTS_CHANGES_CONTENT
 _EFFECTS: Final[dict[int, int]] = {
@@ -62,18 +66,22 @@ class ExportController(StandardController):
         Feature.ERROR_RECOVERY: FeatureRule(),
         # What is acknowledged is durable (F5): there is no cache to turn on.
         Feature.VOLATILE_WRITE_CACHE: FeatureRule(default=0, changeable=False),
+        Feature.RESERVATION_NOTIFICATION_MASK: FeatureRule(),
+        Feature.RESERVATION_PERSISTENCE: FeatureRule(default=1),
     }
-    EVENTS: ClassVar[frozenset[Event]] = frozenset({Event.ANA_CHANGED})
+    EVENTS: ClassVar[frozenset[Event]] = frozenset({Event.ANA_CHANGED, Event.RESERVATION})
 
     def __init__(self, subsystem: VolumeSubsystem, association: VolumeAssociation, kato_ms: int) -> None:
         super().__init__(association, kato_ms, io_queues_max=IO_QUEUES_MAX, entries_max=LIMITS.entries_max)
         self._subsystem = subsystem
         self._paths: dict[int, ExportIoPath] = {}
+        self._notices = NoticeLog(NSID)
+        self._persistence = PersistenceFeature(subsystem, association)
 
     # --- paths
 
     def io_path(self, queue: "TargetQueue", entries: int) -> IoPath:
-        path = ExportIoPath(queue, self._subsystem)
+        path = ExportIoPath(queue, self._subsystem, self.association.host_id)
         self._paths[queue.queue_id] = path
         return path
 
@@ -86,7 +94,7 @@ class ExportController(StandardController):
 
     def give_up(self) -> int:
         """Answer everything that the volume has and will not answer any more."""
-        return sum(path.give_up() for path in self._paths.values())
+        return self._persistence.give_up() + sum(path.give_up() for path in self._paths.values())
 
     # --- identify
 
@@ -106,7 +114,7 @@ class ExportController(StandardController):
         if cns == IdentifyCns.NAMESPACE:
             return self._identify_namespace()
         if cns == IdentifyCns.INDEPENDENT_NAMESPACE:
-            return identify.independent_namespace(0, identify.ANA_GROUP)
+            return identify.independent_namespace(identify.ALL_RESERVATIONS, identify.ANA_GROUP)
         return identify.namespace_descriptors(self._subsystem.exported.volume)
 
     def _identify_controller(self) -> bytes:
@@ -140,6 +148,7 @@ class ExportController(StandardController):
                 subsystem.exported.volume,
                 # Which blocks hold data is known to the primary only; a path that is inaccessible says 0 (8.1.1.6).
                 used_blocks=0 if subsystem.access is Access.INACCESSIBLE else subsystem.blocks,
+                reservations=identify.ALL_RESERVATIONS,
                 deallocate=identify.DEALLOCATED_READS_ZERO | identify.WRITE_ZEROES_DEALLOCATES,
                 ana_group=identify.ANA_GROUP,
             )
@@ -173,6 +182,7 @@ class ExportController(StandardController):
             LogPage.ANA: lambda: log_pages.ana_log(
                 subsystem.changes, identify.ANA_GROUP, subsystem.access.value, nsids
             ),
+            LogPage.RESERVATION: self._notices.page,
         }
         if request.page == LogPage.SUPPORTED:
             return supported_pages(pages)
@@ -210,19 +220,47 @@ class ExportController(StandardController):
 
     def get_features(self, queue: "TargetQueue", command: Command) -> None:
         """Also the host identifier, which Connect has set for good (Base 2.0, 5.27.1.25)."""
-        if command.dwords[0] & 0xFF != Feature.HOST_IDENTIFIER:
-            super().get_features(queue, command)
-        elif command.dwords[1] & _HOST_ID_128_BITS:
+        feature, selected = command.dwords[0] & 0xFF, command.dwords[0] >> 8 & 7
+        if feature == Feature.HOST_IDENTIFIER and command.dwords[1] & _HOST_ID_128_BITS:
             queue.complete(command.cid, Status.SUCCESS, data=self.association.host_id[: command.length])
-        else:
+        elif feature == Feature.HOST_IDENTIFIER:
             queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
+        elif feature == Feature.RESERVATION_PERSISTENCE and not selected:
+            self._persistence.get(queue, command)
+        elif feature == Feature.RESERVATION_NOTIFICATION_MASK and command.nsid != NSID:
+            queue.complete(command.cid, Status.INVALID_NAMESPACE, dnr=True)
+        else:
+            super().get_features(queue, command)
 
     def set_features(self, queue: "TargetQueue", command: Command) -> None:
         """Anything but the host identifier."""
-        if command.dwords[0] & 0xFF == Feature.HOST_IDENTIFIER:
+        feature = command.dwords[0] & 0xFF
+        if feature == Feature.HOST_IDENTIFIER:
             queue.complete(command.cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
+        elif feature == Feature.RESERVATION_PERSISTENCE and not command.dwords[0] & SAVE:
+            self._persistence.set(queue, command)
+        elif feature == Feature.RESERVATION_NOTIFICATION_MASK and command.nsid not in (NSID, NSID_ALL):
+            queue.complete(command.cid, Status.INVALID_NAMESPACE, dnr=True)
+        elif feature == Feature.RESERVATION_NOTIFICATION_MASK and command.dwords[1] & ~NOTICE_MASK_BITS:
+            queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
         else:
             super().set_features(queue, command)
+
+    # --- notices
+
+    def tell(self, kind: NoticeKind) -> None:
+        """Another host has done something to this one's registration or reservation."""
+        if not self.value(Feature.RESERVATION_NOTIFICATION_MASK) >> kind & 1:
+            self._notices.add(kind)
+            self.notify(Event.RESERVATION)
+
+    def taken_note(self, page: int) -> None:
+        """Of notices each is a page of its own, and an event again."""
+        super().taken_note(page)
+        if page == LogPage.RESERVATION:
+            self._notices.taken()
+            if self._notices:
+                self.notify(Event.RESERVATION)
 
     COMMANDS: ClassVar[Mapping[int, Handler]] = {
         **STANDARD_COMMANDS,

@@ -50,15 +50,20 @@ _STATUS_OF: Final[dict[int, int]] = {
     0: Status.SUCCESS,
     errno.ENOSPC: Status.CAPACITY_EXCEEDED,
     errno.EINVAL: Status.INVALID_FIELD,
+    errno.EPERM: Status.RESERVATION_CONFLICT,
 }
+_FINAL: Final = frozenset({Status.RESERVATION_CONFLICT, Status.INVALID_FIELD, Status.HOST_IDENTIFIER_INCONSISTENT})
+"""What trying again does not change, so that hosts are told not to."""
 
 
 class ExportIoPath(IoPath):
     """One I/O queue of a host. Whatever the volume completes after `give_up` is ignored."""
 
-    def __init__(self, queue: "TargetQueue", subsystem: VolumeSubsystem) -> None:
+    def __init__(self, queue: "TargetQueue", subsystem: VolumeSubsystem, host: bytes) -> None:
         super().__init__(queue)
         self._subsystem = subsystem
+        self.host = host
+        """Identifier of the host, which reservations know it by."""
         self._blocks = subsystem.blocks
         self.reads = 0
         self.writes = 0
@@ -139,7 +144,7 @@ class ExportIoPath(IoPath):
         self.writes += 1
         self.blocks_written += length >> _SHIFT
         self.held_bytes += length - held
-        volume.write(slba << _SHIFT, data, fua, partial(self._written, self._turn, cid, length), self.gone)
+        volume.write(slba << _SHIFT, data, fua, partial(self._written, self._turn, cid, length), self.gone, self.host)
 
     def read(self, volume: ServedVolume, slba: int, count: int, cid: int) -> None:
         """Let the volume read `count` blocks for the host."""
@@ -147,7 +152,7 @@ class ExportIoPath(IoPath):
         self.reads += 1
         self.blocks_read += count
         self.held_bytes += length
-        volume.read(slba << _SHIFT, length, partial(self._have_read, self._turn, cid, length), self.gone)
+        volume.read(slba << _SHIFT, length, partial(self._have_read, self._turn, cid, length), self.gone, self.host)
 
     def _written(self, turn: int, cid: int, held: int, error: int) -> None:
         if turn != self._turn:
@@ -260,16 +265,21 @@ class ExportIoPath(IoPath):
         """So many more bytes are held for a command."""
         self.held_bytes += count
 
-    def finish(self, turn: int, cid: int, held: int, status: int) -> None:
+    def present(self) -> list[tuple[int, bytes]]:
+        """(controller, host) of all that are connected to this head."""
+        return [(number, association.host_id) for number, association in self._subsystem.hosts.items()]
+
+    def finish(self, turn: int, cid: int, held: int, status: int, data: bytes = b"") -> None:
         """A command is over, unless it was given up meanwhile."""
         if turn == self._turn:
             self.release(held)
-            self._queue.complete(cid, status)
+            self._queue.complete(cid, status, data=data, dnr=status in _FINAL)
             self._queue.poke()
 
     def complete(self, cid: int, error: int, otherwise: int) -> None:
         """Complete a command with what the volume said of it; an error that has no name here is `otherwise`."""
-        self._queue.complete(cid, self.status_of(error, otherwise))
+        status = self.status_of(error, otherwise)
+        self._queue.complete(cid, status, dnr=status in _FINAL)
         self._queue.poke()
 
     def status_of(self, error: int, otherwise: int) -> int:

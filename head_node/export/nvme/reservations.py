@@ -29,10 +29,12 @@ from spdk_bindings.nvme import CONTROLLER_ID_DYNAMIC, IoOpcode, Status
 NOTICES_MAX: Final = 64
 """Notices that a controller keeps for its host; the oldest go, and the host sees it by the gap in their numbers."""
 NOTICE_MASK_BITS: Final = sum(1 << kind for kind in NoticeKind)
-"""What feature 82h may set."""
+"""What feature 82h may set: bit k keeps notices of kind k away."""
+KEYS_BYTES: Final = 16
+"""What comes with a command at most; Linux sends as much with Release too, which has one key."""
 
 _IGNORE_KEY: Final = 1 << 3
-_EXTENDED: Final = 1 << 0
+_EXTENDED: Final = 1 << 0  # EDS
 _PERSIST: Final = {0: None, 2: False, 3: True}
 _KEY: Final = struct.Struct("<Q")
 _KEYS: Final = struct.Struct("<QQ")
@@ -42,14 +44,15 @@ Complete: TypeAlias = Callable[[Status, bytes], None]
 
 
 def data_bytes(opcode: int) -> int:
-    """How many bytes the host sends with a command that changes reservations."""
+    """How many bytes the host sends at least with a command that changes reservations."""
     return _KEY.size if opcode == IoOpcode.RESERVATION_RELEASE else _KEYS.size
 
 
 def parse(opcode: int, cdw10: int, data: Buffer) -> Command | None:
     """A Reservation Register, Acquire or Release with its data; None where a field is invalid."""
-    if len(data) != data_bytes(opcode):
+    if len(data) < data_bytes(opcode):
         return None
+    data = memoryview(data)[: data_bytes(opcode)]
     action, ignore_key, kind = cdw10 & 7, bool(cdw10 & _IGNORE_KEY), cdw10 >> 8 & 0xFF
     try:
         if opcode == IoOpcode.RESERVATION_REGISTER:
@@ -70,7 +73,8 @@ def change(
 ) -> None:
     """Carry out Register, Acquire or Release of `host`."""
     command = parse(opcode, cdw10, data)
-    if command is None:
+    if command is None or not any(host):
+        # A host identifier of 0 names nobody (Base 2.0, 5.27.1.25).
         complete(Status.INVALID_FIELD, b"")
     else:
         volume.change_reservation(host, command, lambda status: complete(status, b""), gone)
@@ -78,21 +82,16 @@ def change(
 
 def report(
     volume: ServedVolume,
-    cdw10: int,
+    length: int,
     cdw11: int,
-    room: int,
     present: Iterable[tuple[int, bytes]],
     complete: Complete,
     gone: Gone,
 ) -> None:
-    """Carry out Report for a host that has `room` bytes; `present` are (controller, host) of this head.
+    """Carry out Report, cut or filled up to `length` bytes; `present` are (controller, host) of this head.
 
     A registrant without a controller here is listed with FFFFh, as hosts behind another head are.
     """
-    length = (cdw10 + 1) * 4
-    if length > room:
-        complete(Status.INVALID_FIELD, b"")
-        return
     if not cdw11 & _EXTENDED:
         # The short form has no room for identifiers of 128 bits, and a host over fabrics has no other.
         complete(Status.HOST_IDENTIFIER_INCONSISTENT, b"")
@@ -117,11 +116,9 @@ def _entries(state: Reservations, controllers: Sequence[tuple[int, bytes]]) -> l
 
 
 class NoticeLog:
-    """The notices that one controller keeps for its host: log page 80h, and feature 82h, which keeps some away."""
+    """The notices that one controller keeps for its host: log page 80h."""
 
     def __init__(self, nsid: int) -> None:
-        self.mask = 0
-        """Bit k keeps notices of kind k away."""
         self._nsid = nsid
         self._count = 0
         self._kept: deque[tuple[int, NoticeKind]] = deque(maxlen=NOTICES_MAX)
@@ -129,14 +126,11 @@ class NoticeLog:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def add(self, kind: NoticeKind) -> bool:
-        """Keep a notice for the host; False where it does not want to know."""
-        if self.mask >> kind & 1:
-            return False
+    def add(self, kind: NoticeKind) -> None:
+        """Keep a notice for the host."""
         # 64 bits; the specification has the count wrap round to 1, which nobody lives to see.
         self._count += 1
         self._kept.append((self._count, kind))
-        return True
 
     def page(self) -> bytes:
         """The oldest notice, for Get Log Page."""

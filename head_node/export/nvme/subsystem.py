@@ -10,6 +10,7 @@ from uuid import UUID
 from head_node.export.nvme.counters import NvmeCounters
 from head_node.export.nvme.guard import UNGUARDED, Guard
 from head_node.volume.interface import BLOCK_BYTES, ServedVolume
+from head_node.volume.reservations import Notice
 from sled_controller.environment import Entropy
 from sled_controller.fabric.associations import Associations, HostAssociation
 from sled_controller.fabric.authentication import InBandAuthentication
@@ -97,6 +98,7 @@ class VolumeSubsystem:
         self.access = Access.INACCESSIBLE
         self.changes = 1
         self.volume: ServedVolume | None = None
+        self._stop_watching: Callable[[], None] = lambda: None
         first = (head_number - 1) * CONTROLLER_IDS_PER_HEAD + 1
         self._associations: Associations[VolumeAssociation] = Associations(
             HOSTS_MAX, first, first + CONTROLLER_IDS_PER_HEAD - 1
@@ -166,7 +168,7 @@ class VolumeSubsystem:
         Commands that the volume has already stay with it: it answers them if it goes on serving, else `step_down`.
         """
         assert (volume is not None) == (access is Access.OPTIMIZED)
-        self.volume = volume
+        self._take(volume)
         if access is self.access:
             return
         log.info(
@@ -184,12 +186,26 @@ class VolumeSubsystem:
         which says nothing about whether it was done; hosts repeat it elsewhere. Returns how many commands that were."""
         if self.access is Access.OPTIMIZED:
             self.set_access(Access.INACCESSIBLE, None)
-        self.volume = None
+        self._take(None)
         unfinished = sum(association.controller.give_up() for association in list(self.hosts.values()))
         self.counters.commands_unfinished += unfinished
         return unfinished
 
+    def _take(self, volume: ServedVolume | None) -> None:
+        if volume is not self.volume:
+            self._stop_watching()
+            self._stop_watching = lambda: None
+            self.volume = volume
+            if volume is not None:
+                self._stop_watching = volume.watch_reservations(self._tell)
+
+    def _tell(self, notice: Notice) -> None:
+        for association in list(self.hosts.values()):
+            if association.host_id == notice.host:
+                association.controller.tell(notice.kind)
+
     def close(self, reason: str) -> None:
         """The volume is not exported here any more."""
+        self._take(None)
         for association in list(self.hosts.values()):
             association.end(reason)
