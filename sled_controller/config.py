@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, IPvAnyAddress, field_validator
 
 from sled_controller.fabric.pdu import DEFAULT_PORT
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
@@ -22,6 +22,9 @@ class SledSettings(Settings):
     name: str = Field("sled", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="name for people")
     listen_host: str = Field("127.0.0.1", description="address to listen on for heads")
     listen_port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    advertised_host: IPvAnyAddress | None = Field(
+        None, description="IP address that discovery names, where hosts reach this sled by another than its own"
+    )
     devices: list[Path] = Field(
         min_length=1, max_length=DEVICES_MAX, description="the mass storage devices: paths of files of 4096-byte blocks"
     )

@@ -71,6 +71,7 @@ class Counters:
     connections: int = 0
     timeouts: int = 0
     out_of_range: int = 0
+    denied: int = 0
 
     def values(self) -> list[int]:
         """All of them."""
@@ -80,8 +81,12 @@ class Counters:
 class Subsystem:
     """All that the connections of one sled share."""
 
-    def __init__(self, identity: Identity, storage: SledStorage, env: Environment, call_later: CallLater) -> None:
+    def __init__(
+        self, identity: Identity, storage: SledStorage, env: Environment, call_later: CallLater,
+        advertised_host: str | None = None,
+    ) -> None:  # fmt: skip
         self.identity = identity
+        self._advertised_host = advertised_host  # None: the address that a host has connected to
         self.storage = storage
         self.env = env
         self.call_later = call_later
@@ -200,6 +205,7 @@ class Subsystem:
 
     def _addresses(self, queue: "TargetQueue", host_nqn: bytes) -> list[DiscoveryEntry]:
         host, port = queue.local_address
+        host = self._advertised_host or host
         return [DiscoveryEntry(self.identity.nqn, host, port, ip_address(host).version == 6)]
 
     # --- sled-wide admin commands

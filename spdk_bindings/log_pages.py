@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from typing import Final
 
 from construct import Array, Bytes, Default, Int8ul, Int16ul, Int32ul, Int64ul, Padding, Struct
@@ -12,6 +13,7 @@ from spdk_bindings.identify import U128, ascii_field
 ERROR_ENTRIES_MAX: Final = 64
 ERROR_ENTRY_BYTES: Final = 64
 FIRMWARE_SLOTS: Final = 7
+WARNING_DEGRADED: Final = 1 << 2  # critical warning: the subsystem's reliability is degraded
 EFFECTS_SUPPORTED: Final = 1 << 0
 EFFECTS_CHANGES_CONTENT: Final = 1 << 1
 EFFECTS_CHANGES_INVENTORY: Final = 1 << 3
@@ -131,7 +133,7 @@ class ErrorEntry:
     specific: int = 0
 
 
-def error_log(newest_first: Sequence[ErrorEntry]) -> bytes:
+def error_log(newest_first: Iterable[ErrorEntry]) -> bytes:
     """The Error Information log (01h), at most 64 entries."""
     return b"".join(
         ERROR_FORMAT.build(
@@ -146,23 +148,8 @@ def error_log(newest_first: Sequence[ErrorEntry]) -> bytes:
                 "specific": entry.specific,
             }
         )
-        for entry in newest_first[:ERROR_ENTRIES_MAX]
+        for entry in islice(newest_first, ERROR_ENTRIES_MAX)
     ).ljust(ERROR_ENTRY_BYTES * ERROR_ENTRIES_MAX, b"\0")
-
-
-SMART_COUNTERS: Final = (
-    "data_units_read",
-    "data_units_written",
-    "host_read_commands",
-    "host_write_commands",
-    "controller_busy_minutes",
-    "power_cycles",
-    "power_on_hours",
-    "unsafe_shutdowns",
-    "media_errors",
-    "error_log_entries",
-)
-"""Those of the SMART log that count; the other fields are gauges."""
 
 
 def data_units(count_bytes: int) -> int:
@@ -170,14 +157,15 @@ def data_units(count_bytes: int) -> int:
     return -(-count_bytes // 512_000)
 
 
-def smart_log(devices: Iterable[Mapping[str, int]]) -> bytes:
-    """The SMART log (02h) of a sled: counters summed over its devices, gauges by the worst of them.
+def smart_log(devices: Iterable[Mapping[str, int]], *, lost: int = 0, error_log_entries: int = 0) -> bytes:
+    """The SMART log (02h) of a sled: work summed over its devices, gauges and lifetimes by the worst of them.
 
-    Each mapping is what `Device.smart` returns; without devices the log says that the sled is unreliable.
+    Each mapping is what `Device.smart` returns. Without devices, or with some `lost`, the log says that the sled is
+    degraded. `error_log_entries` are those of the controller that is asked.
     """
     values = list(devices)
     worst = {
-        "critical_warning": 0x04 if not values else 0,
+        "critical_warning": WARNING_DEGRADED if lost or not values else 0,
         "composite_temperature_kelvin": max((value["composite_temperature_kelvin"] for value in values), default=0),
         "available_spare_percent": min((value["available_spare_percent"] for value in values), default=0),
         "available_spare_threshold_percent": max(
@@ -187,7 +175,16 @@ def smart_log(devices: Iterable[Mapping[str, int]]) -> bytes:
     }
     for value in values:
         worst["critical_warning"] |= value["critical_warning"]
-    return bytes(SMART_FORMAT.build(worst | {name: sum(value[name] for value in values) for name in SMART_COUNTERS}))
+    work = ("data_units_read", "data_units_written", "host_read_commands", "host_write_commands", "media_errors")
+    lifetimes = ("controller_busy_minutes", "power_cycles", "power_on_hours", "unsafe_shutdowns")
+    return bytes(
+        SMART_FORMAT.build(
+            worst
+            | {name: sum(value[name] for value in values) for name in work}
+            | {name: max((value[name] for value in values), default=0) for name in lifetimes}
+            | {"error_log_entries": error_log_entries}
+        )
+    )
 
 
 def firmware_log(active_slot: int, revisions: Mapping[int, str]) -> bytes:

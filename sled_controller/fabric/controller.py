@@ -3,6 +3,7 @@
 What is here needs no credential: the allow-list of F1. It reads nothing of a volume and changes nothing.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -27,12 +28,36 @@ from spdk_bindings.nvme import AdminOpcode, Feature, IdentifyCns, IoOpcode, LogP
 if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
 
+log = logging.getLogger(__name__)
+
 FIRMWARE: Final = "0.1"
 MODEL: Final = "Palisade sled"
 NSID_MAX: Final = (32 << 16) - 1  # device index, then a number on that device
 IO_QUEUES_MAX: Final = 1  # the nonces of a session are counted per queue
 _VENDOR_ADMIN: Final = 0xC0
-_EFFECTS: Final = log_pages.EFFECTS_SUPPORTED
+
+_QUIET: Final = log_pages.EFFECTS_SUPPORTED
+_WRITES: Final = _QUIET | log_pages.EFFECTS_CHANGES_CONTENT
+_MANAGES: Final = _QUIET | log_pages.EFFECTS_CHANGES_INVENTORY
+VENDOR_ADMIN_EFFECTS: Final[dict[int, int]] = {
+    AdminOpcode.FABRICS: _QUIET,
+    AdminOpcode.SESSION_RECEIVE: _QUIET,
+    AdminOpcode.SESSION_SEND: _QUIET,
+    AdminOpcode.ATTACH: _QUIET,
+    AdminOpcode.RECEIPT: _QUIET,
+    AdminOpcode.KEYSET_UPDATE: _QUIET,
+    AdminOpcode.NAMESPACE_CREATE: _MANAGES,
+    AdminOpcode.NAMESPACE_DELETE: _MANAGES | _WRITES,
+    AdminOpcode.DETACH: _QUIET,
+}
+IO_EFFECTS: Final[dict[int, int]] = {
+    IoOpcode.RESERVATION_REPORT: _QUIET,
+    VendorIo.WRITE: _WRITES,
+    VendorIo.READ: _QUIET,
+    VendorIo.FLUSH: _QUIET,
+    VendorIo.WRITE_ZEROES: _WRITES,
+    VendorIo.DEALLOCATE: _WRITES,
+}
 
 
 class SledController(StandardController):
@@ -53,6 +78,7 @@ class SledController(StandardController):
         super().__init__(association, kato_ms, io_queues_max=IO_QUEUES_MAX, entries_max=LIMITS.entries_max)
         self._sled = association
         self._vendor = VendorAdmin(association)
+        self._denied: set[int] = set()
 
     def command(self, queue: "TargetQueue", sqe: bytes, data: Buffer, digest_bad: bool) -> None:
         if sqe[0] >= _VENDOR_ADMIN:
@@ -98,6 +124,8 @@ class SledController(StandardController):
                 in_capsule_data_bytes=LIMITS.in_capsule_bytes_max,
                 max_commands=LIMITS.entries_max,
                 namespaces_max=NSID_MAX,
+                # Of the standard's I/O commands only Reservation Report is carried out.
+                nvm_optional=identify.ONCS_RESERVATIONS,
             )
         )
 
@@ -105,8 +133,8 @@ class SledController(StandardController):
         """The LSI is the slot for the fence page."""
         subsystem = self._sled.subsystem
         pages: dict[int, Callable[[], bytes | None]] = {
-            LogPage.ERROR: self.error_page,
-            LogPage.SMART: lambda: log_pages.smart_log(self._smart()),
+            LogPage.ERROR: self.errors.page,
+            LogPage.SMART: self._smart,
             LogPage.FIRMWARE_SLOT: lambda: log_pages.firmware_log(1, {1: FIRMWARE}),
             LogPage.COMMANDS_SUPPORTED: self._effects,
             LogPage.FENCE: lambda: self._sled.fence_page(request.specific),
@@ -118,15 +146,15 @@ class SledController(StandardController):
         make = pages.get(request.page)
         return None if make is None else make()
 
-    def _smart(self) -> list[Mapping[str, int]]:
+    def _smart(self) -> bytes:
         subsystem = self._sled.subsystem
-        devices = (subsystem.device(index) for index in subsystem.indices())
-        return [device.smart() for device in devices if device is not None]
+        devices = [subsystem.device(index) for index in subsystem.indices()]
+        present = [device.smart() for device in devices if device is not None]
+        return log_pages.smart_log(present, lost=len(devices) - len(present), error_log_entries=self.errors.count)
 
     def _effects(self) -> bytes:
-        admin = {int(opcode): _EFFECTS for opcode in self.COMMANDS}
-        io = {int(opcode): _EFFECTS for opcode in (*VendorIo, IoOpcode.RESERVATION_REPORT)}
-        return log_pages.effects_log(admin, io)
+        admin = {int(opcode): log_pages.EFFECTS_SUPPORTED for opcode in self.COMMANDS}
+        return log_pages.effects_log(admin | VENDOR_ADMIN_EFFECTS, IO_EFFECTS)
 
     # --- I/O queue
 
@@ -137,12 +165,11 @@ class SledController(StandardController):
         """A standard I/O command: only Reservation Report is answered, the rest needs a credential."""
         command = Command.parse(sqe)
         if command.opcode != IoOpcode.RESERVATION_REPORT:
-            known = command.opcode in set(IoOpcode)
-            queue.complete(command.cid, Status.ACCESS_DENIED if known else Status.INVALID_OPCODE, dnr=True)
+            self._deny(queue, command)
             return
         served = self._sled.subsystem.served.get(command.nsid)
         if served is None:
-            queue.complete(command.cid, Status.INVALID_NAMESPACE, dnr=True)
+            queue.complete(command.cid, Status.INVALID_NAMESPACE, dnr=True, nsid=command.nsid)
             return
         length = (command.dwords[0] + 1) * 4
         if length > command.length or length > LOG_BYTES_MAX:
@@ -154,3 +181,19 @@ class SledController(StandardController):
             fence.epoch & 0xFFFFFFFF, len(holder), True, holder, extended=bool(command.dwords[1] & 1)
         )
         queue.complete(command.cid, Status.SUCCESS, data=report[:length].ljust(length, b"\0"))
+
+    def _deny(self, queue: "TargetQueue", command: Command) -> None:
+        """Refuse and count it: Access Denied, with DNR, as nothing changes when the host asks again. The first of its
+        kind is worth a log line; a kernel that looks for partitions asks often.
+        """
+        known = command.opcode in set(IoOpcode)
+        status = Status.ACCESS_DENIED if known else Status.INVALID_OPCODE
+        self._sled.subsystem.counters.denied += 1
+        if command.opcode not in self._denied:
+            self._denied.add(command.opcode)
+            log.warning(
+                "event=standard_io_denied controller=%d host=%a opcode=%#04x nsid=%d status=%s",
+                self.association.controller_id, self.association.host_name, command.opcode, command.nsid, status.name,
+            )  # fmt: skip
+        lba = command.dwords[0] | command.dwords[1] << 32
+        queue.complete(command.cid, status, dnr=True, nsid=command.nsid, lba=lba)

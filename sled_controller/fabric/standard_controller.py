@@ -4,7 +4,6 @@ Subclasses say what they are (`identify_page`, `log_page`, `FEATURES`, `COMMANDS
 Nothing here reads or changes a volume. Source: NVM Express Base 2.0, 3.1.3, 3.5, 5 and 6.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from sled_controller.fabric import pdu
 from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.error_log import ErrorLog
 from sled_controller.fabric.io_path import IoPath
 from spdk_bindings import log_pages, nvme
 from spdk_bindings.device import Buffer
-from spdk_bindings.log_pages import ERROR_ENTRIES_MAX, ErrorEntry
 from spdk_bindings.nvme import AdminOpcode, Feature, LogPage, Property, Status
 
 if TYPE_CHECKING:
@@ -109,11 +108,10 @@ class StandardController:
         self.kato_ms = kato_ms
         self.io_queues_max = io_queues_max
         self.configuration = 0
+        self.errors = ErrorLog()
         self._entries_max = entries_max
         self._shut_down = False
         self._values = {feature: rule.default for feature, rule in self.FEATURES.items()}
-        self._errors: deque[ErrorEntry] = deque(maxlen=ERROR_ENTRIES_MAX)
-        self.errors_total = 0
         self._queue: TargetQueue | None = None  # where events go
         self._held_events: list[int] = []
         self._due: dict[Event, None] = {}
@@ -133,17 +131,6 @@ class StandardController:
         """What carries out the commands of a new I/O queue."""
         raise NotImplementedError
 
-    # --- errors
-
-    def note_error(self, queue_id: int, cid: int, status: int) -> None:
-        """Keep a completion that was no success; `status` is the field of its CQE."""
-        self.errors_total += 1
-        self._errors.appendleft(ErrorEntry(self.errors_total, queue_id, cid, status))
-
-    def error_page(self) -> bytes:
-        """The Error Information log, the newest first."""
-        return log_pages.error_log(list(self._errors))
-
     # --- fabrics
 
     @property
@@ -156,7 +143,8 @@ class StandardController:
         _, _, cid, _, attrib, offset, _ = pdu.PROPERTY_SQE.unpack(sqe)
         size = nvme.PROPERTY_BYTES.get(Property(offset)) if offset in set(Property) else None
         if size is None or size != (8 if attrib & 7 else 4):
-            queue.complete(cid, Status.INVALID_FIELD, dnr=True)
+            # Without DNR: `nvme show-regs` asks for every offset, and gives up at a refusal that carries it.
+            queue.complete(cid, Status.INVALID_FIELD)
             return
         value = 0
         if offset == Property.CAP:
@@ -192,7 +180,7 @@ class StandardController:
         if digest_bad:
             queue.complete(command.cid, Status.TRANSIENT_TRANSPORT_ERROR)
         elif handler is None:
-            queue.complete(command.cid, Status.INVALID_OPCODE, dnr=True)
+            queue.complete(command.cid, Status.INVALID_OPCODE, dnr=True, nsid=command.nsid)
         else:
             handler(self, queue, command)
 
@@ -200,7 +188,7 @@ class StandardController:
         """Identify (Base 2.0, 5.17)."""
         page = self.identify_page(command.dwords[0] & 0xFF, command)
         if isinstance(page, Status):
-            queue.complete(command.cid, page, dnr=True)
+            queue.complete(command.cid, page, dnr=True, nsid=command.nsid)
         else:
             queue.complete(command.cid, Status.SUCCESS, data=page[: command.length])
 

@@ -235,15 +235,17 @@ class TargetQueue:
     # --- output
 
     def complete(
-        self, cid: int, status: int, dw0: int = 0, dw1: int = 0, data: Buffer = b"", dnr: bool = False
-    ) -> None:
-        """Answer a command: its data if it succeeded and has some, then its completion."""
+        self, cid: int, status: int, dw0: int = 0, dw1: int = 0, data: Buffer = b"", dnr: bool = False, nsid: int = 0,
+        lba: int = 0,
+    ) -> None:  # fmt: skip
+        """Answer a command: its data if it succeeded and has some, then its completion. A failure goes to the
+        controller's error log, with the namespace and the first block that the command named."""
         self.busy.discard(cid)
+        field = cqe_status(status, dnr)
+        if status and status >> 8 != _PATH_RELATED:
+            self.note_failure(cid, field, nsid, lba)
         if self.state is QueueState.CLOSED or self.state is QueueState.CLOSING:
             return
-        field = cqe_status(status, dnr)
-        if status and status >> 8 != _PATH_RELATED and self.controller is not None:
-            self.controller.note_error(self.queue_id, cid, field)
         if data:
             buffers = pdu.c2h_data(cid, 0, (data,), True, self.digests, self._align)
             self.out += buffers
@@ -259,6 +261,11 @@ class TargetQueue:
         self.out += pdu.c2h_data(cid, 0, buffers, True, self.digests, self._align)
         self.out_bytes += length
         self.out.append(pdu.capsule_resp(pdu.CQE.pack(0, 0, self.sqhd, 0, cid, 0), self.digests))
+
+    def note_failure(self, cid: int, status: int, nsid: int, lba: int) -> None:
+        """For the controller's error log; `status` is the field of the CQE."""
+        if self.controller is not None:
+            self.controller.errors.note(self.queue_id, cid, status, nsid, lba)
 
     def send_r2t(self, cid: int, ttag: int, length: int) -> None:
         """Ask for all data of a command."""

@@ -169,14 +169,16 @@ class VendorIoPath(IoPath):
             served = served_of(nsid)
             if served is None:
                 missed += 1
+                queue.note_failure(cid, _INVALID_NAMESPACE, nsid, slba)
                 out += pack(opening, sqhd, 0, cid, _INVALID_NAMESPACE)
             elif decision(slot, slot.fence, served.volume, 2, now_ms):
                 self._hot_leave(out, count, sqhd, missed + 1)
                 out, missed = bytearray(), 0
-                self._refuse(cid, decision(slot, slot.fence, served.volume, 2, now_ms), slot)
+                self._refuse(cid, decision(slot, slot.fence, served.volume, 2, now_ms), slot, nsid, slba)
             elif slba + nlb >= served.blocks:
                 missed += 1
                 self._note_out_of_range(nsid, slba, nlb + 1)
+                queue.note_failure(cid, _OUT_OF_RANGE, nsid, slba)
                 out += pack(opening, sqhd, 0, cid, _OUT_OF_RANGE)
             else:
                 ticket = tickets[-1]
@@ -189,6 +191,7 @@ class VendorIoPath(IoPath):
                     self._own(ticket, cid, opcode, slot, served, buffer, None, 0)
                 else:
                     self._counters.device_errors += 1
+                    queue.note_failure(cid, cqe_status(status), nsid, slba)
                     out += pack(opening, sqhd, 0, cid, cqe_status(status))
             pos = stop
         self._hot_leave(out, count, sqhd, missed)
@@ -205,7 +208,7 @@ class VendorIoPath(IoPath):
 
     def command(self, sqe: bytes, data: Buffer, digest_bad: bool, buffer: ReceiveBuffer) -> None:
         """A vendor command with its in-capsule data, which lies in `buffer`."""
-        opcode, flags, cid, _, number, nlb, _, _, address, length, kind, _, tag = pdu.VENDOR_SQE.unpack(sqe)
+        opcode, flags, cid, nsid, number, nlb, _, _, address, length, kind, slba, tag = pdu.VENDOR_SQE.unpack(sqe)
         if not opcode & _VENDOR_BIT:
             if digest_bad:
                 self._queue.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
@@ -214,7 +217,8 @@ class VendorIoPath(IoPath):
             return
         mac = self.mac
         if mac is None:
-            self._queue.complete(cid, Status.SESSION_REQUIRED)
+            self._counters.denied += 1
+            self._queue.complete(cid, Status.SESSION_REQUIRED, nsid=nsid, lba=slba)
             return
         count = self.count
         self.count = count + 1
@@ -248,7 +252,7 @@ class VendorIoPath(IoPath):
             status = Status.INVALID_NAMESPACE
         if status or right is None or served is None:
             self.release(held)
-            self._queue.complete(cid, status, dnr=True)
+            self._queue.complete(cid, status, dnr=True, nsid=nsid, lba=slba)
             return
         verdict = (
             Verdict.NOT_ATTACHED if slot is None
@@ -256,7 +260,7 @@ class VendorIoPath(IoPath):
         )  # fmt: skip
         if verdict:
             self.release(held)
-            self._refuse(cid, verdict, slot)
+            self._refuse(cid, verdict, slot, nsid, slba)
             return
         size = (nlb + 1) * BLOCK_BYTES
         status = self._check_range(opcode, served, slba, nlb + 1, size, length, len(data))
@@ -264,7 +268,7 @@ class VendorIoPath(IoPath):
             self._note_out_of_range(nsid, slba, nlb + 1)
         if status or slot is None:
             self.release(held)
-            self._queue.complete(cid, status, dnr=True)
+            self._queue.complete(cid, status, dnr=True, nsid=nsid, lba=slba)
             return
         self._counters.admitted += 1
         if opcode == VendorIo.READ:
@@ -321,7 +325,7 @@ class VendorIoPath(IoPath):
                 buffer = None
             self._own(ticket, cid, opcode, slot, served, buffer, data if held else None, held)
             return
-        self._complete(opcode, cid, status, data, held)
+        self._complete(opcode, cid, served, status, data, held)
 
     def _own(
         self, ticket: Ticket, cid: int, opcode: int, slot: Slot, served: Served, buffer: ReceiveBuffer | None,
@@ -343,25 +347,25 @@ class VendorIoPath(IoPath):
         self.tickets.append(ticket)
         if buffer is not None:
             self._queue.stream.unpin(buffer)
-        self._complete(ticket.opcode, ticket.cid, status, data if data is not None else b"", held)
+        self._complete(ticket.opcode, ticket.cid, served, status, data if data is not None else b"", held)
         served.leave()
         slot.leave(served.device_index)
         self._queue.poke()
 
-    def _complete(self, opcode: int, cid: int, status: int, data: Buffer, held: int) -> None:
+    def _complete(self, opcode: int, cid: int, served: Served, status: int, data: Buffer, held: int) -> None:
         self.release(held)
         if status:
             self._counters.device_errors += 1
-            self._queue.complete(cid, status)
+            self._queue.complete(cid, status, nsid=served.namespace.nsid)
         elif opcode == VendorIo.READ:
             self._queue.complete(cid, Status.SUCCESS, data=data)
         else:
             self._queue.complete(cid, Status.SUCCESS)
 
-    def _refuse(self, cid: int, verdict: Verdict, slot: Slot | None) -> None:
+    def _refuse(self, cid: int, verdict: Verdict, slot: Slot | None, nsid: int, slba: int) -> None:
         self._association.note_refusal(verdict, slot)
         status, dw0, dw1 = refusal_of(verdict, None if slot is None else slot.fence)
-        self._queue.complete(cid, status, dw0, dw1)
+        self._queue.complete(cid, status, dw0, dw1, nsid=nsid, lba=slba)
 
     def _bad_mac(self, cid: int) -> None:
         self._counters.bad_macs += 1

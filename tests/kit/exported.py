@@ -25,7 +25,7 @@ class ExportRig:
         self.volume = volume or MemoryVolume(SIZE_BYTES)
         self.server = NvmeServer(Environment(host.FixedClock(), host.FixedEntropy()), serial="RIG")
         exported = Exported(VOLUME_ID, "vol", self.volume.size_bytes, frozenset({ANY_HOST}))
-        self.server.update([Offer(exported, (("127.0.0.1", 4420),))], head_number)
+        self.server.update([Offer(exported, (("127.0.0.1", 4420),))], head_number, {})
         self.server.set_access(VOLUME_ID, Access.OPTIMIZED, self.volume)
 
     def host(self, host_id: bytes) -> "ExportHost":

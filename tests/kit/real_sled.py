@@ -30,7 +30,7 @@ READY_SECONDS_MAX = 15.0
 ANSWER_SECONDS_MAX = 8.0
 COUNTERS = (
     "admitted", "fenced_off", "superseded", "refused", "bad_macs", "protocol_errors", "attaches", "receipts",
-    "device_errors", "connections", "timeouts",
+    "device_errors", "connections", "timeouts", "out_of_range", "denied",
 )  # fmt: skip
 
 

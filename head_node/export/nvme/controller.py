@@ -174,7 +174,7 @@ class ExportController(StandardController):
         subsystem = self._subsystem
         nsids = () if request.parameter & _GROUPS_ONLY else (NSID,)
         pages: dict[int, Callable[[], bytes]] = {
-            LogPage.ERROR: self.error_page,
+            LogPage.ERROR: self.errors.page,
             LogPage.SMART: self._smart,
             LogPage.FIRMWARE_SLOT: lambda: log_pages.firmware_log(1, {1: FIRMWARE}),
             LogPage.CHANGED_NAMESPACES: lambda: bytes(4096),  # a volume's namespace never changes
@@ -194,23 +194,25 @@ class ExportController(StandardController):
         return log_pages.smart_log(
             [
                 {
-                    **dict.fromkeys(log_pages.SMART_COUNTERS, 0),
                     "critical_warning": 0,
                     "composite_temperature_kelvin": 0,  # not reported
                     "available_spare_percent": 100,
                     "available_spare_threshold_percent": 0,
                     "percentage_used": 0,
-                    "data_units_read": log_pages.data_units(
-                        sum(path.blocks_read for path in self._paths.values()) * BLOCK_BYTES
-                    ),
+                    "data_units_read": log_pages.data_units(sum(path.blocks_read for path in paths) * BLOCK_BYTES),
                     "data_units_written": log_pages.data_units(
-                        sum(path.blocks_written for path in self._paths.values()) * BLOCK_BYTES
+                        sum(path.blocks_written for path in paths) * BLOCK_BYTES
                     ),
                     "host_read_commands": sum(path.reads for path in paths),
                     "host_write_commands": sum(path.writes for path in paths),
-                    "error_log_entries": self.errors_total,
+                    "media_errors": 0,
+                    "controller_busy_minutes": 0,
+                    "power_cycles": 0,
+                    "power_on_hours": 0,
+                    "unsafe_shutdowns": 0,
                 }
-            ]
+            ],
+            error_log_entries=self.errors.count,
         )
 
     def _effects(self) -> bytes:

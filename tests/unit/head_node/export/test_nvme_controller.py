@@ -238,7 +238,7 @@ def test_a_host_that_is_taken_off_the_list_is_put_out_and_others_stay(port: Port
 
 
 def test_a_volume_that_is_not_exported_any_more_puts_its_hosts_out(port: Port, host: Host) -> None:
-    port.server.update([], port.number)
+    port.server.update([], port.number, {})
     assert not host.admin.queue.live
     assert port.connection().connect(nqn=NQN).dw0 == 256 | 1 << 16
 

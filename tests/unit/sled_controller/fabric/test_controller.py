@@ -1,15 +1,19 @@
 """What a stock NVMe host meets: properties, identify, logs, features, discovery; and that its I/O is refused."""
 
+from struct import Struct
+
 import pytest
 from kit import host
-from kit.target import BLOCKS, Answer, Head, Rig, Wire
+from kit.target import BLOCKS, HOST_NQN, Answer, Head, HeldDevice, Rig, Wire
 
 from sled_controller.fabric import pdu, vendor
 from sled_controller.fabric.target import QueueState
 from sled_controller.fabric.vendor import parse_namespaces
+from sled_controller.subsystem import Subsystem
 from spdk_bindings.nvme import (
     CC_ENABLE,
     DISCOVERY_NQN,
+    DNR,
     NVME_VERSION,
     SGL_FLAGS,
     SQE,
@@ -21,6 +25,7 @@ from spdk_bindings.nvme import (
     LogPage,
     Property,
     Status,
+    VendorIo,
 )
 
 
@@ -62,7 +67,8 @@ def test_the_properties_say_what_the_controller_can_do() -> None:
     assert fabrics(wire, FabricsType.PROPERTY_SET, Property.CC, value=CC_ENABLE | 1 << 14).status == 0
     assert fabrics(wire, FabricsType.PROPERTY_GET, Property.CSTS).dw0 == 1 | 2 << 2
     for offset, attrib in ((Property.CAP, 0), (Property.VS, 1), (0x1000, 0)):
-        assert fabrics(wire, FabricsType.PROPERTY_GET, offset, attrib).status == Status.INVALID_FIELD
+        refused = fabrics(wire, FabricsType.PROPERTY_GET, offset, attrib)
+        assert (refused.status, refused.dnr) == (Status.INVALID_FIELD, False)  # nvme-cli walks on
     assert fabrics(wire, FabricsType.PROPERTY_SET, Property.VS, value=1).status == Status.INVALID_FIELD
 
 
@@ -185,9 +191,92 @@ def test_event_requests_are_held_bounded_and_aborted(head: Head) -> None:
 
 
 @pytest.mark.parametrize("opcode", [IoOpcode.READ, IoOpcode.WRITE, IoOpcode.FLUSH, IoOpcode.DATASET_MANAGEMENT])
-def test_standard_io_is_denied(head: Head, opcode: int) -> None:
-    answer = standard(head.io, opcode, head.nsid)
-    assert (answer.status, answer.dnr) == (Status.ACCESS_DENIED, True)
+def test_standard_io_is_denied_and_counted_and_its_first_is_logged(
+    head: Head, opcode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        answer = standard(head.io, opcode, head.nsid)
+        assert (answer.status, answer.dnr) == (Status.ACCESS_DENIED, True)
+        assert head.rig.subsystem.counters.denied == number + 1
+    (line,) = [record.getMessage() for record in caplog.records if "denied" in record.getMessage()]
+    assert f"opcode={opcode:#04x} nsid={head.nsid} status=ACCESS_DENIED" in line
+    assert HOST_NQN.decode() in line
+
+
+def test_a_hosts_name_can_not_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    stranger = Rig().stranger()
+    stranger.io.queue.controller.association.host_nqn = b"nqn\nevent=forged\x1b".ljust(256, b"\0")  # type: ignore[union-attr]
+    standard(stranger.io, IoOpcode.READ, 1)
+    (line,) = [record.getMessage() for record in caplog.records if "denied" in record.getMessage()]
+    assert line.isprintable()
+
+
+def error_entries(wire: Wire, count: int) -> list[tuple[int, ...]]:
+    """(count, queue, cid, status with DNR, lba, nsid) of the newest entries that are in use."""
+    page = log_page(wire, LogPage.ERROR, 64 * count).data
+    entries = []
+    for entry in (page[at : at + 64] for at in range(0, len(page), 64)):
+        number, queue_id, cid, status, _, lba, nsid = Struct("<QHHHHQI").unpack_from(entry)
+        if number:
+            entries.append((number, queue_id, cid, status >> 1, lba, nsid))
+    return entries
+
+
+def test_the_error_log_has_the_commands_that_failed_newest_first_whatever_refused_them() -> None:
+    head = Rig().attached()
+    assert error_entries(head.admin, 4) == []
+    denied = standard(head.io, IoOpcode.READ, head.nsid, 4096, cdw10=7)
+    out_of_range = head.write(BLOCKS, bytes(4096))
+    unknown = identify(head.admin, 0x55, 3)
+    assert error_entries(head.admin, 4) == [
+        (3, 0, unknown.cid, Status.INVALID_FIELD | DNR, 0, 3),
+        (2, 1, out_of_range.cid, Status.LBA_OUT_OF_RANGE | DNR, BLOCKS, head.nsid),
+        (1, 1, denied.cid, Status.ACCESS_DENIED | DNR, 7, head.nsid),
+    ]
+    smart = log_page(head.admin, LogPage.SMART, 512).data
+    assert int.from_bytes(smart[176:192], "little") == 3  # number of error log entries
+    head.rig.attached(epoch=6, key=host.OTHER_HEAD_KEY)
+    fenced_off = head.write(5, bytes(4096))
+    assert error_entries(head.admin, 1) == [(4, 1, fenced_off.cid, Status.FENCED_OFF | DNR, 5, head.nsid)]
+    for _ in range(100):
+        standard(head.io, IoOpcode.FLUSH, head.nsid)
+    assert [entry[0] for entry in error_entries(head.admin, 64)] == list(range(104, 40, -1))
+
+
+def test_another_controllers_error_log_does_not_show_them() -> None:
+    rig = Rig()
+    first, second = rig.stranger(), rig.stranger()
+    standard(first.io, IoOpcode.READ, 1)
+    assert len(error_entries(first.admin, 1)) == 1
+    assert error_entries(second.admin, 1) == []
+
+
+def test_smart_says_degraded_when_a_drive_is_lost() -> None:
+    rig = Rig(HeldDevice(serial="A"), HeldDevice(serial="B"))
+    stranger = rig.stranger()
+    assert log_page(stranger.admin, LogPage.SMART, 512).data[0] == 0
+    rig.subsystem.take_offline(1, "pulled out")
+    assert log_page(stranger.admin, LogPage.SMART, 512).data[0] == 0x04
+
+
+def test_the_effects_log_names_vendor_commands_and_what_they_change(head: Head) -> None:
+    page = log_page(head.admin, LogPage.COMMANDS_SUPPORTED, 4096).data
+    effects = Struct("<512I").unpack_from(page)
+    supported = {opcode for opcode in range(256) if effects[opcode] & 1}
+    assert {AdminOpcode.IDENTIFY, AdminOpcode.FABRICS, AdminOpcode.ATTACH, AdminOpcode.NAMESPACE_DELETE} <= supported
+    assert AdminOpcode.FIRMWARE_COMMIT not in supported
+    io = {opcode: effects[256 + opcode] for opcode in range(256) if effects[256 + opcode]}
+    assert set(io) == {*VendorIo, IoOpcode.RESERVATION_REPORT}
+    assert (io[VendorIo.WRITE] >> 1 & 1, io[VendorIo.READ] >> 1 & 1) == (1, 0)
+    assert effects[AdminOpcode.NAMESPACE_CREATE] >> 3 & 1
+
+
+def test_io_commands_without_a_session_are_refused_and_counted() -> None:
+    stranger = Rig().stranger()
+    answer = stranger.io.ask(vendor.vendor_sqe(VendorIo.READ, nsid=1, slba=9), room=4096)
+    assert answer.status == Status.SESSION_REQUIRED
+    assert stranger.rig.subsystem.counters.denied == 1
+    assert error_entries(stranger.admin, 1) == [(1, 1, answer.cid, Status.SESSION_REQUIRED | DNR, 9, 1)]
 
 
 def test_the_reservation_report_shows_the_fence(head: Head) -> None:
@@ -213,6 +302,18 @@ def test_a_stock_host_discovers_the_subsystem() -> None:
     assert log_page(wire, LogPage.NAMESPACE_TABLE, 64).status == Status.INVALID_LOG_PAGE
     assert wire.ask(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), room=160).status == Status.INVALID_OPCODE
     assert standard(wire, AdminOpcode.ABORT).status == Status.INVALID_OPCODE
+
+
+def test_discovery_names_the_advertised_address_where_one_is_set() -> None:
+    rig = Rig()
+    sled = rig.subsystem
+    rig.subsystem = Subsystem(sled.identity, sled.storage, rig.env, rig.timers.call_later, "2001:db8::7")
+    wire = rig.connection()
+    wire.queue.local_address = ("127.0.0.1", 4420)
+    assert wire.connect(nqn=DISCOVERY_NQN).status == 0
+    page = log_page(wire, LogPage.DISCOVERY, 2048).data
+    assert page[1024 + 1] == 2  # ADRFAM: IPv6
+    assert page[1024 + 512 : 1024 + 768].rstrip(b"\0 ") == b"2001:db8::7"
 
 
 def test_what_is_not_on_the_allow_list_is_refused(head: Head) -> None:

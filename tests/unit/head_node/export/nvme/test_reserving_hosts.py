@@ -253,7 +253,7 @@ def test_notices_come_from_the_volume_that_is_served_and_from_no_former_one() ->
     (watcher,) = newer.watchers
     watcher(Notice(A, NoticeKind.RESERVATION_RELEASED))
     assert notice(host) == (1, NoticeKind.RESERVATION_RELEASED, 0)
-    rig.server.update([], 1)
+    rig.server.update([], 1, {})
     assert newer.watchers == []
 
 
