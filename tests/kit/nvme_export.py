@@ -9,6 +9,7 @@ from kit.target import HOST_NQN, Answer, Wire
 from head_node.export.nvme.guard import UNGUARDED, Guard
 from head_node.export.nvme.server import NvmeServer, Offer
 from head_node.export.nvme.subsystem import Access, Exported, VolumeSubsystem
+from head_node.volume.interface import ServedVolume
 from sled_controller.environment import Environment
 from sled_controller.fabric import pdu, vendor
 from spdk_bindings.nvme import CC_ENABLE, SGL_FLAGS, SQE, AdminOpcode, Feature, Property, uuid_nqn
@@ -22,9 +23,10 @@ ADDRESSES = (("10.0.0.1", 4420), ("10.0.0.2", 4420))
 class Port:
     """Head number `number` of a rack, serving a volume of `blocks` unless told otherwise."""
 
-    def __init__(self, blocks: int = 1024, number: int = 2) -> None:
+    def __init__(self, blocks: int = 1024, number: int = 2, served: ServedVolume | None = None) -> None:
         self.clock = host.FixedClock()
         self.volume = MemoryVolume(blocks * BLOCK)
+        self.served = served or self.volume
         self.server = NvmeServer(Environment(self.clock, host.FixedEntropy(b"port")), serial="HEAD")
         self.number = number
         self.guard = UNGUARDED
@@ -41,7 +43,7 @@ class Port:
 
     def admit(self, *hosts: str) -> None:
         """The record lists these hosts."""
-        exported = Exported(VOLUME_ID, "vol", self.volume.size_bytes, frozenset(hosts))
+        exported = Exported(VOLUME_ID, "vol", self.served.size_bytes, frozenset(hosts))
         self.hosts = hosts
         self.server.update([Offer(exported, ADDRESSES)], self.number, {VOLUME_ID: self.guard})
 
@@ -52,7 +54,7 @@ class Port:
 
     def become(self, access: Access) -> None:
         """What the head is to the volume now."""
-        self.server.set_access(VOLUME_ID, access, self.volume if access is Access.OPTIMIZED else None)
+        self.server.set_access(VOLUME_ID, access, self.served if access is Access.OPTIMIZED else None)
 
     def connection(self, digests: int = 0) -> Wire:
         """A connection after ICReq and ICResp."""
@@ -65,11 +67,14 @@ class Port:
 class Host:
     """A host with an enabled controller and one I/O queue."""
 
-    def __init__(self, port: Port, digests: int = 0, host_nqn: bytes = HOST_NQN, kato_ms: int = 0) -> None:
+    def __init__(
+        self, port: Port, digests: int = 0, host_nqn: bytes = HOST_NQN, kato_ms: int = 0, host_id: bytes = bytes(16)
+    ) -> None:
         self.port = port
         self.host_nqn = host_nqn
+        self.host_id = host_id
         self.admin = port.connection(digests)
-        connected = self.admin.connect(nqn=NQN, host_nqn=host_nqn, kato_ms=kato_ms)
+        connected = self.admin.connect(nqn=NQN, host_nqn=host_nqn, host_id=host_id, kato_ms=kato_ms)
         assert connected.status == 0, hex(connected.status)
         self.controller_id = connected.dw0
         assert self.admin.ask(vendor.property_set(Property.CC, CC_ENABLE)).status == 0
@@ -78,13 +83,17 @@ class Host:
     def queue(self, queue_id: int, digests: int = 0) -> Wire:
         """One more I/O queue."""
         wire = self.port.connection(digests)
-        connected = wire.connect(queue_id, self.controller_id, nqn=NQN, host_nqn=self.host_nqn)
+        connected = wire.connect(queue_id, self.controller_id, nqn=NQN, host_nqn=self.host_nqn, host_id=self.host_id)
         assert connected.status == 0, hex(connected.status)
         return wire
 
     def ask(self, opcode: int, data: bytes = b"", room: int = 0, nsid: int = 1, **dwords: int) -> Answer:
         """An I/O command and its answer."""
         return self.io.ask(sqe(opcode, nsid, **dwords), data, room)
+
+    def start(self, opcode: int, data: bytes = b"", room: int = 0, nsid: int = 1, **dwords: int) -> int:
+        """An I/O command whose answer is not waited for; its CID."""
+        return self.io.start(sqe(opcode, nsid, **dwords), data, room)
 
     def write(self, slba: int, data: bytes, flags: int = 0) -> Answer:
         return self.ask(0x01, data, **at(slba, len(data) // BLOCK, flags))
@@ -94,14 +103,14 @@ class Host:
 
     def start_read(self, slba: int, blocks: int = 1) -> int:
         """A read whose answer is not waited for; its CID."""
-        return self.io.start(sqe(0x02, 1, **at(slba, blocks)), room=blocks * BLOCK)
+        return self.start(0x02, room=blocks * BLOCK, **at(slba, blocks))
 
     def start_write(self, slba: int, data: bytes) -> int:
-        return self.io.start(sqe(0x01, 1, **at(slba, len(data) // BLOCK)), data)
+        return self.start(0x01, data, **at(slba, len(data) // BLOCK))
 
     def offer_write(self, slba: int, length: int) -> int:
         """A write whose data waits for an R2T; its CID."""
-        return self.io.start(sqe(0x01, 1, **at(slba, length // BLOCK)), room=length)
+        return self.start(0x01, room=length, **at(slba, length // BLOCK))
 
     def send_data(self, cid: int, ttag: int, data: bytes, offset: int = 0, last: bool = True) -> None:
         """What an R2T asked for."""

@@ -72,7 +72,7 @@ def test_the_controller_says_what_hosts_need_for_multipath(host: Host) -> None:
     assert 4096 << found.max_transfer_log2_pages == LIMITS.transfer_bytes_max
     assert found.command_capsule_16b * 16 == 64 + LIMITS.in_capsule_bytes_max
     assert found.volatile_write_cache & 1 == 0
-    assert found.nvm_optional == 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 7
+    assert found.nvm_optional == 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7
 
 
 def test_the_namespace_is_the_same_on_every_head_and_in_the_one_group() -> None:
@@ -150,9 +150,9 @@ def test_the_other_log_pages(port: Port, host: Host) -> None:
     assert effects[4 * AdminOpcode.ABORT] == 1
     assert effects[1024 + 4 * IoOpcode.WRITE] == 3  # supported, changes content
     assert effects[1024 + 4 * IoOpcode.READ] == 1
-    assert effects[1024 + 4 * IoOpcode.RESERVATION_REPORT] == 0
+    assert effects[1024 + 4 * IoOpcode.RESERVATION_REPORT] == 1
     supported = host.log(LogPage.SUPPORTED, 1024).data
-    assert [page for page in range(256) if supported[4 * page]] == [0, 1, 2, 3, 4, 5, 0x0C]
+    assert [page for page in range(256) if supported[4 * page]] == [0, 1, 2, 3, 4, 5, 0x0C, 0x80]
     assert host.log(0x99, 64).status == Status.INVALID_LOG_PAGE
 
 

@@ -284,7 +284,7 @@ def test_f6_data_that_is_on_its_way_at_step_down_is_taken_in_and_its_write_turne
 
 def test_a_request_that_waits_in_the_volume_is_gone_with_its_connection_or_its_role(port: Port) -> None:
     asked = []
-    port.volume.write = lambda offset, data, fua, done, gone: asked.append(gone)  # type: ignore[method-assign,assignment]
+    port.volume.write = lambda offset, data, fua, done, gone, host: asked.append(gone)  # type: ignore[method-assign,assignment]
     host = Host(port)
     host.start_write(0, b"x" * BLOCK)
     (gone,) = asked

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 from kit.export import VOLUME_ID, MemoryVolume
-from kit.exported import SIZE_BYTES, ExportHost, ExportRig, command
+from kit.nvme_export import Host, Port, at, sqe
 from kit.target import Answer
 from kit.volume import Bench, run, until
 
-from head_node.export.nvme.subsystem import NSID, Access
+from head_node.export.nvme.subsystem import Access
 from head_node.volume.reservations import Notice, NoticeKind, Reservations
 from spdk_bindings.nvme import (
     DATASET_RANGE,
@@ -33,27 +33,27 @@ def keys(current: int, other: int = 0) -> bytes:
     return current.to_bytes(8, "little") + other.to_bytes(8, "little")
 
 
-def register(host: ExportHost, key: int) -> None:
-    assert host.ask(REGISTER, 0, data=keys(0, key)).status == 0
+def register(host: Host, key: int) -> None:
+    assert host.ask(REGISTER, data=keys(0, key), cdw10=0).status == 0
 
 
-def report(host: ExportHost, length: int = 256) -> bytes:
-    answer = host.ask(IoOpcode.RESERVATION_REPORT, length // 4 - 1, 1, room=length)
+def report(host: Host, length: int = 256) -> bytes:
+    answer = host.ask(IoOpcode.RESERVATION_REPORT, room=length, cdw10=length // 4 - 1, cdw11=1)
     assert (answer.status, len(answer.data)) == (0, length)
     return answer.data
 
 
-def requests(host: ExportHost) -> dict[str, Answer]:
+def requests(host: Host) -> dict[str, Answer]:
     """One of each command that reads or changes the volume."""
     one_range = DATASET_RANGE.pack(0, 1, 0)
     return {
-        "write": host.ask(IoOpcode.WRITE, 0, 0, 0, data=BLOCK),
-        "zeroes": host.ask(IoOpcode.WRITE_ZEROES, 1, 0, 0),
-        "deallocate": host.ask(IoOpcode.DATASET_MANAGEMENT, 0, 1 << 2, data=one_range),
+        "write": host.write(0, BLOCK),
+        "zeroes": host.ask(IoOpcode.WRITE_ZEROES, **at(1, 1)),
+        "deallocate": host.ask(IoOpcode.DATASET_MANAGEMENT, data=one_range, cdw10=0, cdw11=1 << 2),
         "flush": host.ask(IoOpcode.FLUSH),
-        "read": host.ask(IoOpcode.READ, 4, 0, 0, room=4096),
-        "verify": host.ask(IoOpcode.VERIFY, 4, 0, 0),
-        "compare": host.ask(IoOpcode.COMPARE, 4, 0, 0, data=bytes(4096)),
+        "read": host.read(4, 1),
+        "verify": host.ask(IoOpcode.VERIFY, **at(4, 1)),
+        "compare": host.ask(IoOpcode.COMPARE, data=bytes(4096), **at(4, 1)),
     }
 
 
@@ -64,10 +64,10 @@ WRITES = {"write", "zeroes", "deallocate", "flush"}
 def test_what_a_reservation_keeps_others_from_is_a_conflict_that_is_not_to_be_retried(
     type_: int, refused: set[str] | None
 ) -> None:
-    rig = ExportRig()
-    holder, other = rig.host(A), rig.host(B)
+    port = Port()
+    holder, other = Host(port, host_id=A), Host(port, host_id=B)
     register(holder, 1)
-    assert holder.ask(ACQUIRE, type_, data=keys(1)).status == 0
+    assert holder.ask(ACQUIRE, data=keys(1), cdw10=type_).status == 0
     assert {name for name, answer in requests(holder).items() if answer.status} == set()
     answers = requests(other)
     conflicts = {name for name, answer in answers.items() if answer.status == Status.RESERVATION_CONFLICT}
@@ -77,11 +77,11 @@ def test_what_a_reservation_keeps_others_from_is_a_conflict_that_is_not_to_be_re
 
 
 def test_a_host_is_the_same_on_every_controller_and_all_of_them_are_reported() -> None:
-    rig = ExportRig()
-    first, second, other = rig.host(A), rig.host(A), rig.host(B)
+    port = Port()
+    first, second, other = Host(port, host_id=A), Host(port, host_id=A), Host(port, host_id=B)
     register(first, 0x11)
-    assert second.ask(ACQUIRE, EXCLUSIVE_ACCESS, data=keys(0x11)).status == 0
-    assert first.ask(IoOpcode.WRITE, 0, 0, 0, data=BLOCK).status == 0
+    assert second.ask(ACQUIRE, data=keys(0x11), cdw10=EXCLUSIVE_ACCESS).status == 0
+    assert first.write(0, BLOCK).status == 0
     register(other, 0x22)
     page = report(other)
     assert page[:10] == bytes.fromhex("02000000 02 0300 0000 01")
@@ -95,56 +95,63 @@ def test_a_host_is_the_same_on_every_controller_and_all_of_them_are_reported() -
 
 
 def test_commands_that_say_nonsense_are_refused() -> None:
-    rig = ExportRig()
-    host = rig.host(A)
-    assert host.ask(REGISTER, 3, data=keys(0, 1)).status == Status.INVALID_FIELD
-    assert host.ask(REGISTER, 0, data=keys(0, 1)[:8]).status == Status.SGL_LENGTH_INVALID
-    assert host.ask(REGISTER, 0, data=keys(0, 1), nsid=2).status == Status.INVALID_NAMESPACE
-    assert host.ask(RELEASE, 0, data=keys(0)).status == Status.RESERVATION_CONFLICT
-    too_long = host.ask(IoOpcode.RESERVATION_REPORT, (1 << 32) - 1, 1, room=4096)
+    port = Port()
+    host = Host(port, host_id=A)
+    assert host.ask(REGISTER, data=keys(0, 1), cdw10=3).status == Status.INVALID_FIELD
+    assert host.ask(REGISTER, data=keys(0, 1)[:8], cdw10=0).status == Status.SGL_LENGTH_INVALID
+    assert host.ask(REGISTER, data=keys(0, 1), nsid=2, cdw10=0).status == Status.INVALID_NAMESPACE
+    assert host.ask(RELEASE, data=keys(0), cdw10=0).status == Status.RESERVATION_CONFLICT
+    too_long = host.ask(IoOpcode.RESERVATION_REPORT, room=4096, cdw10=(1 << 32) - 1, cdw11=1)
     assert too_long.status == Status.INVALID_FIELD
-    short = host.ask(IoOpcode.RESERVATION_REPORT, 15, 0, room=64)
+    short = host.ask(IoOpcode.RESERVATION_REPORT, room=64, cdw10=15, cdw11=0)
     assert (short.status, short.dnr) == (Status.HOST_IDENTIFIER_INCONSISTENT, True)
-    nobody = rig.host(bytes(16))
-    assert nobody.ask(REGISTER, 0, data=keys(0, 1)).status == Status.INVALID_FIELD
-    assert nobody.manage(AdminOpcode.SET_FEATURES, Feature.RESERVATION_PERSISTENCE, 0).status == Status.INVALID_FIELD
+    nobody = Host(port)
+    assert nobody.ask(REGISTER, data=keys(0, 1), cdw10=0).status == Status.INVALID_FIELD
+    assert (
+        nobody.admin_ask(AdminOpcode.SET_FEATURES, nsid=1, cdw10=Feature.RESERVATION_PERSISTENCE, cdw11=0).status
+        == Status.INVALID_FIELD
+    )
 
 
 def test_a_host_finds_out_that_it_can_reserve() -> None:
-    host = ExportRig().host(A)
-    controller = host.manage(AdminOpcode.IDENTIFY, IdentifyCns.CONTROLLER, room=4096, nsid=0).data
+    host = Host(Port(), host_id=A)
+    controller = host.admin_ask(AdminOpcode.IDENTIFY, room=4096, nsid=0, cdw10=IdentifyCns.CONTROLLER).data
     assert controller[520] & 1 << 5
     assert controller[96] & 1  # host identifiers have 128 bits
-    assert host.manage(AdminOpcode.IDENTIFY, IdentifyCns.NAMESPACE, room=4096).data[31] == 0xFF
-    assert host.manage(AdminOpcode.IDENTIFY, IdentifyCns.INDEPENDENT_NAMESPACE, room=4096).data[2] == 0xFF
-    pages = host.manage(AdminOpcode.GET_LOG_PAGE, LogPage.SUPPORTED | 255 << 16, room=1024, nsid=0).data
+    assert host.admin_ask(AdminOpcode.IDENTIFY, nsid=1, room=4096, cdw10=IdentifyCns.NAMESPACE).data[31] == 0xFF
+    assert (
+        host.admin_ask(AdminOpcode.IDENTIFY, nsid=1, room=4096, cdw10=IdentifyCns.INDEPENDENT_NAMESPACE).data[2] == 0xFF
+    )
+    pages = host.admin_ask(AdminOpcode.GET_LOG_PAGE, room=1024, nsid=0, cdw10=LogPage.SUPPORTED | 255 << 16).data
     assert pages[4 * LogPage.RESERVATION] == 1
-    effects = host.manage(AdminOpcode.GET_LOG_PAGE, LogPage.COMMANDS_SUPPORTED | 1023 << 16, room=4096, nsid=0).data
+    effects = host.admin_ask(
+        AdminOpcode.GET_LOG_PAGE, room=4096, nsid=0, cdw10=LogPage.COMMANDS_SUPPORTED | 1023 << 16
+    ).data
     assert all(effects[1024 + 4 * opcode] & 1 for opcode in (REGISTER, ACQUIRE, RELEASE, IoOpcode.RESERVATION_REPORT))
 
 
 # --- notices ----------------------------------------------------------------------------------------------------------
 
 
-def await_event(host: ExportHost) -> int:
-    return host.admin.start(command(AdminOpcode.ASYNC_EVENT_REQUEST, (), 0))
+def await_event(host: Host) -> int:
+    return host.admin.start(sqe(AdminOpcode.ASYNC_EVENT_REQUEST, 0))
 
 
-def notice(host: ExportHost, flags: int = 0) -> tuple[int, int, int]:
+def notice(host: Host, flags: int = 0) -> tuple[int, int, int]:
     """(count, kind, further) of the notice that a host reads."""
-    page = host.manage(AdminOpcode.GET_LOG_PAGE, LogPage.RESERVATION | flags | 15 << 16, room=64).data
+    page = host.admin_ask(AdminOpcode.GET_LOG_PAGE, nsid=1, room=64, cdw10=LogPage.RESERVATION | flags | 15 << 16).data
     assert int.from_bytes(page[12:16], "little") == (1 if page[8] else 0)
     return int.from_bytes(page[:8], "little"), page[8], page[9]
 
 
 def test_who_is_preempted_is_told_on_each_of_its_controllers() -> None:
-    rig = ExportRig()
-    paths, taker = [rig.host(A), rig.host(A)], rig.host(B)
+    port = Port()
+    paths, taker = [Host(port, host_id=A), Host(port, host_id=A)], Host(port, host_id=B)
     register(paths[0], 1)
     register(taker, 2)
-    assert paths[0].ask(ACQUIRE, WRITE_EXCLUSIVE, data=keys(1)).status == 0
+    assert paths[0].ask(ACQUIRE, data=keys(1), cdw10=WRITE_EXCLUSIVE).status == 0
     asked = [await_event(path) for path in (*paths, taker)]
-    assert taker.ask(ACQUIRE, WRITE_EXCLUSIVE | PREEMPT, data=keys(2, 1)).status == 0
+    assert taker.ask(ACQUIRE, data=keys(2, 1), cdw10=WRITE_EXCLUSIVE | PREEMPT).status == 0
     for path, cid in zip(paths, asked, strict=False):
         (event,) = path.admin.answers()
         assert (event.cid, event.dw0) == (cid, 6 | LogPage.RESERVATION << 16)
@@ -154,9 +161,8 @@ def test_who_is_preempted_is_told_on_each_of_its_controllers() -> None:
 
 
 def test_each_notice_is_an_event_until_all_are_read() -> None:
-    rig = ExportRig()
-    host, volume = rig.host(A), rig.volume
-    assert isinstance(volume, MemoryVolume)
+    port = Port()
+    host, volume = Host(port, host_id=A), port.volume
     await_event(host)
     for kind in (NoticeKind.RESERVATION_RELEASED, NoticeKind.REGISTRATION_PREEMPTED):
         for watcher in volume.watchers:
@@ -170,33 +176,33 @@ def test_each_notice_is_an_event_until_all_are_read() -> None:
     assert notice_and_events(host) == ((2, NoticeKind.REGISTRATION_PREEMPTED, 0), 0)
 
 
-def notice_and_events(host: ExportHost) -> tuple[tuple[int, int, int], int]:
+def notice_and_events(host: Host) -> tuple[tuple[int, int, int], int]:
     """The notice that is read, and how many events come with the answer."""
-    cid = host.admin.start(command(AdminOpcode.GET_LOG_PAGE, (LogPage.RESERVATION | 15 << 16,), NSID), room=64)
+    cid = host.admin.start(sqe(AdminOpcode.GET_LOG_PAGE, 1, cdw10=LogPage.RESERVATION | 15 << 16), room=64)
     answers = host.admin.answers()
     (page,) = [answer.data for answer in answers if answer.cid == cid]
     return (int.from_bytes(page[:8], "little"), page[8], page[9]), len(answers) - 1
 
 
 def test_a_host_masks_what_it_does_not_want_to_be_told() -> None:
-    rig = ExportRig()
-    host, other = rig.host(A), rig.host(B)
+    port = Port()
+    host, other = Host(port, host_id=A), Host(port, host_id=B)
     mask = Feature.RESERVATION_NOTIFICATION_MASK
     set_, get = AdminOpcode.SET_FEATURES, AdminOpcode.GET_FEATURES
-    assert host.manage(set_, mask, 1 << NoticeKind.RESERVATION_PREEMPTED).status == 0
-    assert host.manage(get, mask).dw0 == 1 << NoticeKind.RESERVATION_PREEMPTED
-    assert host.manage(set_, mask, 1).status == Status.INVALID_FIELD
-    assert host.manage(set_, mask, 0, nsid=7).status == Status.INVALID_NAMESPACE
-    assert host.manage(get, mask, nsid=NSID_ALL).status == Status.INVALID_NAMESPACE
+    assert host.admin_ask(set_, nsid=1, cdw10=mask, cdw11=1 << NoticeKind.RESERVATION_PREEMPTED).status == 0
+    assert host.admin_ask(get, nsid=1, cdw10=mask).dw0 == 1 << NoticeKind.RESERVATION_PREEMPTED
+    assert host.admin_ask(set_, nsid=1, cdw10=mask, cdw11=1).status == Status.INVALID_FIELD
+    assert host.admin_ask(set_, nsid=7, cdw10=mask, cdw11=0).status == Status.INVALID_NAMESPACE
+    assert host.admin_ask(get, nsid=NSID_ALL, cdw10=mask).status == Status.INVALID_NAMESPACE
     register(host, 1)
     register(other, 2)
     await_event(host)
-    assert other.ask(RELEASE, 1, data=keys(2)[:8]).status == 0
+    assert other.ask(RELEASE, data=keys(2)[:8], cdw10=1).status == 0
     assert (host.admin.answers(), notice(host)) == ([], (0, 0, 0))
-    assert host.manage(set_, mask, 0, nsid=NSID_ALL).status == 0
+    assert host.admin_ask(set_, nsid=NSID_ALL, cdw10=mask, cdw11=0).status == 0
     register(host, 1)
     register(other, 2)
-    assert other.ask(RELEASE, 1, data=keys(2)[:8]).status == 0
+    assert other.ask(RELEASE, data=keys(2)[:8], cdw10=1).status == 0
     assert len(host.admin.answers()) == 1
     assert notice(host) == (1, NoticeKind.RESERVATION_PREEMPTED, 0)
 
@@ -205,18 +211,18 @@ def test_a_host_masks_what_it_does_not_want_to_be_told() -> None:
 
 
 def test_persistence_is_kept_as_it_is_set() -> None:
-    rig = ExportRig()
-    host = rig.host(A)
+    port = Port()
+    host = Host(port, host_id=A)
     feature, set_, get = Feature.RESERVATION_PERSISTENCE, AdminOpcode.SET_FEATURES, AdminOpcode.GET_FEATURES
-    assert host.manage(get, feature).dw0 == 1
-    assert host.manage(set_, feature, 0).status == 0
-    assert (host.manage(get, feature).dw0, report(host)[9]) == (0, 0)
-    assert host.manage(get, feature | 1 << 8).dw0 == 1  # what it is at first
-    assert host.manage(get, feature | 3 << 8).dw0 == 1 << 2  # it can be changed
-    assert host.manage(set_, feature | 1 << 31, 1).status == Status.FEATURE_NOT_SAVEABLE
-    assert host.manage(set_, feature, 1, nsid=NSID_ALL).status == Status.INVALID_NAMESPACE
-    assert host.ask(REGISTER, 3 << 30, data=keys(0, 5)).status == 0
-    assert (host.manage(get, feature).dw0, report(host)[9]) == (1, 1)
+    assert host.admin_ask(get, nsid=1, cdw10=feature).dw0 == 1
+    assert host.admin_ask(set_, nsid=1, cdw10=feature, cdw11=0).status == 0
+    assert (host.admin_ask(get, nsid=1, cdw10=feature).dw0, report(host)[9]) == (0, 0)
+    assert host.admin_ask(get, nsid=1, cdw10=feature | 1 << 8).dw0 == 1  # what it is at first
+    assert host.admin_ask(get, nsid=1, cdw10=feature | 3 << 8).dw0 == 1 << 2  # it can be changed
+    assert host.admin_ask(set_, nsid=1, cdw10=feature | 1 << 31, cdw11=1).status == Status.FEATURE_NOT_SAVEABLE
+    assert host.admin_ask(set_, nsid=NSID_ALL, cdw10=feature, cdw11=1).status == Status.INVALID_NAMESPACE
+    assert host.ask(REGISTER, data=keys(0, 5), cdw10=3 << 30).status == 0
+    assert (host.admin_ask(get, nsid=1, cdw10=feature).dw0, report(host)[9]) == (1, 1)
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -226,48 +232,46 @@ def test_persistence_is_kept_as_it_is_set() -> None:
     ("access", "status"), [(Access.INACCESSIBLE, Status.ANA_INACCESSIBLE), (Access.CHANGE, Status.ANA_TRANSITION)]
 )
 def test_a_path_that_serves_nothing_says_so_and_nothing_else(access: Access, status: Status) -> None:
-    rig = ExportRig()
-    host = rig.host(A)
+    port = Port()
+    host = Host(port, host_id=A)
     register(host, 1)
-    rig.server.set_access(VOLUME_ID, access, None)
+    port.become(access)
     answers = [
-        host.ask(REGISTER, 0, data=keys(0, 1)),
-        host.ask(ACQUIRE, WRITE_EXCLUSIVE, data=keys(1)),
-        host.ask(IoOpcode.RESERVATION_REPORT, 15, 1, room=64),
-        host.manage(AdminOpcode.GET_FEATURES, Feature.RESERVATION_PERSISTENCE),
-        host.manage(AdminOpcode.SET_FEATURES, Feature.RESERVATION_PERSISTENCE, 0),
+        host.ask(REGISTER, data=keys(0, 1), cdw10=0),
+        host.ask(ACQUIRE, data=keys(1), cdw10=WRITE_EXCLUSIVE),
+        host.ask(IoOpcode.RESERVATION_REPORT, room=64, cdw10=15, cdw11=1),
+        host.admin_ask(AdminOpcode.GET_FEATURES, nsid=1, cdw10=Feature.RESERVATION_PERSISTENCE),
+        host.admin_ask(AdminOpcode.SET_FEATURES, nsid=1, cdw10=Feature.RESERVATION_PERSISTENCE, cdw11=0),
     ]
     assert {(answer.status, answer.dnr) for answer in answers} == {(status, False)}
 
 
 def test_notices_come_from_the_volume_that_is_served_and_from_no_former_one() -> None:
-    rig = ExportRig()
-    host, former = rig.host(A), rig.volume
-    assert isinstance(former, MemoryVolume)
-    rig.server.set_access(VOLUME_ID, Access.OPTIMIZED, former)
+    port = Port()
+    host, former = Host(port, host_id=A), port.volume
+    port.server.set_access(VOLUME_ID, Access.OPTIMIZED, former)
     assert len(former.watchers) == 1
-    rig.server.drop_clients(VOLUME_ID)
+    port.server.drop_clients(VOLUME_ID)
     assert former.watchers == []
-    newer = MemoryVolume(SIZE_BYTES)
-    rig.server.set_access(VOLUME_ID, Access.OPTIMIZED, newer)
+    newer = MemoryVolume(former.size_bytes)
+    port.server.set_access(VOLUME_ID, Access.OPTIMIZED, newer)
     (watcher,) = newer.watchers
     watcher(Notice(A, NoticeKind.RESERVATION_RELEASED))
     assert notice(host) == (1, NoticeKind.RESERVATION_RELEASED, 0)
-    rig.server.update([], 1, {})
+    port.server.update([], 1, {})
     assert newer.watchers == []
 
 
 def test_an_answer_that_comes_after_the_path_was_given_up_is_nobodys() -> None:
-    rig = ExportRig()
-    host, volume = rig.host(A), rig.volume
-    assert isinstance(volume, MemoryVolume)
+    port = Port()
+    host, volume = Host(port, host_id=A), port.volume
     volume.hold = True
     begun = [
-        (host.io, host.start(REGISTER, 0, data=keys(0, 1))),
-        (host.admin, host.admin.start(command(AdminOpcode.SET_FEATURES, (Feature.RESERVATION_PERSISTENCE,), NSID))),
-        (host.admin, host.admin.start(command(AdminOpcode.GET_FEATURES, (Feature.RESERVATION_PERSISTENCE,), NSID))),
+        (host.io, host.start(REGISTER, data=keys(0, 1), cdw10=0)),
+        (host.admin, host.admin.start(sqe(AdminOpcode.SET_FEATURES, 1, cdw10=Feature.RESERVATION_PERSISTENCE))),
+        (host.admin, host.admin.start(sqe(AdminOpcode.GET_FEATURES, 1, cdw10=Feature.RESERVATION_PERSISTENCE))),
     ]
-    rig.server.drop_clients(VOLUME_ID)
+    port.server.drop_clients(VOLUME_ID)
     for wire in (host.io, host.admin):
         given_up = {(one.cid, one.status) for one in wire.answers()}
         assert given_up == {(cid, Status.ANA_INACCESSIBLE) for asked, cid in begun if asked is wire}
@@ -280,23 +284,23 @@ def test_f6_what_a_primary_has_not_answered_when_it_steps_down_is_left_to_the_ne
         bench = Bench()
         await bench.create()
         await bench.lead(1)
-        rig = ExportRig(bench.engine.served)
-        host = rig.host(A)
-        cid = host.start(REGISTER, 0, data=keys(0, 1))
+        port = Port(served=bench.engine.served)
+        host = Host(port, host_id=A)
+        cid = host.start(REGISTER, data=keys(0, 1), cdw10=0)
         await until(lambda: bench.engine.committed == 2)
         assert [(answer.cid, answer.status) for answer in host.io.answers()] == [(cid, 0)]
-        begun = {host.start(ACQUIRE, WRITE_EXCLUSIVE, data=keys(1))}
-        feature = command(AdminOpcode.SET_FEATURES, (Feature.RESERVATION_PERSISTENCE,), NSID)
+        begun = {host.start(ACQUIRE, data=keys(1), cdw10=WRITE_EXCLUSIVE)}
+        feature = sqe(AdminOpcode.SET_FEATURES, 1, cdw10=Feature.RESERVATION_PERSISTENCE)
         asked = {host.admin.start(feature)}
-        rig.server.drop_clients(VOLUME_ID)
+        port.server.drop_clients(VOLUME_ID)
         await bench.engine.step_down()
         for wire, cids in ((host.io, begun), (host.admin, asked)):
             assert {(one.cid, one.status) for one in wire.answers()} == {(cid, Status.ANA_INACCESSIBLE) for cid in cids}
         await until(lambda: bench.engine.durable == bench.engine.tail.opnum)
         await bench.lead(2)
-        rig.server.set_access(VOLUME_ID, Access.OPTIMIZED, bench.engine.served)
+        port.server.set_access(VOLUME_ID, Access.OPTIMIZED, bench.engine.served)
         # Both were in the log, and so they are done: to hosts it is as if the answers had been lost.
-        begun = {host.start(IoOpcode.RESERVATION_REPORT, 15, 1, room=64)}
+        begun = {host.start(IoOpcode.RESERVATION_REPORT, room=64, cdw10=15, cdw11=1)}
         await asyncio.sleep(0)
         (answer,) = host.io.answers()
         assert answer.data[:10] == bytes.fromhex("01000000 01 0100 0000 00")
