@@ -93,6 +93,7 @@ class Property(IntEnum):
     NSSR = 0x20
 
 
+PROPERTY_OFFSET_MAX: Final = 0xFFF
 PROPERTY_BYTES: Final = {Property.CAP: 8, Property.VS: 4, Property.CC: 4, Property.CSTS: 4, Property.NSSR: 4}
 
 CC_ENABLE: Final = 1 << 0

@@ -141,10 +141,11 @@ class StandardController:
     def property_get(self, queue: "TargetQueue", sqe: bytes) -> None:
         """Property Get (Base 2.0, 6.6)."""
         _, _, cid, _, attrib, offset, _ = pdu.PROPERTY_SQE.unpack(sqe)
-        size = nvme.PROPERTY_BYTES.get(Property(offset)) if offset in set(Property) else None
-        if size is None or size != (8 if attrib & 7 else 4):
-            # Without DNR: `nvme show-regs` asks for every offset, and gives up at a refusal that carries it.
-            queue.complete(cid, Status.INVALID_FIELD)
+        asked = 8 if attrib & 7 else 4
+        # What is reserved here is zero (Base 2.0, 3.1.3): `nvme show-regs` asks for all that a PCIe controller has.
+        size = nvme.PROPERTY_BYTES[Property(offset)] if offset in set(Property) else asked
+        if size != asked or offset > nvme.PROPERTY_OFFSET_MAX or offset % asked:
+            queue.complete(cid, Status.INVALID_FIELD, dnr=True)
             return
         value = 0
         if offset == Property.CAP:

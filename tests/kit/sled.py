@@ -41,12 +41,12 @@ class Sled:
 
 
 @asynccontextmanager
-async def running_sled(*devices: Device) -> AsyncIterator[Sled]:
+async def running_sled(*devices: Device, advertised_host: str | None = None) -> AsyncIterator[Sled]:
     """A sled that serves until the block ends, over `devices` or one memory drive of 64 MiB."""
     env = Environment(host.FixedClock())
     identity = Identity(host.SLED, host.private_key(host.SLED_KEY), host.public_key(host.ROOT))
     storage = await SledStorage.open(devices or (MemoryDevice(DEVICE_BLOCKS),), sled_id=host.SLED, env=env, format=True)
-    subsystem = Subsystem(identity, storage, env, asyncio.get_running_loop().call_later)
+    subsystem = Subsystem(identity, storage, env, asyncio.get_running_loop().call_later, advertised_host)
     server = TargetServer(subsystem)
     address, port = await server.start("127.0.0.1", 0)
     try:

@@ -15,6 +15,8 @@ mount -t tmpfs shm /dev/shm
 modprobe configfs && mount -t configfs config /sys/kernel/config
 modprobe virtio_net
 hostname guest
+echo nqn.2014-08.org.nvmexpress:uuid:67756573-7400-4000-8000-000000000000 >/etc/nvme/hostnqn
+echo 67756573-7400-4000-8000-000000000000 >/etc/nvme/hostid
 ip link set lo up
 ip addr add 10.0.2.15/24 dev eth0
 ip link set eth0 up

@@ -66,9 +66,11 @@ def test_the_properties_say_what_the_controller_can_do() -> None:
     assert fabrics(wire, FabricsType.PROPERTY_GET, Property.CSTS).dw0 == 1
     assert fabrics(wire, FabricsType.PROPERTY_SET, Property.CC, value=CC_ENABLE | 1 << 14).status == 0
     assert fabrics(wire, FabricsType.PROPERTY_GET, Property.CSTS).dw0 == 1 | 2 << 2
-    for offset, attrib in ((Property.CAP, 0), (Property.VS, 1), (0x1000, 0)):
-        refused = fabrics(wire, FabricsType.PROPERTY_GET, offset, attrib)
-        assert (refused.status, refused.dnr) == (Status.INVALID_FIELD, False)  # nvme-cli walks on
+    for reserved, attrib in ((0x0C, 0), (0x28, 1)):  # INTMS, ASQ: of PCIe only
+        answer = fabrics(wire, FabricsType.PROPERTY_GET, reserved, attrib)
+        assert (answer.status, answer.dw0, answer.dw1) == (0, 0, 0)
+    for offset, attrib in ((Property.CAP, 0), (Property.VS, 1), (0x1000, 0), (0x0E, 0)):
+        assert fabrics(wire, FabricsType.PROPERTY_GET, offset, attrib).status == Status.INVALID_FIELD
     assert fabrics(wire, FabricsType.PROPERTY_SET, Property.VS, value=1).status == Status.INVALID_FIELD
 
 
