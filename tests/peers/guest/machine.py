@@ -60,6 +60,7 @@ class Guest:
         self._pending: dict[str, Future[Result]] = {_READY: Future()}
         self._lock = threading.Lock()  # of what is sent, and of `_pending`
         self._gone = False
+        self._forwarded: dict[int, int] = {}
         self._reader = threading.Thread(target=self._read, name="guest", daemon=True)
         self._reader.start()
 
@@ -149,8 +150,10 @@ class Guest:
         return result.output
 
     async def forward(self, port: int) -> int:
-        """Make TCP port `port` of the guest reachable on our loopback; the port to use here."""
-        return await asyncio.to_thread(self._qemu.forward, port)
+        """Make TCP port `port` of the guest reachable on our loopback for as long as it runs; the port to use here."""
+        if port not in self._forwarded:
+            self._forwarded[port] = await asyncio.to_thread(self._qemu.forward, port)
+        return self._forwarded[port]
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
