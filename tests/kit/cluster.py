@@ -389,6 +389,7 @@ class KitHead:
 
     def __init__(self, rack: "Rack", number: int) -> None:
         self.rack = rack
+        self.number = number
         self.id = UUID(int=100 + number)
         self.key = Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32)
         self.public = self.key.public_key().public_bytes_raw()
@@ -428,7 +429,8 @@ class KitHead:
         )  # fmt: skip
         host, self.port = await self.head.listener.start("127.0.0.1", self.port)
         authority = self.rack.authority
-        authority.heads[self.id] = HeadRecord(self.id, "head", self.public, {"peer": (host, self.port)})
+        addresses = {"peer": (host, self.port), "nvme": (host, 4420 + self.number)}
+        authority.heads[self.id] = HeadRecord(self.id, "head", self.public, addresses, number=self.number + 1)
         authority.touch()
         await self.head.start()
 

@@ -7,12 +7,13 @@ acknowledged write; a block whose last write was never answered may hold that on
 import asyncio
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from head_node.export.errors import ExportError
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
+from spdk_bindings.device import Buffer
 
 BLOCK_BYTES: Final = 4096
 DEPTH: Final = 32
@@ -47,6 +48,14 @@ class _Versions:
     issued: int
 
 
+class BlockClient(Protocol):
+    """Whoever reads and writes ranges of bytes, and repeats by itself what a lost connection left unanswered."""
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None]: ...
+    def read(self, offset: int, length: int) -> Awaitable[Buffer]: ...
+    async def close(self) -> None: ...
+
+
 class VerifiedWriter:
     """A client that writes random blocks of a span until it is told to stop; `seed` tells it from other writers."""
 
@@ -69,7 +78,7 @@ class VerifiedWriter:
         self._random = random.Random(seed)
         self._blocks: dict[int, _Versions] = {}
         self._busy: set[int] = set()
-        self._client: NbdClient | None = None
+        self._client: BlockClient | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._progress = asyncio.Event()
         self._stopping = False
@@ -79,12 +88,16 @@ class VerifiedWriter:
 
     async def start(self) -> None:
         """Connect and begin to write. Raises ExportError."""
-        self._client = await NbdClient.connect(self._addresses, self._export, self._policy)
+        self._client = await self.connect()
         self.last_answer_s = asyncio.get_running_loop().time()
         self._workers = [asyncio.create_task(self._write_on(self._client)) for _ in range(DEPTH)]
 
+    async def connect(self) -> BlockClient:
+        """The client that writes: by NBD, unless a subclass knows another one. Raises ExportError."""
+        return await NbdClient.connect(self._addresses, self._export, self._policy)
+
     @property
-    def client(self) -> NbdClient:
+    def client(self) -> BlockClient:
         """The client, once started."""
         assert self._client is not None
         return self._client
@@ -127,7 +140,7 @@ class VerifiedWriter:
                 group.create_task(self._check(block, versions, findings, limit))
         return findings
 
-    async def _write_on(self, client: NbdClient) -> None:
+    async def _write_on(self, client: BlockClient) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             block = self._idle_block()

@@ -19,6 +19,48 @@ def test_a_volume_is_created_listed_and_inspected_by_name_and_id() -> None:
     run(scenario)
 
 
+HOST = "nqn.2014-08.org.nvmexpress:uuid:11111111-1111-4111-8111-111111111111"
+
+
+def test_hosts_are_admitted_and_expelled_and_every_head_sees_it() -> None:
+    async def scenario(kit: Kit) -> None:
+        head = await kit.enrolled("head-1")
+        await kit.enrolled("head-2")
+        await kit.sleds()
+        made = (await kit.operator.post("/v1/volumes", json={"name": "v", "size_bytes": 1 << 30})).json()
+        assert made["hosts"] == []
+        assert (await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": HOST})).json() == {"hosts": [HOST]}
+        again = await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": HOST})
+        assert again.json() == {"hosts": [HOST]}
+        (seen,) = (await head.client.view()).volumes.values()
+        assert (seen.hosts, seen.version) == ((HOST,), made["version"] + 1)
+        await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": "*"})
+        assert (await kit.operator.delete(f"/v1/volumes/v/hosts/{HOST}")).json() == {"hosts": ["*"]}
+        assert (await kit.operator.get("/v1/volumes/v/hosts")).json() == {"hosts": ["*"]}
+        assert (await kit.operator.delete(f"/v1/volumes/v/hosts/{HOST}")).status_code == 404
+        for wrong in ("host", "nqn.2014-08.x y", "nqn.2014-08.", "nqn.2014-08." + "x" * 220):
+            assert (await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": wrong})).status_code == 422, wrong
+        for number in range(63):
+            await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": f"nqn.2014-08.org:{number}"})
+        full = await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": HOST})
+        assert full.status_code == 409
+
+    run(scenario)
+
+
+def test_a_volume_is_made_with_its_hosts() -> None:
+    async def scenario(kit: Kit) -> None:
+        await kit.enrolled("head-1")
+        await kit.sleds()
+        body = {"name": "v", "size_bytes": 1 << 30, "hosts": [HOST]}
+        made = (await kit.operator.post("/v1/volumes", json=body)).json()
+        assert (made["hosts"], made["version"]) == ([HOST], 1)
+        refused = await kit.operator.post("/v1/volumes", json=body | {"name": "w", "hosts": ["nobody"]})
+        assert refused.status_code == 422
+
+    run(scenario)
+
+
 def test_health_comes_from_the_record_and_from_live_reports() -> None:
     async def scenario(kit: Kit) -> None:
         primary, secondary, record = await kit.ready()

@@ -17,7 +17,7 @@ from head_node.authority.errors import (
     Unauthorised,
 )
 from head_node.authority.joining import JoinToken
-from head_node.authority.ledger import head_key
+from head_node.authority.ledger import head_key, number_key
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Member
 
@@ -54,6 +54,33 @@ def test_a_token_admits_as_many_heads_as_it_says_and_those_again() -> None:
         left = (await kit.operator.get("/v1/join-tokens")).json()["tokens"]
         assert sorted(entry["uses_left"] for entry in left) == [0, 0]
         assert "verifier" not in left[0]
+
+    run(scenario)
+
+
+def test_each_head_has_a_number_of_its_own_and_keeps_it() -> None:
+    async def scenario(kit: Kit) -> None:
+        heads = [await kit.enrolled(f"head-{number}") for number in range(3)]
+        assert [(await head.client.view()).heads[head.id].number for head in heads] == [1, 2, 3]
+        await revoke(kit, heads[1])
+        assert (await heads[0].client.announce(ADDRESSES)).number == 1
+        newcomer = await kit.enrolled("head-3")
+        assert (await newcomer.client.view()).heads[newcomer.id].number == 4
+
+    run(scenario)
+
+
+def test_a_head_of_an_older_store_gets_its_number_when_it_announces_itself() -> None:
+    async def scenario(kit: Kit) -> None:
+        first, second = await kit.enrolled("head-1"), await kit.enrolled("head-2")
+        ledger = kit.authority.ledger
+        for head in (first, second):
+            found = await ledger.head(head.id)
+            assert found is not None
+            old = {key: value for key, value in found.value.to_json().items() if key != "number"}
+            await ledger.commit(compare={}, put={head_key(head.id): old}, delete=[number_key(found.value.number)])
+        assert (await second.client.announce(ADDRESSES)).number == 1
+        assert (await first.client.announce(ADDRESSES)).number == 2
 
     run(scenario)
 
