@@ -107,6 +107,9 @@ class NvmeServer:
             str(volume): {
                 "access": subsystem.access.name.lower(),
                 "hosts": len(subsystem.hosts),
+                "hosts_guarded": len(subsystem.guard.terms),
+                "secrets_changed_total": subsystem.guard_changes,
+                "secrets_unreadable": subsystem.guard.locked,
                 "authenticated_total": subsystem.authentication.succeeded,
                 "authentication_failed_total": subsystem.authentication.failed,
             }

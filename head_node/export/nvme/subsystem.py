@@ -90,6 +90,7 @@ class VolumeSubsystem:
     ) -> None:  # fmt: skip
         self.exported = exported
         self.guard = guard
+        self.guard_changes = 0
         self._make_controller = make_controller
         self.nqn = uuid_nqn(exported.volume)
         self.authentication = InBandAuthentication(self.nqn, self, entropy, numbers)
@@ -156,6 +157,7 @@ class VolumeSubsystem:
     def set_guard(self, guard: Guard) -> None:
         """Secrets have changed. Who proved himself by a former one stays; who never had to, and now has to, goes."""
         self.guard = guard
+        self.guard_changes += 1
         for association in list(self.hosts.values()):
             proving = association.proven or association.queues[0].authenticating
             if association.host_name in guard.terms and not proving:
