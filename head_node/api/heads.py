@@ -143,7 +143,7 @@ async def confirm_deleted(rack: Rack, head: Head, volume: UUID, body: models.Epo
 @router.post("/evidence", operation_id="reportCredential")
 async def evidence(rack: Rack, head: Head, body: models.EvidenceRequest) -> models.RecordAnswer:
     """Hand in a credential that a sled showed; a valid one newer than the record freezes the volume (F4)."""
-    record = await rack.volumes.judge_credential(head.id, bytes.fromhex(body.credential))
+    record = await rack.recovery.judge_credential(head.id, bytes.fromhex(body.credential))
     return _answer(record.to_json())
 
 

@@ -79,6 +79,9 @@ class HealthDocument(BaseModel):
 class VolumeStatus(VolumeDocument):
     health: HealthDocument
     frozen_because: str | None = None
+    recover_wait_ms: Annotated[
+        int | None, Field(description="of a frozen volume: how long until it may be recovered (F7)")
+    ] = None
 
 
 class VolumeList(BaseModel):
@@ -133,6 +136,10 @@ class HostSecretRequest(Body):
 
 class RecoverRequest(Body):
     epoch: Annotated[U64, Field(description="the highest epoch seen on any sled or log; the volume goes on above it")]
+    head: Annotated[
+        Name | None, Field(description="id or name of a head that is no member: go on from its log alone")
+    ] = None
+    may_lose: Annotated[bool, Field(strict=True, description="with `head`: what that may lose is accepted")] = False
 
 
 class DeletionDocument(BaseModel):

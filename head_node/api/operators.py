@@ -10,6 +10,7 @@ from head_node.authority.errors import Conflict, RequestRefused
 from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
 from head_node.authority.nodes import parse_key
+from head_node.authority.recovery import Heir
 from head_node.store.records import VolumeRecord
 from sled_controller.errors import SecretMalformed
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
@@ -91,11 +92,23 @@ async def remove_host_secret(rack: Rack, volume: str, nqn: str) -> models.HostLi
     return _hosts(await rack.hosts.trust(found.volume, nqn))
 
 
+@router.post("/volumes/{volume}/freeze", operation_id="freezeVolume")
+async def freeze_volume(rack: Rack, volume: str) -> models.VolumeStatus:
+    """Stop a volume: its primary steps down when it hears of it, nobody takes it over, until it is recovered."""
+    found = await rack.volumes.find(volume)
+    return await overview.volume_status(rack, await rack.recovery.freeze(found.volume, "an operator has frozen it"))
+
+
 @router.post("/volumes/{volume}/recover", operation_id="recoverVolume")
 async def recover_volume(rack: Rack, volume: str, body: models.RecoverRequest) -> models.VolumeStatus:
-    """Set a frozen volume going again, above the highest epoch that was seen anywhere."""
+    """Set a frozen volume going again, above the highest epoch that was seen anywhere, once the term of every
+    credential that may be about is over (F7). With `head` it goes on from the log of that head alone, which is no
+    member: what that may lose is said in the refusal (`may-lose`) of a request without `may_lose`."""
     found = await rack.volumes.find(volume)
-    return await overview.volume_status(rack, await rack.volumes.recover(found.volume, body.epoch))
+    heir = None
+    if body.head is not None:
+        heir = Heir(overview.find_head(await rack.ledger.rack(), body.head), body.may_lose)
+    return await overview.volume_status(rack, await rack.recovery.recover(found.volume, body.epoch, heir))
 
 
 @router.get("/nodes", operation_id="listNodes")

@@ -30,6 +30,7 @@ async def volume_status(authority: Authority, record: VolumeRecord) -> models.Vo
             reports={head: dict(report) for head, report in said.items()},
         ),
         frozen_because=None if notice is None else str(notice.value["reason"]),
+        recover_wait_ms=authority.recovery.wait_ms(record.volume) if record.state is VolumeState.FROZEN else None,
     )
 
 

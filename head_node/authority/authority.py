@@ -16,6 +16,7 @@ from head_node.authority.hosts import VolumeHosts
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
 from head_node.authority.ledger import OPERATOR_KEY, RACK_KEY, Ledger, revision_of
 from head_node.authority.nodes import Fencer, Nodes
+from head_node.authority.recovery import Recovery
 from head_node.authority.reports import Reports
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
@@ -62,12 +63,15 @@ class Authority:
             self.keyring,
             self.reports,
             env,
-            root_public=self.root_public,
             term_ms=policy.credential_term_ms,
             heads_per_volume=policy.heads_per_volume,
             geometry=policy.geometry,
         )
         self.hosts = VolumeHosts(self.ledger, self.reports)
+        self.recovery = Recovery(
+            self.ledger, self.keyring, self.reports, env,
+            root_public=self.root_public, term_ms=policy.credential_term_ms,
+        )  # fmt: skip
         self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self._stopping = asyncio.Event()
@@ -176,7 +180,7 @@ class Authority:
     async def _freeze_restored(self) -> None:
         """A restored store does not know what was issued after the backup (F2, F4): nobody may rely on it."""
         reason = "the store was restored from a backup; compare with sleds and logs, then recover"
-        frozen = await self.volumes.freeze_all(reason)
+        frozen = await self.recovery.freeze_all(reason)
         await self.keyring.rotate(publish_ms=0, versions_skipped=RESTORED_VERSIONS_SKIPPED)
         await self.store.clear_restored()
         _log.warning("event=store-restored volumes_frozen=%d", len(frozen))

@@ -82,6 +82,25 @@ class Conflict(AuthorityError):
     status, slug, title = 409, "conflict", "Conflict"
 
 
+class MayLose(AuthorityError):
+    """What is asked for may lose acknowledged writes, as the text says: ask again with `may_lose` to accept that."""
+
+    status, slug, title = 409, "may-lose", "This may lose acknowledged writes"
+
+
+class TooEarly(AuthorityError):
+    """A credential that may be about could still serve clients (F7): ask again `wait_ms` later."""
+
+    status, slug, title = 409, "too-early", "A credential's term is not over yet"
+
+    def __init__(self, wait_ms: int) -> None:
+        super().__init__(f"a head may serve with a credential of this volume for another {wait_ms / 1000:.1f} s")
+        self.wait_ms = wait_ms
+
+    def extra(self) -> dict[str, Any]:
+        return {"wait_ms": self.wait_ms}
+
+
 class Unplaceable(AuthorityError):
     """There are not enough heads or sleds with room."""
 

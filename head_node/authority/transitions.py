@@ -152,13 +152,23 @@ def freeze(record: VolumeRecord) -> VolumeRecord:
     return replace(record, state=VolumeState.FROZEN, version=record.version + 1)
 
 
-def recover(record: VolumeRecord, epoch: int, state: VolumeState) -> VolumeRecord:
-    """The frozen record set going again in `state` above `epoch`, the highest that anybody has seen."""
+def recover(record: VolumeRecord, epoch: int, state: VolumeState, member: Member | None = None) -> VolumeRecord:
+    """The frozen record set going again in `state` above `epoch`, the highest that anybody has seen.
+
+    With `member` from that log alone, which no rule vouches for: only an operator may say so (F5, F7).
+    """
     if record.state is not VolumeState.FROZEN:
         raise Conflict(f"volume {record.volume} is {record.state}, not frozen")
     if not record.epoch <= epoch < EPOCH_MAX:
         raise RequestRefused(f"the epoch must lie between {record.epoch} (the record's) and 2^64 - 3")
-    return replace(record, state=state, epoch=epoch + 1, version=record.version + 1)
+    going = replace(record, state=state, epoch=epoch + 1, version=record.version + 1)
+    if member is None:
+        return going
+    if state is not VolumeState.ACTIVE:
+        raise Conflict(f"volume {record.volume} was {state} before, not active: there is nothing to take over")
+    if member.head not in record.heads:
+        raise NotEligible(f"head {member.head} is not assigned to volume {record.volume}")
+    return replace(going, primary=member.head, current=(member,))
 
 
 def delete(record: VolumeRecord) -> VolumeRecord:

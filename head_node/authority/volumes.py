@@ -36,13 +36,10 @@ from head_node.store.records import (
     HeadRecord,
     Member,
     VolumeRecord,
-    VolumeState,
 )
 from head_node.volume.geometry import Geometry
-from sled_controller.credential import ALL_RIGHTS, Credential, Rights, parse_credential, verify
+from sled_controller.credential import ALL_RIGHTS, Credential, Rights
 from sled_controller.environment import Environment
-from sled_controller.errors import CredentialMalformed, CredentialRefused
-from sled_controller.keyset import KeySet
 
 VOLUMES_MAX = 4096
 
@@ -59,7 +56,6 @@ class Volumes:
         reports: Reports,
         env: Environment,
         *,
-        root_public: bytes,
         term_ms: int,
         heads_per_volume: int,
         geometry: Geometry,
@@ -68,7 +64,6 @@ class Volumes:
         self._keyring = keyring
         self._reports = reports
         self._env = env
-        self._root_public = root_public
         self._term_ms = term_ms
         self._heads_per_volume = heads_per_volume
         self._geometry = geometry
@@ -229,64 +224,6 @@ class Volumes:
         self._reports.add_event("volume-deleted", volume=str(volume), epoch=epoch)
         _log.info("event=volume-deleted volume=%s epoch=%d", volume, epoch)
 
-    async def judge_credential(self, head: UUID, raw: bytes) -> VolumeRecord:
-        """Freeze the volume of a valid credential that is newer than its record (F4).
-
-        Raises RequestRefused when it is not a valid credential, NotFound when there is no such volume.
-        """
-        ring = await self._keyring.current()
-        try:
-            credential = verify(parse_credential(raw), KeySet.open(ring.signed_set, self._root_public))
-        except (CredentialMalformed, CredentialRefused) as error:
-            raise RequestRefused(f"not a valid credential: {error}") from error
-
-        async def attempt() -> VolumeRecord:
-            found = await self._ledger.volume(credential.volume)
-            if credential.epoch <= found.value.epoch:
-                return found.value
-            reason = f"head {head} handed in a valid credential of epoch {credential.epoch}"
-            return await self._freeze(found, reason, credential.epoch)
-
-        record = await self._ledger.until_settled(attempt)
-        if record.epoch < credential.epoch:
-            self._note("volume-frozen", record, seen=credential.epoch)
-        return record
-
-    async def freeze_all(self, reason: str) -> list[VolumeRecord]:
-        """Freeze every volume, as after a restore from a backup."""
-        frozen = []
-        for volume in (await self._ledger.rack()).volumes:
-
-            async def attempt(volume: UUID = volume) -> VolumeRecord:
-                found = await self._ledger.volume(volume)
-                return await self._freeze(found, reason, found.value.epoch)
-
-            frozen.append(await self._ledger.until_settled(attempt))
-            self._note("volume-frozen", frozen[-1], reason=reason)
-        return frozen
-
-    async def recover(self, volume: UUID, epoch: int) -> VolumeRecord:
-        """Set a frozen volume going above `epoch`, the highest seen anywhere; raises Conflict, RequestRefused."""
-
-        async def attempt() -> VolumeRecord:
-            found = await self._ledger.volume(volume)
-            notice = await self._ledger.json(freeze_key(volume))
-            before = VolumeState.ACTIVE if notice is None else VolumeState(notice.value["before"])
-            seen = 0 if notice is None else int(notice.value["epoch_seen"])
-            if epoch < seen:
-                raise RequestRefused(f"a credential of epoch {seen} was seen; the epoch must be at least that")
-            record = transitions.recover(found.value, epoch, before)
-            await self._ledger.commit(
-                compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
-                put={volume_key(volume): record.to_json()},
-                delete=[freeze_key(volume)],
-            )
-            return record
-
-        record = await self._ledger.until_settled(attempt)
-        self._note("volume-recovered", record)
-        return record
-
     async def withdraw(self, volume: UUID, head: UUID) -> VolumeRecord | None:
         """Take a revoked head off one volume, with a new epoch if it was a member; None if it had no part in it."""
 
@@ -382,22 +319,6 @@ class Volumes:
         key = volume_key(record.volume)
         compare = {key: found.revision, head_key(requester.value.id): requester.revision}
         await self._ledger.commit(compare=compare, put={key: record.to_json(), **also})
-
-    async def _freeze(self, found: Versioned[VolumeRecord], reason: str, epoch_seen: int) -> VolumeRecord:
-        volume = found.value.volume
-        notice = await self._ledger.json(freeze_key(volume))
-        before, seen = found.value.state.value, epoch_seen
-        if notice is not None:
-            before, seen = notice.value["before"], max(seen, int(notice.value["epoch_seen"]))
-        record = found.value if found.value.state is VolumeState.FROZEN else transitions.freeze(found.value)
-        await self._ledger.commit(
-            compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
-            put={
-                volume_key(volume): record.to_json(),
-                freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before},
-            },
-        )
-        return record
 
     async def _drop(self, found: Versioned[VolumeRecord]) -> None:
         volume = found.value.volume

@@ -176,6 +176,11 @@ class Kit:
         return primary, secondary, record
 
 
+def term_and_margin_ms(kit: Kit) -> int:
+    """How long after a freeze no head can serve any more, clocks that differ included."""
+    return kit.authority.policy.credential_term_ms * 11 // 10
+
+
 def columns_of(record: VolumeRecord) -> list[Column]:
     """All columns of a volume, one per sled of its placement."""
     blocks = column_blocks(record.size_bytes, record.geometry)

@@ -41,7 +41,8 @@ class OperatorApi:
             ) from None
         if reply.is_success:
             return reply.json() if reply.content else None
-        raise ApiRefused(reply.status_code, _problem_text(reply))
+        text, kind = _problem(reply)
+        raise ApiRefused(reply.status_code, text, kind)
 
     def create_volume(
         self, name: str, size_bytes: int, hosts: Sequence[str] = (), min_members: int = 1
@@ -96,6 +97,15 @@ class OperatorApi:
     def _secret_path(self, volume: str, nqn: str) -> str:
         return f"/v1/volumes/{self.volume(volume)['volume']}/host-secrets/{quote(nqn, safe='')}"
 
+    def freeze_volume(self, name: str) -> dict[str, Any]:
+        """Stop a volume until it is recovered."""
+        return _mapping(self.call("POST", f"/v1/volumes/{name}/freeze"))
+
+    def recover_volume(self, name: str, epoch: int, head: str | None = None, *, may_lose: bool) -> dict[str, Any]:
+        """Set a frozen volume going again above `epoch`; with `head` from its log alone."""
+        body = {"epoch": epoch, "may_lose": may_lose, **({} if head is None else {"head": head})}
+        return _mapping(self.call("POST", f"/v1/volumes/{name}/recover", body))
+
     def nodes(self) -> dict[str, Any]:
         """`heads` and `sleds` as the authority knows them, with what the heads report."""
         return _mapping(self.call("GET", "/v1/nodes"))
@@ -126,11 +136,12 @@ def _proof_text(proof: Mapping[str, Any]) -> str:
     return f"proves itself {direction}, from {proof['hash']} and {proof['group']} up"
 
 
-def _problem_text(reply: httpx.Response) -> str:
-    """Title and detail of a problem document (RFC 9457), or the status line when it is not one."""
+def _problem(reply: httpx.Response) -> tuple[str, str]:
+    """Title and detail of a problem document (RFC 9457) with the last part of its type, or the status line alone."""
     try:
         problem = reply.json()
         title, detail = str(problem["title"]), str(problem.get("detail", ""))
+        kind = str(problem.get("type", "")).rpartition(":")[2]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the authority answered {reply.status_code} {reply.reason_phrase}"
-    return f"{title}: {detail}" if detail and detail != title else title
+        return f"the authority answered {reply.status_code} {reply.reason_phrase}", ""
+    return (f"{title}: {detail}" if detail and detail != title else title), kind

@@ -15,7 +15,7 @@ from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
-from rackctl.errors import RackError, RackNotFound
+from rackctl.errors import ApiRefused, RackError, RackNotFound
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.options import (
     add_directory,
@@ -89,7 +89,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     add_switch(status, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
     status.set_defaults(command=_status)
 
-    _add_volume(commands.add_parser("volume", help="create, list, show and delete volumes"), defaults)
+    _add_volume(commands.add_parser("volume", help="create, list, show, delete and recover volumes"), defaults)
     _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
     host_secrets.add_keys(commands.add_parser("keys", help="make secrets for hosts"))
 
@@ -144,7 +144,22 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     connect.add_argument("name", metavar="NAME")
     connect.set_defaults(command=_volume_connect_info)
     changes = _add_hosts(actions.add_parser("hosts", help="say which hosts may connect by NVMe/TCP"), defaults)
-    for action in (create, listing, show, delete, connect, *changes):
+    recover = actions.add_parser("recover", help="set a frozen volume going again")
+    recover.set_defaults(command=_volume_recover)
+    force = actions.add_parser("force-takeover", help="go on from the log of a head that is no member, losing writes")
+    force.add_argument("--head", required=True, metavar="HEAD", help="the head that is to go on")
+    force.set_defaults(command=_volume_force)
+    for action in (recover, force):
+        action.add_argument("name", metavar="NAME")
+        action.add_argument(
+            "--epoch",
+            type=whole_number,
+            required=action is recover,
+            metavar="E",
+            help="the highest epoch seen on any sled or log" + ("" if action is recover else " [the record's]"),
+        )
+        action.add_argument("--yes", action="store_true", help="do it; without, it is only said what it means")
+    for action in (create, listing, show, delete, connect, recover, force, *changes):
         add_directory(action, "the rack's directory", defaults)
     for action in (create, listing, show, connect):
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
@@ -290,6 +305,50 @@ def _volume_host_secret(arguments: argparse.Namespace) -> int:
 
 def _volume_delete(arguments: argparse.Namespace) -> int:
     _rack(arguments).delete_volume(arguments.name)
+    return 0
+
+
+def _volume_recover(arguments: argparse.Namespace) -> int:
+    rack, name = _rack(arguments), arguments.name
+    record = rack.api.volume(name)
+    if not arguments.yes:
+        raise RackError(
+            f"volume {name} is {record['state']}: {record['frozen_because'] or 'it needs no recovery'}. It would go on"
+            f" above epoch {arguments.epoch} with the members of its record, once every credential's term is over."
+            " Compare the record with sleds and heads before: what was written in an epoch that it does not know may be"
+            " lost. Add --yes to do it"
+        )
+    _wait_term(rack, name)
+    rack.api.recover_volume(record["volume"], arguments.epoch, may_lose=False)
+    return _tell_served(rack, name)
+
+
+def _volume_force(arguments: argparse.Namespace) -> int:
+    rack, name, head = _rack(arguments), arguments.name, arguments.head
+    record = rack.api.volume(name)
+    if not arguments.yes:
+        try:
+            rack.api.recover_volume(record["volume"], arguments.epoch or record["epoch"], head, may_lose=False)
+        except ApiRefused as refused:
+            if refused.kind != "may-lose":
+                raise
+            raise RackError(f"{refused}. Add --yes to do it") from None
+    record = rack.api.freeze_volume(record["volume"])
+    _wait_term(rack, name)
+    rack.api.recover_volume(record["volume"], arguments.epoch or record["epoch"], head, may_lose=True)
+    return _tell_served(rack, name)
+
+
+def _wait_term(rack: Rack, name: str) -> None:
+    left_ms = rack.api.volume(name)["recover_wait_ms"]
+    if left_ms:
+        print(f"waiting {left_ms / 1000:.0f} s: a head may serve with its credential until then", file=sys.stderr)
+    rack.wait_recoverable(name)
+
+
+def _tell_served(rack: Rack, name: str) -> int:
+    roles = rack.wait_served(name)
+    print(f"volume {name} is served by {roles.primary} in epoch {roles.epoch}")
     return 0
 
 

@@ -26,11 +26,13 @@ class NodeFailed(RackError):
 
 
 class ApiRefused(RackError):
-    """The authority answered a request with a problem (RFC 9457); the text is its title and detail."""
+    """The authority answered a request with a problem (RFC 9457); the text is its title and detail, `kind` the last
+    part of its type."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, kind: str = "") -> None:
         super().__init__(text)
         self.status = status
+        self.kind = kind
 
 
 class ApiUnreachable(RackError):

@@ -39,6 +39,7 @@ ANY_HOST: Final = "*"
 _STOP_TIMEOUT_S: Final = 4.0
 _KILL_TIMEOUT_S: Final = 10.0
 _WAIT_TIMEOUT_S: Final = 30.0
+_RECOVER_POLL_S: Final = 5.0
 _POLL_S: Final = 0.02
 
 
@@ -224,6 +225,11 @@ class Rack:
             f"volume {name} to be deleted",
             timeout_s,
         )
+
+    def wait_recoverable(self, name: str) -> None:
+        """Wait until no head can serve a frozen volume with a credential that it still holds (F7)."""
+        while (left_ms := self.api.volume(name)["recover_wait_ms"] or 0) > 0:
+            time.sleep(min(left_ms / 1000, _RECOVER_POLL_S))
 
     def roles(self, volume: str) -> Roles:
         """Who serves and who follows, by the record."""

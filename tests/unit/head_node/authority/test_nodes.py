@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.authority import Head, Kit, RecordingFencer, rack, run
+from kit.authority import Head, Kit, RecordingFencer, rack, run, term_and_margin_ms
 
 from head_node.authority.errors import (
     AuthorityUnavailable,
@@ -305,6 +305,7 @@ def test_a_restored_store_starts_frozen_until_an_operator_recovers_each_volume(t
                 assert (frozen.state.value, frozen.epoch) == ("frozen", 1)
                 with pytest.raises(Frozen):
                     await seen.client.takeover(record.volume, expected_version=frozen.version, log_id=primary.log)
+                again.clock.advance(term_and_margin_ms(again))
                 reply = await again.operator.post("/v1/volumes/v/recover", json={"epoch": 2})
                 assert (reply.json()["epoch"], reply.json()["state"]) == (3, "active")
                 assert (await again.authority.keyring.current()).version > version + 1000

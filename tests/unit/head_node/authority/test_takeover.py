@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from kit.authority import Kit, columns_of, rack, run
+from kit.authority import Kit, columns_of, rack, run, term_and_margin_ms
 from rackctl.simulation.store import UncertainStore
 
 from head_node.authority.errors import (
@@ -321,6 +321,7 @@ def test_f4_a_valid_newer_credential_freezes_the_volume_until_an_operator_recove
             await primary.client.takeover(record.volume, expected_version=frozen.version, log_id=primary.log)
         refused = await kit.operator.post(f"/v1/volumes/{record.name}/recover", json={"epoch": 6})
         assert refused.status_code == 422
+        kit.clock.advance(term_and_margin_ms(kit))
         recovered = await kit.operator.post(f"/v1/volumes/{record.name}/recover", json={"epoch": 7})
         assert (recovered.json()["state"], recovered.json()["epoch"]) == ("active", 8)
         version = recovered.json()["version"]

@@ -1,0 +1,221 @@
+"""How a volume is stopped for an operator, and how an operator sets it going again (F4, F7).
+
+A volume freezes when a valid credential newer than its record turns up, when the store was restored, or because an
+operator says so. It goes on only after the term of every credential that may be about: whoever holds one may serve
+clients alone until then, and nobody else could know (F7).
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from head_node.authority import transitions
+from head_node.authority.errors import Conflict, MayLose, RequestRefused, TooEarly
+from head_node.authority.keyring import Keyring
+from head_node.authority.ledger import Ledger, Versioned, freeze_key, revision_of, volume_key
+from head_node.authority.reports import Reports
+from head_node.store.records import HeadRecord, Member, VolumeRecord, VolumeState
+from sled_controller.credential import parse_credential, verify
+from sled_controller.environment import Environment
+from sled_controller.errors import CredentialMalformed, CredentialRefused
+from sled_controller.keyset import KeySet
+
+CLOCK_MARGIN_DIVISOR: Final = 10
+"""Clocks of heads may run slower than this one's by as much as the lease's guard allows: a tenth."""
+NS_PER_MS: Final = 1_000_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """A head from whose log alone a volume is to go on. `may_lose`: the operator has read what that may lose."""
+
+    head: HeadRecord
+    may_lose: bool
+
+
+class Recovery:
+    """Freezes and recovers volume records."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        keyring: Keyring,
+        reports: Reports,
+        env: Environment,
+        *,
+        root_public: bytes,
+        term_ms: int,
+    ) -> None:
+        self._ledger = ledger
+        self._keyring = keyring
+        self._reports = reports
+        self._env = env
+        self._root_public = root_public
+        self._term_ms = term_ms
+        # A former run may have signed until this one began.
+        self._started_ns = env.clock.boottime_ns()
+        self._frozen_ns: dict[UUID, int] = {}
+
+    async def judge_credential(self, head: UUID, raw: bytes) -> VolumeRecord:
+        """Freeze the volume of a valid credential that is newer than its record (F4).
+
+        Raises RequestRefused when it is not a valid credential, NotFound when there is no such volume.
+        """
+        ring = await self._keyring.current()
+        try:
+            credential = verify(parse_credential(raw), KeySet.open(ring.signed_set, self._root_public))
+        except (CredentialMalformed, CredentialRefused) as error:
+            raise RequestRefused(f"not a valid credential: {error}") from error
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(credential.volume)
+            if credential.epoch <= found.value.epoch:
+                return found.value
+            reason = f"head {head} handed in a valid credential of epoch {credential.epoch}"
+            return await self._freeze(found, reason, credential.epoch)
+
+        record = await self._ledger.until_settled(attempt)
+        if record.epoch < credential.epoch:
+            self._note("volume-frozen", record, seen=credential.epoch)
+        return record
+
+    async def freeze(self, volume: UUID, reason: str) -> VolumeRecord:
+        """Stop a volume: no takeover, renewal or change until it is recovered. Raises NotFound, Conflict."""
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(volume)
+            if found.value.state is VolumeState.DELETING:
+                raise Conflict(f"volume {volume} is being deleted")
+            return await self._freeze(found, reason, found.value.epoch)
+
+        record = await self._ledger.until_settled(attempt)
+        self._note("volume-frozen", record, reason=reason)
+        return record
+
+    async def freeze_all(self, reason: str) -> list[VolumeRecord]:
+        """Freeze every volume, as after a restore from a backup."""
+        frozen = []
+        for volume in (await self._ledger.rack()).volumes:
+
+            async def attempt(volume: UUID = volume) -> VolumeRecord:
+                found = await self._ledger.volume(volume)
+                return await self._freeze(found, reason, found.value.epoch)
+
+            frozen.append(await self._ledger.until_settled(attempt))
+            self._note("volume-frozen", frozen[-1], reason=reason)
+        return frozen
+
+    def wait_ms(self, volume: UUID) -> int:
+        """Milliseconds until no credential of a frozen volume can be good for serving any more."""
+        since_ns = self._frozen_ns.get(volume, self._started_ns)
+        term_ms = self._term_ms + self._term_ms // CLOCK_MARGIN_DIVISOR
+        left_ns = since_ns + term_ms * NS_PER_MS - self._env.clock.boottime_ns()
+        return max(0, -(-left_ns // NS_PER_MS))
+
+    async def recover(self, volume: UUID, epoch: int, heir: Heir | None = None) -> VolumeRecord:
+        """Set a frozen volume going above `epoch`, the highest seen anywhere; with an heir, from its log alone.
+
+        Raises Conflict, RequestRefused, MayLose (and says what), TooEarly.
+        """
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(volume)
+            notice = await self._ledger.json(freeze_key(volume))
+            before = VolumeState.ACTIVE if notice is None else VolumeState(notice.value["before"])
+            seen = 0 if notice is None else int(notice.value["epoch_seen"])
+            if epoch < seen:
+                raise RequestRefused(f"a credential of epoch {seen} was seen; the epoch must be at least that")
+            member = None if heir is None else self._log_of(heir.head, found.value)
+            if heir is not None and not heir.may_lose:
+                raise MayLose(self._loss(heir.head, found.value))
+            record = transitions.recover(found.value, epoch, before, member)
+            if wait_ms := self.wait_ms(volume):
+                raise TooEarly(wait_ms)
+            await self._ledger.commit(
+                compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
+                put={volume_key(volume): record.to_json()},
+                delete=[freeze_key(volume)],
+            )
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        self._frozen_ns.pop(volume, None)
+        if heir is None:
+            self._note("volume-recovered", record)
+        else:
+            self._note("volume-forced", record, head=str(heir.head.id))
+        return record
+
+    def _log_of(self, head: HeadRecord, record: VolumeRecord) -> Member:
+        """The log of a volume that a live head has; raises Conflict."""
+        log = self._engine(head.id, record.volume).get("log_id")
+        if not self._reports.is_live(head.id) or not isinstance(log, str):
+            raise Conflict(f"head {head.name} does not report a log of volume {record.name}; is it running?")
+        member = Member(head.id, UUID(log))
+        if member in record.current:
+            raise Conflict(
+                f"head {head.name} is a member of volume {record.name} and has all that was acknowledged: recover the"
+                " volume without naming a head"
+            )
+        return member
+
+    def _loss(self, head: HeadRecord, record: VolumeRecord) -> str:
+        """What an operator should know before a head that is no member goes on alone, from the reports there are."""
+        kept = self._engine(head.id, record.volume)
+        parts = [
+            f"head {head.name} is no member of volume {record.name}: its log ends at operation {kept.get('tail')} of"
+            f" epoch {kept.get('epoch')}, and every write that was acknowledged after it had left is lost"
+        ]
+        for member in record.current:
+            report = self._reports.report(member.head)
+            engine = self._engine(member.head, record.volume)
+            if report is not None and "committed" in engine:
+                age_s = (self._env.clock.boottime_ns() - report.received_ns) // (1000 * NS_PER_MS)
+                parts.append(
+                    f"member {member.head} last reported operation {engine['committed']} as committed, {age_s} s ago"
+                )
+            else:
+                parts.append(f"what member {member.head} had is not known here")
+        parts.append(
+            "older blocks whose place on the sleds was used again since cannot be read; what only the present members"
+            " have is overwritten when they are back"
+        )
+        return "; ".join(parts)
+
+    def _engine(self, head: UUID, volume: UUID) -> Mapping[str, Any]:
+        """What a head last said about its log of a volume."""
+        report = self._reports.report(head)
+        said: Any = {} if report is None else report.status
+        for key in ("volumes", str(volume), "engine"):
+            said = said.get(key) if isinstance(said, Mapping) else None
+        return said if isinstance(said, Mapping) else {}
+
+    async def _freeze(self, found: Versioned[VolumeRecord], reason: str, epoch_seen: int) -> VolumeRecord:
+        volume = found.value.volume
+        notice = await self._ledger.json(freeze_key(volume))
+        before, seen = found.value.state.value, epoch_seen
+        if notice is not None:
+            before, seen = notice.value["before"], max(seen, int(notice.value["epoch_seen"]))
+        already = found.value.state is VolumeState.FROZEN
+        record = found.value if already else transitions.freeze(found.value)
+        try:
+            await self._ledger.commit(
+                compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
+                put={
+                    volume_key(volume): record.to_json(),
+                    freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before},
+                },
+            )
+        finally:
+            if not already:
+                # Nothing is signed for the volume from now on, if it was frozen; whether it was may be unknown yet.
+                self._frozen_ns[volume] = self._env.clock.boottime_ns()
+        return record
+
+    def _note(self, kind: str, record: VolumeRecord, **fields: object) -> None:
+        _log.warning("event=%s volume=%s epoch=%d version=%d", kind, record.volume, record.epoch, record.version)
+        self._reports.add_event(kind, volume=str(record.volume), epoch=record.epoch, version=record.version, **fields)
