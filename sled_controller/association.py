@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from sled_controller.attach import ON_TABLE, Attach, Slot, VolumeState
 from sled_controller.credential import Credential, holder_of, parse_credential, verify
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 
 SLOTS_MAX: Final = 4096  # attaches in the life of one association, since numbers are not used twice
 VOLUMES_MAX: Final = 65536  # volumes that this sled remembers a fence of
-LAST_REFUSED_ATTACH: Final = 0xFFFF  # "slot" of log page C0h that names the last ATTACH refused by a fence
+REFUSED_ATTACHES: Final = 0xFFFF  # "slot" of log page C0h that names the ATTACHes refused by a fence
+REFUSALS_KEPT_MAX: Final = 16
+"""Volumes of one association whose last refusal is remembered: a head attaches all its volumes at once when a sled
+comes back, and asks for the credential in the way of each as soon as it is refused. What is forgotten goes unproven."""
 U32: Final = 0xFFFF_FFFF
 
 
@@ -91,7 +95,8 @@ class Association(HostAssociation):
         self.slots: list[Slot] = []
         self.keys: SessionKeys | None = None
         self.holder = b""
-        self.refused_by: Fence | None = None
+        self._refused_by: dict[UUID, Fence] = {}
+        """By volume, the newest refusal last."""
         self._handshake: SledHandshake | None = None
         self._noted: set[tuple[Verdict, int | None]] = set()
 
@@ -130,9 +135,12 @@ class Association(HostAssociation):
         return self.slots[number] if number < len(self.slots) else None
 
     def fence_page(self, number: int) -> bytes | None:
-        """Log page C0h: the credential that raised the fence in the slot's way; None for an unknown slot."""
-        if number == LAST_REFUSED_ATTACH:
-            return self.refused_by.credential if self.refused_by is not None else b""
+        """Log page C0h: the credential that raised the fence in the slot's way; None for an unknown slot.
+
+        For REFUSED_ATTACHES those in the way of several volumes, one after the other, the newest refusal first.
+        """
+        if number == REFUSED_ATTACHES:
+            return b"".join(fence.credential for fence in reversed(self._refused_by.values()))
         slot = self.slot(number)
         return None if slot is None else slot.fence.credential
 
@@ -235,13 +243,12 @@ class Association(HostAssociation):
         elif verdict is AttachVerdict.OTHER_HOLDER:
             self._refuse(reply, Refusal.OTHER_HOLDER, f"epoch {credential.epoch} stands with another holder")
         else:
-            self.refused_by = state.fence
             log.warning(
                 "event=refused controller=%d code=%s volume=%s epoch=%d attach=%d fence_epoch=%d fence_attach=%d",
                 self.controller_id, verdict.name, credential.volume, credential.epoch, attach_number,
                 state.fence.epoch, state.fence.attach_number,
             )  # fmt: skip
-            self._refuse_fenced(verdict is AttachVerdict.FENCED_OFF, state.fence, reply)
+            self._refuse_fenced(verdict is AttachVerdict.FENCED_OFF, credential.volume, state.fence, reply)
 
     def note_refusal(self, verdict: Verdict, slot: Slot | None) -> None:
         """Count a command that the fence decision refused; the first of its kind in its slot is worth a log line."""
@@ -256,7 +263,11 @@ class Association(HostAssociation):
             slot and slot.fence.epoch,
         )  # fmt: skip
 
-    def _refuse_fenced(self, fenced_off: bool, fence: Fence, reply: Reply) -> None:
+    def _refuse_fenced(self, fenced_off: bool, volume: UUID, fence: Fence, reply: Reply) -> None:
+        self._refused_by.pop(volume, None)
+        self._refused_by[volume] = fence
+        if len(self._refused_by) > REFUSALS_KEPT_MAX:
+            del self._refused_by[next(iter(self._refused_by))]
         counters = self.subsystem.counters
         if fenced_off:
             counters.fenced_off += 1
@@ -299,7 +310,7 @@ class Association(HostAssociation):
 
     def _attach_superseded(self, slot: Slot, reply: Reply) -> None:
         if not self.ended:
-            self._refuse_fenced(slot.epoch < slot.fence.epoch, slot.fence, reply)
+            self._refuse_fenced(slot.epoch < slot.fence.epoch, slot.volume, slot.fence, reply)
 
     def _attached(self, slot: Slot, reply: Reply, status: int, states: tuple[tuple[int, DeviceState], ...]) -> None:
         if self.ended:

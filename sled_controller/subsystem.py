@@ -10,7 +10,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sled_controller.association import LAST_REFUSED_ATTACH as LAST_REFUSED_ATTACH
+from sled_controller.association import REFUSED_ATTACHES as REFUSED_ATTACHES
 from sled_controller.association import Association
 from sled_controller.association import Refusal as Refusal
 from sled_controller.attach import CallLater, VolumeState

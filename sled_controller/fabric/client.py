@@ -13,10 +13,17 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sled_controller.association import LAST_REFUSED_ATTACH
+from sled_controller.association import REFUSALS_KEPT_MAX, REFUSED_ATTACHES
 from sled_controller.credential import CREDENTIAL_BYTES, Credential, parse_credential
 from sled_controller.environment import Environment
-from sled_controller.errors import CommandFailed, CredentialMalformed, ReceiptRefused, SledError, SledUnavailable
+from sled_controller.errors import (
+    CommandFailed,
+    CredentialMalformed,
+    FencedOff,
+    ReceiptRefused,
+    SledError,
+    SledUnavailable,
+)
 from sled_controller.fabric import vendor
 from sled_controller.fabric.attachment import Attachment, Outcome
 from sled_controller.fabric.command import Command, Completed
@@ -215,8 +222,30 @@ class SledClient:
         """ATTACH; returns the credential's fields and the slot."""
         fields = parse_credential(credential).credential
         sqe = vendor.vendor_sqe(AdminOpcode.ATTACH, slba=attach_number)
-        answer = await self.admin(sqe, credential, fence_slot=LAST_REFUSED_ATTACH)
+        try:
+            answer = await self.admin(sqe, credential)
+        except FencedOff as fenced:
+            raise FencedOff(fenced.epoch, await self._refusal_of(fields.volume)) from None
         return fields, answer.dw0
+
+    async def _refusal_of(self, volume: UUID) -> bytes | None:
+        """The credential in the way of the volume's ATTACH, None when it can't be had. Other volumes may have been
+        refused meanwhile."""
+        size = REFUSALS_KEPT_MAX * CREDENTIAL_BYTES
+        sqe = vendor.get_log_page(LogPage.FENCE, size, specific=REFUSED_ATTACHES)
+        try:
+            answer = await self.admin(sqe, into_bytes=size, authenticated=False)
+        except SledError:
+            return None
+        page = bytes(answer.command.into or b"")
+        for start in range(0, size, CREDENTIAL_BYTES):
+            try:
+                signed = parse_credential(page[start : start + CREDENTIAL_BYTES])
+            except CredentialMalformed:
+                continue
+            if signed.credential.volume == volume:
+                return signed.raw
+        return None
 
     # --- opening
 

@@ -6,10 +6,10 @@ from uuid import UUID
 
 import pytest
 from kit import host
-from kit.target import BLOCK, BLOCKS, HeldDevice, Rig, other_volume
+from kit.target import BLOCK, BLOCKS, Head, HeldDevice, Rig, other_volume
 
-from sled_controller.association import LAST_REFUSED_ATTACH, Refusal
-from sled_controller.credential import Credential, Rights
+from sled_controller.association import REFUSALS_KEPT_MAX, REFUSED_ATTACHES, Refusal
+from sled_controller.credential import CREDENTIAL_BYTES, Credential, Rights
 from sled_controller.fabric import vendor
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState
@@ -109,9 +109,29 @@ def test_a_higher_epoch_fences_the_former_head_off_and_shows_its_credential() ->
     raised_by = host.signed(epoch=6, head=host.OTHER_HEAD_KEY)
     assert first.admin.ask(page, room=160, signed=False).data == raised_by
     assert first.try_attach(5, 7).status == Status.FENCED_OFF
-    page = vendor.get_log_page(LogPage.FENCE, 160, specific=LAST_REFUSED_ATTACH)
+    page = vendor.get_log_page(LogPage.FENCE, 160, specific=REFUSED_ATTACHES)
     assert first.admin.ask(page, room=160, signed=False).data == raised_by
     assert rig.subsystem.counters.fenced_off == 2
+
+
+def refusals(head: Head, count: int) -> list[bytes]:
+    """The credentials that the sled shows to be in the way of the head's ATTACHes."""
+    page = vendor.get_log_page(LogPage.FENCE, count * CREDENTIAL_BYTES, specific=REFUSED_ATTACHES)
+    data = bytes(head.admin.ask(page, room=count * CREDENTIAL_BYTES, signed=False).data)
+    return [data[at : at + CREDENTIAL_BYTES] for at in range(0, len(data), CREDENTIAL_BYTES)]
+
+
+def test_f6_attaches_of_several_volumes_refused_at_once_each_have_their_evidence() -> None:
+    rig = Rig()
+    stale, newer = rig.head(), rig.head(host.OTHER_HEAD_KEY)
+    volumes = [other_volume(number) for number in range(1, REFUSALS_KEPT_MAX + 2)]
+    for volume in volumes:
+        newer.attach(6, volume=volume)
+        assert stale.try_attach(5, 1, volume=volume).status == Status.FENCED_OFF
+    raised_by = [host.signed(epoch=6, head=host.OTHER_HEAD_KEY, volume=volume) for volume in volumes]
+    assert refusals(stale, REFUSALS_KEPT_MAX + 1) == [*raised_by[:0:-1], bytes(CREDENTIAL_BYTES)]
+    assert stale.try_attach(5, 2, volume=volumes[3]).status == Status.FENCED_OFF
+    assert refusals(stale, 2) == [raised_by[3], raised_by[-1]]
 
 
 def test_f3_r2t_data_after_fence() -> None:
@@ -278,6 +298,7 @@ def test_a_higher_pair_overtakes_an_attach_that_still_drains() -> None:
     third.start_attach(7, 1)
     (answer,) = second.admin.answers()
     assert (answer.status, answer.epoch) == (Status.FENCED_OFF, 7)
+    assert refusals(second, 1) == [host.signed(epoch=7)]
     assert third.admin.answers() == []
     rig.device.release()
     (answer,) = third.admin.answers()

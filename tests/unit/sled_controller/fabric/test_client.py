@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from kit import host
@@ -246,6 +247,27 @@ def test_a_fence_without_evidence_has_no_credential_to_show(monkeypatch: pytest.
             assert (fenced.value.epoch, fenced.value.credential) == (6, None)
             await first.close()
             await second.close()
+
+    run(scenario)
+
+
+def test_f6_volumes_refused_at_once_are_each_shown_their_own_credential() -> None:
+    volumes = [UUID(int=number) for number in range(1, 5)]
+
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            stale, newer = sled.client(), sled.client(head=host.OTHER_HEAD_KEY)
+            await stale.open()
+            await newer.open()
+            raised_by = [host.signed(epoch=6, head=host.OTHER_HEAD_KEY, volume=volume) for volume in volumes]
+            for credential in raised_by:
+                await newer.attach(credential, 1)
+            attaches = [stale.attach(host.signed(volume=volume), 1) for volume in volumes]
+            refused = await asyncio.gather(*attaches, return_exceptions=True)
+            shown = [error.credential for error in refused if isinstance(error, FencedOff)]
+            assert shown == raised_by
+            await stale.close()
+            await newer.close()
 
     run(scenario)
 
