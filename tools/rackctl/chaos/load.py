@@ -17,8 +17,11 @@ from rackctl.consistency.workload import Client, Programme, Tally, read_all
 T = TypeVar("T")
 Address = tuple[str, int]
 
-CLIENTS: Final = 4
+WRITERS: Final = 4
+"""They read too. Besides them each head has a client that only reads, and that knows no other head."""
 DEPTH: Final = 4
+READER_DEPTH: Final = 128
+"""A primary that was cut off still has in memory what is in no stripe yet; whatever it has to read from sleds waits."""
 THINK_SECONDS: Final = 0.01
 """Mean pause of a client between requests: some hundred a second in all, so that cores are left to the rack."""
 STOP_SECONDS_MAX: Final = 30.0
@@ -85,21 +88,32 @@ class Load:
         self._stop = stop = asyncio.Event()
         self.tally.look(self._loop.time())
         async with asyncio.TaskGroup() as group:
-            for client in range(CLIENTS):
-                group.create_task(self._client(number, client).run(stop))
+            for client in range(WRITERS):
+                group.create_task(self._writer(number, client).run(stop))
+            for head in self._heads:
+                group.create_task(self._reader(number, head).run(stop))
         self.tally.look(self._loop.time())
         self.tally.pause()
 
-    def _client(self, number: int, client: int) -> Client:
+    def _writer(self, number: int, client: int) -> Client:
         blocks = self._blocks
         programme = Programme(
             f"client-{client}", range(blocks * 3 // 4), range(blocks * 3 // 4, blocks), DEPTH, THINK_SECONDS
         )
         random = Random(f"{self._seed}/{number}/{programme.name}")
-        # Half of them know all heads, as a multipath client does; each of the others knows one, which may relay.
+        # Half of them know all heads, as a multipath client does; the others know one each, not all the same, which
+        # may relay: at a primary that was cut off and at its successor there is always somebody.
         heads = list(self._heads.values())
-        known = heads if client % 2 == 0 else [random.choice(heads)]
+        return self._client(programme, random, heads if client % 2 == 0 else [heads[client // 2 % len(heads)]])
 
+    def _reader(self, number: int, head: str) -> Client:
+        # Blocks that are never zeroed: with as many reads at once, the others are too dear to check.
+        programme = Programme(
+            f"reader at {head}", range(self._blocks * 3 // 4), range(0), READER_DEPTH, THINK_SECONDS, reads_only=True
+        )
+        return self._client(programme, Random(f"{self._seed}/{number}/{programme.name}"), [self._heads[head]])
+
+    def _client(self, programme: Programme, random: Random, known: Sequence[Address]) -> Client:
         async def connect() -> NbdClient:
             return await NbdClient.connect(known, self._volume)
 

@@ -35,6 +35,9 @@ class Programme:
     """Mean pause before each request."""
     blocks_max: int = 8
     """Of one request."""
+    reads_only: bool = False
+    """Who writes too soon has nothing but unanswered writes at a primary that nobody follows any more, and asks it for
+    nothing else."""
     patience_s: float = 4.0
     """A connection on which a request is this old is given up; its requests stay open for ever."""
 
@@ -136,7 +139,7 @@ class Client:
 
     def _begin(self, nbd: NbdClient) -> None:
         random, programme = self._random, self._programme
-        draw = random.random()
+        draw = 1.0 if programme.reads_only else random.random()
         zeroing = draw < 0.08 and len(programme.zeroed)
         within = programme.zeroed if zeroing or (random.random() < 0.2 and len(programme.zeroed)) else programme.blocks
         count = min(random.choice((1, 1, 1, 2, programme.blocks_max)), len(within))
