@@ -11,6 +11,10 @@ from crc32c import crc32c
 from fuzz.fuzzer import Target
 from kit import dhchap, host
 from kit.cluster import record_of
+from kit.nvme_export import Host as NvmeHost
+from kit.nvme_export import Port as NvmePort
+from kit.nvme_export import at as blocks_at
+from kit.nvme_export import sqe as standard_sqe
 from kit.target import Rig, Wire
 from rackctl.simulation.log_disk import Content, MemoryDisk, MemoryFile
 
@@ -25,6 +29,7 @@ from head_node.export.errors import ExportError
 from head_node.export.nbd_client_core import ClientCore
 from head_node.export.nbd_negotiation import Negotiation
 from head_node.export.nvme import reservations as reservation_wire
+from head_node.export.nvme.subsystem import Access
 from head_node.store.errors import RecordMalformed
 from head_node.store.host_secrets import HostSecrets
 from head_node.store.records import RackView, VolumeRecord
@@ -51,7 +56,7 @@ from sled_controller.settings import SettingsError, merge
 from sled_controller.storage import superblock
 from sled_controller.storage.records import RECORD, decode_record
 from sled_controller.storage.records import RecordMalformed as TableRecordMalformed
-from spdk_bindings.nvme import IoOpcode
+from spdk_bindings.nvme import DATASET_RANGE, AdminOpcode, IoOpcode, sgl_in_capsule, sgl_transport
 
 VOLUME = host.VOLUME
 LOG = UUID(int=77)
@@ -78,6 +83,45 @@ def target_stream(data: bytes) -> None:
 def attached_stream(data: bytes) -> None:
     """An I/O queue with a session and an attached volume."""
     Rig().attached().io.send(data)
+
+
+def export_stream(data: bytes) -> None:
+    """The queue of a host of an exported volume: the first byte says which, and what the path is worth."""
+    port = NvmePort(blocks=16)
+    exported = NvmeHost(port)
+    first = data[0] if data else 0
+    if first & 2:
+        port.become(Access.INACCESSIBLE)
+    wire = exported.admin if first & 1 else exported.io
+    half = len(data) // 2
+    wire.send(data[1 : 1 + half])
+    wire.queue.take_output()
+    if first & 4:
+        port.server.drop_clients(port.subsystem.exported.volume)
+    wire.send(data[1 + half :])
+
+
+def export_seeds() -> list[bytes]:
+    def capsule(opcode: int, data: bytes = b"", room: int = 0, **dwords: int) -> bytes:
+        command = standard_sqe(opcode, 1, **dwords)
+        command[24:40] = sgl_in_capsule(len(data)) if data else sgl_transport(room)
+        return b"".join(map(bytes, pdu.capsule_cmd(command, (data,) if data else ())))
+
+    ranges = DATASET_RANGE.pack(0, 2, 3) + DATASET_RANGE.pack(0, 1, 9)
+    io = [
+        capsule(IoOpcode.WRITE, b"x" * 4096, **blocks_at(1, 1)),
+        capsule(IoOpcode.READ, room=8192, **blocks_at(1, 2)),
+        capsule(IoOpcode.WRITE, room=65536, **blocks_at(0, 16)),
+        b"".join(map(bytes, pdu.h2c_data(0, 0, 0, (b"y" * 65536,), True))),
+        capsule(IoOpcode.COMPARE, b"x" * 4096, **blocks_at(1, 1)),
+        capsule(IoOpcode.DATASET_MANAGEMENT, ranges, cdw10=1, cdw11=4),
+        capsule(IoOpcode.WRITE_ZEROES, **blocks_at(2, 2)) + capsule(IoOpcode.FLUSH) + capsule(IoOpcode.VERIFY),
+    ]
+    admin = [
+        capsule(AdminOpcode.IDENTIFY, room=4096, cdw10=cns) + capsule(AdminOpcode.GET_LOG_PAGE, room=64, cdw10=cns)
+        for cns in (0, 1, 2, 3, 6)
+    ]
+    return [b"\0" + b"".join(io), b"\4" + io[2] + io[3], b"\1" + b"".join(admin)]
 
 
 def host_stream(data: bytes) -> None:
@@ -414,6 +458,7 @@ def settings_seeds() -> list[bytes]:
 TARGETS = (
     Target("sled-stream", target_stream, PASSING, sled_seeds, executions=800),
     Target("sled-attached", attached_stream, PASSING, lambda: [host.golden("write_sqe")], executions=600),
+    Target("export-stream", export_stream, PASSING, export_seeds, executions=800),
     Target("host-stream", host_stream, (SledError,), host_seeds),
     Target("dhchap-controller", dhchap_controller, PASSING, lambda: dhchap_seeds(True), executions=1500),
     Target("dhchap-host", dhchap_host, PASSING, lambda: dhchap_seeds(False), executions=1500),
