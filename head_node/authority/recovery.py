@@ -16,6 +16,7 @@ from head_node.authority.errors import Conflict, MayLose, RequestRefused, TooEar
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import Ledger, Versioned, freeze_key, revision_of, volume_key
 from head_node.authority.reports import Reports
+from head_node.store.interface import RESTORED_REVISIONS_SKIPPED
 from head_node.store.records import HeadRecord, Member, VolumeRecord, VolumeState
 from sled_controller.credential import parse_credential, verify
 from sled_controller.environment import Environment
@@ -97,13 +98,13 @@ class Recovery:
         return record
 
     async def freeze_all(self, reason: str) -> list[VolumeRecord]:
-        """Freeze every volume, as after a restore from a backup."""
+        """Freeze every volume after a restore from a backup, at versions above all that heads may have seen since."""
         frozen = []
         for volume in (await self._ledger.rack()).volumes:
 
             async def attempt(volume: UUID = volume) -> VolumeRecord:
                 found = await self._ledger.volume(volume)
-                return await self._freeze(found, reason, found.value.epoch)
+                return await self._freeze(found, reason, found.value.epoch, RESTORED_REVISIONS_SKIPPED)
 
             frozen.append(await self._ledger.until_settled(attempt))
             self._note("volume-frozen", frozen[-1], reason=reason)
@@ -194,14 +195,17 @@ class Recovery:
             said = said.get(key) if isinstance(said, Mapping) else None
         return said if isinstance(said, Mapping) else {}
 
-    async def _freeze(self, found: Versioned[VolumeRecord], reason: str, epoch_seen: int) -> VolumeRecord:
+    async def _freeze(
+        self, found: Versioned[VolumeRecord], reason: str, epoch_seen: int, versions_skipped: int = 0
+    ) -> VolumeRecord:
         volume = found.value.volume
         notice = await self._ledger.json(freeze_key(volume))
         before, seen = found.value.state.value, epoch_seen
         if notice is not None:
             before, seen = notice.value["before"], max(seen, int(notice.value["epoch_seen"]))
         already = found.value.state is VolumeState.FROZEN
-        record = found.value if already else transitions.freeze(found.value)
+        stands = already and not versions_skipped
+        record = found.value if stands else transitions.freeze(found.value, versions_skipped)
         try:
             await self._ledger.commit(
                 compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},

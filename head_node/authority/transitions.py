@@ -147,9 +147,9 @@ def revoke(record: VolumeRecord, head: UUID, substitutes: Sequence[UUID]) -> Vol
     return replace(changed, current=current, primary=successor, epoch=_next_epoch(record))
 
 
-def freeze(record: VolumeRecord) -> VolumeRecord:
+def freeze(record: VolumeRecord, versions_skipped: int = 0) -> VolumeRecord:
     """The record with everything stopped until an operator recovers it (F4)."""
-    return replace(record, state=VolumeState.FROZEN, version=record.version + 1)
+    return replace(record, state=VolumeState.FROZEN, version=record.version + 1 + versions_skipped)
 
 
 def recover(record: VolumeRecord, epoch: int, state: VolumeState, member: Member | None = None) -> VolumeRecord:

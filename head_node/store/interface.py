@@ -14,6 +14,9 @@ VALUE_BYTES_MAX = 1 << 20
 # Keys in one transaction; etcd's default limit is 128 as well.
 TRANSACTION_KEYS_MAX = 128
 ABSENT = 0
+# A store that is set back to a backup goes on above every revision that it can have had since, or heads that have seen
+# newer ones would take what is newest for old news.
+RESTORED_REVISIONS_SKIPPED = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Store(Protocol):
     async def backup(self, path: Path) -> int:
         """Write a consistent copy to `path` (replaced atomically, mode 0600) and return its revision.
 
-        A store opened from it is `restored` until `clear_restored`.
+        A store opened from it is `restored` until `clear_restored`, and RESTORED_REVISIONS_SKIPPED ahead of it.
         """
 
     async def restored(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from head_node.store.errors import CompareFailed, StoreFailed
-from head_node.store.interface import ABSENT, Entry, Snapshot, check_transaction
+from head_node.store.interface import ABSENT, RESTORED_REVISIONS_SKIPPED, Entry, Snapshot, check_transaction
 from head_node.store.watchers import Watchers
 
 
@@ -24,7 +24,7 @@ class MemoryStore:
         """Open what `backup` wrote."""
         store = cls()
         saved = json.loads(path.read_text(encoding="utf-8"))
-        store._revision = saved["revision"]
+        store._revision = saved["revision"] + RESTORED_REVISIONS_SKIPPED
         store._entries = {key: Entry(key, bytes.fromhex(value), revision) for key, value, revision in saved["entries"]}
         store._restored = True
         return store

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from head_node.store.errors import CompareFailed, OutcomeUnknown, StoreError, StoreFailed, StoreLocked, StoreUnsafe
-from head_node.store.interface import ABSENT, Entry, Snapshot, check_transaction
+from head_node.store.interface import ABSENT, RESTORED_REVISIONS_SKIPPED, Entry, Snapshot, check_transaction
 from head_node.store.watchers import Watchers
 
 APPLICATION_ID = 0x50414C53  # "PALS"
@@ -198,8 +198,10 @@ class _Database:
                 self._opened().backup(copy)
                 copy.execute("PRAGMA journal_mode = DELETE")
                 copy.execute("PRAGMA synchronous = FULL")
-                copy.execute("UPDATE meta SET value = 1 WHERE name = 'restored'")
                 revision = _meta(copy, "revision")
+                copy.execute("UPDATE meta SET value = 1 WHERE name = 'restored'")
+                ahead = revision + RESTORED_REVISIONS_SKIPPED
+                copy.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (ahead,))
             os.replace(partial, path)
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -297,12 +297,15 @@ def test_a_restored_store_starts_frozen_until_an_operator_recovers_each_volume(t
             version = (await kit.authority.keyring.current()).version
             await kit.store.backup(copy)
             await secondary.client.takeover(record.volume, expected_version=record.version, log_id=secondary.log)
+            newest = await primary.client.view()
         for attempt in range(2):
             store = MemoryStore.from_backup(copy)
             async with rack(store=store, seed=5 + attempt) as again:
                 seen = again.process(primary.id, primary.key, root=again.authority.root_public)
                 frozen = (await seen.client.view()).volumes[record.volume]
                 assert (frozen.state.value, frozen.epoch) == ("frozen", 1)
+                assert frozen.version > newest.volumes[record.volume].version, "or heads take it for an old record"
+                assert (await seen.client.view()).revision > newest.revision
                 with pytest.raises(Frozen):
                     await seen.client.takeover(record.volume, expected_version=frozen.version, log_id=primary.log)
                 again.clock.advance(term_and_margin_ms(again))

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from head_node.store.errors import CompareFailed, StoreFailed
-from head_node.store.interface import ABSENT, KEY_CHARS_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX, Store
+from head_node.store.interface import (
+    ABSENT,
+    KEY_CHARS_MAX,
+    RESTORED_REVISIONS_SKIPPED,
+    TRANSACTION_KEYS_MAX,
+    VALUE_BYTES_MAX,
+    Store,
+)
 from head_node.store.memory import MemoryStore
 from head_node.store.sqlite import SqliteStore
 
@@ -201,11 +208,13 @@ def test_a_store_opened_from_a_backup_says_so_until_told_otherwise(opener: Opene
 
     async def reopen(store: Store) -> None:
         assert await store.restored()
+        assert (await store.list("")).revision == 1 + RESTORED_REVISIONS_SKIPPED
         entry = await store.get("a")
         assert entry is not None
         assert (entry.value, entry.revision) == (b"1", 1)
         await store.clear_restored()
         assert not await store.restored()
+        assert await store.commit(compare={"a": 1}, put={"a": b"2"}) == 2 + RESTORED_REVISIONS_SKIPPED
 
     run(opener, tmp_path, save)
     run(opener, tmp_path, reopen)
