@@ -123,10 +123,13 @@ class QueueConnection(asyncio.BufferedProtocol):
         queue, transport = self._queue, self._transport
         if queue is None or transport is None:
             return
+        without_payload = not queue.out_bytes
         out = queue.take_output()
         if out:
             if len(out) == 1:
                 transport.write(out[0])
+            elif without_payload:
+                transport.write(b"".join(out))  # completions of some bytes each: one vector for all costs less
             else:
                 transport.writelines(out)
         if queue.state is QueueState.CLOSING and not self._closing:
