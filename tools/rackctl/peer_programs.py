@@ -28,6 +28,9 @@ PACKAGES: Final = {
     "zstd": "zstd",
     "gzip": "gzip",
 }
+SPDK: Final = ("nvmf_tgt", "spdk_nvme_identify")
+"""Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""
+
 # Where distributions keep what only administrators are thought to need.
 _SYSTEM_PATHS: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -39,4 +42,6 @@ def find(program: str) -> str | None:
 
 def missing(program: str) -> str:
     """What to tell whoever has not got it."""
+    if program in SPDK:
+        return f"{program} is not installed: build SPDK and put its build/bin into PATH"
     return f"{program} is not installed: apt-get install {PACKAGES[program]}, or make peers"

@@ -1,7 +1,7 @@
 """Linux's own NVMe/TCP target in the guest, over a drive in the guest's memory."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,10 +23,20 @@ class Target:
     nqn: str
     port: int
     drive: str
+    transfer_blocks_max: int = 1024
 
-    async def stop_listening(self) -> None:
+    async def end(self) -> None:
         """Take the port away: connections end at once."""
         await self.guest.check(f"rm {_PORTS}/1/subsystems/*")
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """The whole machine stands still in the block; connections stay open."""
+        return self.guest.frozen()
+
+    async def sha256(self, blocks: int) -> str:
+        """Of the drive's first blocks, as Linux reads them there."""
+        command = f"dd if={self.drive} bs={BLOCK_BYTES} count={blocks} iflag=direct | sha256sum"
+        return (await self.guest.check(command)).split()[0]
 
 
 @asynccontextmanager
