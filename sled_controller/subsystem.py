@@ -97,6 +97,7 @@ class Subsystem:
         self.volumes: dict[UUID, VolumeState] = {}
         self.served: dict[int, Served] = {}
         self.limits = LIMITS
+        self.settled = True
         self.discovery = DiscoverySubsystem(self._addresses, serial=self.serial, model=MODEL, firmware=FIRMWARE)
         self._associations: Associations[Association] = Associations(ASSOCIATIONS_MAX)
         storage.on_device_offline = self._device_offline

@@ -69,6 +69,8 @@ class Port(Protocol):
 
     limits: QueueLimits
     env: Environment
+    settled: bool
+    """Whether a subsystem that is not known here is not there at all; until then hosts are told to try again."""
 
     @property
     def counters(self) -> PortCounters:

@@ -430,7 +430,8 @@ class TargetQueue:
         elif not 1 <= sqsize < self.port.limits.entries_max:
             self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SQ_SIZE_FIELD, dnr=True)
         elif subsystem is None:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SUBSYSTEM_NQN_FIELD, dnr=True)
+            # Linux gives a path up for good when it is told not to try again.
+            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SUBSYSTEM_NQN_FIELD, dnr=self.port.settled)
         elif queue_id:
             self._connect_io(subsystem, cid, queue_id, controller_id, host_nqn, host_id, sqsize + 1)
         elif controller_id != CONTROLLER_ID_DYNAMIC:

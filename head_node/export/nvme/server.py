@@ -46,6 +46,7 @@ class NvmeServer:
     def __init__(self, env: Environment, *, serial: str, connections_max: int = CONNECTIONS_MAX) -> None:
         self.env = env
         self.limits = LIMITS
+        self.settled = False  # until the first view says what is exported
         self.counters = NvmeCounters()
         self.discovery = DiscoverySubsystem(self._entries, serial=serial, model=MODEL, firmware=FIRMWARE)
         self._server = TargetServer(self, connections_max, peer_is_gone=peer_is_gone)
@@ -66,6 +67,7 @@ class NvmeServer:
 
     def update(self, offers: Sequence[Offer], head_number: int, guards: Mapping[UUID, Guard]) -> None:
         """These volumes are exported by this head from now on, to hosts that know what `guards` says."""
+        self.settled = True
         wanted = {offer.exported.volume: offer.exported for offer in offers}
         for volume in [volume for volume in self._by_volume if volume not in wanted]:
             subsystem = self._by_volume.pop(volume)

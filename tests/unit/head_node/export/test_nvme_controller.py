@@ -10,6 +10,7 @@ from kit.target import HOST_NQN
 
 from head_node.export.nvme.commands import LIMITS
 from head_node.export.nvme.controller import ANATT_SECONDS, IO_QUEUES_MAX
+from head_node.export.nvme.server import NvmeServer
 from head_node.export.nvme.subsystem import CONTROLLER_IDS_PER_HEAD, HOSTS_MAX, Access
 from sled_controller.fabric import pdu, vendor
 from spdk_bindings.identify import (
@@ -226,6 +227,18 @@ def test_only_listed_hosts_connect(port: Port, caplog: pytest.LogCaptureFixture)
     assert "event=nvme_host_refused" in caplog.text
     port.admit()
     assert port.connection().connect(nqn=NQN).status == Status.CONNECT_INVALID_HOST
+
+
+def test_a_head_that_has_no_view_yet_tells_hosts_to_try_again(port: Port) -> None:
+    """Linux gives a path up for good at an answer with DNR, and a restarted head listens before it knows anything."""
+    known = port.server
+    port.server = NvmeServer(known.env, serial="HEAD")
+    early = port.connection().connect(nqn=NQN)
+    assert (early.status, early.dnr) == (Status.CONNECT_INVALID_PARAMETERS, False)
+    port.admit("*")
+    assert port.connection().connect(nqn=NQN).status == 0
+    unknown = port.connection().connect(nqn=NQN + "x")
+    assert (unknown.status, unknown.dnr) == (Status.CONNECT_INVALID_PARAMETERS, True)
 
 
 def test_a_host_that_is_taken_off_the_list_is_put_out_and_others_stay(port: Port) -> None:
