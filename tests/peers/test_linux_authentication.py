@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
+from kit.volumes import Failover, Volume
 from peers.guest import GATEWAY, Guest, Result
 from rackctl.rack import Rack, wait_until
 
@@ -60,9 +61,9 @@ class Protected:
         expected = queues * times
         wait_until(lambda: max(self.counted("authenticated_total")) == expected, "all queues", SEEN_SECONDS_MAX)
 
-    async def connect(self, *options: str) -> Result:
-        """Try to connect to the primary."""
-        port = self.paths.nvme[0][1]
+    async def connect(self, *options: str, path: int = 0) -> Result:
+        """Try to connect to a head, to the primary unless told otherwise."""
+        port = self.paths.nvme[path][1]
         who = f"--hostnqn={HOST_NQN} --hostid={HOST_ID} --nr-io-queues=2"
         where = f"-t tcp -a {GATEWAY} -s {port} -n {self.paths.nqn}"
         return await self.guest.run(f"nvme connect {where} {who} {' '.join(options)}", timeout_s=20)
@@ -180,6 +181,35 @@ def test_a_secret_is_rotated_under_a_live_connection(protected: Protected) -> No
     asyncio.run(scenario())
     protected.wait_authenticated(2)
     assert max(protected.counted("authentication_failed_total")) == 0
+
+
+def test_linux_fails_over_and_comes_back_with_its_secrets(protected: Protected, failover: Failover) -> None:
+    secret, controller_secret = fresh(), fresh()
+    protected.protect(secret, controller_secret, group_floor="ffdhe2048")
+    secrets = (f"--dhchap-secret={secret}", f"--dhchap-ctrl-secret={controller_secret}", "--reconnect-delay=1")
+    volume = Volume(protected.rack, protected.name, 64 << 20, protected.rack.wait_members(protected.name, 2))
+    guest = protected.guest
+
+    async def scenario() -> None:
+        for path in (0, 1):
+            connected = await protected.connect(*secrets, path=path)
+            assert connected.status == 0, connected.stderr
+        await protected.serves()
+        await guest.check("dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null; dmesg -c >/dev/null")
+        copy = "dd if=/tmp/data of=/dev/nvme0n1 bs=4k oflag=direct 2>/dev/null"
+        loading = asyncio.create_task(guest.check(f"{copy} && {copy}", timeout_s=120))
+        await guest.check("until [ $(awk '{print $5}' /sys/block/nvme0n1/stat) -gt 200 ]; do usleep 10000; done")
+        assert not loading.done()
+        await asyncio.to_thread(failover.kill_primary, volume)
+        await loading
+        await guest.check("dd if=/dev/nvme0n1 bs=64k count=64 iflag=direct 2>/dev/null | cmp - /tmp/data")
+        await asyncio.to_thread(failover.repair)
+        await guest.check(
+            "until [ $(cat /sys/class/nvme/nvme*/state | grep -c live) = 2 ]; do usleep 50000; done", timeout_s=60
+        )
+        assert await guest.check("dmesg | grep -iE 'I/O error|authentication failed' || true") == ""
+
+    asyncio.run(scenario())
 
 
 def test_nvme_cli_takes_our_secrets_and_we_take_those_that_it_makes(guest: Guest) -> None:
