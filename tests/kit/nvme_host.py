@@ -25,7 +25,6 @@ from spdk_bindings.nvme import (
 
 BLOCK = 4096
 HOST_ID = UUID("33333333-3333-4333-8333-333333333333")
-HOST_NQN = f"nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}"
 IN_CAPSULE_BYTES = 16 * 1024
 DEPTH = 64
 KATO_MS = 1000
@@ -60,8 +59,9 @@ def blocks(opcode: int, offset: int, length: int) -> bytearray:
 class Path:
     """One controller: an admin queue and an I/O queue, until one of them is lost."""
 
-    def __init__(self, address: tuple[str, int], nqn: str, digests: int = 0) -> None:
+    def __init__(self, address: tuple[str, int], nqn: str, digests: int = 0, host_id: UUID = HOST_ID) -> None:
         self.address = address
+        self._host_id = host_id
         self.state: AnaState | None = None
         self.controller_id = CONTROLLER_ID_DYNAMIC
         self.lost = asyncio.Event()
@@ -98,9 +98,10 @@ class Path:
         self._lose("closed")
 
     async def _dial(self, queue_id: int) -> QueueConnection:
+        host_nqn = f"nqn.2014-08.org.nvmexpress:uuid:{self._host_id}"
         core = HostQueue(
-            queue_id=queue_id, depth=DEPTH if queue_id else 8, subsystem_nqn=self._nqn, host_nqn=HOST_NQN,
-            host_id=HOST_ID, controller_id=self.controller_id, digests=self._digests,
+            queue_id=queue_id, depth=DEPTH if queue_id else 8, subsystem_nqn=self._nqn, host_nqn=host_nqn,
+            host_id=self._host_id, controller_id=self.controller_id, digests=self._digests,
             in_capsule_bytes=IN_CAPSULE_BYTES if queue_id else 8192, kato_ms=0 if queue_id else KATO_MS,
         )  # fmt: skip
         connection = QueueConnection(core, self._lose)
@@ -164,7 +165,10 @@ class Path:
 class MultipathHost:
     """Reads and writes by whatever path is optimized; a command that a path did not answer is done again elsewhere."""
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], nqn: str, digests: int = 0) -> None:
+    def __init__(
+        self, addresses: Sequence[tuple[str, int]], nqn: str, digests: int = 0, host_id: UUID = HOST_ID
+    ) -> None:
+        self._host_id = host_id
         self._addresses = list(addresses)
         self._nqn = nqn
         self._digests = digests
@@ -179,10 +183,22 @@ class MultipathHost:
         await self._usable()
 
     async def write(self, offset: int, data: bytes) -> None:
-        await self._repeat(IoOpcode.WRITE, offset, len(data), data, 0)
+        await self.io(blocks(IoOpcode.WRITE, offset, len(data)), data)
 
     async def read(self, offset: int, length: int) -> bytes:
-        return await self._repeat(IoOpcode.READ, offset, length, b"", length)
+        return await self.io(blocks(IoOpcode.READ, offset, length), into=length)
+
+    async def io(self, sqe: bytearray, data: bytes = b"", into: int = 0) -> bytes:
+        """Any I/O command, until a path has answered it. Raises CommandRefused."""
+        while True:
+            path = await self._usable()
+            try:
+                return await path.io(bytearray(sqe), data, into)
+            except PathLost:
+                self.repeated += 1
+                if path.state is AnaState.OPTIMIZED and not path.lost.is_set():
+                    with contextlib.suppress(PathLost):
+                        await path._read_state()
 
     async def close(self) -> None:
         for keeper in self._keepers:
@@ -201,17 +217,6 @@ class MultipathHost:
         self._moved.set_result(None)
         self._moved = asyncio.get_running_loop().create_future()
 
-    async def _repeat(self, opcode: int, offset: int, length: int, data: bytes, into: int) -> bytes:
-        while True:
-            path = await self._usable()
-            try:
-                return await path.io(blocks(opcode, offset, length), data, into)
-            except PathLost:
-                self.repeated += 1
-                if path.state is AnaState.OPTIMIZED and not path.lost.is_set():
-                    with contextlib.suppress(PathLost):
-                        await path._read_state()
-
     async def _usable(self) -> Path:
         while True:
             for path in self._paths.values():
@@ -221,7 +226,7 @@ class MultipathHost:
 
     async def _keep(self, address: tuple[str, int]) -> None:
         while True:
-            path = Path(address, self._nqn, self._digests)
+            path = Path(address, self._nqn, self._digests, self._host_id)
             try:
                 async with asyncio.timeout(5 * KATO_MS / 1000):
                     await path.open()
