@@ -198,6 +198,10 @@ class PrimaryRole:
         await self._first_receipts()
         await self.attachments.wait_attempts(STRAGGLER_SECONDS)
         if not self.record.columns:
+            if self.record.state is RecordState.DELETING:
+                # Nothing was ever written: there is nothing to lead, but namespaces that were not named yet.
+                self._begin("delete", self._delete())
+                return
             await self._missing.add(self._now_ns())
         self._advance(VolumeState.LEADING)
         given = self.attachments.columns()

@@ -253,9 +253,11 @@ class VolumeController:
             self._follower.promise.defer(self._now_ns() + self._services.terms.ttl_ns)
 
     def _stand_back(self) -> None:
-        """Let another member try: each is free one TTL after its last promise to this head."""
-        if self._follower is not None and len(self.record.current) > 1:
-            self._follower.promise.defer(self._now_ns() + 2 * self._services.terms.ttl_ns)
+        """Let another member try: each is free one TTL after its last promise to this head. The only member waits too:
+        what fails at once would use up an epoch, and a slot on every sled, as often as it can ask."""
+        if self._follower is not None:
+            ttls = 2 if len(self.record.current) > 1 else 1
+            self._follower.promise.defer(self._now_ns() + ttls * self._services.terms.ttl_ns)
 
     def _now_ns(self) -> int:
         return self._services.env.clock.boottime_ns()

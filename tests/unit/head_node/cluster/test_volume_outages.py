@@ -200,6 +200,40 @@ def test_deleting_a_volume_removes_namespaces_record_and_logs() -> None:
     with_rack(scenario)
 
 
+def test_a_volume_that_is_deleted_while_its_columns_are_made_is_gone_with_the_next_epoch() -> None:
+    async def scenario(rack: Rack) -> None:
+        first = rack.heads[0]
+        rack.create_volume()
+        await rack.start()
+        gate = first.api.gates["set_columns"] = asyncio.Event()
+        await until(lambda: all(sled.namespaces for sled in rack.sleds.values()))
+        rack.authority.put(transitions.delete(rack.record))
+        gate.set()
+        await until(lambda: VOLUME not in rack.authority.records)
+        assert not any(sled.namespaces for sled in rack.sleds.values())
+        assert [entry[2] for entry in rack.authority.journal if entry[0] == "takeover"] == [1, 2]
+
+    with_rack(scenario)
+
+
+def test_the_only_member_that_gave_an_epoch_up_waits_before_it_asks_for_another() -> None:
+    async def scenario(rack: Rack) -> None:
+        first = rack.heads[0]
+        rack.create_volume()
+        await rack.start()
+        await until(lambda: first.serving)
+        role, follower = first.controller._role, first.controller._follower
+        assert role is not None
+        assert follower is not None
+        given_up_ns = first.clock.boottime_ns()
+        role.end(End.GAVE_UP, "for the test")
+        await first.controller.reached(VolumeState.FOLLOWING)
+        assert follower.promise.bound_until_ns >= given_up_ns + TERMS.ttl_ns
+        await until(lambda: first.serving)
+
+    with_rack(scenario, heads=1)
+
+
 def test_a_volume_that_leaves_the_view_and_comes_back_is_followed_again() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
