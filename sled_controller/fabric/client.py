@@ -226,6 +226,12 @@ class SledClient:
             answer = await self.admin(sqe, credential)
         except FencedOff as fenced:
             raise FencedOff(fenced.epoch, await self._refusal_of(fields.volume)) from None
+        except CommandFailed as error:
+            if error.status == Status.CAPACITY_EXCEEDED:
+                # A slot's number is given once in an association (F3): only another one has slots again.
+                self._close("its slots are used up")
+                raise SledUnavailable(f"sled {self.sled_id}: {self.reason}") from error
+            raise
         return fields, answer.dw0
 
     async def _refusal_of(self, volume: UUID) -> bytes | None:

@@ -10,6 +10,7 @@ import uvloop
 from kit import host
 from kit.sled import Sled, running_sled
 
+from sled_controller import association
 from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledUnavailable, Superseded
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import ClientState, SledClient
@@ -149,6 +150,26 @@ def test_a_reconnection_of_the_same_epoch_supersedes_the_former_attach(run: Run)
             with pytest.raises(Superseded):
                 await first.attach(host.signed(), 1)
             await new.write(nsid, 0, [bytes(4096)])
+
+    run(scenario)
+
+
+def test_an_association_whose_slots_are_used_up_ends_so_that_another_one_can_attach(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(association, "SLOTS_MAX", 2)
+
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            client = sled.client()
+            await client.open()
+            for number in (1, 2):
+                await client.attach(host.signed(), number)
+            with pytest.raises(SledUnavailable, match="slots are used up"):
+                await client.attach(host.signed(), 3)
+            await client.closed
+            async with opened(sled) as another:
+                assert (await another.attach(host.signed(), 3)).receipt.attach_number == 3
 
     run(scenario)
 
