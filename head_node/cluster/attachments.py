@@ -67,6 +67,8 @@ class _Place:
     attachment: Attachment | None = None
     column: SledColumn | None = None
     work: "asyncio.Task[None] | None" = None
+    boot_counter: int = 0
+    """The sled's start of the newest association that was used."""
     quarantined: bool = False
 
 
@@ -101,6 +103,11 @@ class VolumeAttachments:
     def unnamed(self) -> bool:
         """Whether a sled is attached that has no column in the record yet."""
         return any(self._lacks_column(place) for place in self._places.values())
+
+    @property
+    def quarantined(self) -> set[UUID]:
+        """Sleds that lied and have not started again since."""
+        return {place.sled for place in self._places.values() if place.quarantined}
 
     def columns(self) -> list[SledColumn | None]:
         """By index, what can be used now."""
@@ -211,7 +218,7 @@ class VolumeAttachments:
             self._begin(place)
 
     def quarantine(self, index: int) -> None:
-        """The sled lied (F6): do not use this column in this epoch."""
+        """The sled lied (F6): do not use this column before the sled has started again."""
         self._places[index].quarantined = True
         self._drop(self._places[index])
 
@@ -235,6 +242,8 @@ class VolumeAttachments:
             if place.sled == sled:
                 self._drop(place)
                 if client is not None:
+                    # What confused the sled's controller may be over with its run; if not, it is judged again.
+                    place.quarantined = place.quarantined and client.boot_counter == place.boot_counter
                     self._begin(place)
 
     def _begin(self, place: _Place) -> None:
@@ -272,6 +281,7 @@ class VolumeAttachments:
 
     async def _attach_once(self, place: _Place, client: SledClient) -> None:
         place.attach_number += 1
+        place.boot_counter = client.boot_counter
         attachment = await client.attach(self._credential, place.attach_number)
         receipt = attachment.receipt
         if (receipt.volume, receipt.epoch, receipt.sled) != (self._volume, self._epoch, place.sled):

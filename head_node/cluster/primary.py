@@ -83,7 +83,6 @@ class PrimaryRole:
         self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
-        self.faulty_sleds: set[UUID] = set()
         self._fences_noted: set[UUID] = set()
         self._changes = MembershipChanges(
             services.authority, self.membership, self.epoch, self._reread, self._members_changed
@@ -459,7 +458,6 @@ class PrimaryRole:
             return
         sled = self.attachments.sled_of(index)
         log.error("event=sled_faulty volume=%s epoch=%d sled=%s reason=%s", self.volume, self.epoch, sled, found.reason)
-        self.faulty_sleds.add(sled)
         self._services.note(
             "sled-faulty",
             {"volume": str(self.volume), "epoch": self.epoch, "sled": str(sled), "reason": found.reason},

@@ -139,7 +139,7 @@ class VolumeController:
             "lease_valid": role is not None and role.lease.valid(now_ns),
             "receipts": role.attachments.receipts if role is not None else 0,
             "members_lag": {str(s.member.head): s.lag for s in role.links.senders()} if role is not None else {},
-            "faulty_sleds": sorted(map(str, role.faulty_sleds)) if role is not None else [],
+            "faulty_sleds": sorted(map(str, role.attachments.quarantined)) if role is not None else [],
             "fenced_total": self._fenced_total + (role.fenced_total if role is not None else 0),
             "last_fenced": (role.last_fenced if role is not None else None) or self._last_fenced,
             "last_end": None if self._last_outcome is None else self._last_outcome.end.value,

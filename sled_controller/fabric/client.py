@@ -116,6 +116,11 @@ class SledClient:
         self._timer: asyncio.TimerHandle | None = None
         self._keep_alive_out = False
 
+    @property
+    def boot_counter(self) -> int:
+        """Which of the sled's starts this association is with; 0 before it is open."""
+        return 0 if self._keys is None else self._keys.boot_counter
+
     async def open(self) -> None:
         """Connect both queues, prove each other's identity, push the key set; raises SledUnavailable."""
         self._move(ClientState.OPENING)

@@ -241,6 +241,7 @@ class MemorySled:
         self.writes: list[tuple[int, int]] = []
         """(epoch, lba) of every write that was let in."""
         self.dead = False
+        self.boots = 1
         self.clients: list[MemorySledClient] = []
         self.lie: bytes | None = None
         """A credential shown with a fenced-off answer to everything from now on."""
@@ -250,6 +251,12 @@ class MemorySled:
         self.dead = True
         for client in list(self.clients):
             client.cut()
+
+    def restart(self) -> None:
+        """It starts again, and has forgotten what it believed."""
+        self.kill()
+        self.dead, self.lie = False, None
+        self.boots += 1
 
     def admit(self, volume: UUID, epoch: int, number: int) -> None:
         """F1's equality; raises what a sled would answer."""
@@ -275,6 +282,10 @@ class MemorySledClient:
         if self._sled.dead or self._unreachable():
             raise SledUnavailable("no answer")
         self._sled.clients.append(self)
+
+    @property
+    def boot_counter(self) -> int:
+        return self._sled.boots
 
     async def push_key_set(self) -> None:
         self._sled.key_sets += 1

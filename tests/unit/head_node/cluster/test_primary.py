@@ -32,7 +32,7 @@ def test_f6_nothing_is_acknowledged_while_a_fenced_off_answer_is_judged() -> Non
         assert first.engine.tail.opnum == tail
         asked.set()
         assert await answer == 0
-        assert liar.id in role.faulty_sleds
+        assert liar.id in role.attachments.quarantined
 
     with_rack(scenario)
 

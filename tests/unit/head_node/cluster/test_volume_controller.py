@@ -326,11 +326,33 @@ def test_a_forged_fenced_off_credential_stops_nothing_and_is_reported() -> None:
         role = first.controller._role
         assert role is not None
         role.attachments.probe()
-        await until(lambda: liar.id in role.faulty_sleds)
+        await until(lambda: liar.id in role.attachments.quarantined)
         assert first.serving
         assert await first.write(0, ONE) == 0
         assert rack.record.epoch == 1
         await until(lambda: any(e["kind"] == "sled-faulty" for report in first.api.reports for e in report["events"]))
+
+    with_rack(scenario)
+
+
+def test_a_sled_that_lied_is_used_again_once_it_has_started_anew_and_not_before() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, _ = await rack.start_serving()
+        liar = next(iter(rack.sleds.values()))
+        liar.lie = credential_of(1)
+        role = first.controller._role
+        assert role is not None
+        role.attachments.probe()
+        await until(lambda: liar.id in role.attachments.quarantined)
+        liar.lie = None
+        for client in list(liar.clients):
+            client.cut()
+        await until(lambda: first.head.sleds.client(liar.id) is not None)
+        assert liar.id in role.attachments.quarantined, "a new connection proves nothing"
+        liar.restart()
+        await until(lambda: role.attachments.receipts == len(rack.sleds))
+        assert not role.attachments.quarantined
+        assert rack.record.epoch == 1
 
     with_rack(scenario)
 
@@ -343,7 +365,7 @@ def test_a_fence_of_an_older_epoch_is_no_reason_to_step_down() -> None:
         role = first.controller._role
         assert role is not None
         role.attachments.probe()
-        await until(lambda: liar.id in role.faulty_sleds)
+        await until(lambda: liar.id in role.attachments.quarantined)
         assert first.serving
 
     with_rack(scenario)
