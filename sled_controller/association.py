@@ -14,7 +14,7 @@ from uuid import UUID
 from sled_controller.attach import ON_TABLE, Attach, Slot, VolumeState
 from sled_controller.credential import Credential, holder_of, parse_credential, verify
 from sled_controller.errors import CredentialMalformed, CredentialRefused, HandshakeFailed
-from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.associations import HostAssociation, Standing
 from sled_controller.fencing import RIGHT_MANAGE, AttachVerdict, Fence, Verdict, decide, decide_attach
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState, Receipt
@@ -94,11 +94,19 @@ class Association(HostAssociation):
         self.subsystem = subsystem
         self.slots: list[Slot] = []
         self.keys: SessionKeys | None = None
+        self.attached_once = False
         self.holder = b""
         self._refused_by: dict[UUID, Fence] = {}
         """By volume, the newest refusal last."""
         self._handshake: SledHandshake | None = None
         self._noted: set[tuple[Verdict, int | None]] = set()
+
+    @property
+    def standing(self) -> Standing:
+        """A credential makes the difference: a session takes no more than a key of one's own."""
+        if self.attached_once:
+            return Standing.TRUSTED
+        return Standing.CONNECTED if self.keys is None else Standing.SESSION
 
     def queue_gone(self, queue_id: int, reason: str) -> None:
         """With a session it ends as a whole: a queue that came back would count its nonces anew."""
@@ -320,6 +328,7 @@ class Association(HostAssociation):
             reply(status, 0, 0, b"")
             return
         slot.attached = True
+        self.attached_once = True
         slot.device_states = states
         reply(Status.SUCCESS, slot.number, 0, b"")
 

@@ -1,4 +1,4 @@
-"""Connections of the REST interface: bounded in number and in the time that a request may take to arrive.
+"""Connections of the REST interface: bounded in number and in the time that a request, or its reply, may take.
 
 The server behind has neither bound by connection: strangers that open many and finish nothing would keep heads from
 their takeovers.
@@ -10,20 +10,29 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from head_node.bursts import Burst
+
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 1024
 REQUEST_SECONDS_MAX: Final = 10.0
 """From the first byte of a request, or from the connection's begin, to the request's last byte."""
+REPLY_SECONDS_MAX: Final = 10.0
+"""How long a client may leave a reply unread once the kernel takes no more of it."""
+CONNECTION_BYTES_MAX: Final = 512 * 1024
+"""What one may cost: a request's head and the free part of its body as received and as parsed, a reply in pieces. More
+of a body comes out of the budget of `BoundedBodies`."""
 
 
 class BoundedConnection(H11Protocol):
-    """One connection. Those that wait for a request's bytes, idle or not, are in `_awaited`, oldest first."""
+    """One connection. Those that wait for the client, to send or to read, are in `_awaited`, oldest first."""
 
     _awaited: "ClassVar[dict[BoundedConnection, None]]" = {}
+    _refusals: ClassVar[Burst] = Burst(log, "connection_refused", f"max_{CONNECTIONS_MAX}")
     timed_out_total: ClassVar[int] = 0
     turned_away_total: ClassVar[int] = 0
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -31,9 +40,9 @@ class BoundedConnection(H11Protocol):
             # Whoever has sent nothing whole for longest makes room, and that may be this one.
             BoundedConnection.turned_away_total += 1
             oldest = next(iter(self._awaited), self)
-            log.warning("event=connection_refused peer=%s max=%d", oldest.client, CONNECTIONS_MAX)
+            self._refusals.add()
             oldest.transport.abort()
-            oldest._settle()
+            oldest._forget()
             if oldest is self:
                 return
         self._await_request()
@@ -44,15 +53,29 @@ class BoundedConnection(H11Protocol):
         if cycle is None or cycle.response_complete or cycle.more_body:
             self._await_request()
         else:
-            self._settle()
+            self._arrived()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing() and self._deadline is None:
             self._awaited[self] = None
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(REPLY_SECONDS_MAX, self._too_slow)
+            self._awaited.setdefault(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+            if self._deadline is None:
+                self._awaited.pop(self, None)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._settle()
+        self._forget()
         super().connection_lost(exc)
 
     def _await_request(self) -> None:
@@ -60,14 +83,23 @@ class BoundedConnection(H11Protocol):
             self._deadline = self.loop.call_later(REQUEST_SECONDS_MAX, self._too_slow)
             self._awaited[self] = None
 
-    def _settle(self) -> None:
-        self._awaited.pop(self, None)
+    def _arrived(self) -> None:
+        """A whole request is there."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if self._unread is None:
+            self._awaited.pop(self, None)
+
+    def _forget(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        self._arrived()
 
     def _too_slow(self) -> None:
         BoundedConnection.timed_out_total += 1
-        log.warning("event=request_timeout peer=%s seconds=%s", self.client, REQUEST_SECONDS_MAX)
-        self._settle()
+        what = "request" if self._unread is None else "reply"
+        log.warning("event=%s_timeout peer=%s seconds=%s", what, self.client, REQUEST_SECONDS_MAX)
+        self._forget()
         self.transport.abort()

@@ -3,11 +3,13 @@
 import logging
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from head_node.api.problems import problem
+from head_node.api.problems import of_error, problem
 from head_node.authority import signatures
 from head_node.authority.authority import Authority
+from head_node.authority.errors import AuthorityUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -15,15 +17,24 @@ log = logging.getLogger(__name__)
 BODY_BYTES_MAX = 1 << 20
 
 
-class BodyTooLong(Exception):
+BODY_BYTES_FREE = 64 * 1024
+"""So much of each body comes out of no budget: every request but the largest reports fits."""
+BODIES_BYTES_MAX = 8 * 1024 * 1024
+"""What all bodies together may have beyond that. They come before anybody has proved anything, and what their JSON
+becomes takes up to 25 times as much."""
+
+
+class BodyRefused(Exception):
     """More arrived than was announced or is allowed."""
 
 
 class BoundedBodies:
-    """Refuses a request whose body is, or turns out to be, longer than BODY_BYTES_MAX with status 413."""
+    """Refuses a request whose body is, or turns out to be, longer than BODY_BYTES_MAX with status 413, and with status
+    503 one for which there is no memory now."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._spent_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -31,40 +42,57 @@ class BoundedBodies:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or len(announced) > 12 or int(announced) > BODY_BYTES_MAX:
-            await self._refuse(scope, receive, send)
+            await self._refuse(scope, receive, send, _too_long())
             return
-        received = 0
+        received = charged = 0
+        refusal: Response | None = None
         started = False
 
         async def bounded_receive() -> Message:
-            nonlocal received
+            nonlocal received, charged, refusal
             message = await receive()
             received += len(message.get("body", b""))
             if received > BODY_BYTES_MAX:
-                raise BodyTooLong
+                refusal = _too_long()
+                raise BodyRefused
+            more = max(0, received - BODY_BYTES_FREE) - charged
+            if self._spent_bytes + more > BODIES_BYTES_MAX:
+                refusal = of_error(AuthorityUnavailable("too many long bodies at once: try again"))
+                raise BodyRefused
+            self._spent_bytes += more
+            charged += more
             return message
 
         async def watched_send(message: Message) -> None:
             nonlocal started
-            # The framework may turn BodyTooLong into an error of its own; ours is the right one.
-            if received > BODY_BYTES_MAX:
+            # The framework may turn BodyRefused into an error of its own; ours is the right one.
+            if refusal is not None:
                 return
             started = True
             await send(message)
 
         try:
             await self._app(scope, bounded_receive, watched_send)
-        except BodyTooLong:
+        except BodyRefused:
             pass
-        if received > BODY_BYTES_MAX and not started:
-            await self._refuse(scope, receive, send)
+        finally:
+            self._spent_bytes -= charged
+        if refusal is not None and not started:
+            await self._refuse(scope, receive, send, refusal)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"a body has at most {BODY_BYTES_MAX} bytes"
-        log.info("event=body_too_long method=%s client=%s", scope["method"], scope.get("client"))
-        response = problem(413, "content-too-large", "Content too large", detail)
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, response: Response) -> None:
+        log.info(
+            "event=body_refused method=%s client=%s status=%d",
+            scope["method"],
+            scope.get("client"),
+            response.status_code,
+        )
         response.headers["connection"] = "close"
         await response(scope, receive, send)
+
+
+def _too_long() -> Response:
+    return problem(413, "content-too-large", "Content too large", f"a body has at most {BODY_BYTES_MAX} bytes")
 
 
 class SignedReplies:

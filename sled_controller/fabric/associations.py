@@ -1,5 +1,6 @@
 """An association: one host's queues on one controller, which end together. And a subsystem's bounded table of them."""
 
+import enum
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
@@ -12,6 +13,15 @@ log = logging.getLogger(__name__)
 
 CONTROLLER_ID_FIRST: Final = 1
 CONTROLLER_ID_LAST: Final = 0xFFEF  # FFF0h and above are reserved (Base 2.0, 3.1.1)
+
+
+class Standing(enum.IntEnum):
+    """What a host has shown so far. Where there are too many, the oldest of the lowest standing makes room."""
+
+    STRANGER = 0  # nothing
+    CONNECTED = 1  # that it speaks NVMe/TCP, as anybody can
+    SESSION = 2  # that it holds some key, as anybody may
+    TRUSTED = 3  # that it may use something here: it makes room for nobody
 
 
 class Queue(Protocol):
@@ -43,6 +53,11 @@ class HostAssociation:
         self.proven = False  # the host of its admin queue has proved itself
         self.ended = False
         self.forget: Callable[[], None] = lambda: None
+
+    @property
+    def standing(self) -> Standing:
+        """A host that has nothing to prove is trusted."""
+        return Standing.TRUSTED
 
     @property
     def host_name(self) -> str:
@@ -92,9 +107,12 @@ class Associations(Generic[A]):
         self._next = first
 
     def open(self, make: Callable[[int], A]) -> A | None:
-        """A new association with an id of its own, None when there are too many."""
+        """A new association with an id of its own, None when there are too many and none has to make room."""
         if len(self.live) >= self._bound:
-            return None
+            lowest = min(self.live.values(), key=lambda association: association.standing)
+            if lowest.standing is Standing.TRUSTED:
+                return None
+            lowest.end("it makes room for another one")
         while self._next in self.live:
             self._step()
         association = make(self._next)

@@ -6,7 +6,7 @@ Source: NVM Express Base 2.0, 3.1.2.3 and 5.16.1.23.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from sled_controller.fabric.associations import Associations, HostAssociation
+from sled_controller.fabric.associations import Associations, HostAssociation, Standing
 from sled_controller.fabric.port import ConnectRefused, ConnectRequest
 from sled_controller.fabric.standard_controller import (
     LOG_BYTES_MAX,
@@ -35,6 +35,11 @@ Entries = Callable[["TargetQueue", bytes], Sequence[DiscoveryEntry]]
 
 class DiscoveryAssociation(HostAssociation):
     """One host that asks, and may stay to be told of changes."""
+
+    @property
+    def standing(self) -> Standing:
+        """Anybody may ask."""
+        return Standing.CONNECTED
 
 
 class DiscoverySubsystem:

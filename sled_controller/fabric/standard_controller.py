@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
 
 ASYNC_EVENTS_MAX: Final = 4
-LOG_BYTES_MAX: Final = 1024 * 1024
+LOG_BYTES_MAX: Final = 128 * 1024  # in one command; a longer page is read in parts
 KEEP_ALIVE_GRACE_MS: Final = 1000
 _OPENING: Final = Struct("<BBHI")
 _DWORDS: Final = Struct("<6I")  # CDW10 to CDW15

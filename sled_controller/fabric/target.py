@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Final
 
 from sled_controller.fabric import pdu
-from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.associations import HostAssociation, Standing
 from sled_controller.fabric.authentication import QueueAuthentication
 from sled_controller.fabric.io_path import IoPath, Transfer
 from sled_controller.fabric.pdu import FatalError, PduError, PduType
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ADMIN_IN_CAPSULE_BYTES_MAX: Final = 8192  # fixed by the transport
 HANDSHAKE_NS: Final = 5_000_000_000  # from accept to Connect
 STALL_NS: Final = 10_000_000_000  # a PDU begun, or data asked for by R2T, without a further byte
+STRANGER_HELD_BYTES_MAX: Final = 256 * 1024
+"""Replies that wait on an admin queue, or on one whose host has proved nothing: a log page or two."""
 IDLE_NS: Final = 120_000_000_000  # a live association without keep-alive timer
 MS: Final = 1_000_000
 _FABRICS: Final = int(AdminOpcode.FABRICS)
@@ -175,8 +177,20 @@ class TargetQueue:
         """Too much is held or waits to be sent; `resume` a `blocked` queue when that is over."""
         io = self.io
         if io is None:
-            return self.out_bytes > self._held_bytes_max
-        return io.waits or self.out_bytes + io.held_bytes > self._held_bytes_max
+            return self.out_bytes > STRANGER_HELD_BYTES_MAX
+        if io.waits:
+            return True
+        held_bytes = self.out_bytes + io.held_bytes
+        if held_bytes <= STRANGER_HELD_BYTES_MAX:
+            return False
+        return self.standing is not Standing.TRUSTED or held_bytes > self._held_bytes_max
+
+    @property
+    def standing(self) -> Standing:
+        """What the host behind it has shown; nothing while it still has to prove itself."""
+        if self.association is None or self.authenticating:
+            return Standing.STRANGER
+        return self.association.standing
 
     def lost(self, reason: str) -> None:
         """The connection is gone."""

@@ -6,15 +6,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, cast
 
+from sled_controller.fabric.associations import Standing
 from sled_controller.fabric.port import Port
-from sled_controller.fabric.target import QueueState, TargetQueue
+from sled_controller.fabric.receive_buffer import RECEIVE_BYTES
+from sled_controller.fabric.standard_controller import LOG_BYTES_MAX
+from sled_controller.fabric.target import STRANGER_HELD_BYTES_MAX, QueueState, TargetQueue
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 128
 CHECK_SECONDS: Final = 0.5  # how often deadlines are looked at
 LINGER_SECONDS: Final = 1.0  # for the host to read the last words before the socket is closed
-WRITE_BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
+WRITE_BUFFER_BYTES_MAX: Final = 512 * 1024
+"""With this much unsent the host reads too slowly: take no more commands. The kernel keeps megabytes more."""
+STRANGER_BYTES_MAX: Final = RECEIVE_BYTES + WRITE_BUFFER_BYTES_MAX + 2 * (STRANGER_HELD_BYTES_MAX + LOG_BYTES_MAX)
+"""What a connection can cost whose host proved nothing: received, unsent, twice a turn's replies with one too many."""
 
 
 PeerIsGone = Callable[[asyncio.Transport], bool]
@@ -89,10 +95,9 @@ class QueueConnection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     @property
-    def is_stranger(self) -> bool:
-        """Whether it has not got as far as Connect, or has not proved itself where it has to."""
-        queue = self._queue
-        return queue is None or queue.authenticating or queue.state in (QueueState.WAIT_IC, QueueState.WAIT_CONNECT)
+    def standing(self) -> Standing:
+        """What its host has shown."""
+        return Standing.STRANGER if self._queue is None else self._queue.standing
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -196,14 +201,14 @@ class TargetServer:
             await self._server.wait_closed()
 
     def admit(self, connection: QueueConnection) -> bool:
-        """Take a connection in. When there are too many, the oldest stranger makes room."""
+        """Take a connection in. When there are too many, the oldest of the lowest standing makes room."""
         if len(self._connections) >= self._connections_max:
             self._turned_away += 1
-            stranger = next((each for each in self._connections if each.is_stranger), None)
-            if stranger is None:
+            lowest = min(self._connections, key=lambda each: each.standing)
+            if lowest.standing is Standing.TRUSTED:
                 return False
-            self.forget(stranger)
-            stranger.abort()
+            self.forget(lowest)
+            lowest.abort()
         self._connections[connection] = None
         self.port.counters.connections += 1
         return True

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.authority import URL, Kit, run
 
-from head_node.api.wrapping import BODY_BYTES_MAX
+from head_node.api.wrapping import BODIES_BYTES_MAX, BODY_BYTES_FREE, BODY_BYTES_MAX
 
 JSON = {"content-type": "application/json"}
 
@@ -143,6 +143,39 @@ def test_an_oversized_body_is_refused_before_it_is_read() -> None:
         check_problem(announced, 413, "content-too-large")
         nonsense = await kit.operator.post("/v1/volumes", content=b"{}", headers=JSON | {"content-length": "-5"})
         check_problem(nonsense, 413, "content-too-large")
+
+    run(scenario)
+
+
+def test_many_long_bodies_at_once_are_refused_and_short_ones_are_not() -> None:
+    async def scenario(kit: Kit) -> None:
+        open_end = asyncio.Event()
+        taken = asyncio.Event()
+        count = BODIES_BYTES_MAX // (BODY_BYTES_MAX - BODY_BYTES_FREE)
+
+        async def slow(arrived: list[int]) -> AsyncIterator[bytes]:
+            yield b'{"name": "' + b"a" * (BODY_BYTES_MAX - 20)
+            arrived.append(1)
+            if len(arrived) == count:
+                taken.set()
+            await open_end.wait()
+            yield b'"}'
+
+        arrived: list[int] = []
+        held = [
+            asyncio.create_task(kit.operator.post("/v1/volumes", content=slow(arrived), headers=JSON))
+            for _ in range(count)
+        ]
+        await taken.wait()
+        long = await kit.operator.post("/v1/volumes", content=b" " * BODY_BYTES_MAX, headers=JSON)
+        assert "try again" in check_problem(long, 503, "unavailable")["detail"]
+        short = await kit.operator.post("/v1/volumes", content=b" " * BODY_BYTES_FREE, headers=JSON)
+        check_problem(short, 400, "not-json")
+        open_end.set()
+        for reply in await asyncio.gather(*held):
+            check_problem(reply, 422, "invalid-request")
+        again = await kit.operator.post("/v1/volumes", content=b" " * BODY_BYTES_MAX, headers=JSON)
+        check_problem(again, 400, "not-json")
 
     run(scenario)
 

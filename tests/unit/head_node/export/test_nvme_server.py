@@ -42,7 +42,7 @@ class Served:
     async def __aenter__(self) -> "Served":
         self.address = await self.server.start("127.0.0.1", 0)
         exported = Exported(VOLUME_ID, "vol", self.volume.size_bytes, frozenset({"*"}))
-        self.server.update([Offer(exported, (self.address,))], self.number)
+        self.server.update([Offer(exported, (self.address,))], self.number, {})
         return self
 
     async def __aexit__(self, *what: object) -> None:

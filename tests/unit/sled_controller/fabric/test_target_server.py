@@ -81,7 +81,7 @@ def test_beyond_the_limit_the_oldest_stranger_makes_room_for_a_head(run: Run, mo
     run(scenario)
 
 
-def test_beyond_the_limit_a_live_association_is_left_alone(
+def test_beyond_the_limit_a_host_that_is_attached_is_left_alone(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(target_server.TargetServer.__init__, "__defaults__", (2,))
@@ -91,11 +91,11 @@ def test_beyond_the_limit_a_live_association_is_left_alone(
         async with running_sled() as sled:
             client = sled.client()
             await client.open()
+            volume = await client.attach(host.signed(), 1)
             reader, writer = await asyncio.open_connection(sled.host, sled.port)
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(1)
             writer.close()
-            volume = await client.attach(host.signed(), 1)
             nsid = await volume.create_namespace(0, 64)
             await volume.write(nsid, 1, [b"x" * 4096])
             await until(lambda: "event=connections_refused count=1 max=2" in caplog.text)
