@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 REQUEST_BYTES_MAX: Final = 8192
 REQUEST_SECONDS_MAX: Final = 5.0
 CONNECTIONS_MAX: Final = 64
+CONNECTION_BYTES_MAX: Final = 512 * 1024
+"""What one may cost: a read of the event loop, and the status of a head with thousands of volumes."""
 
 Status = Callable[[], dict[str, Any]]
 

@@ -7,16 +7,16 @@ from uuid import UUID
 
 from head_node.bursts import Burst
 from head_node.export import nbd_negotiation as negotiation
-from head_node.export.budget import MemoryBudget
+from head_node.export.budget import OWN_BYTES, MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.errors import ExportUnavailable
 from head_node.export.interface import ExportDirectory, LocalExport, RelayTransport, RemoteExport
 from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
 from head_node.export.nbd_protocol import PAYLOAD_BYTES_MAX, OptionReply
-from head_node.export.nbd_server import Limits, Phase, Transmission
+from head_node.export.nbd_server import SLAB_BYTES, Limits, Phase, Transmission
 from head_node.export.peer import peer_is_gone, reset
-from head_node.export.relay import Mode, RelayTiming
-from head_node.export.relayed import RelayedClient, RelayedTransmission
+from head_node.export.relay import WINDOW_BYTES, Mode, RelayTiming
+from head_node.export.relayed import PENDING_BYTES_MAX, RelayedClient, RelayedTransmission
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
 
@@ -29,6 +29,11 @@ OUTPUT_BYTES_MAX: Final = 512 * 1024
 """With this much unsent the client reads too slowly: take no more requests until it has caught up. The kernel keeps
 megabytes more, so a client that reads never waits for us; replies without data are bounded by nothing else."""
 CONNECTIONS_MAX: Final = 64
+CONNECTION_BYTES_MAX: Final = (
+    2 * SLAB_BYTES + OWN_BYTES + OUTPUT_BYTES_MAX + 2 * WINDOW_BYTES + 2 * PENDING_BYTES_MAX + OUTPUT_BYTES_MAX
+)
+"""What a client may cost beside the common budget: received, in flight, replies made and unsent; if it is relayed also
+what is under way and waits for credit, both ways."""
 BUDGET_SECONDS: Final = 0.01
 """How often memory is looked after while a client waits for some."""
 
