@@ -19,7 +19,9 @@ Host = Annotated[str, Field(min_length=1, max_length=253)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 HostNqn = Annotated[str, Field(min_length=1, max_length=NQN_CHARS_MAX, description="a host's NQN, or `*` for any")]
 Service = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
-Addresses = Annotated[dict[Service, tuple[Host, Port]], Field(max_length=8)]
+Addresses = Annotated[
+    dict[Service, tuple[Host, Port]], Field(max_length=8, json_schema_extra={"additionalProperties": False})
+]
 
 
 class Body(BaseModel):

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.security import HTTPBearer
 
 from head_node.api import models, overview
 from head_node.api.heads import Rack, authority_of
@@ -20,11 +21,15 @@ from sled_controller.fabric.dhchap.terms import Terms
 BACKUP_FILE = "store.backup"
 
 
+# For the document only; `operator` judges the header.
+_bearer = HTTPBearer(auto_error=False, scheme_name="operator", description="the operator's token")
+
+
 async def operator(request: Request) -> None:
     await authority_of(request).authenticator.operator(request.headers.get("authorization"))
 
 
-router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(operator), Depends(_bearer)])
 
 
 @router.post("/volumes", operation_id="createVolume", status_code=201)

@@ -6,6 +6,7 @@ import logging
 import secrets
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -13,8 +14,12 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fuzz.fuzzer import Crash, Fuzzer, Target
+from fuzz.rest import stories
 from fuzz.targets import TARGETS
 from fuzz.test_fuzz import CORPUS, corpus_of
+from fuzz.test_rest import STORIES
+
+REST = "rest"
 
 KEPT_BYTES_MAX = 8192
 """Larger inputs are not worth their place in the repository."""
@@ -25,15 +30,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="for all targets together (default 5)")
     parser.add_argument("--seed", default=secrets.token_hex(4), help="of the changes (default: another each time)")
-    parser.add_argument("names", nargs="*", help="targets; all without any")
+    parser.add_argument("names", nargs="*", help=f"targets, or {REST!r}; all without any")
     arguments = parser.parse_args(argv)
     chosen = [target for target in TARGETS if not arguments.names or target.name in arguments.names]
     print(f"seed {arguments.seed}", flush=True)
     logging.disable()
+    with_rest = not arguments.names or REST in arguments.names
+    seconds = arguments.minutes * 60 / (len(chosen) + with_rest)
     crashed = 0
     for target in chosen:
-        crashed += campaign(target, arguments.minutes * 60 / len(chosen), arguments.seed)
+        crashed += campaign(target, seconds, arguments.seed)
+    if with_rest:
+        crashed += rest_campaign(seconds, arguments.seed)
     return 1 if crashed else 0
+
+
+def rest_campaign(seconds: float, seed: str) -> int:
+    """Tell stories to the REST interface; 1 when one found something, with what shows it again."""
+    random, told = Random(f"{seed}/{REST}"), 0
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        number = random.getrandbits(63)
+        try:
+            stories(number, STORIES)
+        except Exception:
+            traceback.print_exc()
+            print(f"CRASH {REST}: stories({number}, {STORIES})", flush=True)
+            return 1
+        told += STORIES
+    print(f"{REST:<18} {told:>8} stories", flush=True)
+    return 0
 
 
 def campaign(target: Target, seconds: float, seed: str) -> int:
