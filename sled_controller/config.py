@@ -22,7 +22,7 @@ class SledSettings(Settings):
     name: str = Field("sled", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="name for people")
     listen_host: str = Field("127.0.0.1", description="address to listen on for heads")
     listen_port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
-    advertised_host: IPvAnyAddress | None = Field(
+    advertise_host: IPvAnyAddress | None = Field(
         None, description="IP address that discovery names, where hosts reach this sled by another than its own"
     )
     devices: list[Path] = Field(

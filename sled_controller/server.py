@@ -71,7 +71,7 @@ async def serve(settings: SledSettings, env: Environment, stop: asyncio.Event) -
     may_format = settings.device_bytes is not None and (created or not state.has_served)
     storage = await SledStorage.open(devices, sled_id=identity.sled_id, env=env, format=may_format)
     try:
-        advertised = None if settings.advertised_host is None else str(settings.advertised_host)
+        advertised = None if settings.advertise_host is None else str(settings.advertise_host)
         subsystem = Subsystem(identity, storage, env, asyncio.get_running_loop().call_later, advertised)
         server = TargetServer(subsystem, settings.connections_max)
         try:

@@ -284,6 +284,15 @@ class StandardController:
         queue.busy.add(command.cid)
         self._send_events()
 
+    def gives_up_event(self, queue: "TargetQueue", cid: int) -> bool:
+        """Whether a command under `cid`, which is in use, means that the host has given up an event request: SPDK
+        forgets its own before it shuts a controller down, and takes their ids again."""
+        if queue.queue_id or cid not in self._held_events:
+            return False
+        self._held_events.remove(cid)
+        queue.busy.discard(cid)
+        return True
+
     def notify(self, event: Event) -> None:
         """Something has happened that the host asked to be told of; told once until it reads the page."""
         self._due[event] = None

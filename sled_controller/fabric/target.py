@@ -386,7 +386,7 @@ class TargetQueue:
         self.sqhd = (self.sqhd + 1) % self.entries
         if self.state is QueueState.WAIT_CONNECT:
             self._connect_only(sqe, cid, data, digest_bad)
-        elif cid in self.busy:
+        elif cid in self.busy and not (self.controller is not None and self.controller.gives_up_event(self, cid)):
             raise PduError(FatalError.PDU_SEQUENCE, 0, f"command id {cid} is in use", bytes(view[: pdu.COMMON_BYTES]))
         elif len(self.busy) >= self.entries:
             raise PduError(FatalError.LIMIT_EXCEEDED, 0, "more commands than the queue has entries", sqe)

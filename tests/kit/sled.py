@@ -28,6 +28,11 @@ class Sled:
     host: str
     port: int
 
+    async def has_hosts(self, count: int) -> None:
+        """Wait until so many hosts are connected: one that leaves is seen to be gone a little later."""
+        while len(self.subsystem.hosts) != count:  # noqa: ASYNC110 (the condition is state, no event marks it)
+            await asyncio.sleep(0.01)
+
     def client(
         self, *, head: int = host.HEAD_KEY, head_id: UUID = host.HEAD,
         key_set: Callable[[], bytes | None] | None = None, **settings: float,

@@ -48,9 +48,9 @@ class Target:
 
 
 @asynccontextmanager
-async def exported(nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = ()) -> AsyncIterator[Target]:
-    """A subsystem with one namespace of 4096-byte blocks, for `hosts` only or for anybody; skips without SPDK."""
-    program, ports = require("nvmf_tgt"), PortReservations()
+async def running() -> AsyncIterator[tuple["Rpc", asyncio.subprocess.Process]]:
+    """SPDK's target without anything in it, and its control socket; skips where SPDK is not installed."""
+    program = require("nvmf_tgt")
     with TemporaryDirectory(prefix="spdk-") as scratch:
         control, log = Path(scratch) / "rpc.sock", Path(scratch) / "log"
         with log.open("wb") as out:
@@ -63,6 +63,20 @@ async def exported(nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = ()) -
                 rpc = await _connected(control, process)
             except (TimeoutError, ChildProcessError) as error:
                 raise AssertionError(log.read_text(errors="replace")) from error
+            yield rpc, process
+            rpc.close()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def exported(nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = ()) -> AsyncIterator[Target]:
+    """A subsystem with one namespace of 4096-byte blocks, for `hosts` only or for anybody; skips without SPDK."""
+    ports = PortReservations()
+    try:
+        async with running() as (rpc, process):
             port = ports.take()
             await rpc.call("nvmf_create_transport", trtype="TCP", max_io_size=TRANSFER_BYTES_MAX)
             blocks = (size_mib << 20) // BLOCK_BYTES
@@ -74,12 +88,8 @@ async def exported(nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = ()) -
             address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
             await rpc.call("nvmf_subsystem_add_listener", nqn=nqn, listen_address=address)
             yield Target(nqn, port, process)
-            rpc.close()
-        finally:
-            ports.release()
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+    finally:
+        ports.release()
 
 
 class Rpc:

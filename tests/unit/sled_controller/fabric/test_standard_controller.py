@@ -2,9 +2,10 @@
 
 import pytest
 from kit import host
-from kit.target import Head, Rig, Wire
+from kit.target import Head, HeldDevice, Rig, Wire
 
 from sled_controller.fabric import vendor
+from sled_controller.fabric.pdu import FatalError
 from spdk_bindings.nvme import (
     CC_ENABLE,
     DISCOVERY_NQN,
@@ -75,6 +76,29 @@ def test_a_change_while_no_request_is_held_is_told_with_the_next_request(watcher
     discovery.changed()
     assert watcher.answers() == []
     assert watcher.ask(admin_sqe(AdminOpcode.ASYNC_EVENT_REQUEST)).dw0 == DISCOVERY_CHANGED
+
+
+def test_a_host_may_take_the_id_of_an_event_request_again_and_hears_no_more_of_that_request(watcher: Wire) -> None:
+    first, second = watcher.queue.busy
+    watcher._cid = first - 1
+    assert watcher.ask(vendor.property_get(Property.CSTS)).dw0 == 1
+    discovery = watcher.rig.subsystem.discovery
+    discovery.changed()
+    (told,) = watcher.answers()
+    assert told.cid == second
+    read_discovery(watcher)
+    discovery.changed()
+    assert watcher.answers() == []
+
+
+def test_the_id_of_any_other_command_is_not_to_be_taken_again() -> None:
+    head = Rig(HeldDevice()).attached()
+    head.rig.device.holding = True
+    head.start_write(0, bytes(4096))
+    (cid,) = head.io.queue.busy
+    head.io._cid = cid - 1
+    head.start_write(1, bytes(4096))
+    assert head.io.termination()[0] == FatalError.PDU_SEQUENCE
 
 
 def test_a_change_that_the_host_did_not_ask_for_is_not_told() -> None:
