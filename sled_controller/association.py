@@ -103,8 +103,8 @@ class Association(HostAssociation):
 
     @property
     def standing(self) -> Standing:
-        """A credential makes the difference: a session takes no more than a key of one's own."""
-        if self.attached_once:
+        """A credential makes the difference, or a host's secret: a session takes no more than a key of one's own."""
+        if self.attached_once or self.proven:
             return Standing.TRUSTED
         return Standing.CONNECTED if self.keys is None else Standing.SESSION
 
