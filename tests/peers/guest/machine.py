@@ -57,7 +57,8 @@ class Guest:
         self.slowness = slowness
         self._qemu = qemu
         self._ids = itertools.count(1)
-        self._pending: dict[str, Future[Result]] = {_READY: Future()}
+        self._up: Future[Result] = Future()
+        self._pending: dict[str, Future[Result]] = {_READY: self._up}
         self._lock = threading.Lock()  # of what is sent, and of `_pending`
         self._gone = False
         self._forwarded: dict[int, int] = {}
@@ -92,7 +93,7 @@ class Guest:
             )  # fmt: skip
             guest = cls(qemu, console, accelerator.slowness)
             try:
-                await guest._wait(_READY, READY_SECONDS_MAX * accelerator.slowness)
+                await guest._wait(guest._up, READY_SECONDS_MAX * accelerator.slowness)
             except (GuestError, TimeoutError) as error:
                 guest.stop()
                 failure = GuestError(f"the guest does not boot ({accelerator.name}): {error!r}\n{guest.log_end()}")
@@ -119,11 +120,14 @@ class Guest:
         guest is gone. A cancelled run is killed too.
         """
         number = str(next(self._ids))
+        # Kept here: the reader forgets it as soon as it is resolved, which may be before anybody waits.
+        answer: Future[Result] = Future()
+        self._pending[number] = answer
         await asyncio.to_thread(self._send_script, number, script.encode(), input)
         try:
-            return await self._wait(number, timeout_s * self.slowness)
+            return await self._wait(answer, timeout_s * self.slowness)
         except TimeoutError:
-            killed = await self._killed(number)
+            killed = await self._killed(number, answer)
             raise GuestError(f"still running after {timeout_s * self.slowness:.0f} s: {script}\n{killed}") from None
         except asyncio.CancelledError:
             self._send(f"kill {number}\n".encode())
@@ -179,22 +183,21 @@ class Guest:
 
     # --- inside
 
-    async def _wait(self, number: str, timeout_s: float) -> Result:
+    async def _wait(self, answer: "Future[Result]", timeout_s: float) -> Result:
         async with asyncio.timeout(timeout_s):
             # Shielded: one who stops waiting leaves it to the reader, who resolves it all the same.
-            return await asyncio.shield(asyncio.wrap_future(self._pending[number]))
+            return await asyncio.shield(asyncio.wrap_future(answer))
 
-    async def _killed(self, number: str) -> str:
+    async def _killed(self, number: str, answer: "Future[Result]") -> str:
         """Kill a command; what it had written."""
         self._send(f"kill {number}\n".encode())
         try:
-            result = await self._wait(number, KILL_SECONDS_MAX * self.slowness)
+            result = await self._wait(answer, KILL_SECONDS_MAX * self.slowness)
         except TimeoutError:
             return f"it can't be killed\n{self.log_end()}"
         return f"{result.stdout}{result.stderr}{self.log_end(15)}"
 
     def _send_script(self, number: str, script: bytes, data: bytes) -> None:
-        self._pending[number] = Future()
         self._send(f"run {number} {len(script)} {len(data)}\n".encode() + script + data)
 
     def _send(self, frame: bytes) -> None:
