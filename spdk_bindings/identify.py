@@ -38,7 +38,7 @@ ANA_GROUP: Final = 1
 
 DEALLOCATED_READS_ZERO: Final = 0x01  # DLFEAT bits 2:0
 WRITE_ZEROES_DEALLOCATES: Final = 0x08  # DLFEAT: the DEAC bit is heeded
-RESERVED_FOR_WRITE_EXCLUSIVE: Final = 0x02  # RESCAP
+RESERVED_FOR_EXCLUSIVE_ACCESS: Final = 0x05  # RESCAP: persistence, and that one type
 ALL_RESERVATIONS: Final = 0xFF  # RESCAP: persistence, all six types, IEKEY as of NVM Express 1.3
 
 _SHARED: Final = 0x03  # CMIC: the subsystem has several ports and several controllers

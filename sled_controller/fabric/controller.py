@@ -35,6 +35,7 @@ MODEL: Final = "Palisade sled"
 NSID_MAX: Final = (32 << 16) - 1  # device index, then a number on that device
 IO_QUEUES_MAX: Final = 1  # the nonces of a session are counted per queue
 _VENDOR_ADMIN: Final = 0xC0
+_EXCLUSIVE_ACCESS: Final = 2  # reservation type: nobody but the holder reads or writes
 
 _QUIET: Final = log_pages.EFFECTS_SUPPORTED
 _WRITES: Final = _QUIET | log_pages.EFFECTS_CHANGES_CONTENT
@@ -106,7 +107,7 @@ class SledController(StandardController):
                 entry.namespace.uuid,
                 used_blocks=entry.blocks,
                 # Taken by nobody: the capability is shown because Report, which names the fence's holder, needs one.
-                reservations=identify.RESERVED_FOR_WRITE_EXCLUSIVE,
+                reservations=identify.RESERVED_FOR_EXCLUSIVE_ACCESS,
             )
             return identify.identify_namespace(shown)
         return identify.namespace_descriptors(entry.namespace.uuid)
@@ -177,8 +178,9 @@ class SledController(StandardController):
             return
         fence = served.fence
         holder = [log_pages.RegisteredController(0xFFFF, fence.holder[:16], 0, True)] if fence.epoch else []
+        kind = _EXCLUSIVE_ACCESS if holder else 0
         report = log_pages.reservation_report(
-            fence.epoch & 0xFFFFFFFF, len(holder), True, holder, extended=bool(command.dwords[1] & 1)
+            fence.epoch & 0xFFFFFFFF, kind, True, holder, extended=bool(command.dwords[1] & 1)
         )
         queue.complete(command.cid, Status.SUCCESS, data=report[:length].ljust(length, b"\0"))
 

@@ -123,7 +123,7 @@ def test_the_reservation_report_shows_epoch_and_holder_and_follows_a_takeover(gu
         async def report() -> tuple[int, str]:
             shown = json.loads(await guest.check(f"nvme resv-report {it.device} -e -o json"))
             (registrant,) = shown["regctlext"]
-            assert registrant["rcsts"] == 1
+            assert (shown["rtype"], registrant["rcsts"]) == (2, 1)  # Exclusive Access, and it holds it
             return shown["gen"], registrant["hostid"]
 
         assert await report() == (5, holder_of(host.public_key(host.HEAD_KEY))[:16].hex())

@@ -283,7 +283,7 @@ def test_io_commands_without_a_session_are_refused_and_counted() -> None:
 
 def test_the_reservation_report_shows_the_fence(head: Head) -> None:
     report = standard(head.io, IoOpcode.RESERVATION_REPORT, head.nsid, 128, cdw10=31, cdw11=1)
-    assert report.data[:10] == bytes.fromhex("05000000 01 0100 0000 01")
+    assert report.data[:10] == bytes.fromhex("05000000 02 0100 0000 01")
     assert report.data[64:72] == bytes.fromhex("ffff 01 0000000000")
     assert report.data[80:96] == head.rig.subsystem.served[head.nsid].fence.holder[:16]
     assert standard(head.io, IoOpcode.RESERVATION_REPORT, 99, 64, cdw10=15).status == Status.INVALID_NAMESPACE
