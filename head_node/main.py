@@ -94,7 +94,7 @@ class StateDirectory:
             head = UUID(json.loads(path.read_text("utf-8"))["id"])
         except FileNotFoundError:
             head = env.new_uuid()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateDirectoryUnusable(f"{path}: is not a head's identity ({error}); restore it") from None
         public = self.key.public_key().public_bytes_raw()
         write_file(path, json.dumps({"id": str(head), "name": name, "public_key": public.hex()}) + "\n", 0o644)

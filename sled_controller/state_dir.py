@@ -55,7 +55,7 @@ class StateDirectory:
             )  # fmt: skip
         except OSError as error:
             raise StateDirectoryUnusable(f"{path}: {error.strerror}; give the program access to it") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StateDirectoryUnusable(
                 f"{path}: is damaged; restore it from a backup, or remove it and enrol the sled as a new one"
             ) from None

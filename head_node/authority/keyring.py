@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.errors import AuthorityError, Conflict
 from head_node.authority.ledger import KEYS_KEY, Ledger, Versioned, revision_of
+from head_node.store.errors import RecordMalformed
 from sled_controller.environment import Environment
 from sled_controller.keyset import KEYS_MAX, KeySet
 
@@ -85,8 +86,12 @@ class KeyRing:
 
     @classmethod
     def from_json(cls, data: Any) -> "KeyRing":
-        keys = tuple(SigningKey.from_json(key) for key in data["keys"])
-        return cls(data["version"], keys, bytes.fromhex(data["signed_set"]))
+        """Raises RecordMalformed."""
+        try:
+            keys = tuple(SigningKey.from_json(key) for key in data["keys"])
+            return cls(data["version"], keys, bytes.fromhex(data["signed_set"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordMalformed("key ring", error) from error
 
 
 class Keyring:

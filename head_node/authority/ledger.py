@@ -179,7 +179,7 @@ def revision_of(versioned: Versioned[Any] | None) -> int:
 def _parse(entry: Entry) -> Any:
     try:
         return json.loads(entry.value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordMalformed(entry.key, error) from error
 
 

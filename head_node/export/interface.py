@@ -25,7 +25,7 @@ class RelayReceiver(Protocol):
 class RelayTransport(Protocol):
     """One authenticated link between two heads that carries one client connection. Never shared, never reopened.
 
-    It never stops reading: the relay bounds what is under way with credits of its own (about 2 MiB each way), so that
+    It never stops reading: the relay bounds what is under way with credits of its own (about 1 MiB each way), so that
     a peer that is gone is noticed at once whatever else is stuck.
     """
 

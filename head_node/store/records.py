@@ -24,6 +24,9 @@ VOLUME_BYTES_MAX = 1 << 56
 
 Address = tuple[str, int]
 
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+"""What JSON of another shape raises; an infinite number overflows."""
+
 
 class VolumeState(enum.StrEnum):
     """Where a volume is in its life; `frozen` is left only through an operator."""
@@ -145,7 +148,7 @@ class VolumeRecord:
                 version=int(data["version"]),
                 hosts=tuple(str(host) for host in data.get("hosts", ())),  # records of 0.1 have none
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _MALFORMED as error:
             raise RecordMalformed("volume record", error) from error
 
 
@@ -189,7 +192,7 @@ class HeadRecord:
                 revoked=bool(data["revoked"]),
                 number=int(data.get("number", 0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except _MALFORMED as error:
             raise RecordMalformed("head record", error) from error
 
 
@@ -229,7 +232,7 @@ class SledRecord:
                 capacity_blocks=int(data["capacity_blocks"]),
                 enrolled_ms=int(data["enrolled_ms"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except _MALFORMED as error:
             raise RecordMalformed("sled record", error) from error
 
 
@@ -273,5 +276,5 @@ class RackView:
                 volumes={volume.volume: volume for volume in volumes},
                 secrets={UUID(volume): bytes.fromhex(sealed) for volume, sealed in data["secrets"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _MALFORMED as error:
             raise RecordMalformed("rack view", error) from error

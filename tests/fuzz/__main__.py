@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fuzz.fuzzer import Crash, Fuzzer, Target
 from fuzz.rest import stories
-from fuzz.targets import TARGETS
-from fuzz.test_fuzz import CORPUS, corpus_of
+from fuzz.test_fuzz import CORPUS, TARGETS, corpus_of
 from fuzz.test_rest import STORIES
 
 REST = "rest"

@@ -5,10 +5,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from fuzz import files, round_trips, targets
 from fuzz.fuzzer import Crash, Fuzzer, Target
-from fuzz.targets import TARGETS
 from kit.sources import ROOT
 
+TARGETS = (*targets.TARGETS, *files.TARGETS, *round_trips.TARGETS)
 CORPUS = Path(__file__).parent / "corpus"
 
 

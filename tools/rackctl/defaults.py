@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, Given]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RackError(f"{path}: cannot be read: {error.strerror}; name a readable file with --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RackError(f"{path}: is not TOML: {error}; correct that line") from None
     found = {}
     for key, value in values.items():

@@ -120,7 +120,7 @@ def log_tail(path: Path) -> str:
 def _read_endpoints(one: Started) -> dict[str, Any] | None:
     try:
         endpoints = json.loads(one.command.endpoints.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return endpoints if isinstance(endpoints, dict) and endpoints.get("pid") == one.process.pid else None
 

@@ -101,7 +101,7 @@ def load(directory: Path) -> RackState:
         )
     except FileNotFoundError:
         raise RackNotFound(f"{directory}: holds no rack: start one with `rackctl up --dir {directory}`") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RackError(f"{path}: cannot be read as a rack's state ({error}): remove the directory") from None
 
 
