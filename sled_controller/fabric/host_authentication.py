@@ -5,6 +5,7 @@ Source: NVM Express Base 2.0, 6.1, 6.2 and 8.13.2.
 
 from collections.abc import Awaitable, Callable
 
+from sled_controller.errors import SledUnavailable
 from sled_controller.fabric import pdu
 from sled_controller.fabric.dhchap.handshake import HostHandshake
 from sled_controller.fabric.dhchap.messages import MESSAGE_BYTES_MAX, PROTOCOL_SPECIFIC, SECURITY_PROTOCOL
@@ -32,7 +33,11 @@ async def authenticate(handshake: HostHandshake, ask: Ask) -> None:
     while not handshake.over:
         if handshake.speaks:
             message = handshake.give()
-            await ask(authentication_send(len(message)), message, 0)
+            try:
+                await ask(authentication_send(len(message)), message, 0)
+            except SledUnavailable as lost:
+                # A controller that is told of a failure may close before it answers; the failure is the reason then.
+                raise handshake.failure or lost from None
         else:
             handshake.take(await ask(authentication_receive(), b"", MESSAGE_BYTES_MAX))
     if handshake.failure is not None:

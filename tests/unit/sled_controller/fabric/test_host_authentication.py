@@ -7,18 +7,17 @@ from dataclasses import replace
 
 import pytest
 from kit import host
+from kit.admin_queue import AdminQueue, admin_queue
+from kit.dhchap import BOTH_WAYS, controller_side, host_side
 from kit.guarded import NAME, TERMS, GuardedRig, host_handshake
 
-from sled_controller.errors import AuthenticationFailed
+from sled_controller.errors import AuthenticationFailed, SledUnavailable
 from sled_controller.fabric import vendor
 from sled_controller.fabric.authentication import AUTHENTICATION_NS
-from sled_controller.fabric.command import Command, Completed
-from sled_controller.fabric.connection import QueueConnection
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.messages import Explanation
 from sled_controller.fabric.dhchap.secret import Secret
 from sled_controller.fabric.dhchap.terms import Terms
-from sled_controller.fabric.host import HostQueue
 from sled_controller.fabric.host_authentication import authenticate
 from sled_controller.fabric.target_server import TargetServer
 from spdk_bindings.nvme import Property, Status
@@ -26,44 +25,16 @@ from spdk_bindings.nvme import Property, Status
 FULL = replace(TERMS, hash_floor=HashId.SHA512, group_floor=GroupId.FFDHE3072)
 
 
-class Host:
-    """An admin queue on loopback."""
-
-    def __init__(self, connection: QueueConnection, lost: asyncio.Future[str], address: tuple[str, int]) -> None:
-        self.connection = connection
-        self.lost = lost
-        self.address = address
-
-    async def ask(self, sqe: bytearray, data: bytes, room: int) -> bytes:
-        """The answer to a command that has to succeed."""
-        done = await self.command(sqe, data, room)
-        assert done.status == 0, hex(done.status)
-        return b"" if done.command.into is None else bytes(done.command.into[: done.command.received])
-
-    async def command(self, sqe: bytearray, data: bytes = b"", room: int = 0) -> Completed:
-        future: asyncio.Future[Completed] = asyncio.get_running_loop().create_future()
-        parts = (memoryview(data),) if data else ()
-        into = memoryview(bytearray(room)) if room else None
-        self.connection.submit(Command(sqe, parts, into, context=future.set_result))
-        return await future
-
-
-def with_host(rig: GuardedRig, scenario: Callable[[Host], Awaitable[None]], connections_max: int = 8) -> None:
+def with_host(rig: GuardedRig, scenario: Callable[[AdminQueue], Awaitable[None]], connections_max: int = 8) -> None:
     """Serve `rig` on loopback and run `scenario` with a host that is connected to it."""
 
     async def run() -> None:
         server = TargetServer(rig.subsystem, connections_max)
         address = await server.start("127.0.0.1", 0)
-        loop = asyncio.get_running_loop()
-        lost: asyncio.Future[str] = loop.create_future()
-        core = HostQueue(queue_id=0, depth=4, subsystem_nqn=host.NQN, host_nqn=NAME, host_id=host.HEAD)
-        connection = QueueConnection(core, lost.set_result)
         try:
-            await loop.create_connection(lambda: connection, *address)
-            assert await connection.connected == 1
-            await scenario(Host(connection, lost, address))
+            async with admin_queue(address, host.NQN, NAME) as queue:
+                await scenario(queue)
         finally:
-            connection.abort()
             await server.close()
 
     asyncio.run(asyncio.wait_for(run(), 60))
@@ -73,7 +44,7 @@ def with_host(rig: GuardedRig, scenario: Callable[[Host], Awaitable[None]], conn
 def test_a_host_that_knows_its_secret_is_let_in(terms: Terms) -> None:
     rig = GuardedRig(terms)
 
-    async def scenario(host_: Host) -> None:
+    async def scenario(host_: AdminQueue) -> None:
         refused = await host_.command(vendor.property_get(Property.CAP))
         assert refused.status == Status.AUTHENTICATION_REQUIRED
         await authenticate(host_handshake(terms), host_.ask)
@@ -88,7 +59,7 @@ def test_a_host_that_knows_its_secret_is_let_in(terms: Terms) -> None:
 def test_a_host_that_does_not_is_told_why_and_dropped() -> None:
     rig = GuardedRig(FULL)
 
-    async def scenario(host_: Host) -> None:
+    async def scenario(host_: AdminQueue) -> None:
         wrong = replace(FULL, secret=Secret(bytes(32), None))
         with pytest.raises(AuthenticationFailed, match="the controller says FAILED") as caught:
             await authenticate(host_handshake(wrong), host_.ask)
@@ -102,7 +73,7 @@ def test_a_host_that_does_not_is_told_why_and_dropped() -> None:
 def test_a_controller_that_does_not_know_its_own_secret_is_left() -> None:
     rig = GuardedRig(replace(FULL, controller_secret=Secret(b"c" * 48, None)))
 
-    async def scenario(host_: Host) -> None:
+    async def scenario(host_: AdminQueue) -> None:
         with pytest.raises(AuthenticationFailed, match="the controller does not know its secret"):
             await authenticate(host_handshake(FULL), host_.ask)
         await host_.lost
@@ -111,10 +82,35 @@ def test_a_controller_that_does_not_know_its_own_secret_is_left() -> None:
     assert rig.authentication.failed == 1
 
 
+def test_a_connection_that_is_lost_says_what_it_was_lost_for() -> None:
+    """As Linux's target does when it is told that it did not prove itself."""
+
+    def lost_at(last: int, controller_terms: Terms) -> Callable[[bytearray, bytes, int], Awaitable[bytes]]:
+        controller = controller_side(controller_terms)
+        left = iter(range(last))
+
+        async def ask(sqe: bytearray, data: bytes, room: int) -> bytes:
+            if data:
+                controller.take(data)
+            answer = b"" if data else controller.give(room)
+            if next(left, None) is None:
+                raise SledUnavailable("the connection is lost")
+            assert answer is not None
+            return answer
+
+        return ask
+
+    impostor = replace(BOTH_WAYS, controller_secret=Secret(b"c" * 48, None))
+    with pytest.raises(AuthenticationFailed, match="the controller does not know its secret"):
+        asyncio.run(authenticate(host_side(BOTH_WAYS), lost_at(4, impostor)))
+    with pytest.raises(SledUnavailable):
+        asyncio.run(authenticate(host_side(BOTH_WAYS), lost_at(2, impostor)))
+
+
 def test_the_server_drops_a_host_that_does_not_authenticate() -> None:
     rig = GuardedRig()
 
-    async def scenario(host_: Host) -> None:
+    async def scenario(host_: AdminQueue) -> None:
         rig.clock.boot_ns += AUTHENTICATION_NS + 1
         await host_.lost
 
@@ -123,12 +119,12 @@ def test_the_server_drops_a_host_that_does_not_authenticate() -> None:
 
 
 def test_when_connections_are_short_whoever_has_not_proved_himself_makes_room() -> None:
-    async def unproven(host_: Host) -> None:
+    async def unproven(host_: AdminQueue) -> None:
         _, writer = await asyncio.open_connection(*host_.address)
         await host_.lost
         writer.close()
 
-    async def proven(host_: Host) -> None:
+    async def proven(host_: AdminQueue) -> None:
         await authenticate(host_handshake(), host_.ask)
         reader, writer = await asyncio.open_connection(*host_.address)
         with suppress(ConnectionError):  # reset or closed, whichever comes first
