@@ -56,8 +56,9 @@ class HostAssociation:
 
     @property
     def standing(self) -> Standing:
-        """A host that has nothing to prove is trusted."""
-        return Standing.TRUSTED
+        """A host that has nothing to prove is trusted, one that has to is when it has done so."""
+        admin = self.queues.get(0)
+        return Standing.STRANGER if admin is not None and admin.authenticating else Standing.TRUSTED
 
     @property
     def host_name(self) -> str:

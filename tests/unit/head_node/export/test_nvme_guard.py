@@ -10,6 +10,8 @@ from kit.nvme_export import NQN, Port, sqe
 from kit.target import Wire
 
 from head_node.export.nvme.guard import LOCKED, UNGUARDED, Guard
+from head_node.export.nvme.subsystem import HOSTS_MAX
+from sled_controller.fabric.associations import Standing
 from sled_controller.fabric.authentication import AUTHENTICATION_REQUIRED
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.handshake import AuthState
@@ -124,6 +126,17 @@ def test_a_change_meanwhile_does_not_disturb_who_is_just_proving_himself() -> No
     send(wire, handshake.give())
     assert handshake.state is AuthState.DONE
     assert identifies(wire) == 0
+
+
+def test_hosts_that_have_not_proved_themselves_keep_nobody_out() -> None:
+    port = guarded()
+    proven = connected(port)
+    assert proven.queue.standing is Standing.STRANGER
+    prove(proven)
+    assert proven.queue.standing is Standing.TRUSTED
+    waiting = [connected(port) for _ in range(HOSTS_MAX)]
+    assert [wire.queue.state is QueueState.CLOSING for wire in waiting] == [True] + [False] * (HOSTS_MAX - 1)
+    assert identifies(proven) == 0
 
 
 def test_without_its_secret_a_host_is_believed_again() -> None:
