@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
 
 import pytest
 from fuzz.rest import stories
@@ -16,8 +17,13 @@ STORIES = 25
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    logging.getLogger("head_node").setLevel(logging.CRITICAL)
+def quiet() -> Iterator[None]:
+    """Thousands of refusals need not be told; whoever comes next in this process hears again."""
+    logger = logging.getLogger("head_node")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 def number_of_commit() -> int:
