@@ -282,9 +282,16 @@ class Nodes:
     async def _reserve_number(self, head: UUID, compare: dict[str, int], put: dict[str, Any]) -> int:
         """The lowest number that no head has; revoked ones keep theirs, as HEADS_MAX counts them."""
         taken = {entry.value.number for entry in (await self._ledger.rack()).heads.values()}
-        number = next(number for number in range(1, HEADS_MAX + 2) if number not in taken)
-        await self._reserve(number_key(number), str(head), compare, put, f"number {number}")
-        return number
+        for number in range(1, HEADS_MAX + 2):
+            if number in taken:
+                continue
+            # Another head may have enrolled since the heads were read: what counts is the number's own key.
+            owner = await self._ledger.json(number_key(number))
+            if owner is None or owner.value == str(head):
+                compare[number_key(number)] = revision_of(owner)
+                put[number_key(number)] = str(head)
+                return number
+        raise Conflict(f"there are {HEADS_MAX} heads already")
 
     async def _reserve(self, key: str, owner: str, compare: dict[str, int], put: dict[str, Any], what: str) -> None:
         taken = await self._ledger.json(key)

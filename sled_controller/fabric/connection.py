@@ -142,8 +142,13 @@ class QueueConnection(asyncio.BufferedProtocol):
         if self._paused or transport is None or transport.is_closing():
             return
         buffers = self.core.data_to_send()
-        if buffers:
+        if not buffers:
+            return
+        try:
             transport.writelines(buffers)
+        except RuntimeError as error:
+            # uvloop may have closed the handle without saying so; `connection_lost` is on its way.
+            log.debug("event=write_to_closed_queue queue=%d error=%s", self.core.queue_id, error)
 
     def _end(self, reason: str) -> None:
         """Close after a TermReq, theirs or ours; ours is given a moment to leave."""

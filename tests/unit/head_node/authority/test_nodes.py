@@ -70,6 +70,17 @@ def test_each_head_has_a_number_of_its_own_and_keeps_it() -> None:
     run(scenario)
 
 
+def test_a_number_that_another_head_took_while_the_heads_were_read_is_passed_over() -> None:
+    async def scenario(kit: Kit) -> None:
+        await kit.enrolled("head-1")
+        # The other head's number is there, and its record is not seen yet.
+        await kit.authority.ledger.commit(compare={}, put={number_key(2): "another head"})
+        second = await kit.enrolled("head-2")
+        assert (await second.client.view()).heads[second.id].number == 3
+
+    run(scenario)
+
+
 def test_a_head_of_an_older_store_gets_its_number_when_it_announces_itself() -> None:
     async def scenario(kit: Kit) -> None:
         first, second = await kit.enrolled("head-1"), await kit.enrolled("head-2")
