@@ -1,6 +1,7 @@
 """One rack and one Linux guest for all real programs; each test gets a volume of its own."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator
 
@@ -9,6 +10,8 @@ from kit.volumes import Failover, Volume
 from peers.guest import GATEWAY, Guest, packages
 from rackctl.rack import Rack
 
+ADVERTISED = ("HEAD_NODE_NVME_ADVERTISE_HOST", GATEWAY)
+"""Where the guest finds our loopback."""
 _numbers = itertools.count()
 
 
@@ -17,10 +20,17 @@ def rack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     """A rack of six sleds and two heads."""
     kept = request.config.option.rack_dir
     directory = kept / "peers" if kept else tmp_path_factory.mktemp("rack") / "peers"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HEAD_NODE_NVME_ADVERTISE_HOST", GATEWAY)  # where the guest finds our loopback
-        with Rack.running(directory) as started:
-            yield started
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(*ADVERTISED)
+            started = stack.enter_context(Rack.running(directory))
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads that a test here starts again say the same; other racks of this process must not."""
+    monkeypatch.setenv(*ADVERTISED)
 
 
 @pytest.fixture
