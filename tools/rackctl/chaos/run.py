@@ -23,7 +23,7 @@ from rackctl.chaos.plan import Kind, Nodes, Round, draw
 from rackctl.chaos.report import Line, Report, Stall
 from rackctl.chaos.rest import Rest
 from rackctl.chaos.watch import RecordWatch
-from rackctl.consistency import linearizability
+from rackctl.consistency import flushes, linearizability
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
 from rackctl.errors import ApiRefused, ApiUnreachable, NodeFailed, WaitedTooLong
@@ -207,6 +207,7 @@ class _Run:
             except (ExportError, OSError, TimeoutError) as error:
                 self._findings.accuse(Promise.RESTORED, f"not everything can be read through {head}: {error!r}")
         try:
+            flushes.check(load.history)
             linearizability.check(load.history)
         except Violation as violation:
             self._findings.accuse(Promise.LINEAR, str(violation))

@@ -20,6 +20,10 @@ class EpochMonitor:
             raise Violation(f"volume {volume}: the record's epoch fell from {before} to {epoch} (F4)")
         self._recorded[volume] = epoch
 
+    def restored(self) -> None:
+        """The store was set back to a backup: its epochs are old until an operator recovers each volume."""
+        self._recorded.clear()
+
     def led(self, volume: UUID, epoch: int, process: str) -> None:
         """A run of a head begins to lead. Raises Violation."""
         other = self._leaders.setdefault((volume, epoch), process)

@@ -43,6 +43,7 @@ class Operation:
     value: int
     invoked_ns: int
     returned_ns: int | None = None
+    fua: bool = False
 
     def __str__(self) -> str:
         end = "open" if self.returned_ns is None else f"{self.returned_ns / 1e9:.6f}"
@@ -51,10 +52,20 @@ class Operation:
 
 
 @dataclass(slots=True)
+class Flush:
+    """A flush of the volume. `returned_ns` is None as long as it has promised nothing."""
+
+    client: str
+    invoked_ns: int
+    returned_ns: int | None = None
+
+
+@dataclass(slots=True)
 class History:
-    """All operations, by block."""
+    """All operations, by block, and the flushes between them."""
 
     blocks: dict[int, list[Operation]] = field(default_factory=lambda: defaultdict(list))
+    flushes: list[Flush] = field(default_factory=list)
     last_value: int = ZERO
     forgotten: int = 0
     """How many operations were checked and are not kept."""
@@ -64,9 +75,15 @@ class History:
         self.last_value += 1
         return self.last_value
 
-    def write(self, client: str, lba: int, value: int, now_ns: int) -> Operation:
+    def flush(self, client: str, now_ns: int) -> Flush:
+        """A flush begins; it counts once `returned_ns` is set."""
+        flush = Flush(client, now_ns)
+        self.flushes.append(flush)
+        return flush
+
+    def write(self, client: str, lba: int, value: int, now_ns: int, *, fua: bool = False) -> Operation:
         """A write of one block begins; it stays open until `returned_ns` is set."""
-        operation = Operation(client, Kind.WRITE, lba, value, now_ns)
+        operation = Operation(client, Kind.WRITE, lba, value, now_ns, fua=fua)
         self.blocks[lba].append(operation)
         return operation
 
@@ -80,6 +97,7 @@ class History:
         is one from nowhere.
         """
         before = self.operations
+        self.flushes.clear()  # every block was read since, so its last value is what counts
         for lba, operations in self.blocks.items():
             reads = [operation for operation in operations if operation.kind is Kind.READ]
             if not reads:

@@ -4,14 +4,14 @@ They need no simulator: any loop, clock and way to connect will do.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, TypeAlias
 
 from head_node.export.errors import ExportError, NbdCommandFailed
 from head_node.export.nbd_client import NbdClient
-from rackctl.consistency.history import BLOCK_BYTES, ZERO, History, Operation, content, value_of
+from rackctl.consistency.history import BLOCK_BYTES, ZERO, Flush, History, Operation, content, value_of
 
 Connect: TypeAlias = Callable[[], Awaitable[NbdClient]]
 
@@ -147,7 +147,7 @@ class Client:
         span = len(within) if random.random() < 0.5 else max(count, len(within) // 8)
         lba = within[random.randrange(span - count + 1)]
         if draw < 0.02:
-            self._await(nbd, nbd.flush(), [], None)
+            self._await(nbd, nbd.flush(), [self._history.flush(programme.name, self._clock_ns())], None)
         elif zeroing:
             writes = self._writes(lba, [ZERO] * count)
             act = nbd.trim if random.random() < 0.5 else nbd.write_zeroes
@@ -155,19 +155,25 @@ class Client:
         elif draw < 0.55:
             values = [self._history.new_value() for _ in range(count)]
             data = b"".join(content(value, lba + offset) for offset, value in enumerate(values))
-            writes = self._writes(lba, values)
-            self._await(nbd, nbd.write(lba * BLOCK_BYTES, data, fua=random.random() < 0.2), writes, None)
+            fua = random.random() < 0.2
+            writes = self._writes(lba, values, fua=fua)
+            self._await(nbd, nbd.write(lba * BLOCK_BYTES, data, fua=fua), writes, None)
         else:
             self._await(nbd, nbd.read(lba * BLOCK_BYTES, count * BLOCK_BYTES), [], lba)
 
-    def _writes(self, lba: int, values: list[int]) -> list[Operation]:
+    def _writes(self, lba: int, values: list[int], *, fua: bool = False) -> list[Operation]:
         now_ns = self._clock_ns()
         name = self._programme.name
-        return [self._history.write(name, lba + offset, value, now_ns) for offset, value in enumerate(values)]
+        return [self._history.write(name, lba + offset, value, now_ns, fua=fua) for offset, value in enumerate(values)]
 
     def _await(
-        self, nbd: NbdClient, answer: "asyncio.Future[Any]", writes: list[Operation], read_lba: int | None
+        self,
+        nbd: NbdClient,
+        answer: "asyncio.Future[Any]",
+        begun: Sequence[Operation | Flush],
+        read_lba: int | None,
     ) -> None:
+        """`begun` has returned when there is an answer that is no error."""
         invoked_ns = self._clock_ns()
         self._under_way[answer] = asyncio.get_running_loop().time()
 
@@ -184,8 +190,8 @@ class Client:
             else:
                 self._tally.answer(asyncio.get_running_loop().time())
                 now_ns = self._clock_ns()
-                for write in writes:
-                    write.returned_ns = now_ns
+                for operation in begun:
+                    operation.returned_ns = now_ns
                 if read_lba is not None:
                     self._note_read(read_lba, done.result(), invoked_ns, now_ns)
 
