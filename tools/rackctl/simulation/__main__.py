@@ -90,16 +90,17 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _summary(reports: Iterable[Report], wall_s: float, jobs: int) -> None:
     reports = list(reports)
-    virtual_s = sum(report.virtual_s for report in reports)
+    virtual_s, cpu_s = sum(report.virtual_s for report in reports), sum(report.cpu_s for report in reports)
     begun: Counter[Kind] = sum((report.begun for report in reports), Counter())
     refused: Counter[Kind] = sum((report.refused for report in reports), Counter())
     failed = sum(1 for report in reports if report.failure is not None)
     print(
         f"{len(reports)} seeds, {failed} failed; {virtual_s / 3600:.2f} rack-hours in {wall_s:.0f} s of {jobs} "
-        f"processes: {virtual_s / wall_s / jobs:.0f} rack-hours per hour of one"
+        f"processes: {virtual_s / cpu_s:.0f} rack-hours per hour of one core"
     )
     print(
         f"{sum(report.operations for report in reports)} operations on blocks checked, "
+        f"{sum(report.answers_watched for report in reports)} answers, "
         f"{sum(report.takeovers for report in reports)} epochs, "
         f"{sum(report.writes_watched for report in reports)} shards watched at the drives, "
         f"{sum(report.nonces_watched for report in reports)} nonces"

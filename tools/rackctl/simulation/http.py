@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from rackctl.simulation.loop import PROCESS, Process
+from rackctl.simulation.loop import PROCESS, Process, ProcessState
 from rackctl.simulation.network import Network
 
 
@@ -67,6 +67,9 @@ class Exchange:
 
     def send(self) -> None:
         """Put the request on the wire."""
+        if self._client.state is ProcessState.PAUSED:  # stopped in the middle of a turn
+            self._client.call(self.send)
+            return
         self._servers.network.deliver(self._client.node, self.target, lambda: self._servers.begin(self))
 
     def give_up(self) -> None:

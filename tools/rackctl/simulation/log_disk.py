@@ -88,6 +88,11 @@ class MemoryDisk:
         self.generation += 1
         self.locked.clear()
 
+    def drop(self, directory: str) -> None:
+        """Remove a directory with its files, while nobody has it open."""
+        for path in [path for path in self.files if path.startswith(f"{directory}/")]:
+            del self.files[path]
+
     def used_bytes(self) -> int:
         return sum(len(content.durable) for content in self.files.values())
 

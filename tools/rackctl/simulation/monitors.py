@@ -1,9 +1,34 @@
-"""Watchers of what only a simulation shows: fences behind the sleds' backs, and nonces."""
+"""Watchers of what only a simulation shows: who answers clients, fences behind the sleds' backs, and nonces."""
 
 from collections import defaultdict
 from uuid import UUID
 
 from rackctl.consistency.history import Violation
+
+
+class AnswerMonitor:
+    """Of each volume one head at a time answers clients: once a newer epoch has, no older one does (F5, F7), and within
+    an epoch it is one run of one head. Each request is answered once."""
+
+    def __init__(self) -> None:
+        self._newest: dict[UUID, tuple[int, str]] = {}
+        self.answers_total = 0
+
+    def answered(self, volume: UUID, epoch: int, process: str, before: int) -> None:
+        """A client gets a successful answer from the primary of `epoch` (0: from a head that is none); the request was
+        answered `before` times already. Raises Violation."""
+        self.answers_total += 1
+        newest, other = self._newest.setdefault(volume, (epoch, process))
+        if epoch > newest:
+            self._newest[volume] = (epoch, process)
+        elif epoch < newest:
+            raise Violation(
+                f"volume {volume}: {process} answers a client in epoch {epoch}, {other} has answered in {newest} (F7)"
+            )
+        elif process != other:
+            raise Violation(f"volume {volume}: {process} and {other} both answer clients in epoch {epoch} (F4)")
+        if before:
+            raise Violation(f"volume {volume}: {process} answers a request again in epoch {epoch}")
 
 
 class FenceMonitor:

@@ -18,8 +18,8 @@ from head_node.log_directories import LogDirectories
 from head_node.store.records import SledRecord
 from rackctl.simulation.http import SimulatedHttp
 from rackctl.simulation.log_disk import MemoryDisk, MemoryRoot
-from rackctl.simulation.loop import NS, Process, SimulationLoop
-from rackctl.simulation.store import UncertainStore
+from rackctl.simulation.loop import NOBODY, NS, Process, SimulationLoop
+from rackctl.simulation.store import Backup, UncertainStore
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
 from sled_controller.fabric.target_server import TargetServer
@@ -42,17 +42,25 @@ SLED_PORT: Final = 4420
 EPOCH_MS: Final = 1_700_000_000_000
 """The wall clock when the world begins."""
 DRIFT_MAX: Final = 100e-6
+"""A healthy quartz."""
+DRIFT_BOUND: Final = 0.05
+"""As far from true time as a clock may run: 5 % either way makes two of them differ by the 10 % that `guard` covers."""
 RETRY_SECONDS: Final = 0.25
+STOP_SECONDS_MAX: Final = 25.0
+"""After this a service manager kills what was told to stop; a head gives itself 20 s."""
 
 
 class NodeClock:
     """A node's clocks: CLOCK_BOOTTIME with its own rate, starting again at a reboot, and a wall clock that jumps."""
 
-    def __init__(self, loop: SimulationLoop, random: Random) -> None:
+    def __init__(self, loop: SimulationLoop, random: Random, *, drift: float = DRIFT_MAX) -> None:
+        """Runs wrong by as much as `drift` (a fraction), or, when that is beyond a quartz, by exactly so much."""
         self._loop = loop
         self._random = random
-        self._rate = 1 + random.uniform(-DRIFT_MAX, DRIFT_MAX)
+        self._rate = 1 + (random.uniform(-drift, drift) if drift <= DRIFT_MAX else random.choice((-drift, drift)))
         self.wall_offset_ms = random.randrange(-500, 500)
+        self.on_read: Callable[[], None] | None = None
+        """Called with each reading of the boot clock."""
         self._boot_ns = 0
         self._uptime_ns = 0
         self.reboot()
@@ -63,6 +71,8 @@ class NodeClock:
         self._uptime_ns = self._random.randrange(1 * NS, 20 * NS)
 
     def boottime_ns(self) -> int:
+        if self.on_read is not None:
+            self.on_read()
         return self._uptime_ns + int((self._loop.now_ns - self._boot_ns) * self._rate)
 
     def wall_ms(self) -> int:
@@ -89,14 +99,16 @@ class Node:
 
     program = "program"
 
-    def __init__(self, world: "World", name: str, address: str) -> None:
+    def __init__(self, world: "World", name: str, address: str, *, drift: float = DRIFT_MAX) -> None:
         self.world = world
         self.name = name
         self.address = address
         self.random = world.stream(name)
-        self.clock = NodeClock(world.loop, world.stream(f"{name} clock"))
+        self.clock = NodeClock(world.loop, world.stream(f"{name} clock"), drift=drift)
         self.process: Process | None = None
         self.powered = True
+        self.ending = False
+        """It was told to end in good order and has not yet."""
         self.starts = 0
 
     @property
@@ -158,7 +170,22 @@ class Node:
         if self.process is not None and self.process.running:
             await asyncio.wait([self.process.spawn(self.close(), name=f"stop {self.name}")])
 
+    def terminate(self) -> None:
+        """SIGTERM from a service manager: the process ends in good order, or is killed when that takes too long."""
+        process = self.process
+        if process is None or process.dead or self.ending:
+            return
+        self.ending = True
+
+        def ended(_: object = None) -> None:
+            if self.process is process:
+                self.kill()
+
+        process.spawn(self.close(), name=f"stop {self.name}").add_done_callback(ended, context=NOBODY)
+        self.world.loop.call_later(STOP_SECONDS_MAX, ended, context=NOBODY)
+
     def _end(self) -> None:
+        self.ending = False
         if self.process is not None and not self.process.dead:
             self.process.kill()
 
@@ -218,41 +245,58 @@ class AuthorityNode(Node):
     def crashed(self) -> None:
         self.authority = None
 
+    def restore(self, backup: Backup) -> None:
+        """What an operator does with the store of an authority that does not run."""
+        assert not self.up
+        self.world.watchers.epochs.restored()
+        self.store = UncertainStore.restored_from(backup)
+        self.store.on_put = self.world.watchers.stored
 
-class SledNode(Node):
-    """A sled with one drive: medium, volatile cache, and the faults that a run may switch on."""
 
-    def __init__(self, world: "World", number: int, blocks: int) -> None:
-        name = f"sled-{number}"
-        super().__init__(world, name, f"10.0.2.{number + 1}")
-        self.id = UUID(bytes=self.random.randbytes(16), version=4)
-        self.key = private_key(self.random)
-        self.medium = MemoryDevice(blocks, serial=f"SIM{number}")
-        self.cache = VolatileCache(self.medium, latency_s=lambda: self.random.uniform(10e-6, 150e-6))
+class Drive:
+    """One drive of a sled: medium, volatile cache, and the faults that a run may switch on."""
+
+    def __init__(self, world: "World", sled: str, number: int, blocks: int, random: Random) -> None:
+        self.medium = MemoryDevice(blocks, serial=f"SIM-{sled}-{number}")
+        self.cache = VolatileCache(self.medium, latency_s=lambda: random.uniform(10e-6, 150e-6))
         self.rot = BitRot(self.cache)
         self.misdirected = Misdirected(self.rot)
         self.errors = StatusFault(self.misdirected)
         self.death = DeadDevice(self.errors)
-        self.device = world.watchers.device(name, self.death)
+        self.device = world.watchers.device(sled, self.death)
+        self.present = True
+
+    def data_blocks(self) -> list[int]:
+        """The blocks that hold data of volumes."""
+        begins = superblock.plan(self.medium.block_count, 0, bytes(16), bytes(16)).data_lba
+        return sorted(lba for lba in self.medium.blocks if lba >= begins)
+
+
+class SledNode(Node):
+    """A sled with its drives."""
+
+    def __init__(self, world: "World", number: int, drives: int, blocks: int) -> None:
+        name = f"sled-{number}"
+        super().__init__(world, name, f"10.0.2.{number + 1}")
+        self.id = UUID(bytes=self.random.randbytes(16), version=4)
+        self.key = private_key(self.random)
+        self.drives = [Drive(world, name, drive, blocks, self.random) for drive in range(drives)]
         self.subsystem: Subsystem | None = None
         self._server: TargetServer | None = None
 
     def record(self) -> dict[str, Any]:
         """What the operator enrols."""
         identity = Identity(self.id, self.key, self.world.root_public, self.name)
+        capacity = sum(drive.medium.block_count for drive in self.drives)
         return {
             "id": str(self.id), "name": self.name, "public_key": self.key.public_key().public_bytes_raw().hex(),
-            "nqn": identity.nqn, "host": self.address, "port": SLED_PORT, "capacity_blocks": self.medium.block_count,
+            "nqn": identity.nqn, "host": self.address, "port": SLED_PORT, "capacity_blocks": capacity,
         }  # fmt: skip
-
-    def data_blocks(self) -> list[int]:
-        """The drive's blocks that hold data of volumes."""
-        begins = superblock.plan(self.medium.block_count, 0, bytes(16), bytes(16)).data_lba
-        return sorted(lba for lba in self.medium.blocks if lba >= begins)
 
     async def run(self, env: Environment) -> None:
         identity = Identity(self.id, self.key, self.world.root_public, self.name)
-        storage = await SledStorage.open([self.device], sled_id=self.id, env=env, format=self.starts == 1)
+        devices = [drive.device for drive in self.drives if drive.present]
+        storage = await SledStorage.open(devices, sled_id=self.id, env=env, format=self.starts == 1)
         self.subsystem = Subsystem(identity, storage, env, self.world.loop.call_later)
         self._server = TargetServer(self.subsystem)
         await self._server.start(self.address, SLED_PORT)
@@ -263,30 +307,45 @@ class SledNode(Node):
             self.subsystem.storage.close()
 
     def crashed(self) -> None:
-        self.cache.forget_host()
+        for drive in self.drives:
+            drive.cache.forget_host()
         self.subsystem = self._server = None
 
     def power_lost(self) -> None:
-        self.cache.power_cut(self.random)
+        for drive in self.drives:
+            drive.cache.power_cut(self.random)
 
     def power_on(self) -> None:
-        self.cache.power_on()
+        for drive in self.drives:
+            drive.cache.power_on()
 
 
 class HeadNode(Node):
     """A head with one disk for its logs."""
 
-    def __init__(self, world: "World", number: int) -> None:
-        super().__init__(world, f"head-{number}", f"10.0.1.{number + 1}")
-        self.id = UUID(bytes=self.random.randbytes(16), version=4)
-        self.key = private_key(self.random)
+    def __init__(self, world: "World", number: int, *, drift: float) -> None:
+        super().__init__(world, f"head-{number}", f"10.0.1.{number + 1}", drift=drift)
         self.disk = MemoryDisk()
         self.disk.gate = self._sync
         self.sync_slowness = 1.0
+        self.former_ids: list[UUID] = []
+        self._take_identity()
         self.join_token: str | None = None
         self.root_public: bytes | None = None
         self.head: Head | None = None
         self._client: AuthorityClient | None = None
+
+    def _take_identity(self) -> None:
+        self.id = UUID(bytes=self.random.randbytes(16), version=4)
+        self.key = private_key(self.random)
+
+    def erase(self) -> None:
+        """What an operator does with a head that was revoked: empty disk, new identity, to be enrolled anew."""
+        self.kill()
+        self.disk.files.clear()
+        self.former_ids.append(self.id)
+        self._take_identity()
+        self.join_token = self.root_public = None
 
     @property
     def nbd_address(self) -> tuple[str, int]:
@@ -299,6 +358,16 @@ class HeadNode(Node):
         engine = None if controller is None else controller._engine
         return None if engine is None else engine.log_id
 
+    def log_names(self) -> set[str]:
+        """The directories on its disk."""
+        return {path.partition("/")[0] for path in self.disk.files}
+
+    def highest_epoch(self, volume: UUID) -> int:
+        """The highest epoch that its log of the volume has seen, 0 when it is not open."""
+        controller = None if self.head is None else self.head.controllers.get(volume)
+        engine = None if controller is None else controller._engine
+        return 0 if engine is None else engine.highest_epoch
+
     async def run(self, env: Environment) -> None:
         client = AuthorityClient(
             AUTHORITY_URL, head_id=self.id, head_key=self.key, env=env, root_public=self.root_public,
@@ -308,7 +377,7 @@ class HeadNode(Node):
 
         def make_client(sled: SledRecord) -> SledClient:
             host, port = sled.address
-            return self.world.watchers.client_class(
+            return SledClient(
                 host=host, port=port, sled_id=sled.id, sled_public=sled.public_key, head_key=self.key,
                 head_id=self.id, env=env, key_set=lambda: head.key_set_bytes,
             )  # fmt: skip

@@ -1,9 +1,19 @@
-"""A store whose commits may have an unknown outcome."""
+"""A store whose commits may have an unknown outcome, and that can be set back to a backup."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from head_node.store.errors import OutcomeUnknown
+from head_node.store.interface import RESTORED_REVISIONS_SKIPPED, Entry
 from head_node.store.memory import MemoryStore
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A consistent copy of a store."""
+
+    revision: int
+    entries: Mapping[str, Entry]
 
 
 class UncertainStore(MemoryStore):
@@ -13,6 +23,18 @@ class UncertainStore(MemoryStore):
         super().__init__()
         self.lose: str | None = None
         self.on_put: Callable[[Mapping[str, bytes]], None] = lambda put: None
+
+    @classmethod
+    def restored_from(cls, backup: Backup) -> "UncertainStore":
+        """A store opened from a backup."""
+        store = cls()
+        store._entries, store._revision, store._restored = dict(backup.entries), backup.revision, True
+        store._revision += RESTORED_REVISIONS_SKIPPED
+        return store
+
+    def copy(self) -> Backup:
+        """What `backup` would write to a file."""
+        return Backup(self._revision, dict(self._entries))
 
     def peek(self, key: str) -> bytes | None:
         """The value of `key`, whoever runs."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from rackctl.simulation.loop import NOBODY, Process
+from rackctl.simulation.loop import NOBODY, Process, ProcessState
 from spdk_bindings.device import Buffer
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Endpoint:
 
     def send(self, data: Buffer) -> None:
         """Put bytes on the wire, in one segment or two."""
+        if self._held_back(self.send, bytes(data)):
+            return
         view = memoryview(bytes(data))
         self._unread_by_peer_bytes += len(view)
         random = self._network.random
@@ -115,11 +117,13 @@ class Endpoint:
 
     def send_eof(self) -> None:
         """FIN, after everything sent before."""
+        if self._held_back(self.send_eof):
+            return
         self._send(0, lambda: self.peer._eof())
 
     def close(self) -> None:
         """close(2): FIN, or RST when bytes were left unread or SO_LINGER says so."""
-        if self._closed:
+        if self._closed or self._held_back(self.close):
             return
         if self._received_bytes or self.linger_reset:
             self.reset()
@@ -153,6 +157,13 @@ class Endpoint:
         self._received.clear()
         self._received_bytes = 0
         self._network.endpoints.pop(self, None)
+
+    def _held_back(self, act: Callable[..., None], *args: Any) -> bool:
+        """A process that was stopped in the middle of a turn sends the rest of it when it goes on."""
+        if self.process.state is not ProcessState.PAUSED:
+            return False
+        self.process.call(act, *args)
+        return True
 
     def _send(self, length: int, arrive: Callable[[], None]) -> None:
         network = self._network

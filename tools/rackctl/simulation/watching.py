@@ -2,19 +2,27 @@
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 from uuid import UUID
 
+from head_node.cluster.attachments import VolumeAttachments
+from head_node.cluster.membership import MembershipChanges
+from head_node.cluster.states import VolumeState
+from head_node.cluster.volume_controller import VolumeController
 from head_node.store.records import VolumeRecord
 from head_node.volume.engine import VolumeEngine
+from head_node.volume.interface import Done as Answered
+from head_node.volume.interface import ExtentsDone, Gone, ReadDone, ServedVolume, never_gone
+from head_node.volume.reservations import NO_HOST
 from head_node.volume.shard import SHARD_HEADER, SHARD_MAGIC
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
 from rackctl.simulation.loop import PROCESS
-from rackctl.simulation.monitors import FenceMonitor, NonceMonitor
+from rackctl.simulation.monitors import AnswerMonitor, FenceMonitor, NonceMonitor
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
 from sled_controller.session import QueueMac
@@ -45,29 +53,77 @@ class WatchedDevice(Wrapper):
         return self.device.write(lba, data, fua, done)
 
 
+class WatchedVolume:
+    """A served volume that tells of each successful answer, just before its client gets it."""
+
+    def __init__(self, engine: VolumeEngine, answered: Callable[[UUID, int, str, int], None]) -> None:
+        """`answered` is called with volume, epoch, process and how often that request was answered before."""
+        self._engine = engine
+        self._served = engine.served
+        self._answered = answered
+        self.size_bytes = engine.served.size_bytes
+        # Nobody in a simulation reserves; what is not answered is not watched.
+        self.change_reservation = engine.served.change_reservation
+        self.reservations = engine.served.reservations
+        self.watch_reservations = engine.served.watch_reservations
+        self.ready = engine.served.ready
+        self.on_ready = engine.served.on_ready
+
+    def _told(self, done: Callable[..., None]) -> Callable[..., None]:
+        before = 0
+
+        def told(error: int, *result: Any) -> None:
+            nonlocal before
+            if not error:
+                self._answered(self._engine.volume, self._engine._epoch, PROCESS.get().name, before)
+            before += 1
+            done(error, *result)
+
+        return told
+
+    def read(self, offset: int, length: int, done: ReadDone, gone: Gone = never_gone, host: bytes = NO_HOST) -> None:
+        self._served.read(offset, length, self._told(done), gone, host)
+
+    def write(
+        self, offset: int, data: Buffer, fua: bool, done: Answered, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
+        self._served.write(offset, data, fua, self._told(done), gone, host)
+
+    def trim(self, offset: int, length: int, done: Answered, gone: Gone = never_gone, host: bytes = NO_HOST) -> None:
+        self._served.trim(offset, length, self._told(done), gone, host)
+
+    def write_zeroes(
+        self, offset: int, length: int, *, no_hole: bool, done: Answered, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
+        self._served.write_zeroes(offset, length, no_hole=no_hole, done=self._told(done), gone=gone, host=host)
+
+    def flush(self, done: Answered, host: bytes = NO_HOST) -> None:
+        self._served.flush(self._told(done), host)
+
+    def extents(
+        self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone, host: bytes = NO_HOST
+    ) -> None:
+        self._served.extents(offset, length, self._told(done), gone, host)
+
+
 class Watchers:
     """The monitors of one world; what they find is told to the world at once and ends the run."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
+        self.answers = AnswerMonitor()
         self.epochs = EpochMonitor()
         self.fences = FenceMonitor()
         self.nonces = NonceMonitor()
-        watchers = self
-
-        class WatchedClient(SledClient):
-            """A head's association with a sled whose receipts are noted."""
-
-            async def attach(self, credential: bytes, attach_number: int) -> Attachment:
-                attachment = await super().attach(credential, attach_number)
-                receipt = attachment.receipt
-                watchers.fences.receipt(world.name_of(receipt.sled), receipt.volume, receipt.epoch, PROCESS.get().name)
-                return attachment
-
-        self.client_class: type[SledClient] = WatchedClient
+        self.transitions: Counter[tuple[str, str]] = Counter()
+        """(from, to) states of volumes on heads."""
+        self.strays: dict[UUID, set[str]] = {}
+        """Sleds that could not be asked when a volume was deleted, by volume: they may keep its namespace."""
+        self.on_step: Callable[[str, str], None] = lambda step, process: None
+        """Called with a state that a volume enters, "membership" or "resync", and the process that does it."""
 
     def device(self, sled: str, device: Device) -> Device:
-        """A sled's drive, watched."""
+        """A drive of a sled, watched."""
         written = self._guarded(self.fences.written)
         return WatchedDevice(device, lambda volume, epoch, lba: written(sled, volume, epoch, lba))
 
@@ -81,9 +137,14 @@ class Watchers:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Watch MACs and leaders while the block runs."""
+        """Watch MACs, leaders, receipts and answers while the block runs."""
         used, led = self._guarded(self.nonces.used), self._guarded(self.epochs.led)
+        answered, receipt = self._guarded(self.answers.answered), self.fences.receipt
         tag, tag_parts, lead = QueueMac.tag, QueueMac.tag_parts, VolumeEngine.lead
+        attach, served, name_of = SledClient.attach, VolumeController.served, self._world.name_of
+        to, put, install = VolumeController._to, MembershipChanges._put, VolumeEngine.install_checkpoint
+        delete = VolumeAttachments.delete_namespaces
+        watched: dict[ServedVolume, WatchedVolume] = {}
 
         @wraps(tag)
         def watched_tag(mac: QueueMac, count: int, data: Buffer) -> bytes:
@@ -100,10 +161,57 @@ class Watchers:
             led(engine.volume, epoch, PROCESS.get().name)
             return await lead(engine, epoch, *args, **options)
 
+        @wraps(attach)
+        async def watched_attach(client: SledClient, credential: bytes, attach_number: int) -> Attachment:
+            attachment = await attach(client, credential, attach_number)
+            given = attachment.receipt
+            receipt(name_of(given.sled), given.volume, given.epoch, PROCESS.get().name)
+            return attachment
+
+        @wraps(served)
+        def watched_served(controller: VolumeController) -> ServedVolume:
+            real = served(controller)
+            engine = controller._engine
+            assert engine is not None
+            if real not in watched:
+                watched[real] = WatchedVolume(engine, answered)
+            return watched[real]
+
+        def step(name: str) -> None:
+            self.on_step(name, PROCESS.get().name)
+
+        @wraps(to)
+        def watched_to(controller: VolumeController, state: VolumeState) -> None:
+            self.transitions[controller.state.value, state.value] += 1
+            to(controller, state)
+            step(state.value)
+
+        @wraps(put)
+        async def watched_put(changes: MembershipChanges, *args: Any, **options: Any) -> bool:
+            step("membership")
+            return await put(changes, *args, **options)
+
+        @wraps(install)
+        async def watched_install(engine: VolumeEngine, data: bytes) -> None:
+            step("resync")
+            await install(engine, data)
+
+        @wraps(delete)
+        async def watched_delete(attachments: VolumeAttachments) -> list[UUID]:
+            strays = await delete(attachments)
+            self.strays[attachments._volume] = set(map(name_of, strays))
+            return strays
+
         with (
             mock.patch.object(QueueMac, "tag", watched_tag),
             mock.patch.object(QueueMac, "tag_parts", watched_tag_parts),
             mock.patch.object(VolumeEngine, "lead", watched_lead),
+            mock.patch.object(SledClient, "attach", watched_attach),
+            mock.patch.object(VolumeController, "served", watched_served),
+            mock.patch.object(VolumeController, "_to", watched_to),
+            mock.patch.object(MembershipChanges, "_put", watched_put),
+            mock.patch.object(VolumeEngine, "install_checkpoint", watched_install),
+            mock.patch.object(VolumeAttachments, "delete_namespaces", watched_delete),
         ):
             yield
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -16,15 +15,17 @@ import httpx
 from head_node.authority.authority import Policy
 from head_node.authority.ledger import volume_key
 from head_node.cluster.lease import LeaseTerms
-from head_node.store.records import VolumeRecord
+from head_node.store.records import VolumeRecord, VolumeState, column_blocks
 from head_node.volume.geometry import Geometry
 from head_node.volume.limits import Limits
 from rackctl.consistency.history import Violation
 from rackctl.simulation.http import HttpServers, SimulatedHttp
 from rackctl.simulation.loop import PROCESS, Process, SimulationLoop, Stuck
 from rackctl.simulation.network import Network
-from rackctl.simulation.nodes import AUTHORITY_URL, AuthorityNode, HeadNode, Node, SledNode
-from rackctl.simulation.watching import Watchers
+from rackctl.simulation.nodes import AUTHORITY_URL, DRIFT_MAX, AuthorityNode, HeadNode, Node, SledNode
+from rackctl.simulation.operations import Operator
+from rackctl.simulation.store import Backup
+from rackctl.simulation.watching import VOLUME_KEYS, Watchers
 
 POLL_SECONDS: Final = 0.05
 LINES_MAX: Final = 20_000
@@ -36,13 +37,25 @@ class Shape:
     """What a rack is made of."""
 
     heads: int = 2
+    heads_per_volume: int = 2
     geometry: Geometry = field(default_factory=lambda: Geometry(4, 2, 4))
+    volumes: int = 1
     volume_blocks: int = 256
+    drives_per_sled: int = 1
     ttl_ms: int = 1000
+    credential_term_ms: int = 600_000
+    head_drift: float = DRIFT_MAX
+    """How far heads' boot clocks are from true time, as a fraction."""
 
     @property
     def sleds(self) -> int:
         return self.geometry.columns
+
+    @property
+    def drive_blocks(self) -> int:
+        """Room for the columns of all volumes at once, on each drive, and for one that comes and goes."""
+        column = column_blocks(self.volume_blocks * 4096, self.geometry)
+        return 4096 + (self.volumes + 1) * column
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +87,20 @@ class World:
         self.timeline: list[Line] = []
         self.digest = 0
         """A checksum over everything that was noted: equal for equal runs."""
-        policy = Policy(heads_per_volume=shape.heads, geometry=shape.geometry)
+        policy = Policy(
+            credential_term_ms=shape.credential_term_ms,
+            key_publish_ms=shape.credential_term_ms // 10,
+            heads_per_volume=shape.heads_per_volume,
+            geometry=shape.geometry,
+        )
         self.authority = AuthorityNode(self, policy)
         self.root_public = self.authority.root_public
-        blocks = 4096 + 4 * shape.volume_blocks
-        self.sleds = [SledNode(self, number, blocks) for number in range(shape.sleds)]
-        self.heads = [HeadNode(self, number) for number in range(shape.heads)]
+        self.sleds = [
+            SledNode(self, number, shape.drives_per_sled, shape.drive_blocks) for number in range(shape.sleds)
+        ]
+        self.heads = [HeadNode(self, number, drift=shape.head_drift) for number in range(shape.heads)]
         self.director = Process(self.loop, "10.0.3.1", "director")
+        self.operator = Operator(self)
 
     @property
     def nodes(self) -> list[Node]:
@@ -92,7 +112,9 @@ class World:
 
     def name_of(self, node: UUID) -> str:
         """The name of a sled or a head."""
-        names = {sled.id: sled.name for sled in self.sleds} | {head.id: head.name for head in self.heads}
+        names = {sled.id: sled.name for sled in self.sleds}
+        for head in self.heads:
+            names |= dict.fromkeys((head.id, *head.former_ids), head.name)
         return names[node]
 
     def accuse(self, violation: Violation) -> None:
@@ -133,44 +155,57 @@ class World:
         await self.until(lambda: all(sled.subsystem for sled in self.sleds), 10, "the sleds are up")
         for sled in self.sleds:
             await self.ask("POST", "/v1/sleds", sled.record())
-        token = await self.ask("POST", "/v1/join-tokens", {"uses": len(self.heads), "valid_s": 3600})
+        token = await self.join_token(len(self.heads))
         for head in self.heads:
-            head.join_token = str(token["token"])
+            head.join_token = token
             head.start()
         await self.until(lambda: all(head.root_public for head in self.heads), 10, "the heads are enrolled")
 
-    async def create_volume(self, name: str) -> VolumeRecord:
-        """Make a volume and wait until all heads are members of it."""
+    async def create_volume(self, name: str) -> UUID:
+        """Make a volume. Raises httpx.HTTPError."""
         made = await self.ask("POST", "/v1/volumes", {"name": name, "size_bytes": self.shape.volume_blocks * 4096})
-        record = VolumeRecord.from_json(made)
-        await self.redundant(record.volume, 30)
-        return record
+        return UUID(made["volume"])
 
-    def record(self, volume: UUID) -> VolumeRecord:
-        """The volume's record as the store has it, whoever is up."""
+    async def join_token(self, uses: int) -> str:
+        """A token with which `uses` heads may enrol. Raises httpx.HTTPError."""
+        made = await self.ask("POST", "/v1/join-tokens", {"uses": uses, "valid_s": 3600})
+        return str(made["token"])
+
+    def record(self, volume: UUID) -> VolumeRecord | None:
+        """The volume's record as the store has it, whoever is up; None when the volume is gone."""
         value = self.authority.store.peek(volume_key(volume))
-        assert value is not None
-        return VolumeRecord.from_json(json.loads(value))
+        return None if value is None else VolumeRecord.from_json(json.loads(value))
 
-    def members(self, volume: UUID) -> list[str]:
-        """The names of the running heads whose logs are in the volume's `current`."""
-        current = {(member.head, member.log) for member in self.record(volume).current}
-        return [head.name for head in self.heads if (head.id, head.log_of(volume)) in current]
+    def records(self, backup: Backup | None = None) -> list[VolumeRecord]:
+        """All records in the store, or in a backup of it."""
+        entries = self.authority.store.copy().entries if backup is None else backup.entries
+        values = [entries[key].value for key in sorted(entries) if key.startswith(VOLUME_KEYS)]
+        return [VolumeRecord.from_json(json.loads(value)) for value in values]
 
-    async def redundant(self, volume: UUID, seconds: float) -> None:
-        """Wait until every head is a member. Raises Stuck."""
-        await self.until(lambda: len(self.members(volume)) == len(self.heads), seconds, "redundancy is restored")
+    def members(self, record: VolumeRecord) -> list[str]:
+        """The names of the running heads whose logs are in the record's `current`."""
+        current = {(member.head, member.log) for member in record.current}
+        return [head.name for head in self.heads if (head.id, head.log_of(record.volume)) in current]
+
+    def redundant(self, record: VolumeRecord) -> bool:
+        """As many heads as there should be are assigned to the volume, run, and are members."""
+        wanted = min(self.shape.heads_per_volume, len(self.heads))
+        return len(record.heads) == wanted == len(self.members(record)) and record.state is VolumeState.ACTIVE
 
     async def stop(self) -> None:
         """End everything in good order: heads, then sleds, then the authority."""
         for node in (*self.heads, *self.sleds, self.authority):
             await node.stop()
 
-    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+    async def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 5.0) -> Any:
         """A request of the operator. Raises httpx.HTTPError."""
         headers = {"authorization": f"Bearer {self.authority.operator_token}"}
         async with httpx.AsyncClient(
-            transport=SimulatedHttp(self.http), base_url=AUTHORITY_URL, headers=headers, trust_env=False
+            transport=SimulatedHttp(self.http),
+            base_url=AUTHORITY_URL,
+            headers=headers,
+            trust_env=False,
+            timeout=timeout_s,
         ) as client:
             reply = await client.request(method, path, json=body)
             reply.raise_for_status()
@@ -183,16 +218,11 @@ class TimelineHandler(logging.Handler):
     def __init__(self, world: World, level: int) -> None:
         super().__init__(level)
         self._world = world
-        self.transitions: Counter[tuple[str, str]] = Counter()
-        """(from, to) states of volumes on heads, as logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
         process = PROCESS.get(None)
         who = process.name if process is not None else "world"
         message = record.getMessage()
         self._world.note(who, f"{record.levelname} {message}")
-        if message.startswith("event=state "):
-            fields = dict(field.split("=", 1) for field in message.split())
-            self.transitions[fields["from"], fields["to"]] += 1
         if record.exc_info and record.levelno >= logging.ERROR:
             self._world.accuse(Violation(f"{who} caught a bug: {message}: {record.exc_info[1]!r}"))

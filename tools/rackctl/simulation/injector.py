@@ -1,0 +1,517 @@
+"""Makes the faults of a plan happen to a world, within the budget, and mends everything at the end."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from head_node.cluster.states import VolumeState
+from rackctl.simulation.budget import Budget
+from rackctl.simulation.faults import ACTOR, OPERATORS, PRIMARY, Fault, Kind
+from rackctl.simulation.loop import NOBODY
+from rackctl.simulation.nodes import RETRY_SECONDS, Drive, HeadNode, Node, SledNode
+from rackctl.simulation.operations import restorable
+from rackctl.simulation.store import Backup
+from rackctl.simulation.tenants import Tenant, Tenants
+from spdk_bindings.faults import Operation, Rule
+from spdk_bindings.nvme import Status
+
+if TYPE_CHECKING:
+    from rackctl.simulation.world import World
+
+STEP_DELAY_S: Final = (0.0, 0.02)
+"""How long after a step a fault that waits for it begins: within what the step leads to."""
+CLOCK_READINGS_MAX: Final = 60
+
+
+class Injector:
+    """Makes faults happen to a world, and mends everything at the end."""
+
+    def __init__(self, world: "World", tenants: Tenants) -> None:
+        self._world = world
+        self._tenants = tenants
+        self._budget = Budget(world)
+        self._nodes: dict[str, Node] = {node.name: node for node in world.nodes}
+        self.begun: Counter[Kind] = Counter()
+        self.refused: Counter[Kind] = Counter()
+        self._due: list[asyncio.TimerHandle] = []
+        self._waiting: list[Fault] = []
+        self._at_step: dict[str, list[Callable[[], None]]] = {}
+        """What a fault that has begun does when somebody takes a step."""
+        self._volumes: dict[int, asyncio.Future[Tenant]] = {}
+        self._backups: dict[int, Backup] = {}
+        self._revocations: dict[int, asyncio.Task[None]] = {}
+
+    def schedule(self, faults: Sequence[Fault]) -> None:
+        """Let each begin in its time."""
+        loop = self._world.loop
+        self._world.watchers.on_step = self._stepped
+        for fault in faults:
+            act = self._begin if fault.step is None else self._waiting.append
+            self._due.append(loop.call_at(fault.at_s, act, fault, context=NOBODY))
+
+    def mend(self) -> None:
+        """End whatever is going on: links, clocks, disks, processes; drives stay damaged, and nothing more begins. What
+        the operator has begun is done to its end."""
+        for handle in self._due:
+            handle.cancel()
+        self._waiting.clear()
+        self._at_step.clear()
+        world = self._world
+        for one in world.nodes:
+            for other in world.nodes:
+                world.network.heal(one.address, other.address)
+        for node in world.nodes:
+            node.clock.wall_offset_ms = 0
+            node.clock.on_read = None
+            node.resume()
+            if node.ending:
+                node.kill()
+        at_work = [fault for fault in self._budget.active if fault.kind in OPERATORS]
+        for fault in self._budget.active:
+            if fault not in at_work:
+                self._end(fault)
+        for node in world.nodes:
+            node.start()
+        for fault in at_work:
+            self._end(fault)
+
+    def _stepped(self, step: str, process: str) -> None:
+        """Somebody has taken a step: what waits for it begins a moment later."""
+        actor = process.partition("#")[0]
+        for act in self._at_step.pop(step, ()):
+            act()
+        for fault in [fault for fault in self._waiting if fault.step == step]:
+            self._waiting.remove(fault)
+            targets = tuple(actor if name == ACTOR else name for name in fault.targets)
+            delay_s = self._world.stream(f"delay {fault.number}").uniform(*STEP_DELAY_S)
+            loop = self._world.loop
+            self._due.append(loop.call_later(delay_s, self._begin, replace(fault, targets=targets), context=NOBODY))
+
+    def _begin(self, fault: Fault) -> None:
+        random = self._world.stream(f"fault {fault.number}")
+        fault = replace(fault, targets=tuple(self._named(name, random) for name in fault.targets))
+        reason = self._budget.refusal(fault)
+        if reason is not None:
+            self.refused[fault.kind] += 1
+            self._world.note("fault", f"{fault} not admitted: {reason}")
+            return
+        self.begun[fault.kind] += 1
+        self._budget.begun(fault)
+        self._world.note("fault", f"{fault} begins")
+        _BEGIN[fault.kind](self, fault, random)
+        self._later(fault.seconds, self._end, fault)
+
+    def _end(self, fault: Fault) -> None:
+        self._world.note("fault", f"{fault} ends")
+        end = _END.get(fault.kind)
+        if end is not None:
+            end(self, fault)
+        self._budget.ended(fault)
+
+    def _later(self, seconds: float, act: Callable[..., None], *args: object) -> None:
+        self._due.append(self._world.loop.call_later(seconds, act, *args, context=NOBODY))
+
+    def _named(self, name: str, random: Random) -> str:
+        if name != PRIMARY:
+            return name
+        heads = [head.name for head in self._world.heads]
+        primaries = [record.primary for record in self._world.records() if record.primary is not None]
+        found = self._world.name_of(random.choice(primaries)) if primaries else ""
+        return found if found in heads else heads[0]
+
+    # what each kind does
+
+    def _targets(self, fault: Fault) -> list[Node]:
+        return [self._nodes[name] for name in fault.targets] or self._world.nodes
+
+    def _kill(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            node.kill()
+
+    def _cut_power(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            node.power_cut()
+
+    def _start(self, fault: Fault) -> None:
+        for node in self._targets(fault):
+            node.start()
+
+    def _start_again(self, fault: Fault) -> None:
+        """What was told to end starts again, by its service manager, as soon as it has ended."""
+        for node in self._targets(fault):
+            if node.ending:
+                self._later(RETRY_SECONDS, self._start_again, fault)
+            else:
+                node.start()
+
+    def _pause(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            node.pause()
+
+    def _resume(self, fault: Fault) -> None:
+        for node in self._targets(fault):
+            node.resume()
+
+    def _stop_in_turn(self, fault: Fault, random: Random) -> None:
+        """SIGSTOP between two instructions: right after the head has looked at its clock."""
+        node = self._head(fault)
+        left = random.randrange(1, CLOCK_READINGS_MAX)
+
+        def read() -> None:
+            nonlocal left
+            left -= 1
+            if not left and node.running:
+                node.clock.on_read = None
+                node.pause()
+
+        node.clock.on_read = read
+
+    def _end_stop(self, fault: Fault) -> None:
+        node = self._head(fault)
+        node.clock.on_read = None
+        node.resume()
+
+    def _terminate(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            node.terminate()
+
+    def _pairs(self, fault: Fault) -> list[tuple[str, str]]:
+        one = self._nodes[fault.targets[0]].address
+        if fault.kind is Kind.ISOLATE:
+            others = [node.address for node in self._world.nodes if node.address != one]
+        else:
+            others = [self._nodes[fault.targets[1]].address]
+        there = [(one, other) for other in others]
+        if fault.kind in (Kind.CUT, Kind.SLOW_LINK):
+            return there
+        return there + [(other, one) for one, other in there]
+
+    def _cut(self, fault: Fault, random: Random) -> None:
+        for source, target in self._pairs(fault):
+            self._world.network.cut(source, target)
+
+    def _ways(self, head: HeadNode, others: Sequence[Node], random: Random) -> list[tuple[str, str]]:
+        """Both directions between a head and others, or one."""
+        out = [(head.address, other.address) for other in others if other is not head]
+        back = [(there, here) for here, there in out]
+        return random.choice((out + back, out + back, out, back))
+
+    def _blind(self, fault: Fault, random: Random) -> None:
+        """Cut a head from everybody but its clients."""
+        head, world = self._head(fault), self._world
+        groups: tuple[Sequence[Node], ...] = (world.heads, world.sleds, [world.authority])
+        for source, target in [pair for group in groups for pair in self._ways(head, group, random)]:
+            world.network.cut(source, target)
+
+    def _see(self, fault: Fault) -> None:
+        head = self._head(fault)
+        for other in self._world.nodes:
+            self._world.network.heal(head.address, other.address)
+            self._world.network.heal(other.address, head.address)
+
+    def _revive(self, fault: Fault, random: Random) -> None:
+        """Cut a head from everybody but its clients, and let it find the other heads again about when they have
+        given it up and ask a slow authority for the next epoch: it still knows nothing of a successor."""
+        head, world = self._head(fault), self._world
+        others = [other for other in world.heads if other is not head]
+        for node in (*others, *world.sleds, world.authority):
+            world.network.cut(head.address, node.address)
+            world.network.cut(node.address, head.address)
+        slowness = random.choice((1.0, 300.0, 3000.0, 3000.0))
+        to_authority = [(other.address, world.authority.address) for other in others]
+        for pair in (*to_authority, *((there, here) for here, there in to_authority)):
+            world.network.link(*pair).slowness = slowness
+
+        def find() -> None:
+            for other in others:
+                world.network.heal(head.address, other.address)
+                world.network.heal(other.address, head.address)
+
+        if random.random() < 0.5:
+            self._later(random.uniform(0.7, 1.6) * world.shape.ttl_ms / 1000, find)
+        else:
+            self._at_step[VolumeState.SEALED.value] = [find]
+        # Only the question is slow: what follows the grant comes while what was promised meanwhile still binds.
+        self._at_step[VolumeState.ATTACHING.value] = [self._hurry]
+
+    def _hurry(self) -> None:
+        for head in self._world.heads:
+            for source, target in ((head, self._world.authority), (self._world.authority, head)):
+                self._world.network.link(source.address, target.address).slowness = 1.0
+
+    def _end_revival(self, fault: Fault) -> None:
+        self._at_step.clear()
+        self._see(fault)
+        self._hurry()
+
+    def _slow(self, fault: Fault, random: Random) -> None:
+        for source, target in self._pairs(fault):
+            link = self._world.network.link(source, target)
+            link.slowness, link.bytes_per_s = random.choice((10.0, 100.0, 1000.0)), random.choice((1e9, 1e7, 1e6))
+
+    def _heal(self, fault: Fault) -> None:
+        for source, target in self._pairs(fault):
+            self._world.network.heal(source, target)
+
+    def _reset_connections(self, fault: Fault, random: Random) -> None:
+        pair = {self._nodes[name].address for name in fault.targets}
+        for endpoint in list(self._world.network.endpoints):
+            if {endpoint.node, endpoint.peer_address[0]} == pair and random.random() < 0.7:
+                endpoint.break_connection()
+
+    def _jump(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            # Far below a credential's term, or nobody is served until the clocks have caught up.
+            far_ms = self._world.shape.credential_term_ms // 5
+            node.clock.wall_offset_ms += random.choice((-far_ms, -2_000, 2_000, far_ms))
+
+    def _unjump(self, fault: Fault) -> None:
+        for node in self._targets(fault):
+            node.clock.wall_offset_ms = 0
+
+    def _slow_log(self, fault: Fault, random: Random) -> None:
+        self._head(fault).sync_slowness = random.choice((10.0, 300.0, 3000.0))
+
+    def _fill_log(self, fault: Fault, random: Random) -> None:
+        disk = self._head(fault).disk
+        disk.capacity_bytes = disk.used_bytes()
+
+    def _fail_log(self, fault: Fault, random: Random) -> None:
+        self._head(fault).disk.fail_commits = True
+
+    def _wipe_log(self, fault: Fault, random: Random) -> None:
+        head = self._head(fault)
+        head.kill()
+        head.disk.files.clear()
+
+    def _rot_log(self, fault: Fault, random: Random) -> None:
+        head = self._head(fault)
+        head.kill()
+        written = [content for _, content in sorted(head.disk.files.items()) if any(content.durable[:4096])]
+        if written:
+            content = random.choice(written)
+            used = min(len(content.durable), 1 << 20)
+            for _ in range(random.choice((1, 20))):
+                content.durable[random.randrange(used)] ^= 1 << random.randrange(8)
+
+    def _mend_head(self, fault: Fault) -> None:
+        head = self._head(fault)
+        self._mend_log(head)
+        if fault.kind is Kind.LOG_ERROR:
+            head.kill()
+        head.start()
+
+    def _mend_log(self, head: HeadNode) -> None:
+        head.sync_slowness = 1.0
+        head.disk.capacity_bytes = 1 << 40
+        head.disk.fail_commits = False
+
+    def _fail_drive(self, fault: Fault, random: Random) -> None:
+        status = random.choice((Status.UNRECOVERED_READ_ERROR, Status.INTERNAL_ERROR))
+        drive = self._drive(fault, random)
+        first = random.randrange(drive.medium.block_count)
+        drive.errors.rules.append(Rule(int(status), first, random.choice((1, 64, 4096)), (Operation.READ,)))
+
+    def _mend_drives(self, fault: Fault) -> None:
+        for drive in self._sled(fault).drives:
+            drive.errors.rules.clear()
+
+    def _silence_drive(self, fault: Fault, random: Random) -> None:
+        self._drive(fault, random).death.die(silent=True)
+
+    def _take_drive(self, fault: Fault, random: Random) -> None:
+        sled = self._sled(fault)
+        sled.kill()
+        self._drive(fault, random).present = False
+        sled.start()
+
+    def _restart_mended(self, fault: Fault) -> None:
+        """A controller whose drive was silent or away, or that was confused, is restarted by its operator."""
+        sled = self._sled(fault)
+        self._mend_sled(sled)
+        sled.kill()
+        sled.start()
+
+    def _mend_sled(self, sled: SledNode) -> None:
+        for drive in sled.drives:
+            drive.errors.rules.clear()
+            drive.death.revive()
+            if not drive.present:
+                drive.present = True
+                sled.kill()
+
+    def _rot_drive(self, fault: Fault, random: Random) -> None:
+        drive = self._drive(fault, random)
+        written = drive.data_blocks()
+        for lba in random.sample(written, min(len(written), random.choice((1, 8, 200)))):
+            drive.rot.rot(lba, random.randrange(4096), 1 << random.randrange(8))
+
+    def _misdirect(self, fault: Fault, random: Random) -> None:
+        drive = self._drive(fault, random)
+        written = drive.data_blocks()
+        for lba in random.sample(written, min(len(written), 4)):
+            drive.misdirected.misdirect(lba, random.choice(written))
+
+    def _confuse_sled(self, fault: Fault, random: Random) -> None:
+        """The controller believes in an epoch that nobody was given, until it restarts (F6)."""
+        subsystem = self._sled(fault).subsystem
+        for state in () if subsystem is None else list(subsystem.volumes.values()):
+            fence = state.fence
+            if fence.epoch:
+                state.retire_holder()
+                fence.raise_to(fence.epoch + 1, 0, random.randbytes(32), fence.credential)
+
+    def _lose_commit(self, fault: Fault, random: Random) -> None:
+        self._world.authority.store.lose = random.choice(("before", "after"))
+
+    # what the operator does
+
+    def _revoke(self, fault: Fault, random: Random) -> None:
+        head, world = self._head(fault), self._world
+        first = random.choice(("nothing", "pause", "isolate"))
+        if first == "pause":
+            head.pause()
+        elif first == "isolate":
+            for node in (*world.heads, world.authority):
+                world.network.cut(head.address, node.address)
+                world.network.cut(node.address, head.address)
+        # It finds the rack again, or awakes, as a head that is none any more.
+        self._later(random.uniform(0.0, fault.seconds), self._see_again, head)
+        self._revocations[fault.number] = world.operator.begin(world.operator.revoke(head), "revocation")
+
+    def _see_again(self, head: HeadNode) -> None:
+        head.resume()
+        for node in self._world.nodes:
+            self._world.network.heal(head.address, node.address)
+            self._world.network.heal(node.address, head.address)
+
+    def _replace(self, fault: Fault) -> None:
+        head, revocation = self._head(fault), self._revocations.pop(fault.number)
+
+        async def replaced() -> None:
+            await asyncio.wait([revocation])
+            self._see_again(head)
+            await self._world.operator.replace(head)
+
+        self._world.operator.begin(replaced(), "replacement")
+
+    def _rotate(self, fault: Fault, random: Random) -> None:
+        self._world.operator.begin(self._world.operator.rotate_keys(), "rotation")
+
+    def _add_volume(self, fault: Fault, random: Random) -> None:
+        made = self._volumes[fault.number] = self._world.loop.create_future()
+
+        async def add() -> None:
+            made.set_result(await self._tenants.add(f"guest-{fault.number}", 1))
+
+        self._world.operator.begin(add(), "creation")
+
+    def _remove_volume(self, fault: Fault) -> None:
+        async def remove() -> None:
+            tenant = await self._volumes.pop(fault.number)
+            begun = sum(self.begun.values())
+            calm = not self._budget.active
+            await self._tenants.remove(tenant)
+            tenant.removed_calmly = calm and sum(self.begun.values()) == begun
+
+        self._world.operator.begin(remove(), "deletion")
+
+    def _back_up(self, fault: Fault, random: Random) -> None:
+        self._backups[fault.number] = self._world.authority.store.copy()
+
+    def _restore(self, fault: Fault) -> None:
+        backup = self._backups.pop(fault.number)
+        if restorable(self._world, backup):
+            self._world.operator.begin(self._world.operator.restore(backup), "restore")
+        else:
+            self._world.note("operator", "does not restore: other volumes are there by now")
+
+    def _freeze(self, fault: Fault, random: Random) -> None:
+        self._world.operator.begin(self._world.operator.freeze(), "freeze")
+
+    def _thaw(self, fault: Fault) -> None:
+        async def thaw() -> None:
+            known = {record.volume: record for record in self._world.records()}
+            await self._world.operator.recover(known)
+
+        self._world.operator.begin(thaw(), "recovery")
+
+    def _head(self, fault: Fault) -> HeadNode:
+        node = self._nodes[fault.targets[0]]
+        assert isinstance(node, HeadNode)
+        return node
+
+    def _drive(self, fault: Fault, random: Random) -> Drive:
+        return random.choice(self._sled(fault).drives)
+
+    def _sled(self, fault: Fault) -> SledNode:
+        node = self._nodes[fault.targets[0]]
+        assert isinstance(node, SledNode)
+        return node
+
+
+_BEGIN: Final[dict[Kind, Callable[[Injector, Fault, Random], None]]] = {
+    Kind.KILL: Injector._kill,
+    Kind.POWER_LOSS: Injector._cut_power,
+    Kind.PAUSE: Injector._pause,
+    Kind.STOP_IN_TURN: Injector._stop_in_turn,
+    Kind.RESTART: Injector._terminate,
+    Kind.RACK_POWER_LOSS: Injector._cut_power,
+    Kind.CUT: Injector._cut,
+    Kind.SPLIT: Injector._cut,
+    Kind.ISOLATE: Injector._cut,
+    Kind.BLIND: Injector._blind,
+    Kind.REVIVE: Injector._revive,
+    Kind.SLOW_LINK: Injector._slow,
+    Kind.RESETS: Injector._reset_connections,
+    Kind.WALL_JUMP: Injector._jump,
+    Kind.SLOW_LOG: Injector._slow_log,
+    Kind.LOG_FULL: Injector._fill_log,
+    Kind.LOG_ERROR: Injector._fail_log,
+    Kind.LOG_WIPE: Injector._wipe_log,
+    Kind.LOG_ROT: Injector._rot_log,
+    Kind.DRIVE_ERROR: Injector._fail_drive,
+    Kind.DRIVE_SILENT: Injector._silence_drive,
+    Kind.DRIVE_ROT: Injector._rot_drive,
+    Kind.DRIVE_MISDIRECTS: Injector._misdirect,
+    Kind.DRIVE_AWAY: Injector._take_drive,
+    Kind.SLED_LIES: Injector._confuse_sled,
+    Kind.STORE_UNCERTAIN: Injector._lose_commit,
+    Kind.REVOKE: Injector._revoke,
+    Kind.ROTATE_KEYS: Injector._rotate,
+    Kind.VOLUME: Injector._add_volume,
+    Kind.FREEZE: Injector._freeze,
+    Kind.RESTORE: Injector._back_up,
+}
+
+_END: Final[dict[Kind, Callable[[Injector, Fault], None]]] = {
+    Kind.KILL: Injector._start,
+    Kind.POWER_LOSS: Injector._start,
+    Kind.PAUSE: Injector._resume,
+    Kind.STOP_IN_TURN: Injector._end_stop,
+    Kind.RESTART: Injector._start_again,
+    Kind.RACK_POWER_LOSS: Injector._start,
+    Kind.CUT: Injector._heal,
+    Kind.SPLIT: Injector._heal,
+    Kind.ISOLATE: Injector._heal,
+    Kind.BLIND: Injector._see,
+    Kind.REVIVE: Injector._end_revival,
+    Kind.SLOW_LINK: Injector._heal,
+    Kind.WALL_JUMP: Injector._unjump,
+    Kind.SLOW_LOG: Injector._mend_head,
+    Kind.LOG_FULL: Injector._mend_head,
+    Kind.LOG_ERROR: Injector._mend_head,
+    Kind.LOG_WIPE: Injector._mend_head,
+    Kind.LOG_ROT: Injector._mend_head,
+    Kind.DRIVE_ERROR: Injector._mend_drives,
+    Kind.DRIVE_SILENT: Injector._restart_mended,
+    Kind.DRIVE_AWAY: Injector._restart_mended,
+    Kind.SLED_LIES: Injector._restart_mended,
+    Kind.REVOKE: Injector._replace,
+    Kind.VOLUME: Injector._remove_volume,
+    Kind.FREEZE: Injector._thaw,
+    Kind.RESTORE: Injector._restore,
+}
