@@ -39,8 +39,11 @@ REPLICA = "head_node/volume/replica.py"
 LOG = "head_node/volume/log.py"
 SERVICE = "head_node/volume/service.py"
 STRIPES = "head_node/volume/stripes.py"
+DESTAGE = "head_node/volume/destage.py"
 READER = "head_node/volume/reader.py"
 BLOCKMAP = "head_node/volume/blockmap.py"
+PRIMARY = "head_node/cluster/primary.py"
+STORE = "tests/unit/head_node/store"
 FENCING = "sled_controller/fencing.py"
 ATTACH = "sled_controller/attach.py"
 STORAGE = "sled_controller/storage/sled_storage.py"
@@ -66,13 +69,24 @@ MUTANTS = (
         ),
         (AUTHORITY, CLUSTER),
     ),
-    one(
-        "no-seal", "F5: the log is sealed before the epoch is asked for", CONTROLLER,
-        "            await follower.seal()\n", "", CLUSTER,
+    Mutant(
+        "no-seal", "F5: the link is closed and the log settled before the epoch is asked for",
+        (
+            (CONTROLLER, "            await follower.seal()\n", ""),
+            (
+                CONTROLLER, "            follower.follow(self.record.primary if step is Step.FOLLOW else None)\n",
+                "            follower.follow(self.record.primary)\n",
+            ),
+        ),
+        (CLUSTER,),
     ),
     Mutant(
         "ask-before-seal", "F5: first the seal, then the question",
         (
+            (
+                CONTROLLER, "            follower.follow(self.record.primary if step is Step.FOLLOW else None)\n",
+                "            follower.follow(self.record.primary)\n",
+            ),
             (CONTROLLER, "            await follower.seal()\n", ""),
             (
                 CONTROLLER,
@@ -334,5 +348,124 @@ MUTANTS = (
         "uncommitted-reservation-forgotten", "reservations: a new primary judges by the whole log that it leads with",
         ENGINE, "        self.reservations_ahead = self._newest_reservations()\n",
         "        self.reservations_ahead = self.state.reservations\n", VOLUME,
+    ),
+    one(
+        "one-fence-record", "F2: a fence is in two records on each device", "sled_controller/storage/table.py",
+        "            for copy in (0, 1):\n"
+        "                self._steps.append((self._superblock.area(self._region, copy) + self._next_index, data))\n",
+        "            for copy in (0,):\n"
+        "                self._steps.append((self._superblock.area(self._region, copy) + self._next_index, data))\n", SLED,
+    ),
+    one(
+        "reconnect-without-drain", "F3: a new attach of the same epoch drains the former one", ATTACH,
+        "        if holder.in_flight:\n            self.former.append(holder)\n",
+        "        if holder.in_flight and holder.epoch != self.fence.epoch:\n            self.former.append(holder)\n", SLED,
+    ),
+    one(
+        "dirty-reads", "D2, F7: reads see what is committed", ENGINE,
+        "        self._pending.append((opnum, kind, lba, what, data))\n        if not self._streaming:\n",
+        "        self._pending.append((opnum, kind, lba, what, data))\n"
+        "        if kind == Kind.WRITE and len(what) == 1:\n"
+        "            self.state.overlay.put(opnum, lba, what, data)\n"
+        "        if not self._streaming:\n", VOLUME,
+    ),
+    Mutant(
+        "destage-before-epoch-record", "engine 2, 5: no stripe is written before the epoch record is committed",
+        (
+            (
+                ENGINE, "        self._append(opnum, chain, Kind.EPOCH, 0, None, header, None)\n        return opnum\n",
+                "        self._append(opnum, chain, Kind.EPOCH, 0, None, header, None)\n"
+                "        self._begin_destage()\n        self._destager.pump()\n        return opnum\n",
+            ),
+            (
+                ENGINE, "        if self._destager is None:\n            self._begin_destage()\n            self._set_serving()\n",
+                "        if not self.serving:\n            self._set_serving()\n",
+            ),
+        ),
+        (VOLUME,),
+    ),
+    one(
+        "re-append-in-compaction", "engine 5: what is copied keeps its opnum", DESTAGE,
+        "                        out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))\n",
+        "                        out.append(StripeBlock(lba, place.opnum + (1 << 20), place.crc, block))\n", VOLUME,
+    ),
+    one(
+        "trim-on-local-durability", "engine 2: what is durable here and not committed stays in the log", REPLICA,
+        "        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)\n",
+        "        return self.durable + 1 if oldest is None else min(oldest, self.durable + 1)\n", VOLUME,
+    ),
+    one(
+        "shards-without-fua", "D1: shards are written FUA, so that no flush is owed after a sled's power cycle",
+        "head_node/volume/stripewriter.py", "column.write(offset, buffers, fua=True)", "column.write(offset, buffers, fua=False)",
+        VOLUME,
+    ),
+    Mutant(
+        "copier-computes-crc", "D2: a copier hands the map's CRC on",
+        (
+            (
+                READER, "            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != place.crc:\n",
+                "            if place.slot not in self._state.stripes._readers and crc32c(view[index * BLOCK_BYTES : "
+                "(index + 1) * BLOCK_BYTES]) != place.crc:\n",
+            ),
+            (
+                DESTAGE, "                        out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))\n",
+                "                        crc = __import__('head_node.volume.reader').volume.reader.crc32c(block)\n"
+                "                        out.append(StripeBlock(lba, place.opnum, crc, block, place.slot))\n",
+            ),
+        ),
+        (VOLUME,),
+    ),
+    one(
+        "relay-takes-late-frames", "relay: what comes after too long a silence is not looked at", "head_node/export/relay.py",
+        "        if self.closed or self._silent():\n            return\n        self._heard_ns", "        if self.closed:\n"
+        "            return\n        self._heard_ns", EXPORT,
+    ),
+    one(
+        "serve-while-handing-over", "F7: who hands over answers nobody any more", PRIMARY,
+        "        one the role goes on, so that its columns can be used to destage.\"\"\"\n        self.lease.end_term()\n"
+        "        self._services.drop_clients(self.volume)\n",
+        "        one the role goes on, so that its columns can be used to destage.\"\"\"\n", CLUSTER,
+    ),
+    one(
+        "revoked-keeps-its-epoch", "F1, F4: revoking a primary costs the volume its epoch", TRANSITIONS,
+        "primary=successor, epoch=_next_epoch(record))", "primary=successor, epoch=record.epoch)", AUTHORITY,
+    ),
+    one(
+        "frozen-goes-on", "F4: the primary of a frozen volume stops", PRIMARY,
+        "        if self.record.state is RecordState.FROZEN:\n"
+        "            self.end(End.FROZEN, \"the volume is frozen until an operator recovers it\")\n        elif ",
+        "        if ", CLUSTER,
+    ),
+    one(
+        "recover-within-a-term", "F7: a frozen volume goes on after the term of every credential",
+        "head_node/authority/recovery.py", "            if wait_ms := self.wait_ms(volume):\n",
+        "            if (wait_ms := 0):\n", AUTHORITY,
+    ),
+    one(
+        "restored-store-not-ahead", "authority: a restored store is ahead of what heads have seen",
+        "head_node/store/interface.py", "RESTORED_REVISIONS_SKIPPED = 1 << 32\n", "RESTORED_REVISIONS_SKIPPED = 0\n", STORE,
+        AUTHORITY,
+    ),
+    one(
+        "key-sets-not-carried", "credential: heads carry new key sets to sleds", "head_node/cluster/head.py",
+        "            self.sleds.push_key_set()\n", "            pass\n", CLUSTER,
+    ),
+    one(
+        "namespaces-left", "delete: no namespace of a deleted volume is left", "head_node/cluster/attachments.py",
+        "                        await place.attachment.delete_namespace(entry.nsid)\n", "                        pass\n", CLUSTER,
+    ),
+    one(
+        "no-columns-to-delete", "delete: a volume without columns is deleted too", PRIMARY,
+        "            if self.record.state is RecordState.DELETING:\n", "            if False:\n", CLUSTER,
+    ),
+    one(
+        "lone-member-asks-without-pause", "herd: who gave an epoch up waits before it asks again", CONTROLLER,
+        "            ttls = 2 if len(self.record.current) > 1 else 1\n",
+        "            ttls = 2 if len(self.record.current) > 1 else 0\n", CLUSTER,
+    ),
+    one(
+        "liar-stays-out", "F6: a sled that lied is used again once it has started anew", "head_node/cluster/attachments.py",
+        "                    place.quarantined = place.quarantined and client.boot_counter == place.boot_counter\n", "",
+        CLUSTER,
     ),
 )  # fmt: skip
