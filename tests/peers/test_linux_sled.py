@@ -195,7 +195,8 @@ def test_the_kernel_connects_resets_and_leaves_without_a_wait_or_a_flood_of_erro
             await guest.check(f"cat /sys/class/nvme/{it.linux.controller.removeprefix('/dev/')}/queue_count") == "2\n"
         )
         # The page cache reads the first block ahead, then once more by itself; no retry of what has DNR.
-        refused = int(await guest.check("dmesg | grep -c 'I/O Cmd'"))
+        # It may say so less often: the kernel bounds how much it says of errors.
+        refused = (await guest.check("dmesg")).count("I/O Cmd")
         assert refused <= 2 * COLUMNS
         await guest.check(f"nvme reset {it.linux.controller}")
         assert (await it.linux.ask("id-ctrl"))["subnqn"] == host.NQN

@@ -42,6 +42,7 @@ class Injector:
         """What a fault that has begun does when somebody takes a step."""
         self._volumes: dict[int, asyncio.Future[Tenant]] = {}
         self._backups: dict[int, Backup] = {}
+        self._freezes: dict[int, asyncio.Task[None]] = {}
         self._revocations: dict[int, asyncio.Task[None]] = {}
 
     def schedule(self, faults: Sequence[Fault]) -> None:
@@ -430,10 +431,14 @@ class Injector:
             self._world.note("operator", "does not restore: other volumes are there by now")
 
     def _freeze(self, fault: Fault, random: Random) -> None:
-        self._world.operator.begin(self._world.operator.freeze(), "freeze")
+        self._freezes[fault.number] = self._world.operator.begin(self._world.operator.freeze(), "freeze")
 
     def _thaw(self, fault: Fault) -> None:
+        frozen = self._freezes.pop(fault.number)
+
         async def thaw() -> None:
+            # An authority that hangs answers late: who recovers before it has frozen anything recovers nothing.
+            await asyncio.wait([frozen])
             known = {record.volume: record for record in self._world.records()}
             await self._world.operator.recover(known)
 
