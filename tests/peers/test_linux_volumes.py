@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import pytest
 from kit.volumes import Failover, Volume
 from peers.guest import GATEWAY, Guest
 from rackctl.connect_info import Paths
@@ -18,6 +19,21 @@ HOST_NQN = f"nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}"
 WHO = f"-q {HOST_NQN} -I {HOST_ID}"
 LOAD_SECONDS = 120
 FIO = "fio --directory=/mnt --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --minimal"
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """How one is made on $DEV, and checked by its own program, which repairs nothing; `size_mib` is enough."""
+
+    make: str
+    mount: str
+    check: str
+    size_mib: int
+
+
+EXT4 = FileSystem("mkfs.ext4 -q -F $DEV", "mount -t ext4 $DEV /mnt", "e2fsck -f -n $DEV", 128)
+XFS = FileSystem("mkfs.xfs -q -f $DEV", "modprobe xfs && mount -t xfs $DEV /mnt", "xfs_repair -n $DEV", 320)
+FILE_SYSTEMS = pytest.mark.parametrize("file_system", [EXT4, XFS], ids=["ext4", "xfs"])
 
 
 @dataclass
@@ -31,6 +47,10 @@ class Connected:
 
     async def run(self, script: str, timeout_s: float = LOAD_SECONDS) -> str:
         return await self.guest.check(f"DEV={self.device}; cd /; {script}", timeout_s=timeout_s)
+
+    async def mount(self, file_system: FileSystem) -> None:
+        """A new file system at /mnt."""
+        await self.run(f"[ -b $DEV ] && {file_system.make} && {file_system.mount}")
 
     async def states(self) -> list[str]:
         """The ANA state of each path, sorted."""
@@ -69,10 +89,8 @@ def play(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(scenario)
 
 
-def test_linux_finds_a_volume_by_discovery_and_uses_its_file_system(
-    guest: Guest, new_volume: Callable[[int], Volume]
-) -> None:
-    volume = new_volume(256 * MIB)
+def test_linux_finds_the_heads_of_a_volume_by_discovery(guest: Guest, new_volume: Callable[[int], Volume]) -> None:
+    volume = new_volume(16 * MIB)
 
     async def scenario() -> None:
         port = volume.rack.paths(volume.name).nvme[0][1]
@@ -83,23 +101,40 @@ def test_linux_finds_a_volume_by_discovery_and_uses_its_file_system(
         async with connected(guest, volume) as host:
             assert await host.states() == ["inaccessible", "optimized"]
             assert re.fullmatch(r"/dev/nvme\d+n\d+", host.device)  # one device of both paths
-            await host.run("[ -b $DEV ] && mkfs.ext4 -q -F $DEV && mkdir -p /mnt && mount $DEV /mnt")
-            await host.run(f"{FIO} --name=random --size=8m --bs=4k --rw=randwrite --iodepth=64")
-            await host.run(f"{FIO} --name=sequential --size=32m --bs=1m --rw=write --iodepth=8")
-            await host.run("rm /mnt/sequential*; sync; fstrim /mnt; umount /mnt; e2fsck -f -n $DEV")
+
+    play(scenario())
+
+
+@FILE_SYSTEMS
+def test_linux_uses_a_file_system_on_a_volume(
+    guest: Guest, new_volume: Callable[[int], Volume], file_system: FileSystem
+) -> None:
+    volume = new_volume(file_system.size_mib * MIB)
+
+    async def scenario() -> None:
+        async with connected(guest, volume) as host:
+            await host.mount(file_system)
+            await host.run(f"{FIO} --name=random --size=4m --bs=4k --rw=randwrite --iodepth=64")
+            await host.run(f"{FIO} --name=sequential --size=32m --bs=1m --rw=write --iodepth=64")
+            storm = f"{FIO} --name=storm --numjobs=4 --size=256k --bs=4k --rw=randwrite --iodepth=4 --fsync=1"
+            await host.run(storm)
+            await host.run(f"rm /mnt/sequential*; sync; fstrim /mnt; umount /mnt; {file_system.check}")
             assert await host.complaints() == ""
 
     play(scenario())
 
 
+@pytest.mark.parametrize(
+    ("file_system", "options"), [(EXT4, "--hdr-digest --data-digest"), (XFS, "")], ids=["ext4-digests", "xfs"]
+)
 def test_linux_loses_its_primary_under_load_and_no_error_reaches_the_file_system(
-    guest: Guest, new_volume: Callable[[int], Volume], failover: Failover
+    guest: Guest, new_volume: Callable[[int], Volume], failover: Failover, file_system: FileSystem, options: str
 ) -> None:
-    volume = new_volume(128 * MIB)
+    volume = new_volume(file_system.size_mib * MIB)
 
     async def scenario() -> None:
-        async with connected(guest, volume, "--hdr-digest --data-digest") as host:
-            await host.run("[ -b $DEV ] && mkfs.ext4 -q -F $DEV && mkdir -p /mnt && mount $DEV /mnt")
+        async with connected(guest, volume, options) as host:
+            await host.mount(file_system)
             await host.run(
                 "dd if=/dev/urandom of=/mnt/before bs=1M count=4 2>/dev/null; sync; sha256sum /mnt/before >/sum"
             )
@@ -109,7 +144,7 @@ def test_linux_loses_its_primary_under_load_and_no_error_reaches_the_file_system
             assert not loading.done()
             await asyncio.to_thread(failover.kill_primary, volume)
             await loading
-            await host.run("umount /mnt; e2fsck -f -n $DEV && mount $DEV /mnt && sha256sum -c /sum")
+            await host.run(f"umount /mnt; {file_system.check} && {file_system.mount} && sha256sum -c /sum")
             assert await host.complaints() == ""
 
             await asyncio.to_thread(failover.repair)  # the path that was lost comes back by itself
@@ -126,7 +161,7 @@ def test_linux_goes_on_while_its_heads_are_restarted_one_after_the_other(
 
     async def scenario() -> None:
         async with connected(guest, volume) as host:
-            await host.run("[ -b $DEV ] && mkfs.ext4 -q -F $DEV && mkdir -p /mnt && mount $DEV /mnt")
+            await host.mount(EXT4)
             load = f"{FIO} --name=load --size=2m --bs=4k --rw=randwrite --iodepth=16 --time_based --runtime=3600"
             loading = asyncio.create_task(guest.run(f"cd /; {load}", timeout_s=LOAD_SECONDS))
             for head in (volume.primary, volume.secondary):
@@ -137,7 +172,7 @@ def test_linux_goes_on_while_its_heads_are_restarted_one_after_the_other(
             await host.run("killall -INT fio")
             result = await loading
             assert "error" not in result.stdout + result.stderr
-            await host.run("umount /mnt; e2fsck -f -n $DEV")
+            await host.run(f"umount /mnt; {EXT4.check}")
             assert await host.complaints() == ""
 
     play(scenario())
