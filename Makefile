@@ -12,7 +12,7 @@ ARGS ?=
 
 # Programs that nobody here wrote: what our exports must satisfy, what boots Linux as a guest, and a model checker; as
 # Debian packages.
-PEERS := libnbd-bin nbdkit qemu-utils fio e2fsprogs spin gcc libc6-dev \
+PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev \
 	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -75,7 +75,7 @@ types: $(READY) ## Check types (mypy --strict)
 
 .PHONY: bench
 bench: $(READY) ## Measure beside qemu-nbd and nbdkit; ARGS=--write puts the table into docs/benchmarks.md
-	$(BIN)/python -m rackctl.bench $(ARGS)
+	$(BIN)/python tests/bench $(ARGS)
 
 .PHONY: peers
 peers: $(READY) ## Install the real programs that the tests use, and build the Linux guest (Debian, Ubuntu)

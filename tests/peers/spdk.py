@@ -1,4 +1,4 @@
-"""SPDK's NVMe/TCP target over a drive in memory, where SPDK is installed; without hugepages and PCI devices."""
+"""SPDK's NVMe/TCP target over memory or a file, where SPDK is installed; without hugepages and PCI devices."""
 
 import asyncio
 import json
@@ -72,15 +72,23 @@ async def running() -> AsyncIterator[tuple["Rpc", asyncio.subprocess.Process]]:
 
 
 @asynccontextmanager
-async def exported(nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = ()) -> AsyncIterator[Target]:
-    """A subsystem with one namespace of 4096-byte blocks, for `hosts` only or for anybody; skips without SPDK."""
+async def exported(
+    nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = (), file: Path | None = None
+) -> AsyncIterator[Target]:
+    """A subsystem with one namespace of 4096-byte blocks, for `hosts` only or for anybody; skips without SPDK.
+
+    The namespace is memory, or all of `file` by asynchronous I/O.
+    """
     ports = PortReservations()
     try:
         async with running() as (rpc, process):
             port = ports.take()
             await rpc.call("nvmf_create_transport", trtype="TCP", max_io_size=TRANSFER_BYTES_MAX)
-            blocks = (size_mib << 20) // BLOCK_BYTES
-            await rpc.call("bdev_malloc_create", name="drive", num_blocks=blocks, block_size=BLOCK_BYTES)
+            if file is None:
+                blocks = (size_mib << 20) // BLOCK_BYTES
+                await rpc.call("bdev_malloc_create", name="drive", num_blocks=blocks, block_size=BLOCK_BYTES)
+            else:
+                await rpc.call("bdev_aio_create", name="drive", filename=str(file), block_size=BLOCK_BYTES)
             await rpc.call("nvmf_create_subsystem", nqn=nqn, allow_any_host=not hosts)
             for host in hosts:
                 await rpc.call("nvmf_subsystem_add_host", nqn=nqn, host=host)

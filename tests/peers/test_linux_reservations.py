@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 from kit.volumes import Failover, Volume
 from peers.guest import GATEWAY, Guest, packages
-from peers.test_linux_volumes import HOST_ID, MIB, connected, play
+from peers.guest.multipath import HOST_ID, connected
+from peers.test_linux_volumes import MIB, play
 
 from head_node.export.errors import NbdCommandFailed
 from head_node.export.nbd_client import NbdClient

@@ -8,6 +8,7 @@ PACKAGES: Final = {
     "nbdinfo": "libnbd-bin",
     "nbdcopy": "libnbd-bin",
     "nbdkit": "nbdkit",
+    "nbd-client": "nbd-client",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",

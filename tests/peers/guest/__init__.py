@@ -18,9 +18,10 @@ A guest belongs to no event loop: it may be booted under one `asyncio.run` and u
 once; a command that runs does not keep the next one waiting.
 
 - `run(script)` gives a POSIX shell script to the guest's busybox; `check` is the same and fails unless its status is 0.
-  Programs there: busybox, nvme, fio, mkfs.ext4, e2fsck, mkfs.xfs, xfs_repair, blkdiscard, fstrim, modprobe
-  (`image.PROGRAMS`). Modules: nvme-tcp, nvmet-tcp, null_blk, brd, loop, xfs and what they need (`image.MODULES`).
-- `peers.guest.nvme` connects the guest to a subsystem for the length of a block, and finds its block devices.
+  Programs there: busybox, nvme, fio, mkfs.ext4, e2fsck, mkfs.xfs, xfs_repair, blkdiscard, fstrim, nbd-client, modprobe
+  (`image.PROGRAMS`). Modules: nvme-tcp, nvmet-tcp, null_blk, brd, loop, xfs, nbd and what they need (`image.MODULES`).
+- `peers.guest.nvme` connects the guest to a subsystem for the length of a block, and finds its block devices;
+  `peers.guest.multipath` connects it to all heads of a volume and mounts file systems there.
 - `put(path, data)` and `get(path)` move files. `tests/peers/guest/machine.py` has the rest: `forward(port)` makes a
   port of the guest reachable on our loopback, `frozen()` stops its processors.
 - The guest reaches the loopback of this machine, 127.0.0.1, at `GATEWAY` (10.0.2.2). A discovery record that names

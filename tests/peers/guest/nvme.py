@@ -39,10 +39,12 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(guest: Guest, nqn: str, port: int, options: str = "") -> AsyncIterator[Connection]:
-    """The guest connected to the subsystem `nqn` at `port` of our loopback."""
+async def connected(
+    guest: Guest, nqn: str, port: int, options: str = "", address: str = GATEWAY
+) -> AsyncIterator[Connection]:
+    """The guest connected to the subsystem `nqn` at `port` of our loopback, or of its own."""
     await guest.check("modprobe nvme-tcp")
-    said = await guest.check(f"nvme connect -t tcp -a {GATEWAY} -s {port} -n {nqn} {options} -o json")
+    said = await guest.check(f"nvme connect -t tcp -a {address} -s {port} -n {nqn} {options} -o json")
     controller = json.loads(said)["device"]
     try:
         yield Connection(guest, f"/dev/{controller}", nqn)

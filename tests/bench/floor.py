@@ -1,28 +1,25 @@
-"""Two processes that only pass a block on and sync it: the floor below depth 1, `python -m rackctl.bench_floor`.
+"""Two processes that only pass a block on and sync it: the floor below depth 1.
 
 A client writes 4 KiB to one process, which sends it to a second; both write a batch of 8 KiB, as a log does, to a file
 that was written before, with RWF_DSYNC, and the client is answered when both are done. No protocol, no checksum, no
 MAC, no log: the event loop, the hops and the drive alone. A volume cannot be faster than this on the same machine.
 """
 
-import argparse
 import asyncio
 import multiprocessing
 import os
 import queue
 import socket
 import statistics
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, cast
 
 import uvloop
-
+from bench.report import Table
 from rackctl.ports import HOST
 
 BLOCK_BYTES: Final = 4096
@@ -180,17 +177,10 @@ def _timed_writes(port: int, writes: int) -> float:
         return writes / (time.perf_counter() - begun)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the medians of both ways to sync."""
-    parser = argparse.ArgumentParser(prog="python -m rackctl.bench_floor", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="runs of which the median is shown (5)")
-    rounds = parser.parse_args(argv).rounds
-    with tempfile.TemporaryDirectory(prefix="palisade-floor-") as folder:
-        for threaded in (True, False):
-            figure = statistics.median(measure(Path(folder), threaded) for _ in range(rounds))
-            print(f"syncing {'in a thread' if threaded else 'on the loop'}: {figure:,.0f} writes a second")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def table(rounds: int, scratch: Path) -> Table:
+    """What is left of a single write when the heads do nothing but pass it on and sync it."""
+    rows = []
+    for name, threaded in (("syncing in a thread, as heads do", True), ("syncing on the event loop", False)):
+        figure = statistics.median(measure(scratch, threaded) for _ in range(rounds))
+        rows.append((name, f"{figure:,.0f} IOPS"))
+    return Table("The floor below single writes: two bare processes, both syncing", ("way", "median"), rows)

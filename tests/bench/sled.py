@@ -1,11 +1,10 @@
-"""One sled alone under credentialed 4 KiB random writes, as JSON: `python -m rackctl.bench_sled`.
+"""One sled alone under credentialed 4 KiB random writes.
 
 Two sleds run side by side, one as it is and one whose MAC check is replaced by a no-op; the runs take turns, so that
 both see the same machine. The client is another process than the sled: a blocking socket, capsules and MACs prepared
 before the clock starts, so the sled is what is measured. Flush (fdatasync) is timed apart.
 """
 
-import argparse
 import json
 import os
 import random
@@ -13,17 +12,18 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
+from bench.report import Table
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rackctl.errors import RackError
 
-from sled_controller import server as sled_server
 from sled_controller.credential import ALL_RIGHTS, Credential
 from sled_controller.environment import Environment
 from sled_controller.fabric import pdu, vendor
@@ -45,6 +45,9 @@ BLOCK: Final = 4096
 DEVICE_BYTES: Final = 512 << 20
 NAMESPACE_BLOCKS: Final = 64 * 1024  # 256 MiB, the span of the random writes
 ENTRIES: Final = 128
+WRITES: Final = 40_000
+"""In one measurement."""
+UNCHECKED: Final = Path(__file__).with_name("unchecked_sled.py")
 START_SECONDS_MAX: Final = 20.0
 RESPONSE: Final = pdu.CAPSULE_RESP_BYTES
 
@@ -61,8 +64,8 @@ class Sled:
             "--state-dir", str(folder), "--listen-port", "0", "--devices", json.dumps([str(folder / "device")]),
             "--device-bytes", str(DEVICE_BYTES), "--root-public-key", root_public.hex(), "--log-level", "warning",
         ]  # fmt: skip
-        mode = "--serve-unchecked" if unchecked else "--serve"
-        self.process = subprocess.Popen([sys.executable, "-m", "rackctl.bench_sled", mode, *arguments])
+        program = UNCHECKED if unchecked else Path(sysconfig.get_path("scripts")) / "sled-controller"
+        self.process = subprocess.Popen([sys.executable, str(program), *arguments])
         endpoints = folder / "endpoints.json"
         deadline = time.monotonic() + START_SECONDS_MAX
         while not endpoints.exists():
@@ -234,7 +237,7 @@ class Writer:
         return (time.perf_counter() - begin) * 1000
 
 
-def measure(runs: int, count: int, folder: Path) -> dict[str, Any]:
+def measure(runs: int, count: int, folder: Path) -> dict[str, float]:
     """All figures, medians of `runs`; checked and unchecked sleds take turns."""
     root = Ed25519PrivateKey.generate()
     public = root.public_key().public_bytes_raw()
@@ -263,46 +266,25 @@ def measure(runs: int, count: int, folder: Path) -> dict[str, Any]:
     finally:
         for sled in sleds:
             sled.stop()
-    median = {name: round(statistics.median(values), 3) for name, values in figures.items()}
+    median = {name: statistics.median(values) for name, values in figures.items()}
     pairs = zip(figures["write_depth32_iops"], figures["write_depth32_unchecked_iops"], strict=True)
-    cost = 100 * statistics.median(1 - checked / unchecked for checked, unchecked in pairs)
-    return {
-        "what": "one sled, credentialed 4 KiB random writes into a file-backed device, client in another process",
-        "command": "python -m rackctl.bench_sled",
-        "block_bytes": BLOCK,
-        "writes_per_run": count,
-        "runs": runs,
-        "median": median,
-        "verification_cost_percent": round(cost, 1),
-        "all": {name: [round(value, 3) for value in values] for name, values in figures.items()},
-    }
+    median["verification_cost_percent"] = 100 * statistics.median(1 - checked / plain for checked, plain in pairs)
+    return median
 
 
-def _serve(arguments: Sequence[str], unchecked: bool) -> None:
-    if unchecked:
-        QueueMac.opener = property(lambda self: lambda nonce, tag, data: b"")  # type: ignore[method-assign,assignment]
-    sled_server.main(arguments)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print JSON."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in ("--serve", "--serve-unchecked"):
-        _serve(arguments[1:], arguments[0] == "--serve-unchecked")
-        return 0
-    parser = argparse.ArgumentParser(prog="python -m rackctl.bench_sled", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="measurements of each kind (default 5)")
-    parser.add_argument("--count", type=int, default=40_000, help="writes per measurement (default 40000)")
-    parser.add_argument("--dir", type=Path, help="where the device files are made (default: the temporary directory)")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="palisade-bench-", dir=options.dir) as scratch:
-        try:
-            print(json.dumps(measure(options.runs, options.count, Path(scratch)), indent=2))
-        except (BenchFailed, OSError) as error:
-            print(f"bench_sled: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def alone(runs: int, scratch: Path) -> Table:
+    """A sled with credentialed commands, without heads, and the same with the MAC check left out. Raises RackError."""
+    try:
+        median = measure(runs, WRITES, scratch)
+    except BenchFailed as error:
+        raise RackError(f"the sled alone: {error}") from None
+    rows = [
+        ("4 KiB random write, depth 32", f"{median['write_depth32_iops']:,.0f} IOPS"),
+        ("4 KiB random write, depth 1", f"{median['write_depth1_iops']:,.0f} IOPS"),
+        ("depth 32 without the check of MACs", f"{median['write_depth32_unchecked_iops']:,.0f} IOPS"),
+        ("what the check costs", f"{median['verification_cost_percent']:.1f} %"),
+        ("processor of the sled per write, depth 32", f"{median['write_depth32_sled_cpu_us']:.1f} us"),
+        ("flush (fdatasync) after 1024 writes", f"{median['flush_after_1024_writes_ms']:.1f} ms"),
+        ("flush after 1 write", f"{median['flush_after_1_write_ms']:.1f} ms"),
+    ]
+    return Table("A sled alone, every command credentialed", ("figure", "median"), rows)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from rackctl import bench_floor
+from bench import floor
 
 
 @pytest.mark.parametrize("threaded", [True, False])
 def test_both_processes_sync_before_a_write_is_answered_and_leave_nothing(tmp_path: Path, threaded: bool) -> None:
-    assert bench_floor.measure(tmp_path, threaded, writes=20) > 0
+    assert floor.measure(tmp_path, threaded, writes=20) > 0
     assert list(tmp_path.iterdir()) == []
