@@ -1,12 +1,16 @@
 """The jobs that every target is given, and how fio says what came of them."""
 
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from rackctl.errors import RackError
 
 RUN_S: Final = 2
+AS_IDLE: Final = ("chrt", "--idle", "0")
+"""In front of an initiator that may poll: it has what the servers leave of these cores, which never wait for it."""
 KIB: Final = 1024
 MIB: Final = 1 << 20
 
@@ -39,6 +43,10 @@ class Job:
             "--time_based", f"--runtime={RUN_S}", "--randrepeat=0", "--norandommap", "--output-format=json",
         )  # fmt: skip
 
+    def commands(self, result: float) -> float:
+        """How many were carried out in a run with this result."""
+        return result * RUN_S * (1 if self.figure == "IOPS" else MIB / self.block_bytes)
+
     def result(self, said: str) -> float:
         """From what fio printed, in the job's figure. Raises RackError."""
         job = fio_job(said)
@@ -54,6 +62,12 @@ def fio_job(said: str) -> dict[str, dict[str, float]]:
         raise RackError(f"fio printed no result: {said[:500]!r}") from error
     found: dict[str, dict[str, float]] = job
     return found
+
+
+def processor_seconds(pid: int) -> float:
+    """User and system time that a running process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 NBD_JOBS: Final = (

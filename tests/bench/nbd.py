@@ -27,6 +27,8 @@ class NbdTarget:
     name: str
     uri: str
     scratch: Path
+    prefix: tuple[str, ...] = ()
+    """Of the command that starts fio."""
 
     def run(self, job: Job) -> float:
         """Its result in the job's figure. Raises RackError."""
@@ -39,7 +41,11 @@ class NbdTarget:
     def _fio(self, options: Sequence[str], timeout_s: float) -> str:
         where = ("--ioengine=nbd", f"--uri={self.uri}", f"--size={FILE_BYTES}", f"--aux-path={self.scratch}")
         done = subprocess.run(
-            [program("fio"), *options, *where], capture_output=True, text=True, timeout=timeout_s, check=False
+            [*self.prefix, program("fio"), *options, *where],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         if done.returncode:
             raise RackError(f"fio against {self.name} ended with status {done.returncode}: {done.stdout}{done.stderr}")

@@ -6,7 +6,6 @@ before the clock starts, so the sled is what is measured. Flush (fdatasync) is t
 """
 
 import json
-import os
 import random
 import socket
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
+from bench.jobs import processor_seconds
 from bench.report import Table
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rackctl.errors import RackError
@@ -74,11 +74,6 @@ class Sled:
             time.sleep(0.02)
         self.identity: dict[str, str] = json.loads((folder / "identity.json").read_text())
         self.address: tuple[str, int] = tuple(json.loads(endpoints.read_text())["nvme_tcp"])
-
-    def cpu_seconds(self) -> float:
-        """User and system time that the process has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         """End the process."""
@@ -255,9 +250,9 @@ def measure(runs: int, count: int, folder: Path) -> dict[str, float]:
             for kind, depth, writes in (("write_depth32", 32, count), ("write_depth1", 1, count // 4)):
                 for name, writer in order:
                     writer.flush_ms(0)
-                    cpu_s = sleds[name != ""].cpu_seconds()
+                    cpu_s = processor_seconds(sleds[name != ""].process.pid)
                     figures.setdefault(f"{kind}{name}_iops", []).append(writer.write(writes, depth))
-                    cpu_s = sleds[name != ""].cpu_seconds() - cpu_s
+                    cpu_s = processor_seconds(sleds[name != ""].process.pid) - cpu_s
                     figures.setdefault(f"{kind}{name}_sled_cpu_us", []).append(cpu_s * 1e6 / writes)
             for _, writer in order:
                 writer.flush_ms(0)
