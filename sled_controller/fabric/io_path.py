@@ -35,7 +35,6 @@ class IoPath:
 
     def __init__(self, queue: "TargetQueue") -> None:
         self._queue = queue
-        self._held_bytes_max = queue.port.limits.held_bytes_max
         self.held_bytes = 0
         self.waits = False
         self.transfers: dict[int, Transfer] = {}  # by transfer tag; those whose data was asked for
@@ -74,7 +73,7 @@ class IoPath:
 
     def _grant(self) -> None:
         waiting = self._waiting
-        while waiting and (not self.held_bytes or self.held_bytes + waiting[0].total <= self._held_bytes_max):
+        while waiting and (not self.held_bytes or self.held_bytes + waiting[0].total <= self._queue.held_bytes_max):
             transfer = waiting.popleft()
             self.held_bytes += transfer.total
             transfer.data = bytearray(transfer.total)

@@ -19,12 +19,19 @@ SQ_SIZE_FIELD: Final = 44
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of one connection, in bytes and entries."""
+    """Bounds of one connection, in bytes and entries; with `common_bytes` also of all connections together."""
 
     in_capsule_bytes_max: int  # IOCCSZ less the SQE; a capsule has to fit into the least room of a receive block
     transfer_bytes_max: int  # MDTS; also MAXH2CDATA
     entries_max: int  # MQES
     held_bytes_max: int  # data awaited by R2T, owned by whoever carries commands out, or read and not sent
+    common_bytes: int | None = None  # divided among the connections, where there are so many that it is less
+
+    def held_share(self, connections: int) -> int:
+        """What each of so many connections may hold; a single command may exceed it."""
+        if self.common_bytes is None or not connections:
+            return self.held_bytes_max
+        return min(self.held_bytes_max, self.common_bytes // connections)
 
 
 class PortCounters(Protocol):

@@ -122,7 +122,8 @@ class TargetQueue:
         self._align = 4
         self._data_start = _DATA_HEADER
         self.out_bytes = 0
-        self._held_bytes_max = port.limits.held_bytes_max
+        self.held_bytes_max = port.limits.held_bytes_max
+        """This connection's share of what is held, which changes with their number."""
         self._receiving = False
         self.blocked = False  # commands wait in the stream because the queue was stalled
         self._data_for: Transfer | None = None  # an H2CData's payload is arriving
@@ -191,7 +192,7 @@ class TargetQueue:
         held_bytes = self.out_bytes + io.held_bytes
         if held_bytes <= STRANGER_HELD_BYTES_MAX:
             return False
-        return self.standing is not Standing.TRUSTED or held_bytes > self._held_bytes_max
+        return self.standing is not Standing.TRUSTED or held_bytes > self.held_bytes_max
 
     @property
     def standing(self) -> Standing:

@@ -50,6 +50,7 @@ class QueueConnection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         host, port = transport.get_extra_info("sockname")[:2]
         self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port))
+        self.share(self._server.held_share)
         self._queue.wake = self._wake
         peer_is_gone = self._server.peer_is_gone
         if peer_is_gone is not None:
@@ -93,6 +94,14 @@ class QueueConnection(asyncio.BufferedProtocol):
             self._server.port.counters.timeouts += 1
             log.warning("event=connection_timeout reason=%r", reason)
             self._transport.abort()
+
+    def share(self, held_bytes_max: int) -> None:
+        """It may hold so much from now on."""
+        queue = self._queue
+        if queue is not None and queue.held_bytes_max != held_bytes_max:
+            queue.held_bytes_max = held_bytes_max
+            if queue.blocked:
+                self._wake()
 
     @property
     def standing(self) -> Standing:
@@ -174,6 +183,7 @@ class TargetServer:
         self._connections_max = connections_max
         self._connections: dict[QueueConnection, None] = {}  # oldest first
         self._turned_away = 0
+        self.held_share = port.limits.held_bytes_max
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._all_gone: asyncio.Future[None] | None = None
@@ -211,13 +221,23 @@ class TargetServer:
             lowest.abort()
         self._connections[connection] = None
         self.port.counters.connections += 1
+        self._share()
         return True
 
     def forget(self, connection: QueueConnection) -> None:
         """A connection is gone."""
         self._connections.pop(connection, None)
+        self._share()
         if not self._connections and self._all_gone is not None and not self._all_gone.done():
             self._all_gone.set_result(None)
+
+    def _share(self) -> None:
+        """Their number has changed, and with it what each may hold."""
+        share = self.port.limits.held_share(len(self._connections))
+        if share != self.held_share:
+            self.held_share = share
+            for connection in self._connections:
+                connection.share(share)
 
     def _check(self) -> None:
         now_ns = self.port.env.clock.boottime_ns()

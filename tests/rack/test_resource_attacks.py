@@ -4,12 +4,14 @@ The bounds are those of docs/threat-model.md, "What one connection may cost".
 """
 
 import asyncio
+import socket
 import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 from kit.bounds import documented
+from kit.nvme_host import standard
 from kit.pressure import Crowd, Footprint, crowd, eventually
 from kit.volumes import Volume
 from kit.writing import assert_nothing_lost, writing
@@ -17,9 +19,19 @@ from rackctl.rack import Rack
 from rackctl.verified_writer import VerifiedWriter
 
 from head_node.api.wrapping import BODY_BYTES_MAX
+from head_node.export.nvme.commands import LIMITS as NVME
+from head_node.volume.interface import BLOCK_BYTES
 from sled_controller.fabric import pdu, vendor
 from sled_controller.fabric.standard_controller import LOG_BYTES_MAX
-from spdk_bindings.nvme import CONTROLLER_ID_DYNAMIC, AdminOpcode, FabricsType, LogPage
+from spdk_bindings.nvme import (
+    CC_ENABLE,
+    CONTROLLER_ID_DYNAMIC,
+    AdminOpcode,
+    FabricsType,
+    IoOpcode,
+    LogPage,
+    Property,
+)
 
 Tell = Callable[[Coroutine[Any, Any, None]], None]
 REQUEST = struct.Struct(">IHHQQI")
@@ -75,22 +87,63 @@ def api(gathered: Crowd, volume: Volume) -> None:
         gathered.join(b"GET /v1/nothing HTTP/1.1\r\nHost: x\r\n\r\n" * 3000)
 
 
+def volumes(gathered: Crowd, volume: Volume) -> None:
+    """Hosts of a volume that admits any: they ask for data and do not take it, offer some and do not send it."""
+    nqn = volume.rack.paths(volume.name).nqn
+    blocks = NVME.transfer_bytes_max // BLOCK_BYTES
+    reads = [command(standard(IoOpcode.READ, 1, cdw12=blocks - 1), cid, NVME.transfer_bytes_max) for cid in range(100)]
+    writes = [command(standard(IoOpcode.WRITE, 1, cdw12=blocks - 1), cid, NVME.transfer_bytes_max) for cid in range(99)]
+    enable = command(vendor.property_set(Property.CC, CC_ENABLE), 0)
+    for _ in range(40):
+        admin = gathered.join(hello(nqn))
+        greeting = taken(admin, pdu.IC_BYTES + pdu.CAPSULE_RESP_BYTES)
+        controller = pdu.CQE.unpack(greeting[-pdu.CQE.size :])[0] & 0xFFFF
+        gathered.push(admin, enable)
+        taken(admin, pdu.CAPSULE_RESP_BYTES)
+        for queue in range(1, 5):
+            gathered.join(hello(nqn, controller, queue), *(reads, writes)[queue % 2])
+    for number in range(60):
+        gathered.join((hello(nqn), b"\0", bytes(pdu.ic_req(0)))[number % 3])
+    for _ in range(50):
+        gathered.half_close(hello(nqn))
+
+
+def taken(stranger: socket.socket, count: int) -> bytes:
+    """So many bytes of what it is sent, or less when that is the end."""
+    stranger.settimeout(10)
+    data = stranger.recv(count, socket.MSG_WAITALL)
+    stranger.setblocking(False)
+    return data
+
+
+def hello(nqn: str, controller: int = CONTROLLER_ID_DYNAMIC, queue: int = 0) -> bytes:
+    """ICReq and Connect, as anybody can send them."""
+    data = pdu.CONNECT_DATA.pack(bytes(16), controller, nqn.encode(), b"nqn.2014-08.org.nvmexpress:any")
+    connect = pdu.CONNECT_SQE.pack(
+        AdminOpcode.FABRICS, pdu.PSDT_SGL, 0, FabricsType.CONNECT, 0, len(data), pdu.SGL_IN_CAPSULE,
+        0, queue, 127, 0, 0 if queue else 60_000,
+    )  # fmt: skip
+    return bytes(pdu.ic_req(0)) + b"".join(map(bytes, pdu.capsule_cmd(bytearray(connect), (data,))))
+
+
+def command(sqe: bytearray, cid: int, length: int = 0) -> bytes:
+    """One that asks for `length` bytes, or offers them."""
+    sqe[2:4] = cid.to_bytes(2, "little")
+    if length:
+        sqe[24:40] = pdu.SGL.pack(0, length, pdu.SGL_TRANSPORT)
+    return b"".join(map(bytes, pdu.capsule_cmd(sqe)))
+
+
 def sled(gathered: Crowd, volume: Volume) -> None:
     """Among others: hosts that connect as anybody can, ask for the longest log pages, and do not read them."""
     nqn = sled_nqn(volume.rack)
-    data = pdu.CONNECT_DATA.pack(bytes(16), CONTROLLER_ID_DYNAMIC, nqn.encode(), b"nqn.2014-08.org.nvmexpress:any")
-    connect = pdu.CONNECT_SQE.pack(
-        AdminOpcode.FABRICS, pdu.PSDT_SGL, 0, FabricsType.CONNECT, 0, len(data), pdu.SGL_IN_CAPSULE,
-        0, 0, 127, 0, 60_000,
-    )  # fmt: skip
-    hello = bytes(pdu.ic_req(0)) + b"".join(map(bytes, pdu.capsule_cmd(bytearray(connect), (data,))))
-    ask = vendor.get_log_page(LogPage.SLED_STATUS, LOG_BYTES_MAX)
-    ask[24:40] = pdu.SGL.pack(0, LOG_BYTES_MAX, pdu.SGL_TRANSPORT)
-    asked = b"".join(b"".join(map(bytes, pdu.capsule_cmd(ask))) for _ in range(500))
+    asked = b"".join(
+        command(vendor.get_log_page(LogPage.SLED_STATUS, LOG_BYTES_MAX), 0, LOG_BYTES_MAX) for _ in range(500)
+    )
     for number in range(150):
-        gathered.join((hello + asked, hello, b"\0", bytes(pdu.ic_req(0)))[number % 4])
+        gathered.join((hello(nqn) + asked, hello(nqn), b"\0", bytes(pdu.ic_req(0)))[number % 4])
     for _ in range(50):
-        gathered.half_close(hello)
+        gathered.half_close(hello(nqn))
 
 
 def sled_nqn(rack: Rack) -> str:
@@ -106,6 +159,7 @@ ATTACKS: dict[str, tuple[str, str, str, Attack]] = {
     "peer": ("links between heads", "primary", "peer", peer),
     "api": ("REST of the authority", "authority", "api", api),
     "sled": ("NVMe/TCP of a sled", "sled-0", "nvme", sled),
+    "volumes": ("NVMe/TCP of a head's volumes", "primary", "nvme", volumes),
 }
 
 

@@ -5,6 +5,8 @@ from kit.bounds import Bound, documented
 from head_node.api import connections, wrapping
 from head_node.cluster import connection, status_server
 from head_node.export import budget, server
+from head_node.export.nvme import server as nvme
+from head_node.export.nvme.commands import LIMITS
 from sled_controller.fabric import target_server
 
 STRANGER_BYTES = 512 * 1024
@@ -22,4 +24,5 @@ def test_every_port_is_there_with_the_bounds_of_the_code() -> None:
             connections.CONNECTIONS_MAX, connections.CONNECTION_BYTES_MAX, PARSED_FACTOR * wrapping.BODIES_BYTES_MAX
         ),
         "NVMe/TCP of a sled": Bound(target_server.CONNECTIONS_MAX, target_server.STRANGER_BYTES_MAX, 0),
+        "NVMe/TCP of a head's volumes": Bound(nvme.CONNECTIONS_MAX, nvme.CONNECTION_BYTES_MAX, LIMITS.common_bytes),
     }

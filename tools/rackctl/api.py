@@ -79,9 +79,16 @@ class OperatorApi:
 
     def hosts(self, volume: str) -> list[str]:
         """Who may connect to a volume by NVMe/TCP, a line each; behind the NQN of those that prove themselves, how."""
-        found = _mapping(self.call("GET", f"/v1/volumes/{self.volume(volume)['volume']}/hosts"))
+        found = self._hosts(volume)
         proofs = found["proofs"]
         return [f"{nqn}  {_proof_text(proofs[nqn])}" if nqn in proofs else nqn for nqn in found["hosts"]]
+
+    def proofs(self, volume: str) -> dict[str, dict[str, Any]]:
+        """The hosts of a volume that prove themselves, and how: `hash`, `group`, `both_ways`."""
+        return dict(self._hosts(volume)["proofs"])
+
+    def _hosts(self, volume: str) -> dict[str, Any]:
+        return _mapping(self.call("GET", f"/v1/volumes/{self.volume(volume)['volume']}/hosts"))
 
     def set_host_secret(
         self, volume: str, nqn: str, secret: str, controller_secret: str | None, *, hash_floor: str, group_floor: str

@@ -1,5 +1,6 @@
 """How clients reach a volume: ready lines for nvme-cli, /etc/fstab, libvirt and NBD clients."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,17 @@ from spdk_bindings.nvme import uuid_nqn
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where a volume is served: its NQN, and (host, port) of each head by protocol, the primary first."""
+    """Where a volume is served: its NQN, and (host, port) of each head by protocol, the primary first.
+
+    `hosts` may connect by NVMe/TCP; `proving` are those of them that prove themselves, and whether heads do so too.
+    """
 
     name: str
     nqn: str
     nvme: tuple[tuple[str, int], ...]
     nbd: tuple[tuple[str, int], ...]
     hosts: tuple[str, ...]
+    proving: Mapping[str, bool]
 
     @property
     def device(self) -> str:
@@ -33,6 +38,7 @@ class Paths:
             "name": self.name,
             "nqn": self.nqn,
             "hosts": list(self.hosts),
+            "proving": {host: list(_secrets(both_ways)) for host, both_ways in self.proving.items()},
             "nvme": [{"address": host, "port": port} for host, port in self.nvme],
             "nbd": self.nbd_uris,
             "device": self.device,
@@ -51,6 +57,10 @@ class Paths:
         else:
             admit = f"rackctl volume hosts add {self.name} $(cat /etc/nvme/hostnqn)"
             parts += ["", f"# no host may connect yet: {admit}"]
+        if self.proving:
+            parts += ["", "# these prove themselves: on each line they need the secrets that the volume was given"]
+        for host, both_ways in self.proving.items():
+            parts.append(f"# {host}: {' '.join(f'{option}=DHHC-1:...' for option in _secrets(both_ways))}")
         parts += ["", "# /etc/fstab, once there is a file system", f"{self.device} /mnt ext4 _netdev,nofail 0 2"]
         parts += ["", "# libvirt"]
         parts += ["<disk type='block' device='disk'>", "  <driver name='qemu' type='raw' cache='none' io='native'/>"]
@@ -59,8 +69,11 @@ class Paths:
         return "\n".join(parts)
 
 
-def paths_of(record: dict[str, Any], heads: list[dict[str, Any]]) -> Paths:
-    """From a volume's record and the rack's heads, both as the authority shows them. Raises RackError."""
+def paths_of(record: dict[str, Any], heads: list[dict[str, Any]], proofs: Mapping[str, dict[str, Any]]) -> Paths:
+    """From a volume's record, the rack's heads and what is asked of hosts, all as the authority shows them.
+
+    Raises RackError.
+    """
     members = [record["primary"], *record["heads"], *(member["head"] for member in record["current"])]
     known = {head["id"]: head for head in heads if not head["revoked"]}
     ordered = [known[head] for head in dict.fromkeys(members) if head in known]
@@ -72,7 +85,13 @@ def paths_of(record: dict[str, Any], heads: list[dict[str, Any]]) -> Paths:
         nvme=_addresses(ordered, "nvme"),
         nbd=_addresses(ordered, "nbd"),
         hosts=tuple(record["hosts"]),
+        proving={host: bool(proof["both_ways"]) for host, proof in proofs.items()},
     )
+
+
+def _secrets(both_ways: bool) -> tuple[str, ...]:
+    """The options of nvme-cli for them."""
+    return ("--dhchap-secret", "--dhchap-ctrl-secret") if both_ways else ("--dhchap-secret",)
 
 
 def _addresses(heads: list[dict[str, Any]], service: str) -> tuple[tuple[str, int], ...]:

@@ -248,7 +248,7 @@ class Rack:
 
     def paths(self, volume: str) -> Paths:
         """How clients connect to the volume."""
-        return paths_of(self.api.volume(volume), self.api.nodes()["heads"])
+        return paths_of(self.api.volume(volume), self.api.nodes()["heads"], self.api.proofs(volume))
 
     def wait_served(self, volume: str, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
         """Wait until the volume is active and its primary accepts NBD clients."""

@@ -23,8 +23,9 @@ LIMITS: Final = QueueLimits(
     transfer_bytes_max=1024 * 1024,  # a stripe's worth of data: larger ones gain nothing
     entries_max=256,
     held_bytes_max=8 * 1024 * 1024,
+    common_bytes=64 * 1024 * 1024,
 )
-"""Of each connection; with a receive block of 256 KiB and what the socket holds this bounds its memory."""
+"""Of each connection, and what all of them on a head divide among themselves from the ninth on."""
 VERIFY_BYTES_MAX: Final = LIMITS.transfer_bytes_max
 """VSL: a verify reads, so it is bounded like a read."""
 DATASET_BYTES_MAX: Final = 4096

@@ -34,7 +34,6 @@ _TRANSPORT: Final = pdu.SGL_TRANSPORT
 _HEADER: Final = pdu.CAPSULE_CMD_BYTES
 _IN_CAPSULE_MAX: Final = LIMITS.in_capsule_bytes_max
 _TRANSFER_MAX: Final = LIMITS.transfer_bytes_max
-_HELD_MAX: Final = LIMITS.held_bytes_max
 # Common headers of a CapsuleCmd without digests: with data right behind the SQE, and without data.
 _WITH_DATA: Final = pdu.PduType.CAPSULE_CMD | _HEADER << 16 | _HEADER << 24
 _WITHOUT_DATA: Final = pdu.PduType.CAPSULE_CMD | _HEADER << 16
@@ -101,7 +100,7 @@ class ExportIoPath(IoPath):
         if volume is None:
             return pos
         data, view, unpack, blocks = buffer.data, buffer.view, _HOT.unpack_from, self._blocks
-        busy, entries, ready = queue.busy, queue.entries, volume.ready
+        busy, entries, ready, held_max = queue.busy, queue.entries, volume.ready, queue.held_bytes_max
         while end - pos >= _HEADER:
             common, plen, opcode, flags, cid, nsid, address, length, kind, slba, cdw12 = unpack(data, pos)
             count = (cdw12 & _COUNT) + 1
@@ -122,7 +121,7 @@ class ExportIoPath(IoPath):
                 or length > _TRANSFER_MAX
             ):  # fmt: skip
                 break
-            if queue.out_bytes + self.held_bytes > _HELD_MAX:
+            if queue.out_bytes + self.held_bytes > held_max:
                 break
             if not ready():
                 self._wait_for(volume)

@@ -19,7 +19,8 @@ from sled_controller.environment import Environment
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
 from sled_controller.fabric.port import NvmSubsystem
-from sled_controller.fabric.target_server import TargetServer
+from sled_controller.fabric.receive_buffer import RECEIVE_BYTES
+from sled_controller.fabric.target_server import WRITE_BUFFER_BYTES_MAX, TargetServer
 from spdk_bindings.log_pages import DiscoveryEntry
 from spdk_bindings.nvme import DISCOVERY_NQN, uuid_nqn
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 256
-"""Queues of all hosts together; each holds at most LIMITS.held_bytes_max and some receive memory."""
+"""Queues of all hosts together."""
+CONNECTION_BYTES_MAX: Final = RECEIVE_BYTES + WRITE_BUFFER_BYTES_MAX + LIMITS.transfer_bytes_max
+"""What one may cost beside its share of LIMITS.common_bytes: received, unsent, and a command beyond the share."""
 
 
 @dataclass(frozen=True, slots=True)

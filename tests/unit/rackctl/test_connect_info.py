@@ -1,0 +1,40 @@
+"""`rackctl volume connect-info`: lines that can be pasted, and what is said of hosts that prove themselves."""
+
+from typing import Any
+
+from rackctl.connect_info import Paths, paths_of
+
+VOLUME = "6b1f7c1e-0d7a-4c53-9d8e-6a4f1f2b3c4d"
+HOST = "nqn.2014-08.org.nvmexpress:uuid:11111111-1111-4111-8111-111111111111"
+HEADS: list[dict[str, Any]] = [
+    {"id": name, "revoked": False, "addresses": {"nvme": [host, 4420], "nbd": [host, 10809]}}
+    for name, host in (("a", "fd00::1"), ("b", "10.0.0.2"))
+]
+
+
+def record(*hosts: str) -> dict[str, Any]:
+    current = [{"head": "a"}, {"head": "b"}]
+    return {"name": "data", "volume": VOLUME, "primary": "b", "heads": [], "current": current, "hosts": list(hosts)}
+
+
+def paths(*hosts: str, both_ways: bool | None = None) -> Paths:
+    return paths_of(record(*hosts), HEADS, {} if both_ways is None else {HOST: {"both_ways": both_ways}})
+
+
+def test_a_line_for_each_head_the_primary_first() -> None:
+    lines = paths("*").as_text().splitlines()
+    connects = [line for line in lines if line.startswith("nvme connect ")]
+    assert [line.split()[5] for line in connects] == ["10.0.0.2", "fd00::1"]
+    assert lines[-2:] == ["nbd://10.0.0.2:10809/data", "nbd://[fd00::1]:10809/data"]
+    assert "dhchap" not in "\n".join(lines)
+
+
+def test_hosts_that_prove_themselves_are_told_by_which_options() -> None:
+    assert f"# {HOST}: --dhchap-secret=DHHC-1:..." in paths(HOST, both_ways=False).as_text().splitlines()
+    both = f"# {HOST}: --dhchap-secret=DHHC-1:... --dhchap-ctrl-secret=DHHC-1:..."
+    assert both in paths(HOST, both_ways=True).as_text().splitlines()
+    assert paths(HOST, both_ways=True).as_json()["proving"] == {HOST: ["--dhchap-secret", "--dhchap-ctrl-secret"]}
+
+
+def test_a_volume_that_admits_nobody_says_how_to_admit_this_host() -> None:
+    assert "rackctl volume hosts add data $(cat /etc/nvme/hostnqn)" in paths().as_text()
