@@ -29,7 +29,7 @@ PACKAGES: Final = {
     "zstd": "zstd",
     "gzip": "gzip",
 }
-SPDK: Final = ("nvmf_tgt", "spdk_nvme_identify", "spdk_nvme_perf")
+SPDK: Final = ("nvmf_tgt", "bdevperf", "spdk_nvme_identify", "spdk_nvme_perf")
 """Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""
 
 # Where distributions keep what only administrators are thought to need.
