@@ -9,7 +9,6 @@ import enum
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import ClusterError, Deposed, TakeoverImpossible
 from head_node.cluster.lease import MS, PrimaryLease
 from head_node.cluster.member_links import MemberLinks
+from head_node.cluster.member_watch import MemberWatch
 from head_node.cluster.membership import DurableProgress, Membership, MembershipChanges
 from head_node.cluster.missing_columns import MissingColumns
 from head_node.cluster.replication import LogSender
@@ -42,6 +42,9 @@ DEPOSED_PROBE_SECONDS: Final = 1.0
 """A deposed primary waits this long for a sled to show it the newer credential before it takes the record's word."""
 PROBE_PAUSE_MS: Final = 500
 HANDOVER_SECONDS_MAX: Final = 0.5
+OWN_PATIENCE: Final = 2
+"""Times the patience with a member's log disk: of two that hang together the member's goes first, since a takeover
+costs more."""
 DELETE_SECONDS_MAX: Final = 5.0
 
 
@@ -78,7 +81,7 @@ class PrimaryRole:
         self.epoch = grant.record.epoch
         self.lease = PrimaryLease(services.terms, now_ns=now_ns, term_end_ns=grant.term_end_ns)
         self.membership = Membership(services.head, grant.record)
-        self._durability = DurableProgress(services.terms.stalled_ns)
+        self._own_durability = DurableProgress(OWN_PATIENCE * services.terms.stalled_ns)
         self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
         self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
         self.fenced_total = 0
@@ -92,6 +95,10 @@ class PrimaryRole:
             log_of=self.membership.log_of, on_durable=self._member_durable, on_wiped=self._member_wiped,
             on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
         )  # fmt: skip
+        self.members = MemberWatch(
+            self.volume, self.epoch, self.membership, self._changes, self.links, self.lease,
+            DurableProgress(services.terms.stalled_ns), self._now_ns, self._begin,
+        )  # fmt: skip
         self._half_term_ns = grant.half_term_ns
         self._progress = VolumeState.ATTACHING
         self._held = False
@@ -100,7 +107,6 @@ class PrimaryRole:
         self._led = False
         self._lease_was_valid = True
         self._probed_ns = 0
-        self._members_pause_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -286,8 +292,9 @@ class PrimaryRole:
         self._watch_lease()
         now_ns = self._now_ns()
         self._watch_shortage(now_ns)
-        if self._led and not self._changes.busy and now_ns >= self._members_pause_ns:
-            self._watch_members()
+        if self._led:
+            self._watch_log(now_ns)
+            self.members.look()
         if now_ns >= self._half_term_ns:
             self._begin("renew", self._renew())
         if self.record.state is RecordState.ACTIVE and self.serving and not self._held and self._missing.due(now_ns):
@@ -318,63 +325,19 @@ class PrimaryRole:
                 "event=stopped volume=%s epoch=%d reason=%s", self.volume, self.epoch, stopped or "over",
             )  # fmt: skip
 
-    def _watch_members(self) -> None:
-        now_ns = self._now_ns()
-        removable = self.membership.may_shrink
-        for head in self.lease.silent(now_ns):
-            member = self.record.member(head)
-            if member is not None and removable:
-                log.warning("event=member_silent volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
-                silent = partial(self._silent, head)
-                self._begin("members", self._remove(member, silent, "removed from the members for silence; join again"))
-                return
-        for sender in self.links.senders():
-            head = sender.member.head
-            self._durability.observe(head, sender.durable, sender.lag, now_ns)
-            if self.record.member(head) == sender.member and self._stalled(head) and removable:
-                log.warning("event=member_stalled volume=%s epoch=%d head=%s", self.volume, self.epoch, head)
-                stalled = partial(self._stalled, head)
-                self._begin("members", self._remove(sender.member, stalled, "your log makes nothing durable"))
-                return
-            if self.record.member(head) is None and head in self.record.heads and self._ready(sender.member):
-                self._begin("members", self._add(sender.member))
-                return
-
-    def _ready(self, member: Member) -> bool:
-        """Whether `member` holds everything committed and its answers would keep the lease (F5, F7)."""
-        sender = self.links.sender(member.head)
-        return (
-            sender is not None
-            and sender.member == member
-            and sender.caught_up
-            and self.lease.fresh(member.head, self._now_ns())
-        )
-
-    async def _add(self, member: Member) -> None:
-        if await self._changes.add(member, lambda: self._ready(member)):
-            log.info("event=member_added volume=%s epoch=%d head=%s", self.volume, self.epoch, member.head)
-
-    def _silent(self, head: UUID) -> bool:
-        return head in self.lease.silent(self._now_ns())
-
-    def _stalled(self, head: UUID) -> bool:
-        return self._durability.stalled(head, self._now_ns())
-
-    async def _remove(self, member: Member, wanted: Callable[[], bool], reason: str) -> None:
-        if await self._changes.remove(member, wanted):
-            self._durability.forget(member.head)
-            self.links.drop(member.head, reason)
-        else:
-            self._members_pause_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+    def _watch_log(self, now_ns: int) -> None:
+        """A log disk that hangs here keeps every client waiting: a member, which has every acknowledged write, shall
+        take over. Without one the disk is waited for."""
+        own = self._services.head
+        self._own_durability.observe(own, self._engine.durable, self._engine.owed, now_ns)
+        if self._own_durability.stalled(own, now_ns) and self._heirs() and not self._ended.done():
+            self.lease.end_term()
+            self.links.release()
+            self.end(End.HANDED_OVER, "the log disk of this head makes nothing durable")
 
     def _member_wiped(self, head: UUID) -> None:
-        member = self.record.member(head)
-        if member is not None and self._led:
-
-            async def remove() -> None:
-                await self._changes.remove(member, lambda: True, lost=True)
-
-            self._begin("wiped", remove())
+        if self._led:
+            self.members.wiped(head)
 
     def _members_changed(self) -> None:
         required = self.membership.required

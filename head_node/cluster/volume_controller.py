@@ -308,7 +308,7 @@ class VolumeController:
             )
             await self._tell_authority(outcome)
         self._give_turn()
-        if outcome.end is End.GAVE_UP:
+        if outcome.end in (End.GAVE_UP, End.HANDED_OVER):
             self._stand_back()
         self._to(VolumeState.FOLLOWING)
 

@@ -123,6 +123,12 @@ class VolumeEngine(Replica):
             return False
         return self._log.used_bytes + self._log.pending_bytes + 2 * length <= self.limits.client_log_bytes_max
 
+    @property
+    def owed(self) -> int:
+        """Records that the log of this head took and has not made durable; none while its disk is full, for the log
+        goes on by itself when there is room."""
+        return 0 if self._log.no_room is not None else self._log.position.opnum - self.durable
+
     def status(self) -> dict[str, Any]:
         """Counters and gauges for status reports."""
         stripes, destager = self.state.stripes, self._destager

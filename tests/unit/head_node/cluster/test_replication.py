@@ -147,10 +147,10 @@ def test_f5_a_member_is_caught_up_when_it_holds_everything_committed_durably() -
         await until(lambda: sender.caught_up)
         sender.durable = first.engine.committed - 1  # all is sent, and the member has not said that it has the last
         assert not sender.caught_up
-        assert not role._ready(sender.member)
+        assert not role.members.ready(sender.member)
         sender.durable = first.engine.committed
         assert sender.caught_up
-        assert role._ready(sender.member)
+        assert role.members.ready(sender.member)
 
     with_rack(scenario)
 

@@ -19,11 +19,10 @@ from kit.cluster import (
 )
 
 from head_node.authority import transitions
-from head_node.cluster import follower, primary
+from head_node.cluster import primary
 from head_node.cluster.primary import End
 from head_node.cluster.states import VolumeState
 from head_node.store.records import VolumeState as RecordState
-from head_node.volume.errors import LogFailed
 from head_node.volume.geometry import Geometry
 from sled_controller.credential import parse_credential
 from sled_controller.errors import CommandFailed
@@ -297,19 +296,6 @@ def test_a_volume_that_is_deleted_does_not_begin_again_in_the_view_that_still_ha
     with_rack(scenario)
 
 
-def test_a_failed_log_ends_the_volume_here_and_the_other_head_takes_over() -> None:
-    async def scenario(rack: Rack) -> None:
-        first, second = await rack.start_serving()
-        assert await first.write(0, ONE) == 0
-        first.disk.fail_commits = True
-        first.write(0, TWO)
-        await until(lambda: first.state is VolumeState.FAILED)
-        await until(lambda: second.serving)
-        assert await second.read(0) in (ONE, TWO)
-
-    with_rack(scenario)
-
-
 class Slow:
     """Sleds that answer no ATTACH of one head until `open` is set."""
 
@@ -431,67 +417,6 @@ def test_a_role_may_end_while_it_hands_over() -> None:
     with_rack(scenario)
 
 
-def test_a_log_that_fails_while_its_primary_steps_down_ends_the_volume_here() -> None:
-    async def scenario(rack: Rack) -> None:
-        first, second = await rack.start_serving()
-        role = first.controller._role
-        assert role is not None
-        role.end(End.GAVE_UP, "for the test")
-        first.engine._fail(LogFailed("the disk is gone"))
-        await first.controller.reached(VolumeState.FAILED)
-        await until(lambda: second.serving)
-
-    with_rack(scenario)
-
-
-def test_a_log_that_fails_while_a_member_seals_ends_the_volume_here() -> None:
-    async def scenario(rack: Rack) -> None:
-        first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
-        first.write(0, ONE)
-        await until(lambda: bool(held))
-        await first.crash()
-        follower = second.controller._follower
-        assert follower is not None
-        await until(lambda: follower.promise.sealed)
-        second.disk.gate, second.disk.fail_commits = None, True
-        for finish in held:
-            finish()
-        await second.controller.reached(VolumeState.FAILED)
-        await asyncio.wait_for(second.stop(), 2)
-
-    with_rack(scenario)
-
-
-def test_a_member_whose_log_disk_hangs_while_it_seals_fails_the_volume_instead_of_waiting_for_ever(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(follower, "SETTLE_SECONDS_MAX", 0.05)
-
-    async def scenario(rack: Rack) -> None:
-        first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
-        first.write(0, ONE)
-        await until(lambda: bool(held))
-        await first.crash()
-        await second.controller.reached(VolumeState.FAILED)
-        assert rack.record.epoch == 1, "an unsettled log asked for the epoch"
-        assert "did not answer" in second.controller.status()["reason"]
-        assert "event=volume_failed" in caplog.text
-        await until(lambda: second.controller.ended)
-        assert not second.head.ready
-        await first.start()
-        await until(lambda: first.serving)
-        held[0]()
-        assert await first.read(0) == ONE
-        await asyncio.wait_for(second.stop(), 2)
-        second.api.cut_off = True
-
-    with_rack(scenario)
-
-
 def test_a_sled_without_room_for_a_missing_column_stops_no_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(rack: Rack) -> None:
         full = list(rack.sleds.values())[2]
@@ -529,23 +454,6 @@ def test_a_judgement_that_cannot_be_had_ends_the_role() -> None:
     with_rack(scenario)
 
 
-def test_a_member_whose_log_disk_hangs_is_removed_and_comes_back_with_it() -> None:
-    async def scenario(rack: Rack) -> None:
-        first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
-        assert await first.write(0, ONE) == 0, "a member that answers heartbeats but syncs nothing holds up all writes"
-        assert not rack.is_member(second)
-        assert first.serving
-        second.disk.gate = None
-        for finish in held:
-            finish()
-        await until(lambda: rack.is_member(second))
-        assert await first.write(0, TWO) == 0
-
-    with_rack(scenario)
-
-
 def test_a_deletion_that_arrives_as_the_answer_to_another_change_is_carried_out() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
@@ -555,21 +463,5 @@ def test_a_deletion_that_arrives_as_the_answer_to_another_change_is_carried_out(
         rack.authority.records[VOLUME] = transitions.delete(rack.record)  # no view tells of it: the answer is first
         gate.set()
         await until(lambda: VOLUME not in rack.authority.records)
-
-    with_rack(scenario)
-
-
-def test_a_volume_that_is_deleted_before_it_began_leaves_no_log_behind() -> None:
-    async def scenario(rack: Rack) -> None:
-        for head in rack.heads:
-            head.sleds_cut = True
-        rack.create_volume()
-        await rack.start()
-        first, second = rack.heads[:2]
-        await until(lambda: bool(first.disk.files) and bool(second.disk.files))
-        await until(lambda: VolumeState.FOLLOWING in (first.state, second.state))
-        del rack.authority.records[VOLUME]
-        rack.authority.touch()
-        await until(lambda: not first.disk.files and not second.disk.files)
 
     with_rack(scenario)

@@ -1,0 +1,176 @@
+"""What a volume does when the log disk of one of its heads fails, hangs or comes back."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from kit.cluster import (
+    BLOCK,
+    TERMS,
+    VOLUME,
+    Rack,
+    until,
+    with_rack,
+)
+
+from head_node.cluster import follower, primary
+from head_node.cluster.primary import End
+from head_node.cluster.states import VolumeState
+from head_node.volume.errors import LogFailed
+
+ONE, TWO = (bytes([value]) * BLOCK for value in (1, 2))
+
+
+def test_a_failed_log_ends_the_volume_here_and_the_other_head_takes_over() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, ONE) == 0
+        first.disk.fail_commits = True
+        first.write(0, TWO)
+        await until(lambda: first.state is VolumeState.FAILED)
+        await until(lambda: second.serving)
+        assert await second.read(0) in (ONE, TWO)
+
+    with_rack(scenario)
+
+
+def test_a_log_that_fails_while_its_primary_steps_down_ends_the_volume_here() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        role = first.controller._role
+        assert role is not None
+        role.end(End.GAVE_UP, "for the test")
+        first.engine._fail(LogFailed("the disk is gone"))
+        await first.controller.reached(VolumeState.FAILED)
+        await until(lambda: second.serving)
+
+    with_rack(scenario)
+
+
+def test_a_log_that_fails_while_a_member_seals_ends_the_volume_here() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: bool(held))
+        await first.crash()
+        follower = second.controller._follower
+        assert follower is not None
+        await until(lambda: follower.promise.sealed)
+        second.disk.gate, second.disk.fail_commits = None, True
+        for finish in held:
+            finish()
+        await second.controller.reached(VolumeState.FAILED)
+        await asyncio.wait_for(second.stop(), 2)
+
+    with_rack(scenario)
+
+
+def test_a_member_whose_log_disk_hangs_while_it_seals_fails_the_volume_instead_of_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follower, "SETTLE_SECONDS_MAX", 0.05)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: bool(held))
+        await first.crash()
+        await second.controller.reached(VolumeState.FAILED)
+        assert rack.record.epoch == 1, "an unsettled log asked for the epoch"
+        assert "did not answer" in second.controller.status()["reason"]
+        assert "event=volume_failed" in caplog.text
+        await until(lambda: second.controller.ended)
+        assert not second.head.ready
+        await first.start()
+        await until(lambda: first.serving)
+        held[0]()
+        assert await first.read(0) == ONE
+        await asyncio.wait_for(second.stop(), 2)
+        second.api.cut_off = True
+
+    with_rack(scenario)
+
+
+def test_a_primary_whose_log_disk_hangs_lets_a_member_take_over_and_follows_it_when_the_disk_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(primary, "OWN_PATIENCE", 1)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, ONE) == 0
+        held: list[Callable[[], None]] = []
+        first.disk.gate = held.append
+        unanswered = first.write(0, TWO)
+        await until(lambda: second.serving)
+        assert rack.record.epoch == 2
+        assert not unanswered.done()
+        # The head whose disk hangs is still a member: it goes when it owes the new primary for as long.
+        assert await second.write(1, ONE) == 0
+        assert not rack.is_member(first)
+        first.disk.gate = None
+        for finish in held:
+            finish()
+        await until(lambda: rack.is_member(first))
+        assert first.state is VolumeState.FOLLOWING
+        assert first.engine.durable == second.engine.durable
+
+    with_rack(scenario)
+
+
+def test_a_lone_primary_waits_for_a_log_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "OWN_PATIENCE", 0)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        await second.crash()
+        await until(lambda: not rack.is_member(second))
+        held: list[Callable[[], None]] = []
+        first.disk.gate = held.append
+        answer = first.write(0, ONE)
+        await until(lambda: bool(held))
+        await asyncio.sleep(5 * TERMS.heartbeat_ms / 1000)
+        assert first.serving
+        assert rack.record.epoch == 1
+        first.disk.gate = None
+        held[0]()
+        assert await answer == 0
+
+    with_rack(scenario)
+
+
+def test_a_member_whose_log_disk_hangs_is_removed_and_comes_back_with_it() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        assert await first.write(0, ONE) == 0, "a member that answers heartbeats but syncs nothing holds up all writes"
+        assert not rack.is_member(second)
+        assert first.serving
+        second.disk.gate = None
+        for finish in held:
+            finish()
+        await until(lambda: rack.is_member(second))
+        assert await first.write(0, TWO) == 0
+
+    with_rack(scenario)
+
+
+def test_a_volume_that_is_deleted_before_it_began_leaves_no_log_behind() -> None:
+    async def scenario(rack: Rack) -> None:
+        for head in rack.heads:
+            head.sleds_cut = True
+        rack.create_volume()
+        await rack.start()
+        first, second = rack.heads[:2]
+        await until(lambda: bool(first.disk.files) and bool(second.disk.files))
+        await until(lambda: VolumeState.FOLLOWING in (first.state, second.state))
+        del rack.authority.records[VOLUME]
+        rack.authority.touch()
+        await until(lambda: not first.disk.files and not second.disk.files)
+
+    with_rack(scenario)
