@@ -22,7 +22,11 @@ HANDSHAKE_SECONDS_MAX: Final = 2.0
 """A peer that has not proved itself by then is cut off."""
 
 STRANGERS_MAX: Final = 64
-"""Connections that have not proved themselves yet; more are closed at once."""
+"""Connections that have not proved themselves yet. For one more the oldest of them makes room: a flood keeps a head out
+only where it fills all places in the moment that a handshake takes."""
+
+REPORT_SECONDS: Final = 1.0
+"""How often refusals are logged at the most."""
 
 SEND_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """Above this the connection says that it is full."""
@@ -238,8 +242,10 @@ class PeerListener:
         self._accept = accept
         self._env = env
         self._server: asyncio.Server | None = None
-        self._strangers = 0
+        self._strangers: dict[PeerConnection, None] = {}  # oldest first
         self._connections: dict[PeerConnection, None] = {}
+        self._unreported = 0
+        self._report_timer: asyncio.TimerHandle | None = None
         self.refused_total = 0
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -252,26 +258,24 @@ class PeerListener:
         """Stop listening and reset every link that was accepted."""
         if self._server is not None:
             self._server.close()
+        if self._report_timer is not None:
+            self._report_timer.cancel()
         for connection in list(self._connections):
             connection.abort("this head is stopping")
 
     def _stranger(self) -> PeerConnection:
         handshake = PeerHandshake.responder(self._key, frozenset(self._peers()), self._env)
         connection = PeerConnection(PeerLink(handshake), initiator=False)
-        if self._strangers >= STRANGERS_MAX:
-            self.refused_total += 1
-            log.warning("event=link_refused reason=too_many_strangers")
-            asyncio.get_running_loop().call_soon(connection.abort, "too many strangers")
-            return connection
-        self._strangers += 1
+        if len(self._strangers) >= STRANGERS_MAX:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.abort("it makes room for another stranger")
+        self._strangers[connection] = None
         self._connections[connection] = None
         connection.on_authenticated = lambda event: self._known(connection, event)
-        connection.authenticated.add_done_callback(self._no_stranger)
+        connection.authenticated.add_done_callback(lambda _: self._strangers.pop(connection, None))
         connection.on_gone = lambda: self._gone(connection)
         return connection
-
-    def _no_stranger(self, authenticated: "asyncio.Future[Authenticated]") -> None:
-        self._strangers -= 1
 
     def _known(self, connection: PeerConnection, event: Authenticated) -> None:
         context = LinkContext.decode(event.context)
@@ -281,7 +285,18 @@ class PeerListener:
 
     def _gone(self, connection: PeerConnection) -> None:
         self._connections.pop(connection, None)
+        self._strangers.pop(connection, None)
         refused = connection.authenticated.exception()
         if refused is not None:
             self.refused_total += 1
-            log.warning("event=link_refused reason=%s", refused)
+            self._unreported += 1
+            if self._report_timer is None:
+                self._report(refused)
+
+    def _report(self, last: BaseException | None = None) -> None:
+        """One line for all refusals since the one before: a flood must not fill the log."""
+        self._report_timer = None
+        if self._unreported:
+            log.warning("event=links_refused count=%d last=%s", self._unreported, last or "as before")
+            self._unreported = 0
+            self._report_timer = asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report)

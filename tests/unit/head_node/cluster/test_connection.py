@@ -157,20 +157,25 @@ def test_a_peer_that_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
     run(work())
 
 
-def test_more_strangers_than_the_bound_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_stranger_makes_room_for_another_and_a_flood_fills_no_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work() -> None:
         monkeypatch.setattr(module, "STRANGERS_MAX", 1)
         bench = Bench()
         address = await bench.listener.start("127.0.0.1", 0)
-        first = await asyncio.open_connection(*address)
-        await until(lambda: bench.listener._strangers == 1)
-        reader, writer = await asyncio.open_connection(*address)
+        strangers = []
+        for _ in range(20):
+            strangers.append(await asyncio.open_connection(*address))
+        await until(lambda: len(bench.listener._strangers) == 1 and bench.listener.refused_total == 19)
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
-        assert bench.listener.refused_total == 1
-        first[1].close()
-        writer.close()
-        await until(lambda: bench.listener._strangers == 0)
+            await strangers[-2][0].readexactly(1)
+        link = await dial(address, KEYS[0], PUBLIC[1], CONTEXT, ENV)
+        assert caplog.text.count("event=links_refused") == 1
+        link.abort()
+        for _, writer in strangers:
+            writer.close()
+        await until(lambda: not bench.listener._strangers)
         await bench.listener.close()
 
     run(work())
