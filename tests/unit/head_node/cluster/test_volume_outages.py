@@ -90,6 +90,26 @@ def test_a_primary_that_is_stopped_hands_over_without_waiting_for_the_lease() ->
     with_rack(scenario)
 
 
+def test_f7_a_primary_that_hands_over_answers_nobody_any_more() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        held: list[Callable[[], None]] = []
+        second.disk.gate = held.append
+        unanswered = first.write(0, ONE)
+        await until(lambda: bool(held))
+        stopping = asyncio.get_running_loop().create_task(first.stop())  # it waits for the member to catch up
+        await asyncio.sleep(0)
+        second.disk.gate = None
+        held[0]()
+        await until(lambda: second.serving)
+        assert not unanswered.done()
+        await stopping
+        first.api.cut_off = True
+        assert await second.read(0) == ONE
+
+    with_rack(scenario)
+
+
 def test_a_lone_primary_destages_when_it_is_stopped() -> None:
     async def scenario(rack: Rack) -> None:
         first = rack.heads[0]
