@@ -43,6 +43,12 @@ class Device(Protocol):
     def reset(self, done: Done) -> int:
         """End every outstanding command: once this completes none of them can take effect any more (F3)."""
 
+    def allocate(self, size_bytes: int) -> memoryview:
+        """A buffer that this drive and its kin use without a copy, zeroed or not; it lives as long as a view of it.
+
+        Allocate buffers to keep: there may be little such memory, and then an exception of the driver says so.
+        """
+
     def smart(self) -> dict[str, int]:
         """SMART / health counters by the field names of NVM Express Base 2.0, figure 207."""
 

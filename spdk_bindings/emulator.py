@@ -121,6 +121,10 @@ class MemoryDevice:
         """Nothing can be outstanding."""
         return _SUCCESS
 
+    def allocate(self, size_bytes: int) -> memoryview:
+        """Plain memory."""
+        return memoryview(bytearray(size_bytes))
+
     def smart(self) -> dict[str, int]:
         """Counters since construction."""
         return _smart(self._reads, self._read_bytes, self._writes, self._write_bytes, 0)
@@ -251,6 +255,10 @@ class FileDevice:
             loop.call_soon(waiter, _ABORTED)
         loop.call_soon(done, _SUCCESS)
         return PENDING
+
+    def allocate(self, size_bytes: int) -> memoryview:
+        """Plain memory."""
+        return memoryview(bytearray(size_bytes))
 
     def smart(self) -> dict[str, int]:
         """Counters since it was opened."""

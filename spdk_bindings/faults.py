@@ -68,6 +68,10 @@ class Wrapper:
         """Reset what is below."""
         return self.device.reset(done)
 
+    def allocate(self, size_bytes: int) -> memoryview:
+        """What the device below gives."""
+        return self.device.allocate(size_bytes)
+
     def smart(self) -> dict[str, int]:
         """What the device below says."""
         return self.device.smart()

@@ -132,6 +132,10 @@ class VolatileCache:
         loop.call_soon(done, _SUCCESS)
         return PENDING
 
+    def allocate(self, size_bytes: int) -> memoryview:
+        """What the medium gives."""
+        return self.medium.allocate(size_bytes)
+
     def smart(self) -> dict[str, int]:
         """The medium's counters with the power cycles of this wrapper."""
         return self.medium.smart() | {"power_cycles": self._power_cycles, "unsafe_shutdowns": self._unsafe_shutdowns}

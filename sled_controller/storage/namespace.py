@@ -41,6 +41,10 @@ class OfflineDevice:
         """Nothing is outstanding here; what the real device has was reset when it went offline."""
         return int(Status.SUCCESS)
 
+    def allocate(self, size_bytes: int) -> memoryview:
+        """Plain memory."""
+        return memoryview(bytearray(size_bytes))
+
     def smart(self) -> dict[str, int]:
         """Nothing to tell."""
         return {}
