@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-REAL = ("rack", "peers")
+REAL = ("rack", "peers", "spdk")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group what lies in tests/rack and tests/peers for `--dist loadgroup`."""
+    """Group what lies in tests/rack, tests/peers and tests/spdk for `--dist loadgroup`."""
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] in REAL:
             item.add_marker(pytest.mark.xdist_group("rack"))

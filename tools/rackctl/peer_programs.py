@@ -28,6 +28,8 @@ PACKAGES: Final = {
     "depmod": "kmod",
     "zstd": "zstd",
     "gzip": "gzip",
+    "gcc": "gcc",
+    "setarch": "util-linux",
 }
 SPDK: Final = ("nvmf_tgt", "bdevperf", "spdk_nvme_identify", "spdk_nvme_perf")
 """Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""

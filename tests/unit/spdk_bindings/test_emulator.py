@@ -1,4 +1,4 @@
-"""The emulated drives behave like drives: whole blocks, ranges, durability on FLUSH and FUA, errors by status."""
+"""What only the emulated drives do, or can be seen of them only: syncs, errors of files, clones."""
 
 import asyncio
 import errno
@@ -10,16 +10,9 @@ import pytest
 from kit.drive import block, read, run, status_of, unexpected
 
 from spdk_bindings import emulator
-from spdk_bindings.device import PENDING, Device
+from spdk_bindings.device import PENDING
 from spdk_bindings.emulator import FileDevice, MemoryDevice
 from spdk_bindings.nvme import Status
-
-
-@pytest.fixture(params=["file", "memory"])
-def device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Device]:
-    made: Device = FileDevice.create(tmp_path / "drive", 64) if request.param == "file" else MemoryDevice(64)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -29,39 +22,10 @@ def file_device(tmp_path: Path) -> Iterator[FileDevice]:
     made.close()
 
 
-def test_what_was_written_is_read_back(device: Device) -> None:
-    assert device.write(3, block(7, 2), False, unexpected) == 0
-    assert read(device, 2, 4) == block(0) + block(7, 2) + block(0)
-    assert device.write(63, memoryview(block(9)), False, unexpected) == 0
-    assert read(device, 63) == block(9)
-
-
-@pytest.mark.parametrize(("lba", "count"), [(64, 1), (63, 2), (-1, 1), (2**60, 1)])
-def test_out_of_range_is_refused_and_changes_nothing(device: Device, lba: int, count: int) -> None:
-    assert device.write(lba, block(1, count), False, unexpected) == Status.LBA_OUT_OF_RANGE
-    assert device.read(lba, bytearray(count * 4096), unexpected) == Status.LBA_OUT_OF_RANGE
-    assert device.write_zeroes(lba, count, False, unexpected) == Status.LBA_OUT_OF_RANGE
-    assert device.deallocate(lba, count, unexpected) == Status.LBA_OUT_OF_RANGE
-    assert read(device, 0, 64) == block(0, 64)
-
-
-@pytest.mark.parametrize("size", [0, 1, 4095, 4097])
-def test_lengths_that_are_no_whole_blocks_are_refused(device: Device, size: int) -> None:
-    assert device.write(0, bytes(size), False, unexpected) == Status.INVALID_FIELD
-    assert device.read(0, bytearray(size), unexpected) == Status.INVALID_FIELD
-
-
-def test_zeroed_and_deallocated_blocks_read_zero(device: Device) -> None:
-    device.write(0, block(5, 10), False, unexpected)
-    assert device.write_zeroes(2, 3, False, unexpected) == 0
-    assert device.deallocate(7, 2, unexpected) == 0
-    assert read(device, 0, 10) == block(5, 2) + block(0, 3) + block(5, 2) + block(0, 2) + block(5)
-
-
-def test_smart_counts_commands_and_data(device: Device) -> None:
-    device.write(0, block(1, 4), False, unexpected)
-    read(device, 0)
-    smart = device.smart()
+def test_smart_counts_commands_and_data(file_device: FileDevice) -> None:
+    file_device.write(0, block(1, 4), False, unexpected)
+    read(file_device, 0)
+    smart = file_device.smart()
     assert smart["host_write_commands"] == 1
     assert smart["host_read_commands"] == 1
     assert smart["data_units_written"] == 1

@@ -1,0 +1,207 @@
+"""A real NVMe drive behind the `Device` interface."""
+
+import asyncio
+import logging
+from typing import Final, Self
+
+from spdk_bindings.device import BLOCK_BYTES, PENDING, Buffer, Done
+from spdk_bindings.nvme import IoOpcode, Status
+from spdk_bindings.spdk.controller import DriveCounters, DriveSettings, DriveState, SpdkController
+from spdk_bindings.spdk.environment import SpdkEnvironment
+from spdk_bindings.spdk.errors import AttachError, SpdkError
+
+log = logging.getLogger(__name__)
+
+SMART_SECONDS: Final = 10.0
+"""Between readings of the SMART log."""
+TRANSFER_BLOCKS_MAX: Final = 256
+"""Of one command to the reactor; longer ones go in pieces."""
+
+_ZEROES_BLOCKS_MAX: Final = 1 << 16
+_RANGE_BLOCKS_MAX: Final = (1 << 32) - 1
+_FUA: Final = 1 << 14
+"""Bit 30 of command dword 12, as the shim counts: from 16 on. So is the next (NVM Command Set 1.0, 3.2.8)."""
+_DEALLOCATE: Final = 1 << 9
+_SUCCESS: Final = int(Status.SUCCESS)
+_OUT_OF_RANGE: Final = int(Status.LBA_OUT_OF_RANGE)
+_INVALID_FIELD: Final = int(Status.INVALID_FIELD)
+_READ: Final = int(IoOpcode.READ)
+_WRITE: Final = int(IoOpcode.WRITE)
+_COMPARE: Final = int(IoOpcode.COMPARE)
+
+
+class SpdkDevice:
+    """A namespace with blocks of 4096 bytes. Every command is PENDING, and its status is the drive's own.
+
+    When the controller is lost, what was outstanding ends with the status that SPDK gives it, and later commands fail
+    with HOST_PATHING_ERROR until it is back, which is tried without end.
+    """
+
+    def __init__(self, environment: SpdkEnvironment, controller: SpdkController) -> None:
+        """Use `open`."""
+        self._environment = environment
+        self._controller = controller
+        self._queue = controller.queue
+        identity = controller.identity
+        self.block_count = identity.block_count
+        self.serial = identity.serial
+        self.model = identity.model
+        self.firmware = identity.firmware
+        if identity.deallocated_reads_zero:
+            self._deallocation = (IoOpcode.DATASET_MANAGEMENT, 0, _RANGE_BLOCKS_MAX)
+        else:
+            flags = _DEALLOCATE if identity.write_zeroes_deallocates else 0
+            self._deallocation = (IoOpcode.WRITE_ZEROES, flags, _ZEROES_BLOCKS_MAX)
+        self._smart: dict[str, int] = {}
+        self._smart_reader: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, environment: SpdkEnvironment, address: str, settings: DriveSettings | None = None) -> Self:
+        """Attach the drive at a PCIe address or transport id, for this event loop.
+
+        Raises AttachError (also when its blocks do not have 4096 bytes), PoolExhausted, SpdkError.
+        """
+        controller = await SpdkController.open(environment, address, settings)
+        try:
+            found = controller.identity.format
+            if found.block_bytes != BLOCK_BYTES or found.metadata_bytes:
+                raise AttachError(
+                    f"{address}: its blocks have {found.block_bytes} bytes and {found.metadata_bytes} of metadata, not "
+                    f"{BLOCK_BYTES} and none; python -m spdk_bindings.spdk format {address!r} erases the drive and "
+                    "gives it such blocks"
+                )
+            device = cls(environment, controller)
+            device._smart = await controller.smart()
+        except BaseException:
+            controller.close()
+            raise
+        device._smart_reader = asyncio.get_running_loop().create_task(device._read_smart())
+        return device
+
+    @property
+    def state(self) -> DriveState:
+        """Whether it is there."""
+        return self._controller.state
+
+    @property
+    def counters(self) -> DriveCounters:
+        """What the driver has done since it was opened."""
+        return self._controller.counters
+
+    @property
+    def controller(self) -> SpdkController:
+        """For admin commands, logs and firmware."""
+        return self._controller
+
+    def read(self, lba: int, into: memoryview | bytearray, done: Done) -> int:
+        """Fill `into`, without a copy when it is from `allocate`."""
+        size = len(into)
+        count = size // BLOCK_BYTES
+        if size % BLOCK_BYTES or not count:
+            return _INVALID_FIELD
+        if lba < 0 or lba + count > self.block_count:
+            return _OUT_OF_RANGE
+        if count > TRANSFER_BLOCKS_MAX:
+            return self._transfer_in_pieces(_READ, 0, lba, into, done)
+        return self._queue.io(_READ, 0, lba, count, into, done)
+
+    def write(self, lba: int, data: Buffer, fua: bool, done: Done) -> int:
+        """Write, without a copy when `data` is from `allocate`."""
+        size = len(data)
+        count = size // BLOCK_BYTES
+        if size % BLOCK_BYTES or not count:
+            return _INVALID_FIELD
+        if lba < 0 or lba + count > self.block_count:
+            return _OUT_OF_RANGE
+        if count > TRANSFER_BLOCKS_MAX:
+            return self._transfer_in_pieces(_WRITE, _FUA if fua else 0, lba, data, done)
+        return self._queue.io(_WRITE, _FUA if fua else 0, lba, count, data, done)
+
+    def compare(self, lba: int, data: Buffer, done: Done) -> int:
+        """COMPARE_FAILURE unless the blocks from `lba` are equal to `data` (at most 1 MiB)."""
+        size = len(data)
+        count = size // BLOCK_BYTES
+        if size % BLOCK_BYTES or not 0 < count <= TRANSFER_BLOCKS_MAX:
+            return _INVALID_FIELD
+        if lba < 0 or lba + count > self.block_count:
+            return _OUT_OF_RANGE
+        return self._queue.io(_COMPARE, 0, lba, count, data, done)
+
+    def flush(self, done: Done) -> int:
+        """Put what completed before on the medium."""
+        return self._queue.io(IoOpcode.FLUSH, 0, 0, 0, None, done)
+
+    def write_zeroes(self, lba: int, count: int, fua: bool, done: Done) -> int:
+        """Zero `count` blocks, in commands of 65536."""
+        return self._in_pieces((IoOpcode.WRITE_ZEROES, _FUA if fua else 0, _ZEROES_BLOCKS_MAX), lba, count, done)
+
+    def deallocate(self, lba: int, count: int, done: Done) -> int:
+        """Give blocks back, by Dataset Management if the drive then reads zeroes there, by Write Zeroes if not."""
+        return self._in_pieces(self._deallocation, lba, count, done)
+
+    def reset(self, done: Done) -> int:
+        """Let outstanding commands end, abort those that do not, reset the controller and connect it again.
+
+        HOST_PATHING_ERROR when it did not come back: nothing is known of what it may still do.
+        """
+        return self._queue.reset(done)
+
+    def allocate(self, size_bytes: int) -> memoryview:
+        """DMA memory for buffers that commands of any drive use without a copy. Raises PoolExhausted."""
+        return self._environment.buffers.allocate(size_bytes)
+
+    def smart(self) -> dict[str, int]:
+        """The drive's own SMART log as it was at most some seconds ago."""
+        return dict(self._smart)
+
+    def close(self) -> None:
+        """Detach. A second call does nothing."""
+        if self._smart_reader is not None:
+            self._smart_reader.cancel()
+        self._controller.close()
+
+    def _transfer_in_pieces(self, opcode: int, flags: int, lba: int, data: Buffer, done: Done) -> int:
+        view = memoryview(data)
+        step = TRANSFER_BLOCKS_MAX * BLOCK_BYTES
+        pieces = [view[at : at + step] for at in range(0, len(view), step)]
+        ended = _Pieces(len(pieces), done).one
+        for number, piece in enumerate(pieces):
+            at = lba + number * TRANSFER_BLOCKS_MAX
+            self._queue.io(opcode, flags, at, len(piece) // BLOCK_BYTES, piece, ended)
+        return PENDING
+
+    def _in_pieces(self, how: tuple[int, int, int], lba: int, count: int, done: Done) -> int:
+        opcode, flags, blocks_max = how
+        if lba < 0 or count <= 0 or lba + count > self.block_count:
+            return _OUT_OF_RANGE
+        starts = range(lba, lba + count, blocks_max)
+        ended = done if len(starts) == 1 else _Pieces(len(starts), done).one
+        for start in starts:
+            self._queue.io(opcode, flags, start, min(blocks_max, lba + count - start), None, ended)
+        return PENDING
+
+    async def _read_smart(self) -> None:
+        while True:
+            await asyncio.sleep(SMART_SECONDS)
+            try:
+                self._smart = await self._controller.smart()
+            except SpdkError as error:
+                log.warning("event=no_smart serial=%s error=%s", self.serial, error)
+
+
+class _Pieces:
+    """Counts the completions of parts of one command, and answers for the whole with the first failure."""
+
+    __slots__ = ("_done", "_status", "_waiting")
+
+    def __init__(self, count: int, done: Done) -> None:
+        self._waiting = count
+        self._done = done
+        self._status = _SUCCESS
+
+    def one(self, status: int) -> None:
+        """A part has completed."""
+        self._status = self._status or status
+        self._waiting -= 1
+        if not self._waiting:
+            self._done(self._status)
