@@ -55,8 +55,8 @@ async def running() -> AsyncIterator[tuple["Rpc", asyncio.subprocess.Process]]:
         control, log = Path(scratch) / "rpc.sock", Path(scratch) / "log"
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
-                program, *MEMORY, "--no-pci", "-m", "0x1", "-r", str(control), stdin=asyncio.subprocess.DEVNULL,
-                stdout=out, stderr=out,
+                program, *MEMORY, "--no-pci", "-m", "0x1", "--disable-cpumask-locks", "-r", str(control),
+                stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
         try:
             try:
