@@ -73,6 +73,8 @@ struct drive {
     bool active; /* the namespace is there */
     bool lost;   /* SPDK said that the queue is dead */
     bool is_pcie;
+    bool shares_core; /* with the thread that opened the drive, so that it may spin only a little */
+    uint64_t spin_until_ns;
 
     struct request *requests;       /* by tag */
     struct request_list pending;    /* not given to SPDK yet */

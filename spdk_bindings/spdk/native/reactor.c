@@ -3,10 +3,10 @@
 #define _GNU_SOURCE
 
 #include <poll.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,7 +16,9 @@
 #define MICROSECOND_NS 1000ull
 #define TICK_NS 10000000ull        /* between looks at timeouts and the admin queue */
 #define SPIN_IDLE_NS 30000ull      /* the next command often follows at once */
+#define SPIN_SHARED_NS 60000ull
 #define SPIN_BUSY_NS 2000000ull    /* longer than a command of a healthy drive takes */
+#define NAP_NS 10000ull            /* instead of spinning, on a core that the event loop may need */
 #define REST_IDLE_NS 100000000ull  /* keep-alives are due every few seconds */
 #define REST_BUSY_NS 50000ull      /* outstanding, but slow */
 #define REST_RESET_NS 500000ull
@@ -76,18 +78,26 @@ static void rest(struct drive *drive, uint64_t longest_ns)
     atomic_store(&drive->sleeping, false);
 }
 
-static void idle(struct drive *drive, uint64_t quiet_ns)
+/* On a core of its own the reactor spins, as the next completion or command is near. On one that it shares with the event
+ * loop it does that only right after commands came, when the loop has just gone to wait. It never yields: whoever else
+ * wants the core would get a whole slice for it, some milliseconds. */
+static bool should_spin(const struct drive *drive, uint64_t now, uint64_t quiet_ns)
+{
+    if (drive->shares_core) {
+        return is_outstanding(drive) && now < drive->spin_until_ns;
+    }
+    return quiet_ns < (is_outstanding(drive) ? SPIN_BUSY_NS : SPIN_IDLE_NS);
+}
+
+/* Nothing moves. */
+static void idle(struct drive *drive, uint64_t now, uint64_t quiet_ns)
 {
     if (drive->phase != PHASE_CONNECTED) {
         rest(drive, REST_RESET_NS);
+    } else if (should_spin(drive, now, quiet_ns)) {
+        return;
     } else if (is_outstanding(drive)) {
-        if (quiet_ns < SPIN_BUSY_NS) {
-            sched_yield();
-        } else {
-            rest(drive, REST_BUSY_NS);
-        }
-    } else if (quiet_ns < SPIN_IDLE_NS) {
-        sched_yield();
+        rest(drive, quiet_ns < SPIN_BUSY_NS ? NAP_NS : REST_BUSY_NS);
     } else {
         rest(drive, REST_IDLE_NS);
     }
@@ -98,6 +108,9 @@ static bool turn(struct drive *drive, uint64_t now)
 {
     bool moved = commands_take(drive);
 
+    if (moved) {
+        drive->spin_until_ns = now + SPIN_SHARED_NS;
+    }
     if (drive->phase == PHASE_CONNECTED) {
         moved = commands_submit(drive, now) || moved;
     } else if (drive->phase == PHASE_WAITING || drive->phase == PHASE_GONE || drive->attempts > 1) {
@@ -127,6 +140,7 @@ static void *run(void *argument)
     struct drive *drive = argument;
     uint64_t moved_ns, tick_due_ns = 0;
 
+    prctl(PR_SET_TIMERSLACK, 1ul); /* naps are shorter than the usual slack */
     if (!controller_connect(drive)) {
         controller_detach(drive);
         drive_set_state(drive, DRIVE_FAILED);
@@ -144,12 +158,13 @@ static void *run(void *argument)
             tick_due_ns = now + TICK_NS;
         }
         if (atomic_load(&drive->completion_ring.produced) != produced) {
+            drive->spin_until_ns = 0;
             drive_notify(drive);
         }
         if (moved) {
             moved_ns = now;
         } else {
-            idle(drive, now - moved_ns);
+            idle(drive, now, now - moved_ns);
         }
     }
     drive->hold = true;
@@ -185,10 +200,13 @@ static bool start(struct drive *drive)
     pthread_attr_t attributes;
     int result;
 
-    pthread_attr_init(&attributes);
-    if (drive->options.core >= 0) {
-        cpu_set_t cores;
+    cpu_set_t cores;
 
+    pthread_attr_init(&attributes);
+    drive->shares_core = drive->options.core < 0 ||
+                         pthread_getaffinity_np(pthread_self(), sizeof(cores), &cores) != 0 ||
+                         CPU_ISSET(drive->options.core, &cores);
+    if (drive->options.core >= 0) {
         CPU_ZERO(&cores);
         CPU_SET(drive->options.core, &cores);
         pthread_attr_setaffinity_np(&attributes, sizeof(cores), &cores);
