@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, IPvAnyAddress, field_validator
+from pydantic import ConfigDict, Field, IPvAnyAddress, field_validator
 
 from sled_controller.fabric.pdu import DEFAULT_PORT
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
@@ -15,8 +15,34 @@ DEVICES_MAX: Final = 32
 DEVICE_BYTES_MIN: Final = 16 * 1024 * 1024
 
 
-class SledSettings(Settings):
-    """A storage sled: an NVMe/TCP subsystem that admits a write only with proof of a current credential."""
+class SpdkSettings(Settings):
+    """How SPDK is started, where a device is an NVMe drive."""
+
+    spdk_core_mask: str = Field(
+        "0x1", pattern=r"^(0x)?[0-9a-fA-F]+$", description="SPDK: hexadecimal mask of the cores that poll drives"
+    )
+    spdk_memory_mib: int = Field(256, ge=64, le=1 << 20, description="SPDK: MiB of hugepages that it takes")
+    spdk_buffers_mib: int = Field(
+        64, ge=1, le=1 << 20, description="SPDK: MiB of them for data between network and drives, copied without"
+    )
+    spdk_no_huge: bool = Field(False, description="SPDK: ordinary memory, for drives over NVMe-oF only")
+    spdk_no_pci: bool = Field(False, description="SPDK: leave the PCI bus alone")
+    spdk_shm_id: int = Field(-1, ge=-1, description="SPDK: processes with the same number share drives; -1: none do")
+
+
+class ProbeSettings(SpdkSettings):
+    """List NVMe drives and their health, and how a sled's configuration names them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a sled's file may be given
+
+    devices: list[str] = Field([], max_length=DEVICES_MAX, description="drives to look at besides those on the PCI bus")
+    json_output: bool = Field(False, description="for programs")
+
+
+class SledSettings(SpdkSettings):
+    """A storage sled: an NVMe/TCP subsystem that admits a write only with proof of a current credential.
+
+    `sled-controller probe` lists NVMe drives instead."""
 
     state_dir: Path = Field(description="directory of the sled's identity; made at first start")
     name: str = Field("sled", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$", description="name for people")
@@ -25,8 +51,14 @@ class SledSettings(Settings):
     advertise_host: IPvAnyAddress | None = Field(
         None, description="IP address that discovery names, where hosts reach this sled by another than its own"
     )
-    devices: list[Path] = Field(
-        min_length=1, max_length=DEVICES_MAX, description="the mass storage devices: paths of files of 4096-byte blocks"
+    devices: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1,
+        max_length=DEVICES_MAX,
+        description="the mass storage devices: paths of files of 4096-byte blocks; with SPDK also NVMe drives, by PCIe "
+        "address (0000:01:00.0) or transport id (trtype:TCP traddr:... trsvcid:... subnqn:...)",
+    )
+    format_blank: bool = Field(
+        False, description="format NVMe drives that are all zero when this sled starts for the first time"
     )
     device_bytes: Annotated[int, Field(ge=DEVICE_BYTES_MIN, le=1 << 50)] | None = Field(
         None, description="make a sparse file of this many bytes for a device that is absent, and format it"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from sled_controller.dma import allocator
 from sled_controller.fencing import Fence
 from sled_controller.storage.namespace import Namespace
 from spdk_bindings.device import PENDING, Device
@@ -10,12 +11,13 @@ from spdk_bindings.device import PENDING, Device
 class Served:
     """A namespace as the data path sees it; its `volume` is the fence's very object, so that identity is enough.
 
-    `device` and `write` follow the storage's namespace when its device goes offline. `in_flight` commands are owned
-    by the device; a namespace that is being deleted waits for them.
+    `device`, `write` and `allocate` follow the storage's namespace when its device goes offline. `in_flight` commands
+    are owned by the device; a namespace that is being deleted waits for them.
     """
 
     __slots__ = (
-        "blocks", "device", "device_index", "fence", "first_lba", "idle", "in_flight", "namespace", "volume", "write",
+        "allocate", "blocks", "device", "device_index", "fence", "first_lba", "idle", "in_flight", "namespace",
+        "volume", "write",
     )  # fmt: skip
 
     def __init__(self, namespace: Namespace, fence: Fence) -> None:
@@ -33,6 +35,7 @@ class Served:
         """Take over the device that the storage gives it now."""
         self.device: Device = self.namespace.device
         self.write = self.device.write
+        self.allocate = allocator(self.device)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call it, once, when no device owns a command to this namespace."""

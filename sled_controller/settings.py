@@ -36,10 +36,11 @@ class SettingsError(Exception):
 
 
 def load(
-    model: type[Model], prog: str, argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
-) -> Model:
-    """Return the settings of program `prog`, or print what is wrong and exit with status 2."""
-    parser = build_parser(model, prog)
+    model: type[Model], prog: str, argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ,
+    *, command: str = "",
+) -> Model:  # fmt: skip
+    """Return the settings of program `prog`, or of a command of it, or print what is wrong and exit with status 2."""
+    parser = build_parser(model, prog, command)
     arguments = vars(parser.parse_args(argv))
     try:
         return merge(model, prog, arguments, environ)
@@ -52,10 +53,10 @@ def prefix_of(prog: str) -> str:
     return prog.upper().replace("-", "_") + "_"
 
 
-def build_parser(model: type[Settings], prog: str) -> argparse.ArgumentParser:
+def build_parser(model: type[Settings], prog: str, command: str = "") -> argparse.ArgumentParser:
     """A parser with one flag per field and the variable that stands for it in the help."""
     parser = argparse.ArgumentParser(
-        prog=prog, description=(model.__doc__ or "").strip(), argument_default=argparse.SUPPRESS
+        prog=f"{prog} {command}".strip(), description=(model.__doc__ or "").strip(), argument_default=argparse.SUPPRESS
     )
     parser.add_argument("--config", metavar="FILE", help=f"TOML file of settings [{prefix_of(prog)}CONFIG]")
     for name, field in model.model_fields.items():

@@ -14,12 +14,14 @@ from sled_controller.association import REFUSED_ATTACHES as REFUSED_ATTACHES
 from sled_controller.association import Association
 from sled_controller.association import Refusal as Refusal
 from sled_controller.attach import CallLater, VolumeState
+from sled_controller.dma import allocator
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
 from sled_controller.fabric.associations import Associations
 from sled_controller.fabric.controller import FIRMWARE, MODEL, SledController
 from sled_controller.fabric.discovery import DiscoverySubsystem
 from sled_controller.fabric.port import ConnectRefused, ConnectRequest, NvmSubsystem
+from sled_controller.fabric.receive_buffer import Allocate
 from sled_controller.fabric.vendor import NAMESPACE_ENTRY, STATUS
 from sled_controller.fabric.vendor_io import LIMITS
 from sled_controller.fencing import Fence, Verdict
@@ -126,6 +128,8 @@ class Subsystem:
 
     def refresh_namespaces(self) -> None:
         """Take over what the storage says of namespaces and their devices."""
+        first = next((device for _, device in self.storage.online_devices()), None)
+        self.allocate: Allocate = allocator(first)  # any drive of the kind takes it without a copy
         kept = self.storage.namespaces
         for nsid in [nsid for nsid, served in self.served.items() if kept.get(nsid) is not served.namespace]:
             del self.served[nsid]

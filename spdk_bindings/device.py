@@ -46,7 +46,7 @@ class Device(Protocol):
     def allocate(self, size_bytes: int) -> memoryview:
         """A buffer that this drive and its kin use without a copy, zeroed or not; it lives as long as a view of it.
 
-        Allocate buffers to keep: there may be little such memory, and then an exception of the driver says so.
+        Raises MemoryError when there is no more of it; any other memory does, at the price of a copy.
         """
 
     def smart(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import TYPE_CHECKING
 
-from sled_controller.fabric.receive_buffer import ReceiveBuffer
+from sled_controller.fabric.receive_buffer import Memory, ReceiveBuffer
 from spdk_bindings.device import Buffer
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Transfer:
         self.received = 0
         self.crc = 0
         self.digest_bad = False
-        self.data = bytearray()  # taken when the R2T is sent
+        self.data: Memory = bytearray()  # taken when the R2T is sent
 
 
 class IoPath:
@@ -76,7 +76,7 @@ class IoPath:
         while waiting and (not self.held_bytes or self.held_bytes + waiting[0].total <= self._queue.held_bytes_max):
             transfer = waiting.popleft()
             self.held_bytes += transfer.total
-            transfer.data = bytearray(transfer.total)
+            transfer.data = self._queue.port.allocate(transfer.total)
             while self._next_ttag in self.transfers:
                 self._next_ttag = (self._next_ttag + 1) & 0xFFFF
             transfer.ttag = self._next_ttag

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sled_controller.environment import Environment
 from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.receive_buffer import Allocate
 from spdk_bindings.nvme import Status
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Port(Protocol):
 
     limits: QueueLimits
     env: Environment
+    allocate: Allocate
+    """Memory that data is received into, the best there is for whoever carries commands out."""
     settled: bool
     """Whether a subsystem that is not known here is not there at all; until then hosts are told to try again."""
 

@@ -103,7 +103,7 @@ class TargetQueue:
         self.port = port
         self.local_address = local_address
         self.state = QueueState.WAIT_IC
-        self.stream = ReceiveStream()
+        self.stream = ReceiveStream(port.allocate)
         self.out: list[Buffer] = []
         self.wake: Callable[[], None] | None = None
         self.peer_gone: Callable[[], bool] = _unknown
@@ -569,7 +569,7 @@ class TargetQueue:
             stream.start += count
         while self._digest_left and not self._data_left and stream.start < stream.end:
             shift = 8 * (pdu.DIGEST_BYTES - self._digest_left)
-            transfer.digest_bad |= stream.current.data[stream.start] != transfer.crc >> shift & 0xFF
+            transfer.digest_bad |= stream.current.view[stream.start] != transfer.crc >> shift & 0xFF
             self._digest_left -= 1
             stream.start += 1
         if self._data_left or self._digest_left:

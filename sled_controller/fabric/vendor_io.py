@@ -53,12 +53,12 @@ _MAC_AT: Final = pdu.COMMON_BYTES + pdu.MAC_OFFSET
 _DATA_SHIFT: Final = 12
 # A CapsuleCmd whose common header reads as this number has no digests and its data right behind the SQE.
 _PLAIN_CAPSULE: Final = pdu.PduType.CAPSULE_CMD | _HEADER << 16 | _HEADER << 24
-_HOT: Final = Struct("<IIBBHIHHIQQI3xBQ")
+_HOT: Final = Struct("<IIBBHIHHIQQI3xBQ16s")
 _REPLY: Final = Struct("<16sHHHH")
 _REPLY_OPENING: Final = (
     pdu.COMMON.pack(pdu.PduType.CAPSULE_RESP, 0, pdu.CAPSULE_RESP_BYTES, 0, pdu.CAPSULE_RESP_BYTES) + bytes(8)
 )  # fmt: skip
-assert _HOT.size == pdu.CAPSULE_CMD_BYTES - pdu.MAC_BYTES
+assert _HOT.size == pdu.CAPSULE_CMD_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -130,16 +130,16 @@ class VendorIoPath(IoPath):
             return pos
         queue = self._queue
         busy, entries, sqhd = queue.busy, queue.entries, queue.sqhd
-        data, view = buffer.data, buffer.view
+        view = buffer.view
         unpack, pack, open_tag, decision = _HOT.unpack_from, _REPLY.pack, mac.opener, decide
         slots, served_of, tickets = self._association.slots, self._served.get, self.tickets
         count, no_mac, opening, slot_count = self.count, pdu.NO_MAC, _REPLY_OPENING, len(slots)
         out = bytearray()
         missed = 0
         while end - pos >= _HEADER:
-            (common, plen, opcode, flags, cid, nsid, number, nlb, control, zero, address, length, kind, slba) = unpack(
-                data, pos
-            )
+            (
+                common, plen, opcode, flags, cid, nsid, number, nlb, control, zero, address, length, kind, slba, tag
+            ) = unpack(view, pos)  # fmt: skip
             size = (nlb + 1) << _DATA_SHIFT
             stop: int = pos + plen
             if (
@@ -149,8 +149,7 @@ class VendorIoPath(IoPath):
             ):  # fmt: skip
                 break
             at = pos + _MAC_AT
-            tag = data[at : at + 16]
-            data[at : at + 16] = no_mac
+            view[at : at + 16] = no_mac
             try:
                 open_tag(count.to_bytes(12, "big"), tag, view[pos + 8 : stop])
             except InvalidTag:
@@ -272,7 +271,7 @@ class VendorIoPath(IoPath):
             return
         self._counters.admitted += 1
         if opcode == VendorIo.READ:
-            held, data = size, bytearray(size)
+            held, data = size, served.allocate(size)
             self.held_bytes += size
         self._submit(opcode, cid, slot, served, slba, nlb + 1, bool(control & CONTROL_FUA), data, buffer, held)
 
@@ -309,7 +308,7 @@ class VendorIoPath(IoPath):
         if opcode == _WRITE:
             status = device.write(lba, data, fua, done)
         elif opcode == VendorIo.READ:
-            assert isinstance(data, bytearray)
+            assert isinstance(data, bytearray | memoryview)
             status = device.read(lba, data, done)
         elif opcode == VendorIo.FLUSH:
             status = device.flush(done)

@@ -21,5 +21,5 @@ class AttachError(SpdkError):
     """No drive that can be used is at that address."""
 
 
-class PoolExhausted(SpdkError):
+class PoolExhausted(SpdkError, MemoryError):
     """The memory for DMA has no room for this allocation; give the environment more."""

@@ -99,10 +99,10 @@ class ExportIoPath(IoPath):
         volume = subsystem.volume
         if volume is None:
             return pos
-        data, view, unpack, blocks = buffer.data, buffer.view, _HOT.unpack_from, self._blocks
+        view, unpack, blocks = buffer.view, _HOT.unpack_from, self._blocks
         busy, entries, ready, held_max = queue.busy, queue.entries, volume.ready, queue.held_bytes_max
         while end - pos >= _HEADER:
-            common, plen, opcode, flags, cid, nsid, address, length, kind, slba, cdw12 = unpack(data, pos)
+            common, plen, opcode, flags, cid, nsid, address, length, kind, slba, cdw12 = unpack(view, pos)
             count = (cdw12 & _COUNT) + 1
             if (
                 flags != _PSDT or nsid != NSID or cdw12 & _RARE or length != count << _SHIFT or address

@@ -19,7 +19,7 @@ from sled_controller.environment import Environment
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
 from sled_controller.fabric.port import NvmSubsystem
-from sled_controller.fabric.receive_buffer import RECEIVE_BYTES
+from sled_controller.fabric.receive_buffer import RECEIVE_BYTES, Allocate
 from sled_controller.fabric.target_server import WRITE_BUFFER_BYTES_MAX, TargetServer
 from spdk_bindings.log_pages import DiscoveryEntry
 from spdk_bindings.nvme import DISCOVERY_NQN, uuid_nqn
@@ -49,6 +49,7 @@ class NvmeServer:
     def __init__(self, env: Environment, *, serial: str, connections_max: int = CONNECTIONS_MAX) -> None:
         self.env = env
         self.limits = LIMITS
+        self.allocate: Allocate = bytearray
         self.settled = False  # until the first view says what is exported
         self.counters = NvmeCounters()
         self.discovery = DiscoverySubsystem(self._entries, serial=serial, model=MODEL, firmware=FIRMWARE)
