@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,16 +170,21 @@ def prepare(state_dir: Path) -> None:
     (state_dir / "identity.key").write_text(json.dumps({"id": str(host.SLED), "private_key": key}), encoding="ascii")
 
 
-def command(state_dir: Path, devices: int = 1) -> list[str]:
+def command(state_dir: Path, devices: int = 1, drives: Sequence[str] = ()) -> list[str]:
+    """A sled over files, or over NVMe drives by SPDK."""
     paths = [str(state_dir / f"device-{number}") for number in range(devices)]
+    spdk = ("--spdk-core-mask", "0x2", "--spdk-memory-mib", "128", "--spdk-no-huge", "--spdk-no-pci", "--format-blank")
     return [
-        *(PROGRAM, "--state-dir", str(state_dir), "--listen-port", "0", "--devices", json.dumps(paths)),
-        *("--device-bytes", str(DEVICE_BYTES), "--root-public-key", host.public_key(host.ROOT).hex()),
+        *(PROGRAM, "--state-dir", str(state_dir), "--listen-port", "0", "--devices", json.dumps(drives or paths)),
+        *(spdk if drives else ("--device-bytes", str(DEVICE_BYTES))),
+        *("--root-public-key", host.public_key(host.ROOT).hex()),
     ]
 
 
 @contextmanager
-def running(state_dir: Path, *, devices: int = 1, file_bytes_max: int | None = None) -> Iterator[RealSled]:
+def running(
+    state_dir: Path, *, devices: int = 1, drives: Sequence[str] = (), file_bytes_max: int | None = None
+) -> Iterator[RealSled]:
     """A sled until the block ends; `file_bytes_max` stands for a full disk. It must end in good order."""
     if not (state_dir / "identity.key").exists():
         prepare(state_dir)
@@ -187,7 +192,7 @@ def running(state_dir: Path, *, devices: int = 1, file_bytes_max: int | None = N
     endpoints = state_dir / "endpoints.json"
     before = endpoints.stat().st_ino if endpoints.exists() else None
     with log_file.open("ab") as log:
-        process = subprocess.Popen(command(state_dir, devices), stderr=log)
+        process = subprocess.Popen(command(state_dir, devices, drives), stderr=log)
     try:
         deadline = time.monotonic() + READY_SECONDS_MAX
         while not endpoints.exists() or endpoints.stat().st_ino == before:

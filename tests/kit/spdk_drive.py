@@ -10,10 +10,11 @@ from typing import Final
 import pytest
 from kit.peers import require
 
-from spdk_bindings.spdk.build import Spdk, build
+from spdk_bindings.spdk.build import Spdk, build, output
 from spdk_bindings.spdk.controller import DriveSettings
 from spdk_bindings.spdk.environment import EnvironmentSettings, SpdkEnvironment
 from spdk_bindings.spdk.errors import BuildError, NotBuiltError
+from spdk_bindings.spdk.native import load
 
 STUB: Final = Path(__file__).parents[1] / "spdk" / "stub"
 FAKE_ADDRESS: Final = "trtype:TCP"
@@ -67,14 +68,20 @@ def fake() -> tuple[SpdkEnvironment, Fake]:
     return environment, levers
 
 
-def real() -> SpdkEnvironment:
-    """SPDK in this process, without hugepages and PCI; skips where the shim is not built or one core is all."""
+def shim() -> None:
+    """Skips where the shim over SPDK is not built, or one core is all."""
     if (os.cpu_count() or 1) < 2:
         pytest.skip("SPDK's target and its initiator poll, and there is one core for both")
     try:
-        return SpdkEnvironment.start(SETTINGS)
+        load(output())
     except NotBuiltError as error:
         pytest.skip(str(error))
+
+
+def real() -> SpdkEnvironment:
+    """SPDK in this process, without hugepages and PCI; skips as `shim`."""
+    shim()
+    return SpdkEnvironment.start(SETTINGS)
 
 
 def address(port: int, nqn: str) -> str:
