@@ -19,7 +19,7 @@ from rackctl.rack import Rack
 from rackctl.state import NodeKind
 from rackctl.table import aligned
 
-PARTS: Final = ("sled", "start", "memory", "nbd", "nvme", "linux", "floor", "failover")
+PARTS: Final = ("sled", "sled-spdk", "start", "memory", "nbd", "nvme", "linux", "floor", "failover")
 OF_A_RACK: Final = frozenset({"memory", "nbd", "nvme", "linux", "failover"})
 
 
@@ -52,6 +52,8 @@ def measure(report: Report, parts: frozenset[str], scratch: Path) -> None:
     rounds = report.rounds
     if "sled" in parts:
         report.tables.append(sled.alone(rounds, scratch))
+    if "sled-spdk" in parts:
+        report.tables += sled.on_spdk(rounds, scratch, report.leave_out)
     if "start" in parts:
         report.tables.append(racks.starts(rounds))
     if parts & OF_A_RACK:

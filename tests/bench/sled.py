@@ -5,6 +5,8 @@ both see the same machine. The client is another process than the sled: a blocki
 before the clock starts, so the sled is what is measured. Flush (fdatasync) is timed apart.
 """
 
+import asyncio
+import contextlib
 import json
 import random
 import socket
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,8 @@ from uuid import UUID, uuid4
 from bench.jobs import processor_seconds
 from bench.report import Table
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from peers import spdk
+from rackctl import peer_programs
 from rackctl.errors import RackError
 
 from sled_controller.credential import ALL_RIGHTS, Credential
@@ -40,6 +44,9 @@ from spdk_bindings.nvme import (
     sgl_in_capsule,
     sgl_transport,
 )
+from spdk_bindings.spdk.build import output
+from spdk_bindings.spdk.errors import SpdkError
+from spdk_bindings.spdk.native import load
 
 BLOCK: Final = 4096
 DEVICE_BYTES: Final = 512 << 20
@@ -48,7 +55,11 @@ ENTRIES: Final = 128
 WRITES: Final = 40_000
 """In one measurement."""
 UNCHECKED: Final = Path(__file__).with_name("unchecked_sled.py")
+ON_SPDK: Final = (
+    "--spdk-core-mask", "0x2", "--spdk-memory-mib", "128", "--spdk-no-huge", "--spdk-no-pci", "--format-blank",
+)  # fmt: skip
 START_SECONDS_MAX: Final = 20.0
+TARGET_NQN: Final = "nqn.2014-08.org.nvmexpress:uuid:73706468-7400-4000-8000-000000000004"
 RESPONSE: Final = pdu.CAPSULE_RESP_BYTES
 
 
@@ -57,13 +68,15 @@ class BenchFailed(Exception):
 
 
 class Sled:
-    """A sled process of its own."""
+    """A sled process of its own, over a file unless `drive` is SPDK's name of one that is blank."""
 
-    def __init__(self, folder: Path, root_public: bytes, unchecked: bool) -> None:
+    def __init__(self, folder: Path, root_public: bytes, *, unchecked: bool = False, drive: str | None = None) -> None:
+        devices = json.dumps([drive or str(folder / "device")])
         arguments = [
-            "--state-dir", str(folder), "--listen-port", "0", "--devices", json.dumps([str(folder / "device")]),
-            "--device-bytes", str(DEVICE_BYTES), "--root-public-key", root_public.hex(), "--log-level", "warning",
+            "--state-dir", str(folder), "--listen-port", "0", "--devices", devices, "--root-public-key",
+            root_public.hex(), "--log-level", "warning",
         ]  # fmt: skip
+        arguments += ON_SPDK if drive else ["--device-bytes", str(DEVICE_BYTES)]
         program = UNCHECKED if unchecked else Path(sysconfig.get_path("scripts")) / "sled-controller"
         self.process = subprocess.Popen([sys.executable, str(program), *arguments])
         endpoints = folder / "endpoints.json"
@@ -241,7 +254,7 @@ def measure(runs: int, count: int, folder: Path) -> dict[str, float]:
     try:
         writers = {}
         for name, unchecked in (("", False), ("_unchecked", True)):
-            sleds.append(Sled(folder / f"sled{name}", public, unchecked))
+            sleds.append(Sled(folder / f"sled{name}", public, unchecked=unchecked))
             writers[name] = Writer(sleds[-1], root, seed=1)
             writers[name].fill()
         for turn in range(runs):
@@ -283,3 +296,59 @@ def alone(runs: int, scratch: Path) -> Table:
         ("flush after 1 write", f"{median['flush_after_1_write_ms']:.1f} ms"),
     ]
     return Table("A sled alone, every command credentialed", ("figure", "median"), rows)
+
+
+def on_spdk(runs: int, scratch: Path, leave_out: Callable[[str], None]) -> list[Table]:
+    """The same sled over a file, and over SPDK whose target serves a file; nothing where SPDK is missing.
+
+    Target, reactor, sled and writer each want a core. Raises RackError.
+    """
+    try:
+        if peer_programs.find("nvmf_tgt") is None:
+            raise SpdkError(peer_programs.missing("nvmf_tgt"))
+        load(output())
+    except SpdkError as error:
+        leave_out(str(error))
+        return []
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        image = scratch / "spdk-sled.img"
+        with image.open("wb") as file:
+            file.truncate(DEVICE_BYTES)
+        target = runner.run(stack.enter_async_context(spdk.exported(TARGET_NQN, file=image)))
+        drive = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{target.port} subnqn:{target.nqn}"
+        try:
+            return [_beside(runs, scratch, {"over a file": None, "over SPDK, its target over a file": drive})]
+        except BenchFailed as error:
+            raise RackError(f"a sled over SPDK: {error}") from None
+        finally:
+            runner.run(stack.aclose())
+
+
+def _beside(runs: int, scratch: Path, drives: Mapping[str, str | None]) -> Table:
+    root = Ed25519PrivateKey.generate()
+    sleds: list[Sled] = []
+    figures: dict[tuple[int, str], list[float]] = {}
+    try:
+        writers = {}
+        for name, drive in drives.items():
+            folder = scratch / f"sled-beside-{len(sleds)}"
+            sleds.append(Sled(folder, root.public_key().public_bytes_raw(), drive=drive))
+            writers[name] = Writer(sleds[-1], root, seed=1)
+            writers[name].fill()
+        for _ in range(runs):
+            for depth, writes in ((32, WRITES), (1, WRITES // 4)):
+                for name, writer in writers.items():
+                    writer.flush_ms(0)
+                    figures.setdefault((depth, name), []).append(writer.write(writes, depth))
+    finally:
+        for sled in sleds:
+            sled.stop()
+    rows = [
+        (
+            f"4 KiB random write, depth {depth} (IOPS)",
+            *(f"{statistics.median(figures[depth, name]):,.0f}" for name in drives),
+        )
+        for depth in (32, 1)
+    ]
+    return Table("A sled over SPDK", ("job", *drives), rows)
