@@ -16,7 +16,7 @@ from spdk_bindings.spdk.environment import EnvironmentSettings, SpdkEnvironment
 from spdk_bindings.spdk.errors import BuildError, NotBuiltError
 from spdk_bindings.spdk.native import load
 
-STUB: Final = Path(__file__).parents[1] / "spdk" / "stub"
+STUB: Final = Path(__file__).parents[1] / "spdk_driver" / "stub"
 FAKE_ADDRESS: Final = "trtype:TCP"
 FAKE_BLOCKS: Final = 1024
 OWN_CORE: Final = "0x2"
@@ -26,7 +26,7 @@ QUICK: Final = DriveSettings(io_timeout_s=2.0, admin_timeout_s=5.0, drain_timeou
 
 
 class Fake:
-    """The levers of the fake SPDK; their names are those in tests/spdk/stub/fake_spdk.h."""
+    """The levers of the fake SPDK; their names are those in tests/spdk_driver/stub/fake_spdk.h."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library

@@ -1,7 +1,6 @@
 """SPDK's NVMe/TCP target over memory or a file, where SPDK is installed; without hugepages and PCI devices."""
 
 import asyncio
-import json
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -12,12 +11,15 @@ from typing import Any, Final
 
 from kit.peers import require
 from rackctl.ports import PortReservations
+from spdk.rpc.client import JSONRPCClient, JSONRPCException
 
 NSID: Final = 1
 BLOCK_BYTES: Final = 4096
 TRANSFER_BYTES_MAX: Final = 1 << 20  # like a sled's; without it 128 KiB
 READY_SECONDS_MAX: Final = 60.0
+ANSWER_SECONDS_MAX: Final = 60.0
 MEMORY: Final = ("--no-huge", "-s", "512")
+SHARED_CORE: Final = ("-m", "0x1", "--disable-cpumask-locks")  # there may be another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Target:
     nqn: str
     port: int
     process: asyncio.subprocess.Process
+    rpc: "Rpc"
     transfer_blocks_max: int = TRANSFER_BYTES_MAX // BLOCK_BYTES
 
     async def end(self) -> None:
@@ -55,8 +58,8 @@ async def running() -> AsyncIterator[tuple["Rpc", asyncio.subprocess.Process]]:
         control, log = Path(scratch) / "rpc.sock", Path(scratch) / "log"
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
-                program, *MEMORY, "--no-pci", "-m", "0x1", "--disable-cpumask-locks", "-r", str(control),
-                stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out,
+                program, *MEMORY, "--no-pci", *SHARED_CORE, "-r", str(control), stdin=asyncio.subprocess.DEVNULL,
+                stdout=out, stderr=out,
             )  # fmt: skip
         try:
             try:
@@ -73,59 +76,55 @@ async def running() -> AsyncIterator[tuple["Rpc", asyncio.subprocess.Process]]:
 
 @asynccontextmanager
 async def exported(
-    nqn: str, *, size_mib: int = 64, hosts: Sequence[str] = (), file: Path | None = None
+    nqn: str,
+    *,
+    size_mib: int = 64,
+    hosts: Sequence[str] = (),
+    file: Path | None = None,
+    port: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
 ) -> AsyncIterator[Target]:
-    """A subsystem with one namespace of 4096-byte blocks, for `hosts` only or for anybody; skips without SPDK.
+    """A subsystem with one namespace, for `hosts` only or for anybody, at a free port or this one; skips without SPDK.
 
     The namespace is memory, or all of `file` by asynchronous I/O.
     """
     ports = PortReservations()
     try:
         async with running() as (rpc, process):
-            port = ports.take()
+            port = port or ports.take()
             await rpc.call("nvmf_create_transport", trtype="TCP", max_io_size=TRANSFER_BYTES_MAX)
             if file is None:
-                blocks = (size_mib << 20) // BLOCK_BYTES
-                await rpc.call("bdev_malloc_create", name="drive", num_blocks=blocks, block_size=BLOCK_BYTES)
+                blocks = (size_mib << 20) // block_bytes
+                await rpc.call("bdev_malloc_create", name="drive", num_blocks=blocks, block_size=block_bytes)
             else:
-                await rpc.call("bdev_aio_create", name="drive", filename=str(file), block_size=BLOCK_BYTES)
+                await rpc.call("bdev_aio_create", name="drive", filename=str(file), block_size=block_bytes)
             await rpc.call("nvmf_create_subsystem", nqn=nqn, allow_any_host=not hosts)
             for host in hosts:
                 await rpc.call("nvmf_subsystem_add_host", nqn=nqn, host=host)
             await rpc.call("nvmf_subsystem_add_ns", nqn=nqn, namespace={"bdev_name": "drive", "nsid": NSID})
             address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
             await rpc.call("nvmf_subsystem_add_listener", nqn=nqn, listen_address=address)
-            yield Target(nqn, port, process)
+            yield Target(nqn, port, process, rpc)
     finally:
         ports.release()
 
 
 class Rpc:
-    """Its control socket: JSON-RPC, one request at a time."""
+    """Its control socket, by SPDK's own client: JSON-RPC, one request at a time."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, client: JSONRPCClient) -> None:
+        self._client = client
 
     async def call(self, method: str, **parameters: Any) -> Any:
-        """The result; fails with what SPDK objects to."""
-        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
-        self._writer.write(json.dumps(request).encode())
-        received = b""
-        while True:
-            part = await self._reader.read(65536)
-            assert part, f"{method}: nvmf_tgt has ended"
-            received += part
-            try:
-                answer = json.loads(received)
-            except ValueError:
-                continue  # not whole yet
-            assert "error" not in answer, (method, answer["error"])
-            return answer["result"]
+        """The result; fails with what SPDK objects to. In a thread: SPDK may need this loop before it answers."""
+        try:
+            return await asyncio.to_thread(self._client.call, method, parameters)
+        except JSONRPCException as error:
+            raise AssertionError(error.message) from error
 
     def close(self) -> None:
         """Hang up."""
-        self._writer.close()
+        self._client.close()
 
 
 async def _connected(control: Path, process: asyncio.subprocess.Process) -> Rpc:
@@ -135,6 +134,6 @@ async def _connected(control: Path, process: asyncio.subprocess.Process) -> Rpc:
             if process.returncode is not None:
                 raise ChildProcessError(f"nvmf_tgt has ended with status {process.returncode}")
             try:
-                return Rpc(*await asyncio.open_unix_connection(control))
-            except (FileNotFoundError, ConnectionRefusedError):
+                return Rpc(JSONRPCClient(str(control), timeout=ANSWER_SECONDS_MAX))
+            except JSONRPCException:
                 await asyncio.sleep(0.05)
