@@ -53,7 +53,8 @@ class DmaArena:
         Raises PoolExhausted.
         """
         blocks = -(-size_bytes // BLOCK_BYTES)
-        offset = self.take(blocks) if blocks else NONE_FREE
+        self._merge()  # it may stay for long: better where it leaves no hole
+        offset = self._carve(blocks) if blocks else NONE_FREE
         if offset == NONE_FREE:
             raise PoolExhausted(f"no {size_bytes} bytes in a row are left of {self.end - self.base} bytes for buffers")
         ffi = self._native.ffi

@@ -21,8 +21,8 @@ def load(path: Path) -> Native:
     spec = importlib.util.spec_from_file_location("spdk_bindings.spdk._native", path)
     if not path.exists() or spec is None or spec.loader is None:
         raise NotBuiltError(f"{path} is not there: run python -m spdk_bindings.spdk.build where SPDK is installed")
-    module = importlib.util.module_from_spec(spec)
     try:
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
         raise NotBuiltError(

@@ -410,7 +410,8 @@ static void a_command_that_cannot_be_aborted_resets_the_controller(void)
     submit_writes(2);
     wait_for(2);
     CHECK(status_of(0) == 0x008 && status_of(1) == 0x008);
-    CHECK(fake.connections == 2 && COUNT(timeouts) == 2);
+    WAIT_UNTIL(fake.connections == 2);
+    CHECK(COUNT(timeouts) == 2);
 }
 
 static void a_pulled_drive_is_gone(void)

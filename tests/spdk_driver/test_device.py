@@ -9,6 +9,7 @@ from typing import TypeAlias
 import pytest
 from kit import spdk_drive
 from kit.drive import block, run, status_of
+from kit.spdk_drive import read, write
 from peers.spdk import Target
 
 from spdk_bindings.device import PENDING, Device
@@ -49,16 +50,6 @@ async def by_spdk(environment: SpdkEnvironment, address: str) -> AsyncIterator[D
     assert await status_of(lambda done: device.write_zeroes(0, device.block_count, False, done)) == 0
     async with closing(device):
         yield device
-
-
-async def write(device: Device, lba: int, data: bytes, *, fua: bool = False) -> int:
-    return await status_of(lambda done: device.write(lba, data, fua, done))
-
-
-async def read(device: Device, lba: int, count: int = 1) -> bytes:
-    into = bytearray(count * 4096)
-    assert await status_of(lambda done: device.read(lba, into, done)) == 0
-    return bytes(into)
 
 
 def test_what_was_written_is_read_back(opened: Opened) -> None:

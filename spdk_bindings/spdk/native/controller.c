@@ -1,7 +1,8 @@
 /* The controller behind a drive: connecting, timeouts, resets, and coming back after it was lost.
  *
  * A reset, asked for or not, goes CONNECTED -> (DRAINING ->) DISCONNECTING -> RECONNECTING -> CONNECTED, or WAITING for the
- * next attempt. What it ends is answered when the attempt is over, for until then the drive may still use the buffers. */
+ * next attempt. What it ends is answered when the drive cannot use the buffers any more: when a connection is closed, or a
+ * PCIe controller was disabled. */
 
 #include <stdio.h>
 #include <string.h>
@@ -129,18 +130,27 @@ static void answer_reset(struct drive *drive, uint32_t status)
     }
 }
 
+/* Whoever waits for the controller has waited long enough. */
+static void lose_patience(struct drive *drive)
+{
+    drive->patient = false;
+    answer_reset(drive, STATUS_HOST_PATHING_ERROR);
+    commands_refuse(drive, STATUS_HOST_PATHING_ERROR);
+}
+
 static void give_up(struct drive *drive, const char *cause)
 {
     fail(drive, cause);
     drive->phase = PHASE_GONE;
     commands_release(drive);
-    answer_reset(drive, STATUS_HOST_PATHING_ERROR);
-    commands_refuse(drive, STATUS_HOST_PATHING_ERROR);
+    lose_patience(drive);
     drive_set_state(drive, DRIVE_GONE);
 }
 
-static void disconnect(struct drive *drive)
+static void disconnect(struct drive *drive, uint64_t now)
 {
+    drive->patient = drive->phase != PHASE_WAITING;
+    drive->due_ns = now + drive->options.io_timeout_ms * MILLISECOND_NS;
     drive->hold = true;
     drive->attempts++;
     bump(&drive->view.resets);
@@ -164,8 +174,7 @@ static void wait_for_next_attempt(struct drive *drive, uint64_t now)
     drive->phase = PHASE_WAITING;
     drive->due_ns = now + (wait_ms < ATTEMPT_MS_MAX ? wait_ms : ATTEMPT_MS_MAX) * MILLISECOND_NS;
     commands_release(drive);
-    answer_reset(drive, STATUS_HOST_PATHING_ERROR);
-    commands_refuse(drive, STATUS_HOST_PATHING_ERROR);
+    lose_patience(drive);
 }
 
 static void reconnected(struct drive *drive, uint64_t now)
@@ -217,12 +226,12 @@ void controller_reset(struct drive *drive, struct request *request, uint64_t now
 }
 
 /* The controller does not answer any more; not to be called while SPDK runs completions. */
-void controller_lose(struct drive *drive)
+void controller_lose(struct drive *drive, uint64_t now)
 {
     drive->lost = false;
     bump(&drive->view.lost);
     if (drive->phase == PHASE_CONNECTED || drive->phase == PHASE_DRAINING) {
-        disconnect(drive);
+        disconnect(drive, now);
     }
 }
 
@@ -234,7 +243,7 @@ bool controller_step(struct drive *drive, uint64_t now)
     switch (drive->phase) {
     case PHASE_DRAINING:
         if (!is_outstanding(drive) || now >= drive->due_ns) {
-            disconnect(drive);
+            disconnect(drive, now);
             return true;
         }
         if (now >= drive->due_ns - drive->options.drain_timeout_ms * MILLISECOND_NS / 2) {
@@ -247,10 +256,16 @@ bool controller_step(struct drive *drive, uint64_t now)
         }
         spdk_nvme_ctrlr_reconnect_async(drive->controller);
         drive->phase = PHASE_RECONNECTING;
+        if (!drive->is_pcie) {
+            commands_release(drive); /* over a connection that is closed nothing reaches a buffer */
+        }
         return true;
     case PHASE_RECONNECTING:
         result = spdk_nvme_ctrlr_reconnect_poll_async(drive->controller);
         if (result == -EAGAIN) {
+            if (drive->patient && now >= drive->due_ns) {
+                lose_patience(drive);
+            }
             return false;
         }
         if (result == 0) {
@@ -261,7 +276,7 @@ bool controller_step(struct drive *drive, uint64_t now)
         return true;
     case PHASE_WAITING:
         if (now >= drive->due_ns) {
-            disconnect(drive);
+            disconnect(drive, now);
             return true;
         }
         return false;

@@ -86,8 +86,9 @@ struct drive {
     bool hold;                      /* completions go to `held` */
 
     enum phase phase;
-    uint64_t due_ns; /* of the next attempt, or the end of draining */
+    uint64_t due_ns; /* of the next attempt, the end of draining, or of patience */
     uint32_t attempts;
+    bool patient; /* commands wait for the controller instead of failing */
     uint64_t hotplug_due_ns;
 };
 
@@ -115,7 +116,7 @@ void request_complete(struct request *request, uint32_t status);
 /* controller.c */
 bool controller_connect(struct drive *drive);
 void controller_reset(struct drive *drive, struct request *request, uint64_t now);
-void controller_lose(struct drive *drive);
+void controller_lose(struct drive *drive, uint64_t now);
 bool controller_step(struct drive *drive, uint64_t now);
 void controller_tick(struct drive *drive, uint64_t now);
 void controller_detach(struct drive *drive);

@@ -113,7 +113,7 @@ static bool turn(struct drive *drive, uint64_t now)
     }
     if (drive->phase == PHASE_CONNECTED) {
         moved = commands_submit(drive, now) || moved;
-    } else if (drive->phase == PHASE_WAITING || drive->phase == PHASE_GONE || drive->attempts > 1) {
+    } else if (drive->phase != PHASE_DRAINING && !drive->patient) {
         commands_refuse(drive, STATUS_HOST_PATHING_ERROR);
     }
     if (drive->queue != NULL && !TAILQ_EMPTY(&drive->io)) {
@@ -129,7 +129,7 @@ static bool turn(struct drive *drive, uint64_t now)
         drive->lost = drive->lost || count < 0;
     }
     if (drive->lost) {
-        controller_lose(drive);
+        controller_lose(drive, now);
         moved = true;
     }
     return controller_step(drive, now) || moved;
