@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+sys.path.pop(0)  # this folder, whose spdk.py is not the package spdk
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import floor, linux, nbd, racks, sled, spdk
+from bench import driver, floor, linux, nbd, racks, sled, spdk
 from bench.report import PAGE, Report
 from peers.guest import packages
 from rackctl import peer_programs
@@ -19,7 +20,7 @@ from rackctl.rack import Rack
 from rackctl.state import NodeKind
 from rackctl.table import aligned
 
-PARTS: Final = ("sled", "sled-spdk", "start", "memory", "nbd", "nvme", "linux", "floor", "failover")
+PARTS: Final = ("sled", "sled-spdk", "start", "memory", "nbd", "nvme", "linux", "floor", "driver", "failover")
 OF_A_RACK: Final = frozenset({"memory", "nbd", "nvme", "linux", "failover"})
 
 
@@ -63,6 +64,8 @@ def measure(report: Report, parts: frozenset[str], scratch: Path) -> None:
             measure_rack(report, parts, rack, scratch)
     if "floor" in parts:
         report.tables.append(floor.table(rounds, scratch))
+    if "driver" in parts and (of_driver := driver.table(rounds, report.leave_out)):
+        report.tables.append(of_driver)
 
 
 def measure_rack(report: Report, parts: frozenset[str], rack: Rack, scratch: Path) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import re
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -94,10 +94,10 @@ class _Meter:
         return Table("Processor time of the primary for a command", ("job", BY_NVME, BY_NBD), rows)
 
 
-def run(job: Job, port: int, nqn: str) -> float:
+def run(job: Job, port: int, nqn: str, prefix: Sequence[str] = AS_IDLE) -> float:
     """A job by SPDK's initiator against a subsystem on loopback, in the job's figure. Raises RackError."""
     where = f"trtype:TCP adrfam:IPv4 traddr:127.0.0.1 trsvcid:{port} subnqn:{nqn}"
-    argv = [*AS_IDLE, program(INITIATOR), *spdk.MEMORY, "-c", "0x2", "-q", str(job.depth), "-o", str(job.block_bytes)]
+    argv = [*prefix, program(INITIATOR), *spdk.MEMORY, "-c", "0x2", "-q", str(job.depth), "-o", str(job.block_bytes)]
     argv += ["-w", job.pattern, "-t", str(RUN_S), "-r", where]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=RUN_S + _START_S, check=False)
     found = _TOTAL.search(done.stdout)
