@@ -46,8 +46,8 @@ def test_a_wall_clock_is_as_wrong_as_its_file_says_from_that_moment_on(tmp_path:
 
 def test_a_boot_clock_runs_too_fast_from_its_start_and_never_jumps(tmp_path: Path) -> None:
     file = faults(tmp_path / "clock", 0, 1_000_000)
-    begun_ns = SystemClock().boottime_ns()
     clock = FaultyClock(file)
+    begun_ns = SystemClock().boottime_ns()
     with file.open("r+b") as written:
         written.write(CLOCK_FAULTS.pack(0, 0))
     last_ns = clock.boottime_ns()
