@@ -12,7 +12,7 @@ ARGS ?=
 
 # Programs that nobody here wrote: what our exports must satisfy, what boots Linux as a guest, and a model checker; as
 # Debian packages.
-PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev \
+PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev pkg-config \
 	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -82,6 +82,7 @@ peers: $(READY) ## Install the real programs that the tests use, and build the L
 	$(SUDO) apt-get update -q
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PEERS)
 	$(BIN)/python tests/peers/guest || echo 'Tests that need the guest will be skipped.'
+	$(BIN)/python -m spdk_bindings.spdk.build || echo 'Tests of the driver over SPDK will be skipped.'
 
 .PHONY: clean
 clean: ## Remove everything that was made

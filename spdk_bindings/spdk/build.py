@@ -55,14 +55,14 @@ def build(into: Path | None = None, spdk: Spdk | None = None) -> Path:
     python = sysconfig.get_path("include")
     if not (Path(python) / "Python.h").exists():
         raise BuildError(f"Python.h is not in {python}: apt-get install python3-dev")
-    with tempfile.TemporaryDirectory(prefix="palisade-shim-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=".shim-", dir=into.parent) as scratch:
         made, generated = Path(scratch) / into.name, Path(scratch) / "binding.c"
         _generate(generated)
         sources = [str(generated), *(str(NATIVE / name) for name in SOURCES)]
         _run([
             compiler, *FLAGS, f"-I{NATIVE}", f"-I{python}", *spdk.compiling, "-o", str(made), *sources, *spdk.linking,
         ])  # fmt: skip
-        shutil.move(made, into)
+        made.replace(into)  # at once: a program that has the former one open keeps it
     return into
 
 

@@ -101,8 +101,10 @@ def address(port: int, nqn: str) -> str:
 async def attached(target: Target, settings: DriveSettings = QUICK) -> AsyncIterator[SpdkDevice]:
     """The target's namespace as a drive; skips like `real`."""
     device = await SpdkDevice.open(real(), address(target.port, target.nqn), settings)
-    yield device
-    device.close()
+    try:
+        yield device
+    finally:
+        device.close()
 
 
 def play(scenario: Callable[[], Awaitable[None]], seconds_max: float = 60.0) -> None:

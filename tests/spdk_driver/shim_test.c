@@ -93,15 +93,21 @@ static enum drive_state state(void)
     return (enum drive_state)__atomic_load_n(&drive_view(drive)->state, __ATOMIC_ACQUIRE);
 }
 
-static void start(const char *transport)
+static struct drive *open_at(const char *transport)
 {
     struct drive_options options = {
         .transport = transport, .host_nqn = "nqn.host", .commands_max = COMMANDS, .core = -1, .io_timeout_ms = 150,
         .admin_timeout_ms = 150, .drain_timeout_ms = 100, .keep_alive_ms = 10000};
+
+    return drive_open(&options);
+}
+
+static void start(const char *transport)
+{
     uint64_t until = milliseconds() + WAIT_MS;
 
     memory = environment_allocate(COMMANDS * BLOCK);
-    drive = drive_open(&options);
+    drive = open_at(transport);
     CHECK(drive != NULL);
     while (state() == DRIVE_CONNECTING) {
         CHECK(milliseconds() < until);
@@ -451,6 +457,21 @@ static void closing_forgets_what_is_outstanding(void)
     WAIT_UNTIL(COUNT(queue_full) > 0);
 }
 
+static void a_drive_that_is_attached_is_not_attached_again(void)
+{
+    struct drive *first = drive, *second = open_at("trtype:TCP");
+
+    CHECK(second != NULL);
+    drive = second;
+    WAIT_UNTIL(state() == DRIVE_FAILED);
+    CHECK(strstr(drive_view(drive)->error, "already") != NULL);
+    drive_close(second);
+    drive = first;
+    submit_writes(1);
+    wait_for(1);
+    CHECK(status_of(0) == 0);
+}
+
 static void a_drive_that_is_not_there_cannot_be_opened(void)
 {
     CHECK(state() == DRIVE_FAILED);
@@ -502,6 +523,7 @@ static const struct {
     {"a_pulled_drive_is_gone", a_pulled_drive_is_gone, "trtype:PCIe", NOTHING},
     TEST(a_deleted_namespace_is_gone_until_it_is_back),
     TEST(closing_forgets_what_is_outstanding),
+    TEST(a_drive_that_is_attached_is_not_attached_again),
     {"a_drive_that_is_not_there_cannot_be_opened", a_drive_that_is_not_there_cannot_be_opened, "trtype:TCP", DEAD},
     {"a_drive_without_a_namespace_cannot_be_opened", a_drive_without_a_namespace_cannot_be_opened, "trtype:TCP",
      INACTIVE},

@@ -28,8 +28,10 @@ from spdk_bindings.spdk.queue import COMMANDS_MAX
 async def opened(settings: DriveSettings = spdk_drive.QUICK) -> AsyncIterator[tuple[SpdkDevice, spdk_drive.Fake]]:
     environment, fake = spdk_drive.fake()
     device = await SpdkDevice.open(environment, spdk_drive.FAKE_ADDRESS, settings)
-    yield device, fake
-    device.close()
+    try:
+        yield device, fake
+    finally:
+        device.close()
 
 
 def test_fua_and_statuses_reach_the_drive_and_come_back_unchanged() -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from random import Random
 
 from kit import spdk_drive
-from kit.drive import block
+from kit.drive import block, status_of
 from kit.spdk_drive import attached, play
+from peers import spdk
 from peers.spdk import Target
 
 from spdk_bindings.device import BLOCK_BYTES, PENDING
@@ -20,6 +21,7 @@ from spdk_bindings.spdk.device import SpdkDevice
 
 COMMANDS = int(os.environ.get("PALISADE_SPDK_COMMANDS", "100000"))
 LOAD_S = float(os.environ.get("PALISADE_SPDK_LOAD_S", "10"))
+OTHER_NQN = "nqn.2014-08.org.nvmexpress:uuid:73706468-7400-4000-8000-000000000004"
 BLOCKS = 2048
 LANES = 32
 BLOCKS_OF_A_LANE = BLOCKS // LANES
@@ -74,9 +76,7 @@ class Lane:
 
 async def lanes(device: SpdkDevice) -> list[Lane]:
     """Half of them with buffers that the drive can use itself."""
-    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    device.write_zeroes(0, BLOCKS, False, ended.set_result)
-    assert await ended == 0
+    assert await status_of(lambda done: device.write_zeroes(0, BLOCKS, False, done)) == 0
     size = 8 * BLOCK_BYTES
     return [Lane(device, number, device.allocate(size) if number % 2 else bytearray(size)) for number in range(LANES)]
 
@@ -93,6 +93,20 @@ def test_random_commands_do_what_a_model_does(target: Target) -> None:
             assert device.counters.failures == 0
 
     play(scenario, seconds_max=60 + COMMANDS / 500)
+
+
+def test_two_drives_share_a_core_and_buffers(target: Target) -> None:
+    async def scenario() -> None:
+        async with spdk.exported(OTHER_NQN) as other, attached(target) as first, attached(other) as second:
+            assert await status_of(lambda done: second.write_zeroes(0, BLOCKS, False, done)) == 0
+            working = await lanes(first)
+            for lane in working[::2]:
+                lane.device = second
+            await asyncio.gather(*(lane.run(100) for lane in working))
+            assert first.counters.failures == second.counters.failures == 0
+            assert second.counters.writes > 0
+
+    play(scenario)
 
 
 def test_load_for_a_while_takes_no_more_memory_at_its_end(target: Target) -> None:

@@ -18,6 +18,24 @@
 #define IO_QUEUE_ENTRIES 256u
 #define IO_QUEUE_REQUESTS 2048u /* a command of more than the controller's maximum takes several */
 
+/* SPDK gives a controller that it has already to whoever asks again, but only one reactor may use it. */
+static LIST_HEAD(, drive) attached = LIST_HEAD_INITIALIZER(attached);
+static pthread_mutex_t attached_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool is_attached_elsewhere(struct drive *drive)
+{
+    struct drive *other;
+
+    pthread_mutex_lock(&attached_lock);
+    LIST_FOREACH(other, &attached, attached) {
+        if (other != drive && other->controller == drive->controller) {
+            break;
+        }
+    }
+    pthread_mutex_unlock(&attached_lock);
+    return other != NULL;
+}
+
 static void fail(struct drive *drive, const char *cause)
 {
     snprintf(drive->view.error, sizeof(drive->view.error), "%s", cause);
@@ -103,6 +121,13 @@ bool controller_connect(struct drive *drive)
     drive->controller = spdk_nvme_connect(&drive->transport, &options, sizeof(options));
     if (drive->controller == NULL) {
         fail(drive, "no NVMe controller answers there");
+        return false;
+    }
+    pthread_mutex_lock(&attached_lock);
+    LIST_INSERT_HEAD(&attached, drive, attached);
+    pthread_mutex_unlock(&attached_lock);
+    if (is_attached_elsewhere(drive)) {
+        fail(drive, "this program has attached it already");
         return false;
     }
     memcpy(drive->view.controller, spdk_nvme_ctrlr_get_data(drive->controller), sizeof(drive->view.controller));
@@ -263,7 +288,7 @@ bool controller_step(struct drive *drive, uint64_t now)
     case PHASE_RECONNECTING:
         result = spdk_nvme_ctrlr_reconnect_poll_async(drive->controller);
         if (result == -EAGAIN) {
-            if (drive->patient && now >= drive->due_ns) {
+            if (now >= drive->due_ns && (drive->patient || drive->reset != NULL)) {
                 lose_patience(drive);
             }
             return false;
@@ -355,6 +380,9 @@ void controller_detach(struct drive *drive)
         drive->queue = NULL;
     }
     if (drive->controller != NULL) {
+        pthread_mutex_lock(&attached_lock);
+        LIST_REMOVE(drive, attached);
+        pthread_mutex_unlock(&attached_lock);
         spdk_nvme_detach(drive->controller);
         drive->controller = NULL;
     }

@@ -67,6 +67,7 @@ struct drive {
     pthread_t thread;
 
     struct spdk_nvme_ctrlr *controller;
+    LIST_ENTRY(drive) attached;
     struct spdk_nvme_ns *namespace;
     struct spdk_nvme_qpair *queue;
     uint64_t blocks;

@@ -19,7 +19,7 @@
 #define SPIN_SHARED_NS 60000ull
 #define SPIN_BUSY_NS 2000000ull    /* longer than a command of a healthy drive takes */
 #define NAP_NS 10000ull            /* instead of spinning, on a core that the event loop may need */
-#define REST_IDLE_NS 100000000ull  /* keep-alives are due every few seconds */
+#define REST_IDLE_NS 100000000ull  /* keep-alives are due every few seconds, attempts to connect every two */
 #define REST_BUSY_NS 50000ull      /* outstanding, but slow */
 #define REST_RESET_NS 500000ull
 
@@ -92,14 +92,23 @@ static bool should_spin(const struct drive *drive, uint64_t now, uint64_t quiet_
 /* Nothing moves. */
 static void idle(struct drive *drive, uint64_t now, uint64_t quiet_ns)
 {
-    if (drive->phase != PHASE_CONNECTED) {
-        rest(drive, REST_RESET_NS);
-    } else if (should_spin(drive, now, quiet_ns)) {
+    switch (drive->phase) {
+    case PHASE_CONNECTED:
+        if (should_spin(drive, now, quiet_ns)) {
+            return;
+        }
+        if (is_outstanding(drive)) {
+            rest(drive, quiet_ns < SPIN_BUSY_NS ? NAP_NS : REST_BUSY_NS);
+        } else {
+            rest(drive, REST_IDLE_NS);
+        }
         return;
-    } else if (is_outstanding(drive)) {
-        rest(drive, quiet_ns < SPIN_BUSY_NS ? NAP_NS : REST_BUSY_NS);
-    } else {
+    case PHASE_WAITING:
+    case PHASE_GONE:
         rest(drive, REST_IDLE_NS);
+        return;
+    default:
+        rest(drive, REST_RESET_NS);
     }
 }
 

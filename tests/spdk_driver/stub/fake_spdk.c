@@ -44,6 +44,7 @@ struct spdk_nvme_ctrlr {
     struct spdk_nvme_ns space;
     struct spdk_nvme_qpair admin;
     bool connected;
+    uint32_t references;
     spdk_nvme_remove_cb removed;
     void *removed_context;
 };
@@ -331,7 +332,12 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(
     if (fake.dead || size != sizeof(*options)) {
         return NULL;
     }
+    if (attached != NULL) {
+        attached->references++;
+        return attached;
+    }
     controller = calloc(1, sizeof(*controller));
+    controller->references = 1;
     STAILQ_INIT(&controller->admin.commands);
     controller->connected = true;
     identify(controller);
@@ -342,6 +348,9 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(
 
 int spdk_nvme_detach(struct spdk_nvme_ctrlr *controller)
 {
+    if (--controller->references > 0) {
+        return 0;
+    }
     end_all(&controller->admin);
     attached = NULL;
     free(controller);
