@@ -22,7 +22,7 @@ from spdk_bindings.spdk.errors import BuildError
 PACKAGE: Final = Path(__file__).parent
 NATIVE: Final = PACKAGE / "native"
 MODULE: Final = "spdk_bindings.spdk._native"
-SOURCES: Final = ("environment.c", "commands.c", "controller.c", "reactor.c")
+SOURCES: Final = ("environment.c", "drive.c", "reactor.c", "commands.c", "controller.c", "attach.c")
 SPDK_PACKAGES: Final = ("spdk_nvme", "spdk_env_dpdk", "spdk_syslibs")
 OLDEST: Final = "24.05"
 PRELUDE: Final = '#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n#include "interface.h"\n'

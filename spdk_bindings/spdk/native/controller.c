@@ -1,13 +1,8 @@
-/* The controller behind a drive: connecting, timeouts, resets, and coming back after it was lost.
+/* The controller behind a drive: timeouts, resets, and coming back after it was lost.
  *
  * A reset, asked for or not, goes CONNECTED -> (DRAINING ->) DISCONNECTING -> RECONNECTING -> CONNECTED, or WAITING for the
  * next attempt. What it ends is answered when the drive cannot use the buffers any more: when a connection is closed, or a
  * PCIe controller was disabled. */
-
-#include <stdio.h>
-#include <string.h>
-
-#include <spdk/env.h>
 
 #include "drive.h"
 
@@ -15,39 +10,6 @@
 #define ATTEMPT_MS_MIN 50u
 #define ATTEMPT_MS_MAX 2000u
 #define HOTPLUG_MS 1000u
-#define IO_QUEUE_ENTRIES 256u
-#define IO_QUEUE_REQUESTS 2048u /* a command of more than the controller's maximum takes several */
-
-/* SPDK gives a controller that it has already to whoever asks again, but only one reactor may use it. */
-static LIST_HEAD(, drive) attached = LIST_HEAD_INITIALIZER(attached);
-static pthread_mutex_t attached_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static bool is_attached_elsewhere(struct drive *drive)
-{
-    struct drive *other;
-
-    pthread_mutex_lock(&attached_lock);
-    LIST_FOREACH(other, &attached, attached) {
-        if (other != drive && other->controller == drive->controller) {
-            break;
-        }
-    }
-    pthread_mutex_unlock(&attached_lock);
-    return other != NULL;
-}
-
-static void fail(struct drive *drive, const char *cause)
-{
-    snprintf(drive->view.error, sizeof(drive->view.error), "%s", cause);
-}
-
-static void removed(void *argument, struct spdk_nvme_ctrlr *controller)
-{
-    struct drive *drive = argument;
-
-    (void)controller;
-    atomic_store(&drive->removed, true);
-}
 
 static bool refuse_new(void *argument, const struct spdk_nvme_transport_id *transport, struct spdk_nvme_ctrlr_opts *options)
 {
@@ -55,94 +17,6 @@ static bool refuse_new(void *argument, const struct spdk_nvme_transport_id *tran
     (void)transport;
     (void)options;
     return false;
-}
-
-/* Find the namespace again, and a queue for it. 0, or a negative errno with the cause in the view. */
-static int find_namespace(struct drive *drive)
-{
-    uint32_t nsid = drive->view.nsid;
-
-    if (nsid == 0) {
-        nsid = spdk_nvme_ctrlr_get_first_active_ns(drive->controller);
-    }
-    drive->namespace = nsid == 0 ? NULL : spdk_nvme_ctrlr_get_ns(drive->controller, nsid);
-    if (drive->namespace == NULL || !spdk_nvme_ns_is_active(drive->namespace)) {
-        fail(drive, "no such namespace");
-        return -ENOENT;
-    }
-    drive->view.nsid = nsid;
-    return 0;
-}
-
-static int make_queue(struct drive *drive)
-{
-    struct spdk_nvme_io_qpair_opts options;
-
-    spdk_nvme_ctrlr_get_default_io_qpair_opts(drive->controller, &options, sizeof(options));
-    drive->queue = spdk_nvme_ctrlr_alloc_io_qpair(drive->controller, &options, sizeof(options));
-    if (drive->queue == NULL) {
-        fail(drive, "the controller gives no I/O queue");
-        return -ENOMEM;
-    }
-    drive->active = true;
-    drive->lost = false;
-    return 0;
-}
-
-static bool is_same_drive(const struct drive *drive)
-{
-    const struct spdk_nvme_ctrlr_data *controller = spdk_nvme_ctrlr_get_data(drive->controller);
-    const uint8_t *then = drive->view.controller;
-
-    return memcmp(controller->sn, ((const struct spdk_nvme_ctrlr_data *)then)->sn, sizeof(controller->sn)) == 0 &&
-           spdk_nvme_ns_get_num_sectors(drive->namespace) == drive->blocks;
-}
-
-bool controller_connect(struct drive *drive)
-{
-    struct spdk_nvme_ctrlr_opts options;
-
-    if (spdk_nvme_transport_id_parse(&drive->transport, drive->options.transport) != 0) {
-        fail(drive, "not a transport id that SPDK understands");
-        return false;
-    }
-    drive->is_pcie = drive->transport.trtype == SPDK_NVME_TRANSPORT_PCIE;
-    spdk_nvme_ctrlr_get_default_ctrlr_opts(&options, sizeof(options));
-    options.keep_alive_timeout_ms = drive->options.keep_alive_ms;
-    options.admin_timeout_ms = drive->options.admin_timeout_ms;
-    options.io_queue_size = IO_QUEUE_ENTRIES;
-    options.io_queue_requests = IO_QUEUE_REQUESTS;
-    options.num_io_queues = 1;
-    options.disable_error_logging = true;
-    options.fabrics_connect_timeout_us = drive->options.io_timeout_ms * 1000ull;
-    if (drive->host_nqn[0] != '\0') {
-        memcpy(options.hostnqn, drive->host_nqn, sizeof(options.hostnqn));
-    }
-    drive->controller = spdk_nvme_connect(&drive->transport, &options, sizeof(options));
-    if (drive->controller == NULL) {
-        fail(drive, "no NVMe controller answers there");
-        return false;
-    }
-    pthread_mutex_lock(&attached_lock);
-    LIST_INSERT_HEAD(&attached, drive, attached);
-    pthread_mutex_unlock(&attached_lock);
-    if (is_attached_elsewhere(drive)) {
-        fail(drive, "this program has attached it already");
-        return false;
-    }
-    memcpy(drive->view.controller, spdk_nvme_ctrlr_get_data(drive->controller), sizeof(drive->view.controller));
-    if (find_namespace(drive) != 0) {
-        return false;
-    }
-    memcpy(drive->view.namespace_, spdk_nvme_ns_get_data(drive->namespace), sizeof(drive->view.namespace_));
-    drive->blocks = spdk_nvme_ns_get_num_sectors(drive->namespace);
-    drive->view.transfer_bytes_max = spdk_nvme_ctrlr_get_max_xfer_size(drive->controller);
-    if (make_queue(drive) != 0) {
-        return false;
-    }
-    spdk_nvme_ctrlr_set_remove_cb(drive->controller, removed, drive);
-    drive->phase = PHASE_CONNECTED;
-    return true;
 }
 
 static void answer_reset(struct drive *drive, uint32_t status)
@@ -165,7 +39,7 @@ static void lose_patience(struct drive *drive)
 
 static void give_up(struct drive *drive, const char *cause)
 {
-    fail(drive, cause);
+    attach_fail(drive, cause);
     drive->phase = PHASE_GONE;
     commands_release(drive);
     lose_patience(drive);
@@ -204,11 +78,11 @@ static void wait_for_next_attempt(struct drive *drive, uint64_t now)
 
 static void reconnected(struct drive *drive, uint64_t now)
 {
-    if (find_namespace(drive) != 0 || !is_same_drive(drive)) {
+    if (attach_namespace(drive) != 0 || !attach_is_same(drive)) {
         give_up(drive, "another drive or namespace is in its place");
         return;
     }
-    if (make_queue(drive) != 0) {
+    if (attach_queue(drive) != 0) {
         wait_for_next_attempt(drive, now);
         return;
     }
@@ -371,19 +245,4 @@ void controller_tick(struct drive *drive, uint64_t now)
     in_time = check_timeouts(drive, &drive->io, drive->options.io_timeout_ms, now) &&
               check_timeouts(drive, &drive->admin, drive->options.admin_timeout_ms, now);
     drive->lost = drive->lost || !in_time;
-}
-
-void controller_detach(struct drive *drive)
-{
-    if (drive->queue != NULL) {
-        spdk_nvme_ctrlr_free_io_qpair(drive->queue);
-        drive->queue = NULL;
-    }
-    if (drive->controller != NULL) {
-        pthread_mutex_lock(&attached_lock);
-        LIST_REMOVE(drive, attached);
-        pthread_mutex_unlock(&attached_lock);
-        spdk_nvme_detach(drive->controller);
-        drive->controller = NULL;
-    }
 }

@@ -114,15 +114,25 @@ void commands_release(struct drive *drive);
 void commands_abort(struct drive *drive, struct request *request);
 void request_complete(struct request *request, uint32_t status);
 
+/* attach.c: what returns an int gives 0, or a negative errno with the cause in the view. */
+bool attach(struct drive *drive);
+int attach_namespace(struct drive *drive);
+int attach_queue(struct drive *drive);
+bool attach_is_same(const struct drive *drive);
+void attach_fail(struct drive *drive, const char *cause);
+void attach_end(struct drive *drive);
+
 /* controller.c */
-bool controller_connect(struct drive *drive);
 void controller_reset(struct drive *drive, struct request *request, uint64_t now);
 void controller_lose(struct drive *drive, uint64_t now);
 bool controller_step(struct drive *drive, uint64_t now);
 void controller_tick(struct drive *drive, uint64_t now);
-void controller_detach(struct drive *drive);
 
 /* reactor.c */
+void *reactor_run(void *argument);
+
+/* drive.c */
+void bell_clear(int fd);
 void drive_notify(struct drive *drive);
 void drive_set_state(struct drive *drive, enum drive_state state);
 

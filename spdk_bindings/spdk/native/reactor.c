@@ -3,25 +3,19 @@
 #define _GNU_SOURCE
 
 #include <poll.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "drive.h"
 
-#define CACHE_LINE_BYTES 64
-#define MICROSECOND_NS 1000ull
 #define TICK_NS 10000000ull        /* between looks at timeouts and the admin queue */
 #define SPIN_IDLE_NS 30000ull      /* the next command often follows at once */
-#define SPIN_SHARED_NS 60000ull
+#define SPIN_SHARED_NS 60000ull    /* about a round trip on a loopback connection */
 #define SPIN_BUSY_NS 2000000ull    /* longer than a command of a healthy drive takes */
 #define NAP_NS 10000ull            /* instead of spinning, on a core that the event loop may need */
 #define REST_IDLE_NS 100000000ull  /* keep-alives are due every few seconds, attempts to connect every two */
 #define REST_BUSY_NS 50000ull      /* outstanding, but slow */
-#define REST_RESET_NS 500000ull
+#define REST_RESET_NS 500000ull    /* a controller takes milliseconds at least */
 
 uint64_t now_ns(void)
 {
@@ -29,37 +23,6 @@ uint64_t now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
-
-static void ring_bell(int fd)
-{
-    uint64_t one = 1;
-    ssize_t written = write(fd, &one, sizeof(one));
-
-    (void)written; /* fails only when the counter is full, and then it is readable all the same */
-}
-
-static void clear_bell(int fd)
-{
-    uint64_t count;
-    ssize_t got = read(fd, &count, sizeof(count));
-
-    (void)got; /* nothing was there: fine */
-}
-
-void drive_notify(struct drive *drive)
-{
-    if (!atomic_exchange(&drive->signalled, true)) {
-        ring_bell(drive->done_fd);
-    }
-}
-
-void drive_set_state(struct drive *drive, enum drive_state state)
-{
-    if (drive->view.state != (uint32_t)state) {
-        __atomic_store_n(&drive->view.state, (uint32_t)state, __ATOMIC_RELEASE);
-        drive_notify(drive);
-    }
 }
 
 /* Wait until a command comes, at most so long. */
@@ -72,7 +35,7 @@ static void rest(struct drive *drive, uint64_t longest_ns)
     atomic_thread_fence(memory_order_seq_cst);
     if (ring_filled(&drive->command_ring) == 0 && !atomic_load(&drive->stopping)) {
         if (ppoll(&bell, 1, &limit, NULL) > 0) {
-            clear_bell(drive->wake_fd);
+            bell_clear(drive->wake_fd);
         }
     }
     atomic_store(&drive->sleeping, false);
@@ -144,14 +107,14 @@ static bool turn(struct drive *drive, uint64_t now)
     return controller_step(drive, now) || moved;
 }
 
-static void *run(void *argument)
+void *reactor_run(void *argument)
 {
     struct drive *drive = argument;
     uint64_t moved_ns, tick_due_ns = 0;
 
     prctl(PR_SET_TIMERSLACK, 1ul); /* naps are shorter than the usual slack */
-    if (!controller_connect(drive)) {
-        controller_detach(drive);
+    if (!attach(drive)) {
+        attach_end(drive);
         drive_set_state(drive, DRIVE_FAILED);
         return NULL;
     }
@@ -177,138 +140,6 @@ static void *run(void *argument)
         }
     }
     drive->hold = true;
-    controller_detach(drive);
+    attach_end(drive);
     return NULL;
-}
-
-static void *zeroed(size_t bytes)
-{
-    size_t whole = (bytes + CACHE_LINE_BYTES - 1) & ~(size_t)(CACHE_LINE_BYTES - 1);
-    void *memory = aligned_alloc(CACHE_LINE_BYTES, whole);
-
-    return memory == NULL ? NULL : memset(memory, 0, whole);
-}
-
-static void release(struct drive *drive)
-{
-    if (drive->wake_fd >= 0) {
-        close(drive->wake_fd);
-    }
-    if (drive->done_fd >= 0) {
-        close(drive->done_fd);
-    }
-    free((char *)drive->options.transport);
-    free(drive->commands);
-    free(drive->completions);
-    free(drive->requests);
-    free(drive);
-}
-
-static bool start(struct drive *drive)
-{
-    pthread_attr_t attributes;
-    int result;
-
-    cpu_set_t cores;
-
-    pthread_attr_init(&attributes);
-    drive->shares_core = drive->options.core < 0 ||
-                         pthread_getaffinity_np(pthread_self(), sizeof(cores), &cores) != 0 ||
-                         CPU_ISSET(drive->options.core, &cores);
-    if (drive->options.core >= 0) {
-        CPU_ZERO(&cores);
-        CPU_SET(drive->options.core, &cores);
-        pthread_attr_setaffinity_np(&attributes, sizeof(cores), &cores);
-    }
-    result = pthread_create(&drive->thread, &attributes, run, drive);
-    pthread_attr_destroy(&attributes);
-    return result == 0;
-}
-
-struct drive *drive_open(const struct drive_options *options)
-{
-    uint32_t entries = options->commands_max;
-    struct drive *drive = zeroed(sizeof(*drive));
-
-    if (drive == NULL) {
-        return NULL;
-    }
-    drive->options = *options;
-    drive->view.nsid = options->nsid;
-    strncpy(drive->host_nqn, options->host_nqn, sizeof(drive->host_nqn) - 1);
-    drive->options.transport = strdup(options->transport);
-    drive->command_ring.mask = drive->completion_ring.mask = entries - 1;
-    drive->commands = zeroed(entries * sizeof(*drive->commands));
-    drive->completions = zeroed(entries * sizeof(*drive->completions));
-    drive->requests = zeroed(entries * sizeof(*drive->requests));
-    drive->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    drive->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    TAILQ_INIT(&drive->pending);
-    TAILQ_INIT(&drive->io);
-    TAILQ_INIT(&drive->admin);
-    TAILQ_INIT(&drive->held);
-    if (drive->options.transport == NULL || drive->commands == NULL || drive->completions == NULL || drive->requests == NULL ||
-        drive->wake_fd < 0 || drive->done_fd < 0) {
-        release(drive);
-        return NULL;
-    }
-    for (uint32_t tag = 0; tag < entries; tag++) {
-        drive->requests[tag].drive = drive;
-    }
-    if (!start(drive)) {
-        release(drive);
-        return NULL;
-    }
-    return drive;
-}
-
-const struct drive_view *drive_view(struct drive *drive)
-{
-    return &drive->view;
-}
-
-struct drive_command *drive_commands(struct drive *drive)
-{
-    return drive->commands;
-}
-
-int drive_eventfd(struct drive *drive)
-{
-    return drive->done_fd;
-}
-
-void drive_submit(struct drive *drive, uint32_t count)
-{
-    ring_produce(&drive->command_ring, count);
-    /* Pairs with rest(): either it sees the commands, or this sees that it sleeps. */
-    atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load(&drive->sleeping)) {
-        ring_bell(drive->wake_fd);
-    }
-}
-
-uint32_t drive_reap(struct drive *drive, struct drive_completion *into, uint32_t room)
-{
-    uint32_t count;
-
-    clear_bell(drive->done_fd);
-    atomic_store(&drive->signalled, false);
-    count = ring_filled(&drive->completion_ring);
-    if (count > room) {
-        count = room;
-        drive_notify(drive);
-    }
-    for (uint32_t index = 0; index < count; index++) {
-        into[index] = drive->completions[ring_first(&drive->completion_ring)];
-        ring_consume(&drive->completion_ring, 1);
-    }
-    return count;
-}
-
-void drive_close(struct drive *drive)
-{
-    atomic_store(&drive->stopping, true);
-    ring_bell(drive->wake_fd);
-    pthread_join(drive->thread, NULL);
-    release(drive);
 }
