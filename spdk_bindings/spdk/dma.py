@@ -80,10 +80,10 @@ class DmaArena:
         return NONE_FREE
 
     def _merge(self) -> None:
-        for blocks, offsets in self._returned.items():
+        returned, self._returned = self._returned, {}  # more may come back while this goes on, when views are collected
+        for blocks, offsets in returned.items():
             for offset in offsets:
                 insort(self._free, (offset // BLOCK_BYTES, blocks))
-        self._returned = {}
         merged: list[tuple[int, int]] = []
         for first, count in self._free:
             if merged and sum(merged[-1]) == first:

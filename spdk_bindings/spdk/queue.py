@@ -53,11 +53,6 @@ class CommandQueue:
         self.waits = 0
         self.bounced = 0
 
-    @property
-    def outstanding(self) -> int:
-        """I/O commands that have not completed, waiting ones among them."""
-        return _IO_COMMANDS_MAX - len(self._tags) + len(self._waiting)
-
     def io(self, opcode: int, flags: int, lba: int, blocks: int, data: Buffer | None, done: Done) -> int:
         """Start an I/O command with `data` of `blocks` blocks, or none; PENDING."""
         if self._waiting or not self._place(opcode, flags, lba, blocks, data, done):

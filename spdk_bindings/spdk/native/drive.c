@@ -11,7 +11,7 @@
 
 #define CACHE_LINE_BYTES 64
 
-static void ring_bell(int fd)
+static void bell_ring(int fd)
 {
     uint64_t one = 1;
     ssize_t written = write(fd, &one, sizeof(one));
@@ -30,7 +30,7 @@ void bell_clear(int fd)
 void drive_notify(struct drive *drive)
 {
     if (!atomic_exchange(&drive->signalled, true)) {
-        ring_bell(drive->done_fd);
+        bell_ring(drive->done_fd);
     }
 }
 
@@ -144,7 +144,7 @@ void drive_submit(struct drive *drive, uint32_t count)
     /* Pairs with rest(): either it sees the commands, or this sees that it sleeps. */
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&drive->sleeping)) {
-        ring_bell(drive->wake_fd);
+        bell_ring(drive->wake_fd);
     }
 }
 
@@ -169,7 +169,7 @@ uint32_t drive_reap(struct drive *drive, struct drive_completion *into, uint32_t
 void drive_close(struct drive *drive)
 {
     atomic_store(&drive->stopping, true);
-    ring_bell(drive->wake_fd);
+    bell_ring(drive->wake_fd);
     pthread_join(drive->thread, NULL);
     release(drive);
 }

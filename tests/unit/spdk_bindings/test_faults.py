@@ -18,6 +18,7 @@ from spdk_bindings.faults import (
     Wrapper,
 )
 from spdk_bindings.nvme import Status
+from spdk_bindings.volatile_cache import VolatileCache
 
 
 def test_a_wrapper_without_a_fault_changes_nothing() -> None:
@@ -159,3 +160,12 @@ def test_faults_stack() -> None:
     rotten.rot(0)
     assert read(drive, 0)[0] == 1
     assert drive.read(8, bytearray(4096), unexpected) == Status.INTERNAL_ERROR
+
+
+def test_buffers_are_those_of_the_device_below() -> None:
+    class Lender(MemoryDevice):
+        def allocate(self, size_bytes: int) -> memoryview:
+            return memoryview(b"lent".ljust(size_bytes))
+
+    for device in (Wrapper(Lender(8)), VolatileCache(Lender(8))):
+        assert bytes(device.allocate(6)) == b"lent  "
