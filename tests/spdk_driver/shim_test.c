@@ -312,6 +312,39 @@ static void a_reset_takes_queues_away_from_a_silent_drive(void)
     CHECK(ended[4].status == 0 && fake.performed == 1);
 }
 
+static void buffers_belong_to_a_pcie_drive_until_it_is_disabled(void)
+{
+    fake.hold = fake.silent = fake.slow = true;
+    submit_writes(3);
+    WAIT_UNTIL(COUNT(writes) == 3);
+    submit_reset();
+    WAIT_UNTIL(fake.attempts == 1);
+    for (uint64_t until = milliseconds() + 300; milliseconds() < until;) { /* longer than a command's timeout */
+        listen_once(20);
+    }
+    CHECK(ended_count == 0);
+    fake.slow = false;
+    wait_for(4);
+    CHECK(status_of(0) == 0x008 && status_of(2) == 0x008 && status_of(RESET_TAG) == 0x370);
+}
+
+static void buffers_come_back_when_a_connection_is_closed(void)
+{
+    fake.hold = fake.silent = fake.slow = true;
+    submit_writes(3);
+    WAIT_UNTIL(COUNT(writes) == 3);
+    submit_reset();
+    wait_for(3);
+    CHECK(status_of(0) == 0x008 && status_of(2) == 0x008);
+    wait_for(4);
+    CHECK(ended[3].tag == RESET_TAG && ended[3].status == 0x370);
+    submit_reset(); /* while the attempt goes on */
+    wait_for(5);
+    CHECK(ended[4].tag == RESET_TAG && ended[4].status == 0x370);
+    fake.slow = false;
+    WAIT_UNTIL(state() == DRIVE_READY);
+}
+
 static void a_reset_ends_what_spdk_was_not_given(void)
 {
     fake.hold = true;
@@ -511,6 +544,9 @@ static const struct {
     TEST(a_reset_lets_outstanding_commands_end_first),
     TEST(a_reset_aborts_what_does_not_end),
     TEST(a_reset_takes_queues_away_from_a_silent_drive),
+    {"buffers_belong_to_a_pcie_drive_until_it_is_disabled", buffers_belong_to_a_pcie_drive_until_it_is_disabled,
+     "trtype:PCIe", NOTHING},
+    TEST(buffers_come_back_when_a_connection_is_closed),
     TEST(a_reset_ends_what_spdk_was_not_given),
     TEST(commands_after_a_reset_wait_for_it),
     TEST(a_reset_that_finds_nobody_says_so),

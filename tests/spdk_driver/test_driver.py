@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from kit import spdk_drive
-from kit.drive import block, status_of
+from kit.drive import block, fence, open_storage, status_of, volume
 from kit.spdk_drive import play, until, write
 
 from spdk_bindings.device import PENDING
@@ -270,3 +270,16 @@ def test_a_shim_that_is_not_there_or_broken_says_how_to_build_it(tmp_path: Path)
     broken.write_text("no library")
     with pytest.raises(NotBuiltError, match="does not load"):
         load(broken)
+
+
+def test_a_sled_keeps_its_tables_on_such_a_drive() -> None:
+    async def scenario() -> None:
+        async with opened() as (device, _):
+            storage = await open_storage([device], format=True)
+            assert await status_of(lambda done: storage.raise_fence(volume(1), fence(3), done)) == 0
+            assert await status_of(lambda done: storage.create_namespace(volume(1), 0, 64, done)) == 0
+            again = await open_storage([device])
+            assert again.fence_of(volume(1)) == fence(3)
+            assert again.namespace_of(volume(1), 0) is not None
+
+    play(scenario)

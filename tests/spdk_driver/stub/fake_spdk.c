@@ -70,6 +70,7 @@ static const struct lever levers[] = {
     {"hold", NULL, &fake.hold},
     {"silent", NULL, &fake.silent},
     {"dead", NULL, &fake.dead},
+    {"slow", NULL, &fake.slow},
     {"pulled", NULL, &fake.pulled},
     {"inactive", NULL, &fake.inactive},
     {"other", NULL, &fake.other},
@@ -77,6 +78,7 @@ static const struct lever levers[] = {
     {"next_status", &fake.next_status, NULL},
     {"block_bits", &fake.block_bits, NULL},
     {"connections", &fake.connections, NULL},
+    {"attempts", &fake.attempts, NULL},
     {"queues", &fake.queues, NULL},
     {"aborts", &fake.aborts, NULL},
     {"performed", &fake.performed, NULL},
@@ -399,10 +401,14 @@ void spdk_nvme_ctrlr_reconnect_async(struct spdk_nvme_ctrlr *controller)
     if (!STAILQ_EMPTY(&controller->admin.commands)) {
         abort();
     }
+    fake.attempts++;
 }
 
 int spdk_nvme_ctrlr_reconnect_poll_async(struct spdk_nvme_ctrlr *controller)
 {
+    if (fake.slow) {
+        return -EAGAIN;
+    }
     if (fake.dead) {
         return -1;
     }

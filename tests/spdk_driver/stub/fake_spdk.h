@@ -14,6 +14,7 @@ struct fake {
     atomic_bool hold;           /* commands stay where they are */
     atomic_bool silent;         /* aborts do not help, either */
     atomic_bool dead;           /* nothing is there: queues fail, and no connection is made */
+    atomic_bool slow;           /* controllers do not become ready, nor give up */
     atomic_bool pulled;         /* like a drive taken out of its slot */
     atomic_bool inactive;       /* the namespace was deleted */
     atomic_bool other;          /* another drive is in its place: another serial number */
@@ -23,6 +24,7 @@ struct fake {
     atomic_uint block_bits;     /* of the namespace: 9 or 12 */
     /* What it saw. */
     atomic_uint connections;
+    atomic_uint attempts;       /* to connect again that have begun */
     atomic_uint queues;         /* that are there now */
     atomic_uint aborts;
     atomic_uint performed;      /* I/O commands that took effect */
