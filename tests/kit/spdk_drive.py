@@ -29,7 +29,7 @@ FAKE_BLOCKS: Final = 1024
 OWN_CORE: Final = "0x2"
 """Not the target's: both poll."""
 SETTINGS: Final = EnvironmentSettings(core_mask=OWN_CORE, memory_mib=64, buffers_mib=4, no_huge=True, no_pci=True)
-QUICK: Final = DriveSettings(io_timeout_s=2.0, admin_timeout_s=5.0, drain_timeout_s=0.2, bounce_mib=4)
+QUICK: Final = DriveSettings(io_timeout_s=5.0, admin_timeout_s=5.0, drain_timeout_s=0.2, bounce_mib=4)
 
 
 class Fake:

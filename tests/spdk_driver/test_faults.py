@@ -19,6 +19,7 @@ from spdk_bindings.spdk.errors import AttachError
 NQN = "nqn.2014-08.org.nvmexpress:uuid:73706468-7400-4000-8000-000000000003"
 FILE_BYTES = 16 << 20
 DEPTH = 64
+IMPATIENT = replace(spdk_drive.QUICK, io_timeout_s=1.0)
 WITHOUT_A_DRIVE = {Status.ABORTED_SQ_DELETION, Status.HOST_PATHING_ERROR, Status.ABORT_REQUESTED}
 """How commands end that a drive could not carry out."""
 
@@ -101,10 +102,9 @@ def test_what_is_outstanding_at_a_kill_ends_and_new_commands_fail_at_once() -> N
 
 def test_a_target_that_stands_still_costs_its_commands_and_nothing_more() -> None:
     spdk_drive.real()
-    settings = replace(spdk_drive.QUICK, io_timeout_s=0.3)
 
     async def scenario() -> None:
-        async with spdk.exported(NQN) as target, attached(target, settings) as device:
+        async with spdk.exported(NQN) as target, attached(target, IMPATIENT) as device:
             with target.frozen():
                 stuck = [asyncio.ensure_future(write(device, lba, block(1))) for lba in range(DEPTH)]
                 assert {await one for one in stuck} <= WITHOUT_A_DRIVE
@@ -120,7 +120,7 @@ def test_a_reset_of_a_target_that_stands_still_does_not_claim_success() -> None:
     spdk_drive.real()
 
     async def scenario() -> None:
-        async with spdk.exported(NQN) as target, attached(target) as device:
+        async with spdk.exported(NQN) as target, attached(target, IMPATIENT) as device:
             with target.frozen():
                 stuck = asyncio.ensure_future(write(device, 0, block(1)))
                 await until(lambda: device.counters.writes == 1)
