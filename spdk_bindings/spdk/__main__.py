@@ -45,6 +45,7 @@ async def _run(arguments: argparse.Namespace, environment: SpdkEnvironment) -> i
     controller = await SpdkController.open(environment, arguments.address)
     try:
         if arguments.command == "identify":
+            print(f"driver: {environment.version}")
             for name, value in (asdict(controller.identity) | await controller.smart()).items():
                 print(f"{name}: {value}")
             return 0

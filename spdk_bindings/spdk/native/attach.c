@@ -126,7 +126,6 @@ bool attach(struct drive *drive)
     }
     memcpy(drive->view.namespace_, spdk_nvme_ns_get_data(drive->namespace), sizeof(drive->view.namespace_));
     drive->blocks = spdk_nvme_ns_get_num_sectors(drive->namespace);
-    drive->view.transfer_bytes_max = spdk_nvme_ctrlr_get_max_xfer_size(drive->controller);
     if (attach_queue(drive) != 0) {
         return false;
     }

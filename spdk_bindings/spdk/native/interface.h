@@ -34,7 +34,7 @@ struct drive_completion {
 /* What the reactor says of itself; read it at any time. */
 struct drive_view {
     uint32_t state;
-    uint32_t transfer_bytes_max;
+    uint32_t nsid;
     uint64_t reads;
     uint64_t writes;
     uint64_t other_commands;
@@ -43,7 +43,6 @@ struct drive_view {
     uint64_t lost;       /* times that it went away by itself */
     uint64_t timeouts;   /* commands that took longer than their timeout */
     uint64_t queue_full; /* times that SPDK took no more commands */
-    uint32_t nsid;
     uint8_t controller[4096]; /* what Identify said when it was opened */
     uint8_t namespace_[4096];
     char error[256];

@@ -364,12 +364,6 @@ const struct spdk_nvme_ctrlr_data *spdk_nvme_ctrlr_get_data(struct spdk_nvme_ctr
     return &controller->data;
 }
 
-uint32_t spdk_nvme_ctrlr_get_max_xfer_size(const struct spdk_nvme_ctrlr *controller)
-{
-    (void)controller;
-    return 1 << 17;
-}
-
 uint32_t spdk_nvme_ctrlr_get_first_active_ns(struct spdk_nvme_ctrlr *controller)
 {
     (void)controller;

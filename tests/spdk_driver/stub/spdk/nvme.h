@@ -104,7 +104,6 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(
     const struct spdk_nvme_transport_id *transport, const struct spdk_nvme_ctrlr_opts *options, size_t size);
 int spdk_nvme_detach(struct spdk_nvme_ctrlr *controller);
 const struct spdk_nvme_ctrlr_data *spdk_nvme_ctrlr_get_data(struct spdk_nvme_ctrlr *controller);
-uint32_t spdk_nvme_ctrlr_get_max_xfer_size(const struct spdk_nvme_ctrlr *controller);
 uint32_t spdk_nvme_ctrlr_get_first_active_ns(struct spdk_nvme_ctrlr *controller);
 struct spdk_nvme_ns *spdk_nvme_ctrlr_get_ns(struct spdk_nvme_ctrlr *controller, uint32_t nsid);
 void spdk_nvme_ctrlr_set_remove_cb(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb callback, void *context);
