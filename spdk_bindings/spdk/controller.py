@@ -144,12 +144,18 @@ class SpdkController:
     async def admin(
         self, opcode: int, *, nsid: int = 0, dwords: tuple[int, ...] = (), send: bytes = b"", receive_bytes: int = 0
     ) -> tuple[int, bytes]:
-        """An admin command with up to six dwords from 10 on; its status, and what was received (at most 64 KiB)."""
+        """An admin command with up to six dwords from 10 on; its status, and what was received (at most 64 KiB).
+
+        Raises SpdkError when the drive is closed, ValueError for more.
+        """
         length = len(send) or receive_bytes
         if length > ADMIN_BYTES_MAX:
             raise ValueError(f"{length} bytes are more than {ADMIN_BYTES_MAX} of an admin command")
         blocks = max(1, -(-length // BLOCK_BYTES))
         await self._admin_room.acquire()
+        if self._drive is None:
+            self._admin_room.release()
+            raise SpdkError(f"{self.address}: closed")
         memory = self._admin_memory
         offset = memory.take(blocks)
         memory.view[offset : offset + len(send)] = send
@@ -225,12 +231,17 @@ class SpdkController:
         return status
 
     def close(self) -> None:
-        """Detach; nothing may be outstanding. A second call does nothing."""
+        """Detach; nothing may be outstanding. A second call does nothing, and commands find nobody from now on."""
         if self._drive is not None:
             self._loop.remove_reader(self._descriptor)
+            self.queue.close()
             self._end()
 
     def _end(self) -> None:
+        last = self._ffi.new("struct drive_view *")
+        self._ffi.memmove(last, self._view, self._ffi.sizeof("struct drive_view"))
+        last.state = DriveState.GONE
+        self._view = last
         self._lib.drive_close(self._drive)
         self._drive = None
         self._bounce.release()

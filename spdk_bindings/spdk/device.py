@@ -25,6 +25,7 @@ _DEALLOCATE: Final = 1 << 9
 _SUCCESS: Final = int(Status.SUCCESS)
 _OUT_OF_RANGE: Final = int(Status.LBA_OUT_OF_RANGE)
 _INVALID_FIELD: Final = int(Status.INVALID_FIELD)
+_CLOSED: Final = int(Status.HOST_PATHING_ERROR)
 _READ: Final = int(IoOpcode.READ)
 _WRITE: Final = int(IoOpcode.WRITE)
 _COMPARE: Final = int(IoOpcode.COMPARE)
@@ -167,7 +168,8 @@ class SpdkDevice:
         ended = _Pieces(len(pieces), done).one
         for number, piece in enumerate(pieces):
             at = lba + number * TRANSFER_BLOCKS_MAX
-            self._queue.io(opcode, flags, at, len(piece) // BLOCK_BYTES, piece, ended)
+            if self._queue.io(opcode, flags, at, len(piece) // BLOCK_BYTES, piece, ended) != PENDING:
+                return _CLOSED
         return PENDING
 
     def _in_pieces(self, how: tuple[int, int, int], lba: int, count: int, done: Done) -> int:
@@ -177,7 +179,8 @@ class SpdkDevice:
         starts = range(lba, lba + count, blocks_max)
         ended = done if len(starts) == 1 else _Pieces(len(starts), done).one
         for start in starts:
-            self._queue.io(opcode, flags, start, min(blocks_max, lba + count - start), None, ended)
+            if self._queue.io(opcode, flags, start, min(blocks_max, lba + count - start), None, ended) != PENDING:
+                return _CLOSED
         return PENDING
 
     async def _read_smart(self) -> None:

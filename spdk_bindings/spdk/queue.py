@@ -16,6 +16,7 @@ ADMIN_COMMANDS_MAX: Final = 4
 
 _IO_COMMANDS_MAX: Final = COMMANDS_MAX - ADMIN_COMMANDS_MAX - 1
 _ABORTED: Final = int(Status.ABORT_REQUESTED)
+_GONE: Final = int(Status.HOST_PATHING_ERROR)
 _READ: Final = int(IoOpcode.READ)
 _KIND_IO, _KIND_ADMIN, _KIND_RESET = range(3)
 _COMMAND_BYTES: Final = 64
@@ -50,12 +51,15 @@ class CommandQueue:
         self._slots: list[Any] = [None] * COMMANDS_MAX
         self._waiting: deque[tuple[int, int, int, int, Buffer | None, Done]] = deque()
         self._resetting: deque[Done] = deque()
+        self._closed = False
         self.waits = 0
         self.bounced = 0
 
     def io(self, opcode: int, flags: int, lba: int, blocks: int, data: Buffer | None, done: Done) -> int:
-        """Start an I/O command with `data` of `blocks` blocks, or none; PENDING."""
+        """Start an I/O command with `data` of `blocks` blocks, or none; PENDING, after `close` HOST_PATHING_ERROR."""
         if self._waiting or not self._place(opcode, flags, lba, blocks, data, done):
+            if self._closed:
+                return _GONE
             self.waits += 1
             self._waiting.append((opcode, flags, lba, blocks, data, done))
         return PENDING
@@ -67,7 +71,9 @@ class CommandQueue:
         self._enter(_KIND_ADMIN, tag, address, length, nsid, opcode, dwords)
 
     def reset(self, done: Done) -> int:
-        """End every command before it, then `done`; PENDING."""
+        """End every command before it, then `done`; PENDING, or HOST_PATHING_ERROR after `close`."""
+        if self._closed:
+            return _GONE
         for waiting in self._waiting:
             self._loop.call_soon(waiting[-1], _ABORTED)
         self._waiting.clear()
@@ -75,6 +81,13 @@ class CommandQueue:
         if len(self._resetting) == 1:
             self._start_reset()
         return PENDING
+
+    def close(self) -> None:
+        """Give the reactor nothing more, as it is about to end."""
+        self._closed = True
+        self._tags.clear()
+        self._waiting.clear()
+        self._unrung = 0
 
     def completed(self) -> None:
         """Take what has ended; for when the drive's descriptor is readable."""

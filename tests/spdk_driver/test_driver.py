@@ -216,6 +216,26 @@ def test_a_drive_that_is_pulled_is_gone_and_says_why() -> None:
     play(scenario)
 
 
+def test_a_closed_drive_refuses_commands_and_remembers_its_counters() -> None:
+    async def scenario() -> None:
+        async with opened() as (device, _):
+            await write(device, 0, block(1))
+            data = block(2)
+            assert device.write(1, data, False, list[int]().append) == PENDING
+            device.close()
+            assert await write(device, 0, block(1)) == Status.HOST_PATHING_ERROR
+            assert await write(device, 0, block(1, 600)) == Status.HOST_PATHING_ERROR
+            assert await status_of(lambda done: device.write_zeroes(0, 9, False, done)) == Status.HOST_PATHING_ERROR
+            assert await status_of(device.flush) == Status.HOST_PATHING_ERROR
+            assert await status_of(device.reset) == Status.HOST_PATHING_ERROR
+            with pytest.raises(SpdkError, match="closed"):
+                await device.controller.smart()
+            assert device.state is DriveState.GONE
+            assert device.counters.writes == 1
+
+    play(scenario)
+
+
 def test_opening_and_closing_leaves_nothing_behind() -> None:
     async def scenario() -> None:
         environment, fake = spdk_drive.fake()
