@@ -1,9 +1,11 @@
 """Break each rule in turn and see who notices: `make mutants`. Exit status 1 when a mutant survives."""
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,15 +63,10 @@ def judge(mutant: Mutant, seeds: int, jobs: int) -> str | None:
 
 def simulated(copy: Path, environment: dict[str, str], seeds: int, jobs: int) -> str | None:
     """How the simulator caught it."""
-    command = [
-        sys.executable, "-m", "rackctl.simulation", "--seeds", str(seeds), "--jobs", str(jobs), "--first-failure",
-    ]  # fmt: skip
+    command = ["-m", "rackctl.simulation", "--seeds", str(seeds), "--jobs", str(jobs), "--first-failure"]
     seconds_max = SEED_SECONDS_MAX * seeds // jobs
-    try:
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=seconds_max
-        )
-    except subprocess.TimeoutExpired:
+    done = run(command, copy, environment, seconds_max)
+    if done is None:
         return f"{HANGS} within {seconds_max} s"
     found = re.search(r"^seed (\d+) failed after .*?: (.{0,60})", done.stdout, re.MULTILINE)
     if found is not None:
@@ -79,15 +76,31 @@ def simulated(copy: Path, environment: dict[str, str], seeds: int, jobs: int) ->
 
 def tested(copy: Path, environment: dict[str, str], tests: Sequence[str]) -> str | None:
     """Which test caught it."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:randomly", *tests]
-    try:
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=TEST_SECONDS_MAX
-        )
-    except subprocess.TimeoutExpired:
+    command = ["-m", "pytest", "-x", "-q", "--no-header", "-p", "no:randomly", *tests]
+    done = run(command, copy, environment, TEST_SECONDS_MAX)
+    if done is None:
         return f"test: does not end within {TEST_SECONDS_MAX} s"
     found = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::\w+)?)", done.stdout, re.MULTILINE)
     return None if done.returncode == 0 else f"test {found[1] if found else done.stdout.strip()[-60:]}"
+
+
+def run(
+    command: Sequence[str], copy: Path, environment: dict[str, str], seconds_max: int
+) -> "subprocess.CompletedProcess[str] | None":
+    """Run Python in the copy; None when it did not end in time, and is gone then with all that it has started."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=seconds_max)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 if __name__ == "__main__":
