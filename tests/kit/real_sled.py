@@ -95,7 +95,7 @@ class SocketWire(Wire):
 class SocketHead(Head):
     """A `Head` whose credentials are valid now."""
 
-    rig: "RealSled"  # type: ignore[assignment]
+    rig: "ReachableSled"  # type: ignore[assignment]
 
     def start_attach(self, epoch: int, number: int, **fields: Any) -> int:
         raw = fields.pop("raw", None)
@@ -109,14 +109,11 @@ class SocketHead(Head):
         self.io.socket.close()  # type: ignore[attr-defined]
 
 
-@dataclass
-class RealSled:
-    """A running sled; the `rig` of its heads."""
+@dataclass(kw_only=True)
+class ReachableSled:
+    """A sled at a port of our loopback, wherever it runs; the `rig` of its heads."""
 
-    state_dir: Path
     port: int
-    process: "subprocess.Popen[bytes]"
-    log_file: Path
     heads: list[SocketHead] = field(default_factory=list)
     env: Environment = field(default_factory=Environment)
 
@@ -148,6 +145,20 @@ class RealSled:
         assert answer.status == 0, hex(answer.status)
         return dict(zip(COUNTERS, struct.unpack_from(f"<{len(COUNTERS)}Q", answer.data, 32), strict=True))
 
+    def close_heads(self) -> None:
+        for head in self.heads:
+            head.close()
+        self.heads.clear()
+
+
+@dataclass(kw_only=True)
+class RealSled(ReachableSled):
+    """A sled that runs as a process of this machine."""
+
+    state_dir: Path
+    process: "subprocess.Popen[bytes]"
+    log_file: Path
+
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8")
 
@@ -157,17 +168,17 @@ class RealSled:
         (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
         return int(line.split()[1]) // 1024
 
-    def close_heads(self) -> None:
-        for head in self.heads:
-            head.close()
-        self.heads.clear()
+
+def identity() -> str:
+    """What is in the file identity.key of a sled with the fixed identity of the tests."""
+    key = host.private_key(host.SLED_KEY).private_bytes_raw().hex()
+    return json.dumps({"id": str(host.SLED), "private_key": key})
 
 
 def prepare(state_dir: Path) -> None:
     """Give a sled the fixed identity of the tests."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    key = host.private_key(host.SLED_KEY).private_bytes_raw().hex()
-    (state_dir / "identity.key").write_text(json.dumps({"id": str(host.SLED), "private_key": key}), encoding="ascii")
+    (state_dir / "identity.key").write_text(identity(), encoding="ascii")
 
 
 def command(state_dir: Path, devices: int = 1, drives: Sequence[str] = ()) -> list[str]:
@@ -202,7 +213,7 @@ def running(
         port = json.loads(endpoints.read_text(encoding="utf-8"))["nvme_tcp"][1]
         if file_bytes_max is not None:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max))
-        sled = RealSled(state_dir, port, process, log_file)
+        sled = RealSled(port=port, state_dir=state_dir, process=process, log_file=log_file)
         yield sled
         sled.close_heads()
         assert process.poll() is None, sled.log()
