@@ -29,7 +29,7 @@ PROGRAMS: Final = (
 LINKS: Final = {"sbin/modprobe": "/usr/sbin/kmod", "usr/sbin/modprobe": "kmod", "usr/sbin/fsck.ext4": "e2fsck"}
 MODULES: Final = (
     "virtio_net", "configfs", "nvme-tcp", "nvme-loop", "nvmet", "nvmet-tcp", "null_blk", "brd", "loop", "xfs", "dm-mod",
-    "nbd",
+    "nbd", "vfio-pci", "vfio_iommu_type1",
     "crc32c-intel", "crc32c-generic", "sha256-generic", "sha512-generic", "sha512-ssse3", "sha256-ssse3",
 )  # fmt: skip
 FOLDERS: Final = ("bin", "dev", "etc", "lib", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin")

@@ -68,10 +68,16 @@ class Guest:
     @classmethod
     @asynccontextmanager
     async def booted(
-        cls, directory: Path, *, cpus: int = 1, memory_mib: int = 1024, kernel_arguments: Sequence[str] = ()
-    ) -> AsyncIterator[Self]:
-        """A guest until the block ends; its log is kept in `directory`. Raises packages.Missing, GuestError."""
-        guest = await cls.boot(directory, cpus=cpus, memory_mib=memory_mib, kernel_arguments=kernel_arguments)
+        cls, directory: Path, *, cpus: int = 1, memory_mib: int = 1024, kernel_arguments: Sequence[str] = (),
+        devices: Sequence[str] = (),
+    ) -> AsyncIterator[Self]:  # fmt: skip
+        """A guest until the block ends; its log is kept in `directory`. Raises packages.Missing, GuestError.
+
+        `devices` are arguments of QEMU that give it more hardware.
+        """
+        guest = await cls.boot(
+            directory, cpus=cpus, memory_mib=memory_mib, kernel_arguments=kernel_arguments, devices=devices
+        )
         try:
             yield guest
         finally:
@@ -79,8 +85,9 @@ class Guest:
 
     @classmethod
     async def boot(
-        cls, directory: Path, *, cpus: int = 1, memory_mib: int = 1024, kernel_arguments: Sequence[str] = ()
-    ) -> Self:
+        cls, directory: Path, *, cpus: int = 1, memory_mib: int = 1024, kernel_arguments: Sequence[str] = (),
+        devices: Sequence[str] = (),
+    ) -> Self:  # fmt: skip
         """Boot one, which `stop` ends; as `booted`."""
         files = await asyncio.to_thread(image.image)
         refusal = image.CACHE / "kvm-refused"
@@ -89,7 +96,8 @@ class Guest:
             console = directory / f"console-{accelerator.name.lower()}.log"
             console.touch()
             qemu = Qemu(
-                files, accelerator, console, cpus=cpus, memory_mib=memory_mib, kernel_arguments=kernel_arguments
+                files, accelerator, console, cpus=cpus, memory_mib=memory_mib, kernel_arguments=kernel_arguments,
+                devices=devices,
             )  # fmt: skip
             guest = cls(qemu, console, accelerator.slowness)
             try:
@@ -158,6 +166,14 @@ class Guest:
         if port not in self._forwarded:
             self._forwarded[port] = await asyncio.to_thread(self._qemu.forward, port)
         return self._forwarded[port]
+
+    async def unplug(self, device: str) -> None:
+        """Ask its kernel to let go of a device, by its id; it is gone some time after this."""
+        await asyncio.to_thread(self._qemu.unplug, device)
+
+    async def plug(self, **device: str) -> None:
+        """Put a device in, by the arguments of QEMU's device_add."""
+        await asyncio.to_thread(self._qemu.plug, **device)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

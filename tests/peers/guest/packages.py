@@ -26,10 +26,10 @@ def program(name: str) -> Path:
     return Path(found)
 
 
-def libraries(of: Path) -> list[Path]:
-    """The shared libraries that a program is linked with, by the paths that it knows; none when it is static."""
-    said = subprocess.run(["ldd", of], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    return [Path(path) for path in re.findall(r"(/\S+) \(0x", said)]
+def libraries(*of: Path) -> list[Path]:
+    """The shared libraries that programs are linked with, by the paths that they know; none when they are static."""
+    said = subprocess.run(["ldd", *of], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    return [Path(path) for path in dict.fromkeys(re.findall(r"(/\S+) \(0x", said))]
 
 
 def kernel(cache: Path) -> Path:

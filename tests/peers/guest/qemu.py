@@ -45,7 +45,7 @@ class Qemu:
 
     def __init__(
         self, image: Image, accelerator: Accelerator, console: Path, *, cpus: int, memory_mib: int,
-        kernel_arguments: Sequence[str],
+        kernel_arguments: Sequence[str], devices: Sequence[str],
     ) -> None:  # fmt: skip
         self.port, port = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
@@ -60,6 +60,7 @@ class Qemu:
             *("-chardev", f"socket,id=port,fd={port.fileno()}", "-device", "virtio-serial-pci"),
             *("-device", f"virtserialport,chardev=port,name={PORT_NAME}"),
             *("-chardev", f"socket,id=monitor,fd={monitor.fileno()}", "-mon", "chardev=monitor,mode=control"),
+            *devices,
         ]
         self._process = subprocess.Popen(
             argv, pass_fds=(port.fileno(), monitor.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -87,6 +88,14 @@ class Qemu:
     def set_link(self, up: bool) -> None:
         """Plug the guest's network cable in, or pull it."""
         self._command("set_link", {"name": "net", "up": up})
+
+    def unplug(self, device: str) -> None:
+        """Ask the guest to let go of a device, which is gone when its kernel has done so."""
+        self._command("device_del", {"id": device})
+
+    def plug(self, **device: str) -> None:
+        """Put a device in: its driver, id, bus and what else QEMU wants to know."""
+        self._command("device_add", device)
 
     def freeze(self) -> None:
         """Stop the guest's processors, as if the machine hung."""
