@@ -76,14 +76,19 @@ def fake() -> tuple[SpdkEnvironment, Fake]:
     return environment, levers
 
 
-def shim() -> None:
-    """Skips where the shim over SPDK is not built, or one core is all."""
-    if (os.cpu_count() or 1) < 2:
-        pytest.skip("SPDK's target and its initiator poll, and there is one core for both")
+def built() -> None:
+    """Skips where the shim over SPDK is not built."""
     try:
         load(output())
     except NotBuiltError as error:
         pytest.skip(str(error))
+
+
+def shim() -> None:
+    """Skips where the shim over SPDK is not built, or one core is all."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("SPDK's target and its initiator poll, and there is one core for both")
+    built()
 
 
 def real() -> SpdkEnvironment:
