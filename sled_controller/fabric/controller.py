@@ -11,6 +11,7 @@ from sled_controller.association import Association
 from sled_controller.fabric.io_path import IoPath
 from sled_controller.fabric.standard_controller import (
     LOG_BYTES_MAX,
+    NO_CHOICE_FEATURES,
     STANDARD_COMMANDS,
     Command,
     FeatureRule,
@@ -69,6 +70,7 @@ class SledController(StandardController):
         AdminOpcode.ABORT: StandardController.abort,
     }
     FEATURES: ClassVar[Mapping[int, FeatureRule]] = {
+        **NO_CHOICE_FEATURES,
         Feature.NUMBER_OF_QUEUES: FeatureRule(),
         Feature.KEEP_ALIVE_TIMER: FeatureRule(),
         Feature.ASYNC_EVENT_CONFIGURATION: FeatureRule(),

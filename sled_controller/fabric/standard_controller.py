@@ -86,6 +86,16 @@ class FeatureRule:
     changeable: bool = True
 
 
+NO_CHOICE_FEATURES: Final[Mapping[int, FeatureRule]] = {
+    Feature.ARBITRATION: FeatureRule(default=7, changeable=False),
+    Feature.POWER_MANAGEMENT: FeatureRule(changeable=False),
+    Feature.TEMPERATURE_THRESHOLD: FeatureRule(default=0xFFFF, changeable=False),
+    Feature.WRITE_ATOMICITY: FeatureRule(changeable=False),
+}
+"""What an I/O controller has to know (Base 2.0, 3.1.2.1.3), and nothing can be chosen about here: bursts without limit,
+one power state, no threshold, atomic writes as Identify says."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogRequest:
     """Which log page, whole: `specific` is its LSI, `parameter` its LSP."""

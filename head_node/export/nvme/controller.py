@@ -15,6 +15,7 @@ from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.reservations import NoticeKind
 from sled_controller.fabric.io_path import IoPath
 from sled_controller.fabric.standard_controller import (
+    NO_CHOICE_FEATURES,
     SAVE,
     STANDARD_COMMANDS,
     Command,
@@ -60,6 +61,7 @@ class ExportController(StandardController):
     """One host's controller; its paths are the host's I/O queues."""
 
     FEATURES: ClassVar[Mapping[int, FeatureRule]] = {
+        **NO_CHOICE_FEATURES,
         Feature.NUMBER_OF_QUEUES: FeatureRule(),
         Feature.KEEP_ALIVE_TIMER: FeatureRule(),
         Feature.ASYNC_EVENT_CONFIGURATION: FeatureRule(),

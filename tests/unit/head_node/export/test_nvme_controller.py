@@ -198,6 +198,13 @@ def test_features(host: Host) -> None:
         answer = host.admin_ask(AdminOpcode.GET_FEATURES, room, cdw10=feature, cdw11=value)
         return answer.status, answer.dw0
 
+    fixed = {
+        Feature.ARBITRATION: 7, Feature.POWER_MANAGEMENT: 0, Feature.TEMPERATURE_THRESHOLD: 0xFFFF,
+        Feature.WRITE_ATOMICITY: 0,
+    }  # fmt: skip
+    for feature, value in fixed.items():
+        assert get_feature(feature) == (0, value)
+        assert set_feature(feature, value)[0] == Status.FEATURE_NOT_CHANGEABLE
     granted = (IO_QUEUES_MAX - 1) * 0x10001
     assert set_feature(Feature.NUMBER_OF_QUEUES, 0xFFFE_FFFE) == (0, granted)
     assert set_feature(Feature.NUMBER_OF_QUEUES, 0x0003_0003) == (0, 0x0003_0003)
