@@ -29,7 +29,7 @@ SETTINGS = {
 @pytest.fixture
 def drive(tmp_path: Path) -> Iterator[str]:
     """The transport id of a blank drive of 1 GiB."""
-    spdk_drive.built()
+    spdk_drive.shim()
     image = tmp_path / "drive"
     with image.open("wb") as file:
         file.truncate(1 << 30)
