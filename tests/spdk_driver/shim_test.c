@@ -467,6 +467,21 @@ static void a_pulled_drive_is_gone(void)
     CHECK(strstr(drive_view(drive)->error, "removed") != NULL);
 }
 
+static void a_pulled_drive_is_let_go_of_while_it_is_open(void)
+{
+    enter((struct drive_command){.tag = 0, .kind = DRIVE_ADMIN, .opcode = 0x02});
+    fake.hold = true;
+    drive_submit(drive, 1);
+    WAIT_UNTIL(COUNT(other_commands) == 1);
+    fake.pulled = true;
+    wait_for(1);
+    WAIT_UNTIL(fake.controllers == 0);
+    enter((struct drive_command){.tag = 1, .kind = DRIVE_RESET});
+    drive_submit(drive, 1);
+    wait_for(2);
+    CHECK(ended[1].status == 0x370 && state() == DRIVE_GONE);
+}
+
 static void a_deleted_namespace_is_gone_until_it_is_back(void)
 {
     fake.inactive = true;
@@ -557,6 +572,7 @@ static const struct {
     TEST(a_slow_admin_command_is_aborted),
     TEST(a_command_that_cannot_be_aborted_resets_the_controller),
     {"a_pulled_drive_is_gone", a_pulled_drive_is_gone, "trtype:PCIe", NOTHING},
+    {"a_pulled_drive_is_let_go_of_while_it_is_open", a_pulled_drive_is_let_go_of_while_it_is_open, "trtype:PCIe", NOTHING},
     TEST(a_deleted_namespace_is_gone_until_it_is_back),
     TEST(closing_forgets_what_is_outstanding),
     TEST(a_drive_that_is_attached_is_not_attached_again),

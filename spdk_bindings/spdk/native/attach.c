@@ -12,6 +12,9 @@
 static LIST_HEAD(, drive) attached = LIST_HEAD_INITIALIZER(attached);
 static pthread_mutex_t attached_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* SPDK walks its list of PCIe controllers without a lock when it looks for removals, and calls `removed` from there. */
+static pthread_mutex_t bus_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static bool claim(struct drive *drive)
 {
     struct drive *other;
@@ -47,6 +50,47 @@ static void removed(void *argument, struct spdk_nvme_ctrlr *controller)
 
     (void)controller;
     atomic_store(&drive->removed, true);
+}
+
+static bool refuse_new(void *argument, const struct spdk_nvme_transport_id *transport, struct spdk_nvme_ctrlr_opts *options)
+{
+    (void)argument;
+    (void)transport;
+    (void)options;
+    return false;
+}
+
+void attach_look_for_removals(void)
+{
+    struct spdk_nvme_transport_id pcie = {0};
+
+    spdk_nvme_trid_populate_transport(&pcie, SPDK_NVME_TRANSPORT_PCIE);
+    pthread_mutex_lock(&bus_lock);
+    spdk_nvme_probe(&pcie, NULL, refuse_new, NULL, NULL);
+    pthread_mutex_unlock(&bus_lock);
+}
+
+static void connect_controller(struct drive *drive, const struct spdk_nvme_ctrlr_opts *options)
+{
+    if (drive->is_pcie) {
+        pthread_mutex_lock(&bus_lock);
+    }
+    drive->controller = spdk_nvme_connect(&drive->transport, options, sizeof(*options));
+    if (drive->is_pcie) {
+        pthread_mutex_unlock(&bus_lock);
+    }
+}
+
+static void detach_controller(struct drive *drive)
+{
+    if (drive->is_pcie) {
+        pthread_mutex_lock(&bus_lock);
+    }
+    spdk_nvme_detach(drive->controller);
+    if (drive->is_pcie) {
+        pthread_mutex_unlock(&bus_lock);
+    }
+    drive->controller = NULL;
 }
 
 int attach_namespace(struct drive *drive)
@@ -109,15 +153,14 @@ bool attach(struct drive *drive)
     if (drive->host_nqn[0] != '\0') {
         memcpy(options.hostnqn, drive->host_nqn, sizeof(options.hostnqn));
     }
-    drive->controller = spdk_nvme_connect(&drive->transport, &options, sizeof(options));
+    connect_controller(drive, &options);
     if (drive->controller == NULL) {
         attach_fail(drive, "no NVMe controller answers there");
         return false;
     }
     if (!claim(drive)) {
         attach_fail(drive, "this program has attached it already");
-        spdk_nvme_detach(drive->controller);
-        drive->controller = NULL;
+        detach_controller(drive);
         return false;
     }
     memcpy(drive->view.controller, spdk_nvme_ctrlr_get_data(drive->controller), sizeof(drive->view.controller));
@@ -142,7 +185,6 @@ void attach_end(struct drive *drive)
     }
     if (drive->controller != NULL) {
         release(drive);
-        spdk_nvme_detach(drive->controller);
-        drive->controller = NULL;
+        detach_controller(drive);
     }
 }

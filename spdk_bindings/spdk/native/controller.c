@@ -11,14 +11,6 @@
 #define ATTEMPT_MS_MAX 2000u
 #define HOTPLUG_MS 1000u
 
-static bool refuse_new(void *argument, const struct spdk_nvme_transport_id *transport, struct spdk_nvme_ctrlr_opts *options)
-{
-    (void)argument;
-    (void)transport;
-    (void)options;
-    return false;
-}
-
 static void answer_reset(struct drive *drive, uint32_t status)
 {
     struct request *reset = drive->reset;
@@ -209,11 +201,8 @@ static bool check_timeouts(struct drive *drive, struct request_list *list, uint6
 static void check_removal(struct drive *drive, uint64_t now)
 {
     if (drive->is_pcie && now >= drive->hotplug_due_ns) {
-        struct spdk_nvme_transport_id pcie = {0};
-
         drive->hotplug_due_ns = now + HOTPLUG_MS * MILLISECOND_NS;
-        spdk_nvme_trid_populate_transport(&pcie, SPDK_NVME_TRANSPORT_PCIE);
-        spdk_nvme_probe(&pcie, drive, refuse_new, NULL, NULL);
+        attach_look_for_removals();
     }
     if (atomic_load(&drive->removed) && drive->phase != PHASE_GONE) {
         if (drive->queue != NULL) {
@@ -230,8 +219,8 @@ void controller_tick(struct drive *drive, uint64_t now)
     bool in_time;
 
     check_removal(drive, now);
-    if (drive->phase == PHASE_GONE && is_outstanding(drive)) {
-        spdk_nvme_ctrlr_process_admin_completions(drive->controller);
+    if (drive->phase == PHASE_GONE) {
+        attach_end(drive); /* the kernel lets nobody take it out, or put another one in, as long as it is in use */
     }
     if (drive->phase != PHASE_CONNECTED && drive->phase != PHASE_DRAINING) {
         return;

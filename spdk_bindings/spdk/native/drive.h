@@ -120,6 +120,7 @@ int attach_namespace(struct drive *drive);
 int attach_queue(struct drive *drive);
 bool attach_is_same(const struct drive *drive);
 void attach_fail(struct drive *drive, const char *cause);
+void attach_look_for_removals(void);
 void attach_end(struct drive *drive);
 
 /* controller.c */

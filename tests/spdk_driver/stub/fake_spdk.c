@@ -79,6 +79,7 @@ static const struct lever levers[] = {
     {"block_bits", &fake.block_bits, NULL},
     {"connections", &fake.connections, NULL},
     {"attempts", &fake.attempts, NULL},
+    {"controllers", &fake.controllers, NULL},
     {"queues", &fake.queues, NULL},
     {"aborts", &fake.aborts, NULL},
     {"performed", &fake.performed, NULL},
@@ -344,6 +345,7 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(
     controller->connected = true;
     identify(controller);
     fake.connections++;
+    fake.controllers++;
     attached = controller;
     return controller;
 }
@@ -354,6 +356,7 @@ int spdk_nvme_detach(struct spdk_nvme_ctrlr *controller)
         return 0;
     }
     end_all(&controller->admin);
+    fake.controllers--;
     attached = NULL;
     free(controller);
     return 0;

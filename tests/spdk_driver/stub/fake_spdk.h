@@ -25,6 +25,7 @@ struct fake {
     /* What it saw. */
     atomic_uint connections;
     atomic_uint attempts;       /* to connect again that have begun */
+    atomic_uint controllers;    /* that are attached now */
     atomic_uint queues;         /* that are there now */
     atomic_uint aborts;
     atomic_uint performed;      /* I/O commands that took effect */
