@@ -467,6 +467,21 @@ static void a_pulled_drive_is_gone(void)
     CHECK(strstr(drive_view(drive)->error, "removed") != NULL);
 }
 
+static void a_drive_in_its_slot_is_not_looked_for(void)
+{
+    uint64_t until = milliseconds() + 1500;
+
+    while (milliseconds() < until) {
+        submit_writes(1);
+        wait_for(1);
+        ended_count = 0;
+    }
+    CHECK(fake.scans == 0);
+    fake.pulled = true;
+    WAIT_UNTIL(state() == DRIVE_GONE);
+    CHECK(fake.scans == 0);
+}
+
 static void a_pulled_drive_is_let_go_of_while_it_is_open(void)
 {
     enter((struct drive_command){.tag = 0, .kind = DRIVE_ADMIN, .opcode = 0x02});
@@ -572,6 +587,7 @@ static const struct {
     TEST(a_slow_admin_command_is_aborted),
     TEST(a_command_that_cannot_be_aborted_resets_the_controller),
     {"a_pulled_drive_is_gone", a_pulled_drive_is_gone, "trtype:PCIe", NOTHING},
+    {"a_drive_in_its_slot_is_not_looked_for", a_drive_in_its_slot_is_not_looked_for, "trtype:PCIe", NOTHING},
     {"a_pulled_drive_is_let_go_of_while_it_is_open", a_pulled_drive_is_let_go_of_while_it_is_open, "trtype:PCIe", NOTHING},
     TEST(a_deleted_namespace_is_gone_until_it_is_back),
     TEST(closing_forgets_what_is_outstanding),

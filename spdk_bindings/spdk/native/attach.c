@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <spdk/env.h>
+
 #include "drive.h"
 
 #define IO_QUEUE_ENTRIES 256u
@@ -60,14 +62,19 @@ static bool refuse_new(void *argument, const struct spdk_nvme_transport_id *tran
     return false;
 }
 
-void attach_look_for_removals(void)
+/* VFIO tells SPDK when the kernel wants a drive back. SPDK acts on it when it is asked to look for drives, and does nothing
+ * else then; at any other time that is a scan of the whole bus, in which no command makes progress. */
+bool attach_is_pulled(struct drive *drive)
 {
     struct spdk_nvme_transport_id pcie = {0};
 
-    spdk_nvme_trid_populate_transport(&pcie, SPDK_NVME_TRANSPORT_PCIE);
-    pthread_mutex_lock(&bus_lock);
-    spdk_nvme_probe(&pcie, NULL, refuse_new, NULL, NULL);
-    pthread_mutex_unlock(&bus_lock);
+    if (drive->slot != NULL && spdk_pci_device_is_removed(drive->slot)) {
+        spdk_nvme_trid_populate_transport(&pcie, SPDK_NVME_TRANSPORT_PCIE);
+        pthread_mutex_lock(&bus_lock);
+        spdk_nvme_probe(&pcie, NULL, refuse_new, NULL, NULL);
+        pthread_mutex_unlock(&bus_lock);
+    }
+    return atomic_load(&drive->removed);
 }
 
 static void connect_controller(struct drive *drive, const struct spdk_nvme_ctrlr_opts *options)
@@ -91,6 +98,7 @@ static void detach_controller(struct drive *drive)
         pthread_mutex_unlock(&bus_lock);
     }
     drive->controller = NULL;
+    drive->slot = NULL;
 }
 
 int attach_namespace(struct drive *drive)
@@ -122,6 +130,14 @@ int attach_queue(struct drive *drive)
     drive->active = true;
     drive->lost = false;
     return 0;
+}
+
+void attach_free_queue(struct drive *drive)
+{
+    if (drive->queue != NULL) {
+        spdk_nvme_ctrlr_free_io_qpair(drive->queue);
+        drive->queue = NULL;
+    }
 }
 
 bool attach_is_same(const struct drive *drive)
@@ -173,16 +189,14 @@ bool attach(struct drive *drive)
         return false;
     }
     spdk_nvme_ctrlr_set_remove_cb(drive->controller, removed, drive);
+    drive->slot = spdk_nvme_ctrlr_get_pci_device(drive->controller);
     drive->phase = PHASE_CONNECTED;
     return true;
 }
 
 void attach_end(struct drive *drive)
 {
-    if (drive->queue != NULL) {
-        spdk_nvme_ctrlr_free_io_qpair(drive->queue);
-        drive->queue = NULL;
-    }
+    attach_free_queue(drive);
     if (drive->controller != NULL) {
         release(drive);
         detach_controller(drive);

@@ -9,7 +9,6 @@
 #define MILLISECOND_NS 1000000ull
 #define ATTEMPT_MS_MIN 50u
 #define ATTEMPT_MS_MAX 2000u
-#define HOTPLUG_MS 1000u
 
 static void answer_reset(struct drive *drive, uint32_t status)
 {
@@ -46,10 +45,7 @@ static void disconnect(struct drive *drive, uint64_t now)
     drive->attempts++;
     bump(&drive->view.resets);
     drive_set_state(drive, DRIVE_RECOVERING);
-    if (drive->queue != NULL) {
-        spdk_nvme_ctrlr_free_io_qpair(drive->queue);
-        drive->queue = NULL;
-    }
+    attach_free_queue(drive);
     if (spdk_nvme_ctrlr_disconnect(drive->controller) != 0) {
         give_up(drive, "the drive was removed");
         return;
@@ -197,28 +193,15 @@ static bool check_timeouts(struct drive *drive, struct request_list *list, uint6
     return true;
 }
 
-/* SPDK notices that PCIe drives were pulled when it looks for new ones. */
-static void check_removal(struct drive *drive, uint64_t now)
-{
-    if (drive->is_pcie && now >= drive->hotplug_due_ns) {
-        drive->hotplug_due_ns = now + HOTPLUG_MS * MILLISECOND_NS;
-        attach_look_for_removals();
-    }
-    if (atomic_load(&drive->removed) && drive->phase != PHASE_GONE) {
-        if (drive->queue != NULL) {
-            spdk_nvme_ctrlr_free_io_qpair(drive->queue);
-            drive->queue = NULL;
-        }
-        give_up(drive, "the drive was removed");
-    }
-}
-
 /* What is due now and then: keep-alives and events, timeouts, removals. */
 void controller_tick(struct drive *drive, uint64_t now)
 {
     bool in_time;
 
-    check_removal(drive, now);
+    if (drive->phase != PHASE_GONE && attach_is_pulled(drive)) {
+        attach_free_queue(drive);
+        give_up(drive, "the drive was removed");
+    }
     if (drive->phase == PHASE_GONE) {
         attach_end(drive); /* the kernel lets nobody take it out, or put another one in, as long as it is in use */
     }

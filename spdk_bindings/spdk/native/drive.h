@@ -67,6 +67,7 @@ struct drive {
     pthread_t thread;
 
     struct spdk_nvme_ctrlr *controller;
+    struct spdk_pci_device *slot; /* NULL over the network */
     LIST_ENTRY(drive) attached;
     struct spdk_nvme_ns *namespace;
     struct spdk_nvme_qpair *queue;
@@ -90,7 +91,6 @@ struct drive {
     uint64_t due_ns; /* of the next attempt, the end of draining, or of patience */
     uint32_t attempts;
     bool patient; /* commands wait for the controller instead of failing */
-    uint64_t hotplug_due_ns;
 };
 
 static inline bool is_outstanding(const struct drive *drive)
@@ -118,9 +118,10 @@ void request_complete(struct request *request, uint32_t status);
 bool attach(struct drive *drive);
 int attach_namespace(struct drive *drive);
 int attach_queue(struct drive *drive);
+void attach_free_queue(struct drive *drive);
+bool attach_is_pulled(struct drive *drive);
 bool attach_is_same(const struct drive *drive);
 void attach_fail(struct drive *drive, const char *cause);
-void attach_look_for_removals(void);
 void attach_end(struct drive *drive);
 
 /* controller.c */

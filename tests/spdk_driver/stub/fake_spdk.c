@@ -39,7 +39,13 @@ struct spdk_nvme_ns {
     struct spdk_nvme_ns_data data;
 };
 
+struct spdk_pci_device {
+    char unused;
+};
+
 struct spdk_nvme_ctrlr {
+    struct spdk_nvme_transport_id transport;
+    struct spdk_pci_device slot;
     struct spdk_nvme_ctrlr_data data;
     struct spdk_nvme_ns space;
     struct spdk_nvme_qpair admin;
@@ -78,6 +84,7 @@ static const struct lever levers[] = {
     {"next_status", &fake.next_status, NULL},
     {"block_bits", &fake.block_bits, NULL},
     {"connections", &fake.connections, NULL},
+    {"scans", &fake.scans, NULL},
     {"attempts", &fake.attempts, NULL},
     {"controllers", &fake.controllers, NULL},
     {"queues", &fake.queues, NULL},
@@ -296,11 +303,13 @@ int spdk_nvme_probe(
 
     (void)attach;
     (void)remove;
-    if (probe(context, transport, &options)) {
-        abort(); /* the shim attaches nothing that it was not told to */
-    }
     if (fake.pulled && attached != NULL && attached->removed != NULL) {
         attached->removed(attached->removed_context, attached);
+        return 0;
+    }
+    fake.scans++;
+    if (probe(context, transport, &options)) {
+        abort(); /* the shim attaches nothing that it was not told to */
     }
     return 0;
 }
@@ -331,7 +340,6 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(
 {
     struct spdk_nvme_ctrlr *controller;
 
-    (void)transport;
     if (fake.dead || size != sizeof(*options)) {
         return NULL;
     }
@@ -343,6 +351,7 @@ struct spdk_nvme_ctrlr *spdk_nvme_connect(
     controller->references = 1;
     STAILQ_INIT(&controller->admin.commands);
     controller->connected = true;
+    controller->transport = *transport;
     identify(controller);
     fake.connections++;
     fake.controllers++;
@@ -376,6 +385,17 @@ uint32_t spdk_nvme_ctrlr_get_first_active_ns(struct spdk_nvme_ctrlr *controller)
 struct spdk_nvme_ns *spdk_nvme_ctrlr_get_ns(struct spdk_nvme_ctrlr *controller, uint32_t nsid)
 {
     return nsid == 1 ? &controller->space : NULL;
+}
+
+struct spdk_pci_device *spdk_nvme_ctrlr_get_pci_device(struct spdk_nvme_ctrlr *controller)
+{
+    return controller->transport.trtype == SPDK_NVME_TRANSPORT_PCIE ? &controller->slot : NULL;
+}
+
+bool spdk_pci_device_is_removed(struct spdk_pci_device *device)
+{
+    (void)device;
+    return fake.pulled;
 }
 
 void spdk_nvme_ctrlr_set_remove_cb(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb callback, void *context)

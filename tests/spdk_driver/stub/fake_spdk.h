@@ -24,6 +24,7 @@ struct fake {
     atomic_uint block_bits;     /* of the namespace: 9 or 12 */
     /* What it saw. */
     atomic_uint connections;
+    atomic_uint scans;          /* of the PCI bus for drives */
     atomic_uint attempts;       /* to connect again that have begun */
     atomic_uint controllers;    /* that are attached now */
     atomic_uint queues;         /* that are there now */

@@ -18,9 +18,12 @@ struct spdk_env_opts {
     size_t opts_size;
 };
 
+struct spdk_pci_device;
+
 void spdk_env_opts_init(struct spdk_env_opts *options);
 int spdk_env_init(const struct spdk_env_opts *options);
 void *spdk_dma_zmalloc(size_t size, size_t align, uint64_t *unused);
 void spdk_dma_free(void *memory);
+bool spdk_pci_device_is_removed(struct spdk_pci_device *device);
 
 #endif

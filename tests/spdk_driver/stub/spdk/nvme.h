@@ -106,6 +106,7 @@ int spdk_nvme_detach(struct spdk_nvme_ctrlr *controller);
 const struct spdk_nvme_ctrlr_data *spdk_nvme_ctrlr_get_data(struct spdk_nvme_ctrlr *controller);
 uint32_t spdk_nvme_ctrlr_get_first_active_ns(struct spdk_nvme_ctrlr *controller);
 struct spdk_nvme_ns *spdk_nvme_ctrlr_get_ns(struct spdk_nvme_ctrlr *controller, uint32_t nsid);
+struct spdk_pci_device *spdk_nvme_ctrlr_get_pci_device(struct spdk_nvme_ctrlr *controller);
 void spdk_nvme_ctrlr_set_remove_cb(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb callback, void *context);
 int spdk_nvme_ctrlr_disconnect(struct spdk_nvme_ctrlr *controller);
 void spdk_nvme_ctrlr_reconnect_async(struct spdk_nvme_ctrlr *controller);
