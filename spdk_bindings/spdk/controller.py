@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import logging
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -13,6 +14,8 @@ from spdk_bindings.spdk.environment import SpdkEnvironment
 from spdk_bindings.spdk.errors import AttachError, SpdkError
 from spdk_bindings.spdk.identity import Identity
 from spdk_bindings.spdk.queue import ADMIN_COMMANDS_MAX, COMMANDS_MAX, CommandQueue
+
+log = logging.getLogger(__name__)
 
 ADMIN_BYTES_MAX: Final = 64 * 1024
 _MIB: Final = 1 << 20
@@ -89,6 +92,7 @@ class SpdkController:
             raise AttachError(f"{address}: no memory or thread for a reactor")
         self._view = self._lib.drive_view(self._drive)
         self._descriptor: int = self._lib.drive_eventfd(self._drive)
+        self._told = DriveState.READY
 
     @classmethod
     async def open(cls, environment: SpdkEnvironment, address: str, settings: DriveSettings | None = None) -> Self:
@@ -119,8 +123,24 @@ class SpdkController:
         self.identity = Identity.parse(self._view.nsid, controller, namespace)
         self.queue = CommandQueue(environment, self._drive, self._bounce)
         self._loop.remove_reader(self._descriptor)
-        self._loop.add_reader(self._descriptor, self.queue.completed)
+        self._loop.add_reader(self._descriptor, self._heard)
         return self
+
+    def _heard(self) -> None:
+        self.queue.completed()
+        if self._view.state != self._told and self._drive is not None:
+            self._tell(self.state)
+
+    def _tell(self, state: DriveState) -> None:
+        """Log what has become of the drive: nobody else does while nobody uses it."""
+        self._told = state
+        if state is DriveState.GONE:
+            reason = self.error or "its namespace is not there"
+            log.error("event=drive_gone address=%r serial=%s reason=%r", self.address, self.identity.serial, reason)
+        elif state is DriveState.RECOVERING:
+            log.warning("event=drive_recovering address=%r serial=%s", self.address, self.identity.serial)
+        else:
+            log.info("event=drive_ready address=%r serial=%s", self.address, self.identity.serial)
 
     @property
     def state(self) -> DriveState:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -203,7 +204,7 @@ def test_firmware_is_downloaded_in_pieces_and_committed() -> None:
     play(scenario)
 
 
-def test_a_drive_that_is_pulled_is_gone_and_says_why() -> None:
+def test_a_drive_that_is_pulled_is_gone_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         environment, fake = spdk_drive.fake()
         device = await SpdkDevice.open(environment, "0000:01:00.0", spdk_drive.QUICK)
@@ -211,7 +212,10 @@ def test_a_drive_that_is_pulled_is_gone_and_says_why() -> None:
         await until(lambda: device.state is DriveState.GONE)
         assert device.controller.error == "the drive was removed"
         assert await write(device, 0, block(1)) == Status.HOST_PATHING_ERROR
+        assert "event=drive_gone address='0000:01:00.0' serial=FAKE0 reason='the drive was removed'" in caplog.text
+        caplog.clear()
         device.close()
+        assert not caplog.text
 
     play(scenario)
 
@@ -232,6 +236,19 @@ def test_a_closed_drive_refuses_commands_and_remembers_its_counters() -> None:
                 await device.controller.smart()
             assert device.state is DriveState.GONE
             assert device.counters.writes == 1
+
+    play(scenario)
+
+
+def test_a_controller_that_is_lost_is_logged_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "spdk_bindings")
+
+    async def scenario() -> None:
+        async with opened() as (_, fake):
+            fake.set(dead=1)
+            await until(lambda: "event=drive_recovering" in caplog.text)
+            fake.set(dead=0)
+            await until(lambda: "event=drive_ready" in caplog.text)
 
     play(scenario)
 
