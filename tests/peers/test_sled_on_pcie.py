@@ -2,24 +2,30 @@
 
 import asyncio
 import json
+import re
+import shlex
 from collections.abc import Iterator
 
 import pytest
 from kit import spdk_drive
+from kit.real_sled import SocketHead
 from peers.guest import packages
-from peers.guest.board import Board, Drive
+from peers.guest.board import Board, BoardSled, Drive
+
+from spdk_bindings.nvme import Status
 
 BLOCK = 4096
 ONE = bytes([1]) * BLOCK
-SERVED, PULLED, SMALL = "SERVED", "PULLED", "SMALL"
+MANY = bytes(range(256)) * 16 * 64
+SERVED, KEPT, PULLED, SMALL = "SERVED", "KEPT", "PULLED", "SMALL"
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """Three blank drives that belong to vfio-pci; SMALL has blocks of 512 bytes."""
+    """Blank drives that belong to vfio-pci; SMALL has blocks of 512 bytes."""
     spdk_drive.built()
     directory = tmp_path_factory.mktemp("board")
-    drives = [Drive(serial, directory / serial) for serial in (SERVED, PULLED)]
+    drives = [Drive(serial, directory / serial) for serial in (SERVED, KEPT, PULLED)]
     drives.append(Drive(SMALL, directory / SMALL, block_bytes=512))
     try:
         booted = asyncio.run(Board.boot(directory, drives))
@@ -43,31 +49,81 @@ def test_probe_lists_the_drives_of_the_kernel_and_those_that_a_sled_can_have(boa
     assert by_serial["ROOT"]["driver"] == "nvme"
     assert not by_serial["ROOT"]["usable"]
     assert by_serial["ROOT"]["serial"] == "ROOT"
-    for serial in (SERVED, PULLED):
+    for serial in (SERVED, KEPT, PULLED):
         assert by_serial[serial]["driver"] == "vfio-pci"
         assert by_serial[serial]["serial"] == serial
         assert by_serial[serial]["size_bytes"] == 64 << 20
         assert by_serial[serial]["usable"]
         assert by_serial[serial]["note"].startswith("ok")
-    assert not by_serial[SMALL]["usable"]
-    assert "blocks have 512 bytes" in by_serial[SMALL]["note"]
 
 
-def test_a_sled_serves_the_drive_and_knows_it_again(board: Board) -> None:
+def test_a_sled_finds_its_data_and_its_fence_again_after_it_was_killed(board: Board) -> None:
     async def scenario() -> None:
-        async with board.sled(SERVED) as sled:
-            head = sled.head()
-            head.attach(5, 1)
-            head.nsid = head.create()
+        async with board.sled("killed", SERVED) as sled:
+            head = volume(sled)
             assert head.write(0, ONE).status == 0
-            assert head.write(1, ONE * 3).status == 0
-            assert head.read(0, 4).data == ONE * 4
-        async with board.sled(SERVED) as sled:
+            assert head.write(1, ONE * 2).status == 0
+            cid = head.start_long_write(3, MANY)
+            ((_, ttag, _),) = head.io.r2ts()
+            head.send_data(cid, ttag, MANY)
+            assert [answer.status for answer in head.io.answers()] == [0]
+            await sled.kill()
+        async with board.sled("killed", SERVED) as sled:
             head = sled.head()
             assert head.try_attach(4, 1).status != 0, "the fence is on the drive"
             head.attach(5, 2)
             head.nsid = 1
-            assert head.read(0, 4).data == ONE * 4
-            assert head.read(4).data == bytes(BLOCK)
+            assert head.read(0, 3).data == ONE * 3
+            assert head.read(3, len(MANY) // BLOCK).data == MANY
+            assert head.read(3 + len(MANY) // BLOCK).data == bytes(BLOCK)
 
     asyncio.run(scenario())
+
+
+def test_a_drive_with_blocks_of_512_bytes_is_refused_until_it_is_formatted(board: Board) -> None:
+    async def scenario() -> None:
+        await board.prepare("small")
+        refused = await board.sled_controller(*board.settings("small", SMALL))
+        assert refused.status == 1
+        assert "can be opened" in refused.stderr
+        remedy = re.search(r"python -m (spdk_bindings.spdk format \S+) erases the drive", refused.stderr)
+        assert remedy is not None, refused.stderr
+        formatted = await board.python("-m", *shlex.split(remedy[1]))
+        assert formatted.status == 0, formatted.stderr
+        async with board.sled("small", SMALL) as sled:
+            head = volume(sled)
+            assert head.write(7, ONE).status == 0
+            assert head.read(7).data == ONE
+
+    asyncio.run(scenario())
+
+
+def test_a_sled_lets_go_of_a_pulled_drive_and_serves_the_others(board: Board) -> None:
+    async def scenario() -> None:
+        async with board.sled("pulled", KEPT, PULLED) as sled:
+            head = volume(sled)
+            kept, pulled = head.nsid, head.create(column=1)
+            head.nsid = pulled
+            assert head.write(0, ONE).status == 0
+            pulling = asyncio.create_task(board.pull(PULLED))
+            while not pulling.done():
+                await asyncio.sleep(0)
+                written = head.write(0, ONE).status
+            await pulling
+            assert written == Status.HOST_PATHING_ERROR
+            assert f"event=drive_gone address='{board.addresses[PULLED]}' serial={PULLED}" in await sled.log()
+            head.nsid = kept
+            assert head.write(0, ONE).status == 0
+            assert head.read(0).data == ONE
+            sled.head().attach(6, 1)
+            assert f"event=device_offline serial={PULLED}" in await sled.log()
+
+    asyncio.run(scenario())
+
+
+def volume(sled: BoardSled) -> SocketHead:
+    """A head with a volume and its first namespace."""
+    head = sled.head()
+    head.attach(5, 1)
+    head.nsid = head.create()
+    return head

@@ -27,13 +27,12 @@ SPDK_MEMORY_MIB: Final = 160
 PORT: Final = 4420
 """In the guest."""
 PROGRAM_SECONDS_MAX: Final = 30.0  # of a real machine
+SLED_SECONDS_MAX: Final = 60.0
+"""In one test."""
 SLED_CONTROLLER: Final = "from sled_controller.server import main; main()"
 KERNEL_ARGUMENTS: Final = ("intel_iommu=on", "iommu=pt", f"hugepages={HUGEPAGES}")
 # 48 bits: SPDK gives a drive virtual addresses only where the IOMMU can translate them all.
 IOMMU: Final = ("-device", "intel-iommu,intremap=off,aw-bits=48")
-_LOG: Final = f"{ROOT}/state/log"
-_ENDPOINTS: Final = f"{ROOT}/state/endpoints.json"
-_PID: Final = "/run/sled.pid"
 _MOUNT: Final = f"""
     set -e
     for found in /sys/class/nvme/*; do
@@ -76,14 +75,22 @@ def _nvme(serial: str, image: Path, block_bytes: int, slot: int) -> tuple[str, .
 
 @dataclass(kw_only=True)
 class BoardSled(ReachableSled):
-    """A sled controller that runs on the board."""
+    """A sled controller that runs on the board, with its state in the folder `state` of the guest."""
 
     guest: Guest
+    state: str
     ended: "asyncio.Task[Result]"
+    killed: bool = False
 
     async def log(self) -> str:
         """What it has said, at earlier starts too."""
-        return (await self.guest.get(_LOG)).decode(errors="replace")
+        return (await self.guest.get(f"{self.state}/log")).decode(errors="replace")
+
+    async def kill(self) -> None:
+        """End it without its doing anything more."""
+        self.killed = True
+        await self.guest.check(f"kill -KILL $(cat {self.state}/pid)")
+        await self.ended
 
 
 @dataclass(slots=True)
@@ -133,6 +140,12 @@ class Board:
         """)
         return address
 
+    async def pull(self, serial: str) -> None:
+        """Take a drive out of its slot, as soon as whoever uses it has let go of it."""
+        await self.guest.unplug(serial)
+        device = f"/sys/bus/pci/devices/{self.addresses[serial]}"
+        await self.guest.check(f"while [ -e {device} ]; do usleep 50000; done")
+
     async def python(self, *arguments: str) -> Result:
         """Run the board's Python to its end."""
         return await self.guest.run(_python(arguments), timeout_s=PROGRAM_SECONDS_MAX)
@@ -141,33 +154,44 @@ class Board:
         """Run the program to its end."""
         return await self.python("-c", SLED_CONTROLLER, *arguments)
 
-    @asynccontextmanager
-    async def sled(self, *serials: str) -> AsyncIterator[BoardSled]:
-        """A sled controller over drives, blank ones at its first start; it must end in good order."""
-        await self.guest.put(f"{ROOT}/state/identity.key", real_sled.identity().encode())
-        program = _python((
-            *("-c", SLED_CONTROLLER, "--state-dir", "/state", "--listen-host", "0.0.0.0", "--listen-port", str(PORT)),
-            *("--devices", json.dumps([self.addresses[serial] for serial in serials])),
+    def settings(self, name: str, *serials: str) -> list[str]:
+        """Of a sled controller over drives, for `sled_controller`; `name` is of its folder, made by `prepare`."""
+        return [
+            *("--state-dir", f"/state/{name}", "--listen-host", "0.0.0.0", "--listen-port", str(PORT)),
+            *("--devices", json.dumps([self.addresses[serial] for serial in serials])), "--format-blank",
             *("--root-public-key", host.public_key(host.ROOT).hex(), "--spdk-memory-mib", str(SPDK_MEMORY_MIB)),
-            "--format-blank",
-        ))  # fmt: skip
-        await self.guest.check(f"rm -f {_ENDPOINTS}")
-        script = f"echo $$ >{_PID}; exec {program} 2>>{_LOG}"
-        ended = asyncio.create_task(self.guest.run(script, timeout_s=600.0))
+        ]  # fmt: skip
+
+    async def prepare(self, name: str) -> str:
+        """Give a sled the fixed identity of the tests, and a folder for its state; where that is in the guest."""
+        state = f"{ROOT}/state/{name}"
+        await self.guest.check(f"mkdir -p {state}; rm -f {state}/endpoints.json")
+        await self.guest.put(f"{state}/identity.key", real_sled.identity().encode())
+        return state
+
+    @asynccontextmanager
+    async def sled(self, name: str, *serials: str) -> AsyncIterator[BoardSled]:
+        """A sled controller over drives, blank ones at its first start; it must end in good order, unless killed."""
+        state = await self.prepare(name)
+        program = _python(("-c", SLED_CONTROLLER, *self.settings(name, *serials)))
+        script = f"echo $$ >{state}/pid; exec {program} 2>>{state}/log"
+        ended = asyncio.create_task(self.guest.run(script, timeout_s=SLED_SECONDS_MAX))
+        ready = f"until [ -e {state}/endpoints.json ]; do usleep 100000; done"
+        serving = asyncio.create_task(self.guest.check(ready, timeout_s=PROGRAM_SECONDS_MAX))
         try:
-            ready = f"until [ -e {_ENDPOINTS} ]; do usleep 100000; done"
-            serving = asyncio.create_task(self.guest.check(ready, timeout_s=PROGRAM_SECONDS_MAX))
             await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-            sled = BoardSled(port=await self.guest.forward(PORT), guest=self.guest, ended=ended)
+            sled = BoardSled(port=await self.guest.forward(PORT), guest=self.guest, state=state, ended=ended)
             assert not ended.done(), await sled.log()
             await serving
             yield sled
             sled.close_heads()
-            assert not ended.done(), await sled.log()
-            await self.guest.check(f"kill $(cat {_PID})")
-            assert (await ended).status == 0, await sled.log()
+            if not sled.killed:
+                assert not ended.done(), await sled.log()
+                await self.guest.check(f"kill $(cat {state}/pid)")
+                assert (await ended).status == 0, await sled.log()
             assert "Traceback" not in await sled.log(), await sled.log()
         finally:
+            serving.cancel()
             ended.cancel()
 
 
