@@ -18,7 +18,6 @@ TRANSFER_BLOCKS_MAX: Final = 256
 """Of one command to the reactor; longer ones go in pieces."""
 
 _ZEROES_BLOCKS_MAX: Final = 1 << 16
-_RANGE_BLOCKS_MAX: Final = (1 << 32) - 1
 _FUA: Final = 1 << 14
 """Bit 30 of command dword 12, as the shim counts: from 16 on. So is the next (NVM Command Set 1.0, 3.2.8)."""
 _DEALLOCATE: Final = 1 << 9
@@ -48,11 +47,8 @@ class SpdkDevice:
         self.serial = identity.serial
         self.model = identity.model
         self.firmware = identity.firmware
-        if identity.deallocated_reads_zero:
-            self._deallocation = (IoOpcode.DATASET_MANAGEMENT, 0, _RANGE_BLOCKS_MAX)
-        else:
-            flags = _DEALLOCATE if identity.write_zeroes_deallocates else 0
-            self._deallocation = (IoOpcode.WRITE_ZEROES, flags, _ZEROES_BLOCKS_MAX)
+        deallocates = identity.write_zeroes_deallocates and identity.deallocated_reads_zero
+        self._deallocate_flags = _DEALLOCATE if deallocates else 0
         self._smart: dict[str, int] = {}
         self._smart_reader: asyncio.Task[None] | None = None
 
@@ -134,11 +130,14 @@ class SpdkDevice:
 
     def write_zeroes(self, lba: int, count: int, fua: bool, done: Done) -> int:
         """Zero `count` blocks, in commands of 65536."""
-        return self._in_pieces((IoOpcode.WRITE_ZEROES, _FUA if fua else 0, _ZEROES_BLOCKS_MAX), lba, count, done)
+        return self._zero_in_pieces(_FUA if fua else 0, lba, count, done)
 
     def deallocate(self, lba: int, count: int, done: Done) -> int:
-        """Give blocks back, by Dataset Management if the drive then reads zeroes there, by Write Zeroes if not."""
-        return self._in_pieces(self._deallocation, lba, count, done)
+        """Zero `count` blocks, and give them back where the drive can do both at once.
+
+        By Write Zeroes, as Dataset Management is advice that a drive may ignore (NVM Command Set 1.0, 3.2.3).
+        """
+        return self._zero_in_pieces(self._deallocate_flags, lba, count, done)
 
     def reset(self, done: Done) -> int:
         """Let outstanding commands end, abort those that do not, reset the controller and connect it again.
@@ -172,14 +171,14 @@ class SpdkDevice:
                 return _CLOSED
         return PENDING
 
-    def _in_pieces(self, how: tuple[int, int, int], lba: int, count: int, done: Done) -> int:
-        opcode, flags, blocks_max = how
+    def _zero_in_pieces(self, flags: int, lba: int, count: int, done: Done) -> int:
         if lba < 0 or count <= 0 or lba + count > self.block_count:
             return _OUT_OF_RANGE
-        starts = range(lba, lba + count, blocks_max)
+        starts = range(lba, lba + count, _ZEROES_BLOCKS_MAX)
         ended = done if len(starts) == 1 else _Pieces(len(starts), done).one
         for start in starts:
-            if self._queue.io(opcode, flags, start, min(blocks_max, lba + count - start), None, ended) != PENDING:
+            blocks = min(_ZEROES_BLOCKS_MAX, lba + count - start)
+            if self._queue.io(IoOpcode.WRITE_ZEROES, flags, start, blocks, None, ended) != PENDING:
                 return _CLOSED
         return PENDING
 

@@ -49,6 +49,21 @@ def test_fua_and_statuses_reach_the_drive_and_come_back_unchanged() -> None:
     play(scenario)
 
 
+def test_deallocated_blocks_are_zeroed_and_given_back_only_where_that_keeps_them_zero() -> None:
+    async def scenario() -> None:
+        async with opened() as (device, fake):
+            assert await status_of(lambda done: device.deallocate(0, 2, done)) == 0
+            assert fake.last_flags & ~0xFFFF == 1 << 25
+        environment, fake = spdk_drive.fake()
+        fake.set(forgets=1)
+        device = await SpdkDevice.open(environment, spdk_drive.FAKE_ADDRESS, spdk_drive.QUICK)
+        assert await status_of(lambda done: device.deallocate(0, 2, done)) == 0
+        assert fake.last_flags & ~0xFFFF == 0
+        device.close()
+
+    play(scenario)
+
+
 def test_a_comparison_says_whether_the_blocks_are_equal() -> None:
     async def scenario() -> None:
         async with opened() as (device, _):

@@ -11,7 +11,7 @@ from kit.drive import block, status_of
 from kit.spdk_drive import attached, play, read, until, write
 from peers import spdk
 
-from spdk_bindings.nvme import IoOpcode, Status
+from spdk_bindings.nvme import Status
 from spdk_bindings.spdk.controller import DriveState
 from spdk_bindings.spdk.device import SpdkDevice
 from spdk_bindings.spdk.errors import AttachError
@@ -144,17 +144,6 @@ def test_a_namespace_that_is_taken_away_is_gone_until_it_is_back() -> None:
             await target.rpc.call("nvmf_subsystem_add_ns", nqn=NQN, namespace={"bdev_name": "drive", "nsid": spdk.NSID})
             await until(lambda: device.state is DriveState.READY)
             assert await read(device, 7) == block(7)
-
-    play(scenario)
-
-
-def test_deallocation_by_dataset_management_gives_the_blocks_back() -> None:
-    async def scenario() -> None:
-        async with spdk.exported(NQN) as target, attached(target) as device:
-            device._deallocation = (IoOpcode.DATASET_MANAGEMENT, 0, 1 << 32)  # the target promises zeroes to nobody
-            await write(device, 0, block(1, 3))
-            assert await status_of(lambda done: device.deallocate(1, 1, done)) == 0
-            assert await read(device, 0, 3) == block(1) + block(0) + block(1)
 
     play(scenario)
 

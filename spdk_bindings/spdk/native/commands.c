@@ -106,12 +106,6 @@ static int submit_io(struct drive *drive, struct request *request)
         return spdk_nvme_ns_cmd_flush(namespace, queue, ended, request);
     case SPDK_NVME_OPC_WRITE_ZEROES:
         return spdk_nvme_ns_cmd_write_zeroes(namespace, queue, command->lba, command->blocks, ended, request, flags);
-    case SPDK_NVME_OPC_DATASET_MANAGEMENT: {
-        struct spdk_nvme_dsm_range range = {.length = command->blocks, .starting_lba = command->lba};
-
-        return spdk_nvme_ns_cmd_dataset_management(
-            namespace, queue, SPDK_NVME_DSM_ATTR_DEALLOCATE, &range, 1, ended, request);
-    }
     default:
         return -EINVAL;
     }

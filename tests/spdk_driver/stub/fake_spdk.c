@@ -80,6 +80,7 @@ static const struct lever levers[] = {
     {"pulled", NULL, &fake.pulled},
     {"inactive", NULL, &fake.inactive},
     {"other", NULL, &fake.other},
+    {"forgets", NULL, &fake.forgets},
     {"room", &fake.room, NULL},
     {"next_status", &fake.next_status, NULL},
     {"block_bits", &fake.block_bits, NULL},
@@ -204,7 +205,7 @@ static uint32_t perform(const struct command *command)
     case SPDK_NVME_OPC_COMPARE:
         return memcmp(at, command->buffer, length) == 0 ? 0 : 0x285;
     case SPDK_NVME_OPC_WRITE_ZEROES:
-    case SPDK_NVME_OPC_DATASET_MANAGEMENT:
+        fake.last_flags = command->raw.cdw12;
         memset(at, 0, length);
         return 0;
     default:
@@ -330,7 +331,7 @@ static void identify(struct spdk_nvme_ctrlr *controller)
     space->nsze = fake.block_bits == 12 ? FAKE_BLOCKS : FAKE_BLOCKS * 8;
     space->nlbaf = 1;
     space->flbas = fake.block_bits == 12 ? 1 : 0;
-    space->dlfeat = 1;
+    space->dlfeat = fake.forgets ? 0 : 9;
     space->lbaf[0] = 9u << 16 | 1u << 24;
     space->lbaf[1] = 12u << 16;
 }
@@ -575,16 +576,4 @@ int spdk_nvme_ns_cmd_write_zeroes(
 {
     (void)space;
     return submit_io(queue, SPDK_NVME_OPC_WRITE_ZEROES, NULL, lba, blocks, callback, argument, flags);
-}
-
-int spdk_nvme_ns_cmd_dataset_management(
-    struct spdk_nvme_ns *space, struct spdk_nvme_qpair *queue, uint32_t type, const struct spdk_nvme_dsm_range *ranges,
-    uint16_t count, spdk_nvme_cmd_cb callback, void *argument)
-{
-    (void)space;
-    if (type != SPDK_NVME_DSM_ATTR_DEALLOCATE || count != 1) {
-        return -EINVAL;
-    }
-    return submit_io(
-        queue, SPDK_NVME_OPC_DATASET_MANAGEMENT, NULL, ranges->starting_lba, ranges->length, callback, argument, 0);
 }

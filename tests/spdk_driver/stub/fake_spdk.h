@@ -18,6 +18,7 @@ struct fake {
     atomic_bool pulled;         /* like a drive taken out of its slot */
     atomic_bool inactive;       /* the namespace was deleted */
     atomic_bool other;          /* another drive is in its place: another serial number */
+    atomic_bool forgets;        /* anything may be in deallocated blocks */
     atomic_uint room;           /* commands that a queue takes before -ENOMEM */
     atomic_uint next_status;    /* SCT << 8 | SC of the next command, once */
     atomic_int next_error;      /* what the next submission returns, once */
@@ -30,7 +31,7 @@ struct fake {
     atomic_uint queues;         /* that are there now */
     atomic_uint aborts;
     atomic_uint performed;      /* I/O commands that took effect */
-    atomic_uint last_flags;     /* of the last write */
+    atomic_uint last_flags;     /* of the last write, of data or zeroes */
     atomic_uint firmware_bytes;
     atomic_uint firmware_slot;
     atomic_uint dma_pieces;     /* not freed yet */

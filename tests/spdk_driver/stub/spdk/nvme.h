@@ -8,7 +8,6 @@
 #include <stdint.h>
 
 #define SPDK_NVMF_NQN_MAX_LEN 223
-#define SPDK_NVME_DSM_ATTR_DEALLOCATE 4
 
 enum spdk_nvme_nvm_opcode {
     SPDK_NVME_OPC_FLUSH = 0x00,
@@ -16,7 +15,6 @@ enum spdk_nvme_nvm_opcode {
     SPDK_NVME_OPC_READ = 0x02,
     SPDK_NVME_OPC_COMPARE = 0x05,
     SPDK_NVME_OPC_WRITE_ZEROES = 0x08,
-    SPDK_NVME_OPC_DATASET_MANAGEMENT = 0x09,
 };
 
 enum spdk_nvme_transport_type { SPDK_NVME_TRANSPORT_PCIE = 256, SPDK_NVME_TRANSPORT_TCP = 3 };
@@ -58,12 +56,6 @@ struct spdk_nvme_ns_data {
     uint8_t before_lbaf[94];
     uint32_t lbaf[16];
     uint8_t rest[4096 - 192];
-};
-
-struct spdk_nvme_dsm_range {
-    uint32_t attributes;
-    uint32_t length;
-    uint64_t starting_lba;
 };
 
 struct spdk_nvme_ctrlr_opts {
@@ -143,8 +135,5 @@ int spdk_nvme_ns_cmd_flush(
 int spdk_nvme_ns_cmd_write_zeroes(
     struct spdk_nvme_ns *space, struct spdk_nvme_qpair *queue, uint64_t lba, uint32_t blocks, spdk_nvme_cmd_cb callback,
     void *argument, uint32_t flags);
-int spdk_nvme_ns_cmd_dataset_management(
-    struct spdk_nvme_ns *space, struct spdk_nvme_qpair *queue, uint32_t type, const struct spdk_nvme_dsm_range *ranges,
-    uint16_t count, spdk_nvme_cmd_cb callback, void *argument);
 
 #endif
