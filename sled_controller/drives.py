@@ -62,9 +62,8 @@ async def open_devices(settings: SledSettings, has_served: bool) -> tuple[list[D
             )
         created = _files(files, settings.device_bytes, devices)
         if not devices:
-            raise CannotStart(
-                f"none of the devices {', '.join(settings.devices)} can be opened; make them, or set device_bytes"
-            )
+            remedy = "; make them, or set device_bytes" if files else ""
+            raise CannotStart(f"none of the devices {', '.join(settings.devices)} can be opened{remedy}: see above why")
     except BaseException:
         for device in devices:
             device.close()

@@ -73,10 +73,9 @@ async def look(settings: ProbeSettings, sysfs: Path = SYSFS) -> list[Found]:
 
 
 def _of_kernel(drive: PciDrive) -> Found:
-    note = f"the kernel has it ({drive.driver})" if drive.driver else "no driver has it"
     return Found(
         drive.address, drive.driver, drive.numa_node, drive.model, drive.serial, drive.size_bytes, False,
-        f"{note}: give it to vfio-pci", {},
+        drive.obstacle, {},
     )  # fmt: skip
 
 

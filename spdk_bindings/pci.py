@@ -28,12 +28,27 @@ class PciDrive:
         """Whether SPDK may have it."""
         return self.driver in USER_DRIVERS
 
+    @property
+    def obstacle(self) -> str:
+        """What keeps SPDK from having it, and the remedy; empty where it is free."""
+        if self.is_free:
+            return ""
+        return f"{f'the kernel has it ({self.driver})' if self.driver else 'no driver has it'}: give it to vfio-pci"
+
 
 def nvme_drives(sysfs: Path = SYSFS) -> list[PciDrive]:
     """All, by address; none where there is no PCI bus."""
     bus = sysfs / "bus" / "pci" / "devices"
     found = sorted(bus.iterdir()) if bus.is_dir() else []
     return [_drive(device) for device in found if _text(device / "class").startswith(_NVME_CLASS)]
+
+
+def obstacle(address: str, sysfs: Path = SYSFS) -> str:
+    """What keeps SPDK from having the drive at an address, and the remedy; empty where the bus shows nothing."""
+    for drive in nvme_drives(sysfs):
+        if drive.address == address.lower():
+            return drive.obstacle
+    return "no NVMe drive is at that address of the PCI bus: sled-controller probe lists those that are"
 
 
 def _drive(device: Path) -> PciDrive:

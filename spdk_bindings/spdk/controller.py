@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from spdk_bindings.device import BLOCK_BYTES
 from spdk_bindings.log_pages import ERROR_ENTRIES_MAX, ERROR_ENTRY_BYTES, ERROR_FORMAT, SMART_FORMAT, ErrorEntry
 from spdk_bindings.nvme import NSID_ALL, AdminOpcode, LogPage
+from spdk_bindings.pci import obstacle
 from spdk_bindings.spdk.dma import DmaArena
 from spdk_bindings.spdk.environment import SpdkEnvironment
 from spdk_bindings.spdk.errors import AttachError, SpdkError
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 ADMIN_BYTES_MAX: Final = 64 * 1024
 _MIB: Final = 1 << 20
+_TRANSPORT: Final = "trtype:"
 _SMART_BYTES: Final = 512
 _FORMAT_OPCODE: Final = 0x80
 
@@ -112,7 +114,8 @@ class SpdkController:
         try:
             await connected
             if self.state is DriveState.FAILED:
-                raise AttachError(f"{address}: {self.error}")
+                found = "" if _TRANSPORT in address else obstacle(address)
+                raise AttachError(f"{address}: {found or self.error}")
         except BaseException:
             self._loop.remove_reader(self._descriptor)
             await asyncio.to_thread(self._end)
@@ -268,7 +271,7 @@ class SpdkController:
         self._admin_memory.release()
 
     def _options(self, settings: DriveSettings) -> Any:
-        address = self.address if "trtype:" in self.address else f"trtype:PCIe traddr:{self.address}"
+        address = self.address if _TRANSPORT in self.address else f"trtype:PCIe traddr:{self.address}"
         options = self._ffi.new("struct drive_options *")
         # The shim copies the texts before drive_open returns; until then they are kept here.
         self._texts = [self._ffi.new("char[]", text.encode()) for text in (address, settings.host_nqn)]

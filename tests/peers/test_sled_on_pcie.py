@@ -10,9 +10,9 @@ import pytest
 from kit import spdk_drive
 from kit.real_sled import SocketHead
 from peers.guest import packages
-from peers.guest.board import Board, BoardSled, Drive
+from peers.guest.board import ROOT_SERIAL, Board, BoardSled, Drive
 
-from spdk_bindings.nvme import Status
+from spdk_bindings.nvme import Status, VendorIo
 
 BLOCK = 4096
 ONE = bytes([1]) * BLOCK
@@ -46,9 +46,9 @@ def test_probe_lists_the_drives_of_the_kernel_and_those_that_a_sled_can_have(boa
     assert result.status == 0, result.stderr
     found = {drive["address"]: drive for drive in json.loads(result.stdout)}
     by_serial = {serial: found[address] for serial, address in board.addresses.items()}
-    assert by_serial["ROOT"]["driver"] == "nvme"
-    assert not by_serial["ROOT"]["usable"]
-    assert by_serial["ROOT"]["serial"] == "ROOT"
+    assert by_serial[ROOT_SERIAL]["driver"] == "nvme"
+    assert not by_serial[ROOT_SERIAL]["usable"]
+    assert by_serial[ROOT_SERIAL]["serial"] == ROOT_SERIAL
     for serial in (SERVED, KEPT, PULLED):
         assert by_serial[serial]["driver"] == "vfio-pci"
         assert by_serial[serial]["serial"] == serial
@@ -67,25 +67,27 @@ def test_a_sled_finds_its_data_and_its_fence_again_after_it_was_killed(board: Bo
             ((_, ttag, _),) = head.io.r2ts()
             head.send_data(cid, ttag, MANY)
             assert [answer.status for answer in head.io.answers()] == [0]
+            assert head.io.ask(head.sqe(VendorIo.DEALLOCATE, 1)).status == 0
             await sled.kill()
         async with board.sled("killed", SERVED) as sled:
             head = sled.head()
             assert head.try_attach(4, 1).status != 0, "the fence is on the drive"
             head.attach(5, 2)
             head.nsid = 1
-            assert head.read(0, 3).data == ONE * 3
+            assert head.read(0, 3).data == ONE + bytes(BLOCK) + ONE
             assert head.read(3, len(MANY) // BLOCK).data == MANY
             assert head.read(3 + len(MANY) // BLOCK).data == bytes(BLOCK)
 
     asyncio.run(scenario())
 
 
-def test_a_drive_with_blocks_of_512_bytes_is_refused_until_it_is_formatted(board: Board) -> None:
+def test_what_keeps_a_drive_from_being_served_is_said_with_the_remedy_which_works(board: Board) -> None:
     async def scenario() -> None:
         await board.prepare("small")
-        refused = await board.sled_controller(*board.settings("small", SMALL))
+        refused = await board.sled_controller(*board.settings("small", SMALL, ROOT_SERIAL))
         assert refused.status == 1
-        assert "can be opened" in refused.stderr
+        assert "can be opened: see above why" in refused.stderr
+        assert f"{board.addresses[ROOT_SERIAL]}: the kernel has it (nvme): give it to vfio-pci" in refused.stderr
         remedy = re.search(r"python -m (spdk_bindings.spdk format \S+) erases the drive", refused.stderr)
         assert remedy is not None, refused.stderr
         formatted = await board.python("-m", *shlex.split(remedy[1]))

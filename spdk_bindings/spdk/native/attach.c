@@ -171,7 +171,9 @@ bool attach(struct drive *drive)
     }
     connect_controller(drive, &options);
     if (drive->controller == NULL) {
-        attach_fail(drive, "no NVMe controller answers there");
+        attach_fail(
+            drive, drive->is_pcie ? "no NVMe controller answers there, or another program has it"
+                                  : "no NVMe controller answers there");
         return false;
     }
     if (!claim(drive)) {

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from spdk_bindings.pci import PciDrive, nvme_drives
+import pytest
+
+from spdk_bindings.pci import PciDrive, nvme_drives, obstacle
 
 
 def put(sysfs: Path, address: str, driver: str = "", pci_class: str = "0x010802") -> Path:
@@ -36,3 +38,19 @@ def test_what_the_kernel_has_is_told_apart_from_what_is_free(tmp_path: Path) -> 
 
 def test_a_machine_without_such_a_bus_has_none(tmp_path: Path) -> None:
     assert nvme_drives(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("0000:0A:00.0", "the kernel has it (nvme): give it to vfio-pci"),
+        ("0000:0b:00.0", "no driver has it: give it to vfio-pci"),
+        ("0000:0c:00.0", ""),
+        ("0000:0d:00.0", "no NVMe drive is at that address of the PCI bus: sled-controller probe lists those that are"),
+    ],
+)
+def test_what_is_in_the_way_of_a_drive_is_named_with_the_remedy(tmp_path: Path, address: str, said: str) -> None:
+    put(tmp_path, "0000:0a:00.0", "nvme")
+    put(tmp_path, "0000:0b:00.0")
+    put(tmp_path, "0000:0c:00.0", "vfio-pci")
+    assert obstacle(address, tmp_path) == said
