@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import shlex
 from collections.abc import Iterator
 
@@ -17,16 +16,17 @@ from spdk_bindings.nvme import Status, VendorIo
 BLOCK = 4096
 ONE = bytes([1]) * BLOCK
 MANY = bytes(range(256)) * 16 * 64
-SERVED, KEPT, PULLED, SMALL = "SERVED", "KEPT", "PULLED", "SMALL"
+SERVED, KEPT, PULLED, SMALL, FORMATTED = "SERVED", "KEPT", "PULLED", "SMALL", "FORMATTED"
+FORMAT = ("-m", "spdk_bindings.spdk", "format")
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    """Blank drives that belong to vfio-pci; SMALL has blocks of 512 bytes."""
+    """Blank drives that belong to vfio-pci; SMALL and FORMATTED have blocks of 512 bytes."""
     spdk_drive.built()
     directory = tmp_path_factory.mktemp("board")
     drives = [Drive(serial, directory / serial) for serial in (SERVED, KEPT, PULLED)]
-    drives.append(Drive(SMALL, directory / SMALL, block_bytes=512))
+    drives += [Drive(serial, directory / serial, block_bytes=512) for serial in (SMALL, FORMATTED)]
     try:
         booted = asyncio.run(Board.boot(directory, drives))
     except packages.Missing as missing:
@@ -41,25 +41,29 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
         booted.guest.stop()
 
 
-def test_probe_lists_the_drives_of_the_kernel_and_those_that_a_sled_can_have(board: Board) -> None:
+def test_probe_tells_the_drives_of_the_kernel_from_those_that_a_sled_can_have_or_could(board: Board) -> None:
+    formatted = asyncio.run(board.python(*FORMAT, board.addresses[FORMATTED]))
+    assert formatted.status == 0, formatted.stderr
     result = asyncio.run(board.sled_controller("probe", "--json-output"))
     assert result.status == 0, result.stderr
-    found = {drive["address"]: drive for drive in json.loads(result.stdout)}
-    by_serial = {serial: found[address] for serial, address in board.addresses.items()}
-    assert by_serial[ROOT_SERIAL]["driver"] == "nvme"
-    assert not by_serial[ROOT_SERIAL]["usable"]
-    assert by_serial[ROOT_SERIAL]["serial"] == ROOT_SERIAL
-    for serial in (SERVED, KEPT, PULLED):
-        assert by_serial[serial]["driver"] == "vfio-pci"
-        assert by_serial[serial]["serial"] == serial
-        assert by_serial[serial]["size_bytes"] == 64 << 20
-        assert by_serial[serial]["usable"]
-        assert by_serial[serial]["note"].startswith("ok")
+    by_address = {drive["address"]: drive for drive in json.loads(result.stdout)}
+    found = {serial: by_address[address] for serial, address in board.addresses.items() if address in by_address}
+    assert (found[ROOT_SERIAL]["driver"], found[ROOT_SERIAL]["usable"]) == ("nvme", False)
+    for serial in (SERVED, KEPT, FORMATTED):
+        drive = found[serial]
+        assert (drive["driver"], drive["usable"], drive["serial"]) == ("vfio-pci", True, serial)
+        assert drive["size_bytes"] == 64 << 20
+        assert drive["note"].startswith("ok")
+    assert not found[SMALL]["usable"]
+    assert "blocks have 512 bytes" in found[SMALL]["note"]
 
 
-def test_a_sled_finds_its_data_and_its_fence_again_after_it_was_killed(board: Board) -> None:
+def test_a_sled_serves_what_it_can_and_finds_data_and_fence_again_after_it_was_killed(board: Board) -> None:
     async def scenario() -> None:
-        async with board.sled("killed", SERVED) as sled:
+        async with board.sled("killed", SERVED, SMALL, ROOT_SERIAL) as sled:
+            said = await sled.log()
+            assert f"python {shlex.join(FORMAT)} {board.addresses[SMALL]!r} erases the drive" in said
+            assert f"{board.addresses[ROOT_SERIAL]}: the kernel has it (nvme): give it to vfio-pci" in said
             head = volume(sled)
             assert head.write(0, ONE).status == 0
             assert head.write(1, ONE * 2).status == 0
@@ -77,25 +81,6 @@ def test_a_sled_finds_its_data_and_its_fence_again_after_it_was_killed(board: Bo
             assert head.read(0, 3).data == ONE + bytes(BLOCK) + ONE
             assert head.read(3, len(MANY) // BLOCK).data == MANY
             assert head.read(3 + len(MANY) // BLOCK).data == bytes(BLOCK)
-
-    asyncio.run(scenario())
-
-
-def test_what_keeps_a_drive_from_being_served_is_said_with_the_remedy_which_works(board: Board) -> None:
-    async def scenario() -> None:
-        await board.prepare("small")
-        refused = await board.sled_controller(*board.settings("small", SMALL, ROOT_SERIAL))
-        assert refused.status == 1
-        assert "can be opened: see above why" in refused.stderr
-        assert f"{board.addresses[ROOT_SERIAL]}: the kernel has it (nvme): give it to vfio-pci" in refused.stderr
-        remedy = re.search(r"python -m (spdk_bindings.spdk format \S+) erases the drive", refused.stderr)
-        assert remedy is not None, refused.stderr
-        formatted = await board.python("-m", *shlex.split(remedy[1]))
-        assert formatted.status == 0, formatted.stderr
-        async with board.sled("small", SMALL) as sled:
-            head = volume(sled)
-            assert head.write(7, ONE).status == 0
-            assert head.read(7).data == ONE
 
     asyncio.run(scenario())
 

@@ -154,26 +154,21 @@ class Board:
         """Run the program to its end."""
         return await self.python("-c", SLED_CONTROLLER, *arguments)
 
-    def settings(self, name: str, *serials: str) -> list[str]:
-        """Of a sled controller over drives, for `sled_controller`; `name` is of its folder, made by `prepare`."""
-        return [
-            *("--state-dir", f"/state/{name}", "--listen-host", "0.0.0.0", "--listen-port", str(PORT)),
-            *("--devices", json.dumps([self.addresses[serial] for serial in serials])), "--format-blank",
-            *("--root-public-key", host.public_key(host.ROOT).hex(), "--spdk-memory-mib", str(SPDK_MEMORY_MIB)),
-        ]  # fmt: skip
+    @asynccontextmanager
+    async def sled(self, name: str, *serials: str) -> AsyncIterator[BoardSled]:
+        """A sled controller over drives, with the tests' identity, that formats blank ones at its first start.
 
-    async def prepare(self, name: str) -> str:
-        """Give a sled the fixed identity of the tests, and a folder for its state; where that is in the guest."""
+        `name` is that of its state, which is kept. It must end in good order, unless it was killed.
+        """
         state = f"{ROOT}/state/{name}"
         await self.guest.check(f"mkdir -p {state}; rm -f {state}/endpoints.json")
         await self.guest.put(f"{state}/identity.key", real_sled.identity().encode())
-        return state
-
-    @asynccontextmanager
-    async def sled(self, name: str, *serials: str) -> AsyncIterator[BoardSled]:
-        """A sled controller over drives, blank ones at its first start; it must end in good order, unless killed."""
-        state = await self.prepare(name)
-        program = _python(("-c", SLED_CONTROLLER, *self.settings(name, *serials)))
+        program = _python((
+            *("-c", SLED_CONTROLLER, "--state-dir", f"/state/{name}", "--format-blank"),
+            *("--listen-host", "0.0.0.0", "--listen-port", str(PORT)),
+            *("--devices", json.dumps([self.addresses[serial] for serial in serials])),
+            *("--root-public-key", host.public_key(host.ROOT).hex(), "--spdk-memory-mib", str(SPDK_MEMORY_MIB)),
+        ))  # fmt: skip
         script = f"echo $$ >{state}/pid; exec {program} 2>>{state}/log"
         ended = asyncio.create_task(self.guest.run(script, timeout_s=SLED_SECONDS_MAX))
         ready = f"until [ -e {state}/endpoints.json ]; do usleep 100000; done"

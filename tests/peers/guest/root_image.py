@@ -28,7 +28,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 _NOT_NEEDED: Final = (
     "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "tkinter", "ensurepip", "distutils",
-    "config-*", "turtledemo",
+    "config-*", "turtledemo", "unittest", "pydoc_data", "*.opt-?.pyc",
 )  # fmt: skip
 
 
