@@ -172,7 +172,7 @@ bool attach(struct drive *drive)
     connect_controller(drive, &options);
     if (drive->controller == NULL) {
         attach_fail(
-            drive, drive->is_pcie ? "no NVMe controller answers there, or another program has it"
+            drive, drive->is_pcie ? "no NVMe controller answers there, or a program has it already"
                                   : "no NVMe controller answers there");
         return false;
     }
