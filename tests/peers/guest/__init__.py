@@ -22,6 +22,7 @@ once; a command that runs does not keep the next one waiting.
   (`image.PROGRAMS`). Modules: nvme-tcp, nvmet-tcp, null_blk, brd, loop, xfs, nbd and what they need (`image.MODULES`).
 - `peers.guest.nvme` connects the guest to a subsystem for the length of a block, and finds its block devices;
   `peers.guest.multipath` connects it to all heads of a volume and mounts file systems there.
+- `peers.guest.board` is a guest with PCIe NVMe drives behind an IOMMU, and the sled controller and SPDK inside.
 - `put(path, data)` and `get(path)` move files. `tests/peers/guest/machine.py` has the rest: `forward(port)` makes a
   port of the guest reachable on our loopback, `frozen()` stops its processors.
 - The guest reaches the loopback of this machine, 127.0.0.1, at `GATEWAY` (10.0.2.2). A discovery record that names

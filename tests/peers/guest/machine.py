@@ -171,10 +171,6 @@ class Guest:
         """Ask its kernel to let go of a device, by its id; it is gone some time after this."""
         await asyncio.to_thread(self._qemu.unplug, device)
 
-    async def plug(self, **device: str) -> None:
-        """Put a device in, by the arguments of QEMU's device_add."""
-        await asyncio.to_thread(self._qemu.plug, **device)
-
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Its processors stand still in the block; connections to it stay open."""

@@ -93,10 +93,6 @@ class Qemu:
         """Ask the guest to let go of a device, which is gone when its kernel has done so."""
         self._command("device_del", {"id": device})
 
-    def plug(self, **device: str) -> None:
-        """Put a device in: its driver, id, bus and what else QEMU wants to know."""
-        self._command("device_add", device)
-
     def freeze(self) -> None:
         """Stop the guest's processors, as if the machine hung."""
         self._command("stop")
