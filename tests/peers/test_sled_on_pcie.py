@@ -4,11 +4,12 @@ import asyncio
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit import spdk_drive
 from kit.real_sled import SocketHead
-from peers.guest import packages
+from peers.guest import packages, reset_load
 from peers.guest.board import ROOT_SERIAL, Board, BoardSled, Drive
 
 from spdk_bindings.nvme import Status, VendorIo
@@ -16,7 +17,7 @@ from spdk_bindings.nvme import Status, VendorIo
 BLOCK = 4096
 ONE = bytes([1]) * BLOCK
 MANY = bytes(range(256)) * 16 * 64
-SERVED, KEPT, PULLED, SMALL, FORMATTED = "SERVED", "KEPT", "PULLED", "SMALL", "FORMATTED"
+SERVED, KEPT, PULLED, RESET, SMALL, FORMATTED = "SERVED", "KEPT", "PULLED", "RESET", "SMALL", "FORMATTED"
 FORMAT = ("-m", "spdk_bindings.spdk", "format")
 
 
@@ -25,7 +26,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     """Blank drives that belong to vfio-pci; SMALL and FORMATTED have blocks of 512 bytes."""
     spdk_drive.built()
     directory = tmp_path_factory.mktemp("board")
-    drives = [Drive(serial, directory / serial) for serial in (SERVED, KEPT, PULLED)]
+    drives = [Drive(serial, directory / serial) for serial in (SERVED, KEPT, PULLED, RESET)]
     drives += [Drive(serial, directory / serial, block_bytes=512) for serial in (SMALL, FORMATTED)]
     try:
         booted = asyncio.run(Board.boot(directory, drives))
@@ -83,6 +84,17 @@ def test_a_sled_serves_what_it_can_and_finds_data_and_fence_again_after_it_was_k
             assert head.read(3 + len(MANY) // BLOCK).data == bytes(BLOCK)
 
     asyncio.run(scenario())
+
+
+def test_a_reset_ends_every_command_and_loses_nothing_that_was_acknowledged(board: Board) -> None:
+    program = Path(reset_load.__file__).read_text(encoding="utf-8")
+    result = asyncio.run(board.python("-c", program, board.addresses[RESET]))
+    assert result.status == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["wrong"] == []
+    assert said["resets"] == reset_load.RESETS
+    assert sum(said["statuses"].values()) == reset_load.RESETS * (reset_load.WRITES + 1)
+    assert set(said["statuses"]) <= {str(int(Status.SUCCESS)), str(int(Status.ABORT_REQUESTED))}
 
 
 def test_a_sled_lets_go_of_a_pulled_drive_and_serves_the_others(board: Board) -> None:
