@@ -9,6 +9,7 @@ from spdk_bindings.nvme import IoOpcode, Status
 from spdk_bindings.spdk.controller import DriveCounters, DriveSettings, DriveState, SpdkController
 from spdk_bindings.spdk.environment import SpdkEnvironment
 from spdk_bindings.spdk.errors import AttachError, SpdkError
+from spdk_bindings.spdk.queue import CommandQueue
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +19,13 @@ TRANSFER_BLOCKS_MAX: Final = 256
 """Of one command to the reactor; longer ones go in pieces."""
 
 _ZEROES_BLOCKS_MAX: Final = 1 << 16
+_ZEROES_AT_ONCE: Final = 2
+"""Commands of one range: a drive that writes the zeroes out takes its time, and each has its timeout."""
 _FUA: Final = 1 << 14
 """Bit 30 of command dword 12, as the shim counts: from 16 on. So is the next (NVM Command Set 1.0, 3.2.8)."""
 _DEALLOCATE: Final = 1 << 9
 _SUCCESS: Final = int(Status.SUCCESS)
+_ABORTED: Final = int(Status.ABORT_REQUESTED)
 _OUT_OF_RANGE: Final = int(Status.LBA_OUT_OF_RANGE)
 _INVALID_FIELD: Final = int(Status.INVALID_FIELD)
 _CLOSED: Final = int(Status.HOST_PATHING_ERROR)
@@ -174,13 +178,7 @@ class SpdkDevice:
     def _zero_in_pieces(self, flags: int, lba: int, count: int, done: Done) -> int:
         if lba < 0 or count <= 0 or lba + count > self.block_count:
             return _OUT_OF_RANGE
-        starts = range(lba, lba + count, _ZEROES_BLOCKS_MAX)
-        ended = done if len(starts) == 1 else _Pieces(len(starts), done).one
-        for start in starts:
-            blocks = min(_ZEROES_BLOCKS_MAX, lba + count - start)
-            if self._queue.io(IoOpcode.WRITE_ZEROES, flags, start, blocks, None, ended) != PENDING:
-                return _CLOSED
-        return PENDING
+        return _Zeroing(self._queue, flags, lba, count, done).begin()
 
     async def _read_smart(self) -> None:
         while True:
@@ -206,4 +204,49 @@ class _Pieces:
         self._status = self._status or status
         self._waiting -= 1
         if not self._waiting:
+            self._done(self._status)
+
+
+class _Zeroing:
+    """A range that is zeroed by commands of 65536 blocks, _ZEROES_AT_ONCE at a time; the first failure ends it.
+
+    So does a reset: what it has not begun by then must not take effect afterwards (F3).
+    """
+
+    __slots__ = ("_done", "_end", "_flags", "_next", "_queue", "_resets", "_status", "_under_way")
+
+    def __init__(self, queue: CommandQueue, flags: int, lba: int, count: int, done: Done) -> None:
+        self._queue = queue
+        self._resets = queue.resets
+        self._flags = flags
+        self._next = lba
+        self._end = lba + count
+        self._done = done
+        self._status = _SUCCESS
+        self._under_way = 0
+
+    def begin(self) -> int:
+        """PENDING, or why nothing can be begun."""
+        while self._under_way < _ZEROES_AT_ONCE and self._go_on():
+            pass
+        return PENDING if self._under_way else self._status
+
+    def _go_on(self) -> bool:
+        if self._status or self._next == self._end:
+            return False
+        blocks = min(_ZEROES_BLOCKS_MAX, self._end - self._next)
+        status = self._queue.io(IoOpcode.WRITE_ZEROES, self._flags, self._next, blocks, None, self._one)
+        if status != PENDING:
+            self._status = status
+            return False
+        self._next += blocks
+        self._under_way += 1
+        return True
+
+    def _one(self, status: int) -> None:
+        self._under_way -= 1
+        if not status and self._next != self._end and self._queue.resets != self._resets:
+            status = _ABORTED
+        self._status = self._status or status
+        if not self._go_on() and not self._under_way:
             self._done(self._status)

@@ -52,6 +52,8 @@ class CommandQueue:
         self._waiting: deque[tuple[int, int, int, int, Buffer | None, Done]] = deque()
         self._resetting: deque[Done] = deque()
         self._closed = False
+        self.resets = 0
+        """How many were asked for."""
         self.waits = 0
         self.bounced = 0
 
@@ -74,6 +76,7 @@ class CommandQueue:
         """End every command before it, then `done`; PENDING, or HOST_PATHING_ERROR after `close`."""
         if self._closed:
             return _GONE
+        self.resets += 1
         for waiting in self._waiting:
             self._loop.call_soon(waiting[-1], _ABORTED)
         self._waiting.clear()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit import spdk_drive
@@ -16,6 +17,7 @@ from kit.spdk_drive import play, until, write
 from spdk_bindings.device import PENDING
 from spdk_bindings.nvme import Status
 from spdk_bindings.spdk import controller as controllers
+from spdk_bindings.spdk import device as device_module
 from spdk_bindings.spdk.controller import DriveSettings, DriveState, SpdkController
 from spdk_bindings.spdk.device import SpdkDevice
 from spdk_bindings.spdk.dma import NONE_FREE, DmaArena
@@ -60,6 +62,57 @@ def test_deallocated_blocks_are_zeroed_and_given_back_only_where_that_keeps_them
         assert await status_of(lambda done: device.deallocate(0, 2, done)) == 0
         assert fake.last_flags & ~0xFFFF == 0
         device.close()
+
+    play(scenario)
+
+
+def test_a_long_range_is_zeroed_by_a_few_commands_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_ZEROES_BLOCKS_MAX", 16)
+
+    async def scenario() -> None:
+        async with opened() as (device, fake):
+            await write(device, 1000, block(1))
+            fake.set(hold=1)
+            begun = 0
+            start = device.controller.queue.io
+
+            def counted(*command: Any) -> int:
+                nonlocal begun
+                begun += 1
+                return start(*command)
+
+            monkeypatch.setattr(device.controller.queue, "io", counted)
+            zeroed = asyncio.ensure_future(status_of(lambda done: device.write_zeroes(0, 1024, False, done)))
+            await asyncio.sleep(0)
+            assert begun == 2
+            before = fake.performed
+            fake.set(hold=0)
+            assert await zeroed == 0
+            assert fake.performed == before + 1024 // 16
+            into = bytearray(4096)
+            assert await status_of(lambda done: device.read(1000, into, done)) == 0
+            assert not any(into)
+
+    play(scenario)
+
+
+def test_f3_nothing_of_a_range_is_zeroed_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_ZEROES_BLOCKS_MAX", 16)
+
+    async def scenario() -> None:
+        async with opened() as (device, fake):
+            fake.set(hold=1)
+            zeroed = asyncio.ensure_future(status_of(lambda done: device.write_zeroes(0, 1024, False, done)))
+            await asyncio.sleep(0)
+            reset = asyncio.ensure_future(status_of(device.reset))
+            await asyncio.sleep(0)
+            fake.set(hold=0)  # what is under way still ends well
+            assert await reset == 0
+            performed = fake.performed
+            assert await zeroed in (Status.ABORT_REQUESTED, Status.ABORTED_SQ_DELETION)
+            await device.controller.smart()
+            assert fake.performed == performed
+            assert await status_of(lambda done: device.write_zeroes(0, 1024, False, done)) == 0
 
     play(scenario)
 
