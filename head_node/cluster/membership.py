@@ -148,10 +148,12 @@ class MembershipChanges:
         """Add a member that holds everything committed, which `ready` is asked in the very turn in which the member
         begins to count. False: not ready, or refused. Raises Deposed."""
         async with self._lock:
-            if self._membership.record.member(member.head) is not None or not ready():
+            adding = self._membership.adding  # of a former try without a definite outcome
+            if adding not in (None, member) or self._membership.record.member(member.head) is not None or not ready():
                 return False
-            self._membership.begin_add(member)
-            self._on_change()
+            if adding is None:
+                self._membership.begin_add(member)
+                self._on_change()
             return await self._put(add=member)
 
     async def remove(self, member: Member, wanted: Callable[[], bool], *, lost: bool = False) -> bool:

@@ -294,7 +294,8 @@ class PrimaryRole:
         self._watch_shortage(now_ns)
         if self._led:
             self._watch_log(now_ns)
-            self.members.look()
+            if "deposed" not in self._tasks:
+                self.members.look()
         if now_ns >= self._half_term_ns:
             self._begin("renew", self._renew())
         if self.record.state is RecordState.ACTIVE and self.serving and not self._held and self._missing.due(now_ns):

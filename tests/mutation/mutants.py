@@ -127,7 +127,8 @@ MUTANTS = (
     ),
     one(
         "add-after-put", "F5: a member counts before its addition is sent", MEMBERSHIP,
-        "            self._membership.begin_add(member)\n            self._on_change()\n", "", CLUSTER,
+        "            if adding is None:\n                self._membership.begin_add(member)\n                self._on_change()\n",
+        "", CLUSTER,
     ),
     one(
         "member-forgets-epochs", "F5: a member refuses records below the highest epoch that it has seen", REPLICA,

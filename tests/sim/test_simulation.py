@@ -15,7 +15,7 @@ from rackctl.simulation.world import Shape, World
 
 KEPT = (Path(__file__).parent / "seeds.txt").read_text(encoding="utf-8").splitlines()
 SEEDS_KEPT = [line.split()[0] for line in KEPT if not line.startswith("#")]
-CHUNKS, SEEDS_IN_CHUNK = 17, 12
+CHUNKS, SEEDS_IN_CHUNK = 12, 12
 
 
 def first_seed() -> int:
