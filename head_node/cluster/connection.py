@@ -299,4 +299,6 @@ class PeerListener:
         if self._unreported:
             log.warning("event=links_refused count=%d last=%s", self._unreported, last or "as before")
             self._unreported = 0
+            if self._server is None or not self._server.is_serving():
+                return
             self._report_timer = asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report)
