@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ class Found:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -96,37 +96,17 @@ class SpdkDevice:
 
     def read(self, lba: int, into: memoryview | bytearray, done: Done) -> int:
         """Fill `into`, without a copy when it is from `allocate`."""
-        size = len(into)
-        count = size // BLOCK_BYTES
-        if size % BLOCK_BYTES or not count:
-            return _INVALID_FIELD
-        if lba < 0 or lba + count > self.block_count:
-            return _OUT_OF_RANGE
-        if count > TRANSFER_BLOCKS_MAX:
-            return self._transfer_in_pieces(_READ, 0, lba, into, done)
-        return self._queue.io(_READ, 0, lba, count, into, done)
+        return self._transfer(_READ, 0, lba, into, done)
 
     def write(self, lba: int, data: Buffer, fua: bool, done: Done) -> int:
         """Write, without a copy when `data` is from `allocate`."""
-        size = len(data)
-        count = size // BLOCK_BYTES
-        if size % BLOCK_BYTES or not count:
-            return _INVALID_FIELD
-        if lba < 0 or lba + count > self.block_count:
-            return _OUT_OF_RANGE
-        if count > TRANSFER_BLOCKS_MAX:
-            return self._transfer_in_pieces(_WRITE, _FUA if fua else 0, lba, data, done)
-        return self._queue.io(_WRITE, _FUA if fua else 0, lba, count, data, done)
+        return self._transfer(_WRITE, _FUA if fua else 0, lba, data, done)
 
     def compare(self, lba: int, data: Buffer, done: Done) -> int:
         """COMPARE_FAILURE unless the blocks from `lba` are equal to `data` (at most 1 MiB)."""
-        size = len(data)
-        count = size // BLOCK_BYTES
-        if size % BLOCK_BYTES or not 0 < count <= TRANSFER_BLOCKS_MAX:
+        if len(data) > TRANSFER_BLOCKS_MAX * BLOCK_BYTES:
             return _INVALID_FIELD
-        if lba < 0 or lba + count > self.block_count:
-            return _OUT_OF_RANGE
-        return self._queue.io(_COMPARE, 0, lba, count, data, done)
+        return self._transfer(_COMPARE, 0, lba, data, done)
 
     def flush(self, done: Done) -> int:
         """Put what completed before on the medium."""
@@ -164,14 +144,21 @@ class SpdkDevice:
             self._smart_reader.cancel()
         self._controller.close()
 
-    def _transfer_in_pieces(self, opcode: int, flags: int, lba: int, data: Buffer, done: Done) -> int:
+    def _transfer(self, opcode: int, flags: int, lba: int, data: Buffer, done: Done) -> int:
+        size = len(data)
+        count = size // BLOCK_BYTES
+        if size % BLOCK_BYTES or not count:
+            return _INVALID_FIELD
+        if lba < 0 or lba + count > self.block_count:
+            return _OUT_OF_RANGE
+        if count <= TRANSFER_BLOCKS_MAX:
+            return self._queue.io(opcode, flags, lba, count, data, done)
         view = memoryview(data)
-        step = TRANSFER_BLOCKS_MAX * BLOCK_BYTES
-        pieces = [view[at : at + step] for at in range(0, len(view), step)]
-        ended = _Pieces(len(pieces), done).one
-        for number, piece in enumerate(pieces):
-            at = lba + number * TRANSFER_BLOCKS_MAX
-            if self._queue.io(opcode, flags, at, len(piece) // BLOCK_BYTES, piece, ended) != PENDING:
+        starts = range(0, count, TRANSFER_BLOCKS_MAX)
+        ended = _Pieces(len(starts), done).one
+        for start in starts:
+            piece = view[start * BLOCK_BYTES : (start + TRANSFER_BLOCKS_MAX) * BLOCK_BYTES]
+            if self._queue.io(opcode, flags, lba + start, len(piece) // BLOCK_BYTES, piece, ended) != PENDING:
                 return _CLOSED
         return PENDING
 
