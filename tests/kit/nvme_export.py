@@ -56,10 +56,10 @@ class Port:
         """What the head is to the volume now."""
         self.server.set_access(VOLUME_ID, access, self.served if access is Access.OPTIMIZED else None)
 
-    def connection(self, digests: int = 0) -> Wire:
+    def connection(self, digests: int = 0, hpda: int = 0) -> Wire:
         """A connection after ICReq and ICResp."""
         wire = Wire(self, digests)
-        wire.send(pdu.ic_req(digests))
+        wire.send(pdu.ic_req(digests, hpda=hpda))
         assert wire.receive()[0].kind == pdu.PduType.IC_RESP
         return wire
 
@@ -68,8 +68,9 @@ class Host:
     """A host with an enabled controller and one I/O queue."""
 
     def __init__(
-        self, port: Port, digests: int = 0, host_nqn: bytes = HOST_NQN, kato_ms: int = 0, host_id: bytes = bytes(16)
-    ) -> None:
+        self, port: Port, digests: int = 0, host_nqn: bytes = HOST_NQN, kato_ms: int = 0, host_id: bytes = bytes(16),
+        hpda: int = 0,
+    ) -> None:  # fmt: skip
         self.port = port
         self.host_nqn = host_nqn
         self.host_id = host_id
@@ -78,11 +79,11 @@ class Host:
         assert connected.status == 0, hex(connected.status)
         self.controller_id = connected.dw0
         assert self.admin.ask(vendor.property_set(Property.CC, CC_ENABLE)).status == 0
-        self.io = self.queue(1, digests)
+        self.io = self.queue(1, digests, hpda)
 
-    def queue(self, queue_id: int, digests: int = 0) -> Wire:
+    def queue(self, queue_id: int, digests: int = 0, hpda: int = 0) -> Wire:
         """One more I/O queue."""
-        wire = self.port.connection(digests)
+        wire = self.port.connection(digests, hpda)
         connected = wire.connect(queue_id, self.controller_id, nqn=NQN, host_nqn=self.host_nqn, host_id=self.host_id)
         assert connected.status == 0, hex(connected.status)
         return wire

@@ -56,6 +56,18 @@ def test_the_volume_keeps_bytes_that_later_commands_do_not_change(port: Port, ho
     assert [kept for kept in port.volume.kept if bytes(kept[1]) != kept[2]] == []
 
 
+@pytest.mark.parametrize("digests", [0, BOTH_DIGESTS])
+def test_the_data_of_a_read_is_aligned_as_the_host_asked(port: Port, digests: int) -> None:
+    host = Host(port, digests, hpda=15)
+    data = bytes(range(256)) * 32
+    assert host.write(0, data).status == 0
+    host.start(IoOpcode.READ, room=len(data), cdw12=1)
+    read, answer = host.io.receive()
+    assert (read.kind, answer.kind) == (pdu.PduType.C2H_DATA, pdu.PduType.CAPSULE_RESP)
+    assert pdu.COMMON.unpack_from(read.header)[3] == 64
+    assert read.data == data
+
+
 def test_many_commands_in_one_read_of_the_socket_are_answered_in_order(host: Host) -> None:
     capsules = []
     for number in range(40):
