@@ -122,6 +122,30 @@ def test_a_primary_whose_log_disk_hangs_lets_a_member_take_over_and_follows_it_w
     with_rack(scenario)
 
 
+def test_a_head_whose_log_disk_hangs_lets_the_member_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "OWN_PATIENCE", 1)
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        gate = second.api.gates["takeover"] = asyncio.Event()
+        held: list[Callable[[], None]] = []
+        first.disk.gate = held.append
+        first.write(0, ONE)
+        await until(lambda: second.state is VolumeState.SEALED and first.state is VolumeState.FOLLOWING)
+        follower = first.controller._follower
+        assert follower is not None
+        await asyncio.sleep(TERMS.ttl_ms / 1000)
+        assert not follower.promise.sealed, "it would wait for a disk that hangs, and follow nobody meanwhile"
+        gate.set()
+        await until(lambda: second.serving)
+        first.disk.gate = None
+        for finish in held:
+            finish()
+        await until(lambda: rack.is_member(first))
+
+    with_rack(scenario)
+
+
 def test_a_lone_primary_waits_for_a_log_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primary, "OWN_PATIENCE", 0)
 

@@ -120,6 +120,22 @@ def test_a_record_of_another_epoch_deposes_and_changes_nothing() -> None:
     run(work())
 
 
+def test_an_addition_without_a_definite_outcome_goes_on_counting_and_is_not_begun_again() -> None:
+    async def work() -> None:
+        membership = Membership(A, ALONE)
+        newer = later(ALONE, epoch=4, primary=B)
+        script = Script(membership, NotEligible("epoch 4"), newer, RecordChanged(newer))
+        changes = script.runner()
+        for _ in range(2):
+            with pytest.raises(Deposed):
+                await changes.add(OTHER, lambda: True)
+        assert script.changes == 1
+        assert not await changes.add(Member(B, UUID(int=3)), lambda: True), "nor is another of the same head"
+        assert membership.required == {B}
+
+    run(work())
+
+
 def test_changes_come_one_at_a_time() -> None:
     async def work() -> None:
         membership = Membership(A, ALONE)
