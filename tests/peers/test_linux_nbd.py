@@ -6,11 +6,10 @@ from collections.abc import Callable
 import pytest
 from kit.volumes import Volume
 from peers.guest import Guest, nbd
-from peers.guest.multipath import EXT4
+from peers.guest.multipath import EXT4, FIO
 
 MIB = 1 << 20
 SECONDS_MAX = 60
-FIO = "fio --directory=/mnt --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --minimal"
 
 
 @pytest.mark.parametrize("at", ["primary", "secondary"])

@@ -9,10 +9,9 @@ from uuid import UUID
 import pytest
 from kit.volumes import Failover, Volume
 from peers.guest import GATEWAY, Guest
-from peers.guest.multipath import EXT4, HOST_ID, HOST_NQN, LOAD_SECONDS, WHO, XFS, FileSystem, connected
+from peers.guest.multipath import EXT4, FIO, HOST_ID, HOST_NQN, LOAD_SECONDS, WHO, XFS, FileSystem, connected
 
 MIB = 1 << 20
-FIO = "fio --directory=/mnt --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --minimal"
 FILE_SYSTEMS = pytest.mark.parametrize("file_system", [EXT4, XFS], ids=["ext4", "xfs"])
 
 

@@ -28,6 +28,8 @@ class FileSystem:
 
 EXT4: Final = FileSystem("mkfs.ext4 -q -F $DEV", "mount -t ext4 $DEV /mnt", "e2fsck -f -n $DEV", 128)
 XFS: Final = FileSystem("mkfs.xfs -q -f $DEV", "modprobe xfs && mount -t xfs $DEV /mnt", "xfs_repair -n $DEV", 320)
+FIO: Final = "fio --directory=/mnt --ioengine=libaio --direct=1 --verify=crc32c --verify_fatal=1 --minimal"
+"""Writes files there and reads them back."""
 
 
 @dataclass
