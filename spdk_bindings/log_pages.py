@@ -13,6 +13,9 @@ from spdk_bindings.identify import U128, ascii_field
 ERROR_ENTRIES_MAX: Final = 64
 ERROR_ENTRY_BYTES: Final = 64
 FIRMWARE_SLOTS: Final = 7
+_REQUIREMENTS: Final = 0x04
+"""TREQ of discovery records: flow control of submission queues can be disabled; a secure channel is "not specified", as
+nvme-cli 2.3 connects to nothing that says "not required"."""
 WARNING_DEGRADED: Final = 1 << 2  # critical warning: the subsystem's reliability is degraded
 EFFECTS_SUPPORTED: Final = 1 << 0
 EFFECTS_CHANGES_CONTENT: Final = 1 << 1
@@ -278,7 +281,7 @@ def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
                 "transport": 3,
                 "family": 2 if entry.ipv6 else 1,
                 "subtype": 2,
-                "requirements": 0,  # TREQ: not specified; nvme-cli 2.3 connects to nothing that says "not required"
+                "requirements": _REQUIREMENTS,
                 "port_id": index,
                 "controller_id": 0xFFFF,
                 "admin_queue_entries": 32,

@@ -341,7 +341,7 @@ class HostQueue:
                 0,
                 self.queue_id,
                 self.depth,
-                0,
+                pdu.NO_FLOW_CONTROL,
                 kato_ms,
             )
         )

@@ -165,7 +165,7 @@ CONNECT_SQE_LAYOUT: Final = Layout(
     "recfmt" / Int16ul,
     "qid" / Int16ul,
     "sqsize" / Int16ul,  # 0's based
-    "cattr" / Int8ul,
+    "cattr" / Int8ul,  # NO_FLOW_CONTROL
     Padding(1),
     "kato_ms" / Int32ul,
     Padding(12),
@@ -250,6 +250,11 @@ _NO_DIGEST: Final = frozenset({PduType.IC_REQ, PduType.IC_RESP, PduType.H2C_TERM
 HDGST_FLAG: Final = int(PduFlag.HDGST)
 DDGST_FLAG: Final = int(PduFlag.DDGST)
 LAST_FLAG: Final = int(PduFlag.LAST)
+SUCCESS_FLAG: Final = int(PduFlag.SUCCESS)
+NO_FLOW_CONTROL: Final = 0x04
+"""In CATTR of Connect: SQHD of completions says nothing, so that reads may end without one (Base 2.0, 6.3)."""
+SQHD_NOT_KEPT: Final = 0xFFFF
+"""In the completion of Connect: the controller does without flow control."""
 HEADER_DIGEST: Final = int(Digest.HEADER)
 DATA_DIGEST: Final = int(Digest.DATA)
 _CAPSULE_CMD: Final = int(PduType.CAPSULE_CMD)
@@ -380,14 +385,15 @@ def h2c_data(cccid: int, ttag: int, datao: int, data: Sequence[Buffer], last: bo
 
 
 def c2h_data(
-    cccid: int, datao: int, data: Sequence[Buffer], last: bool, dgst: int = 0, align_bytes: int = 4
-) -> list[Buffer]:
-    """C2HData with `data` (not copied) at offset `datao`; a CapsuleResp follows the last one.
+    cccid: int, datao: int, data: Sequence[Buffer], last: bool, dgst: int = 0, align_bytes: int = 4,
+    success: bool = False,
+) -> list[Buffer]:  # fmt: skip
+    """C2HData with `data` (not copied) at offset `datao`. A CapsuleResp follows the last one unless it says `success`.
 
     The data begins at a multiple of `align_bytes` in the PDU (HPDA).
     """
     rest = C2H_DATA.pack(0, 0, 0, 0, 0, cccid, datao, _length(data))[COMMON_BYTES:]
-    flags = LAST_FLAG if last else 0
+    flags = (LAST_FLAG if last else 0) | (SUCCESS_FLAG if success else 0)
     return _with_data(PduType.C2H_DATA, flags, DATA_HEADER_BYTES, rest, data, dgst, align_bytes)
 
 

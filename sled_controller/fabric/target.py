@@ -43,6 +43,7 @@ _FABRICS: Final = int(AdminOpcode.FABRICS)
 # The answer to a read without digests, which is packed here: two calls instead of six.
 _C2H_DATA: Final = pdu.C2H_DATA.pack
 _C2H_DATA_KIND: Final = int(PduType.C2H_DATA)
+_LAST_SUCCESS: Final = pdu.LAST_FLAG | pdu.SUCCESS_FLAG
 _DATA_HEADER: Final = pdu.DATA_HEADER_BYTES
 _CAPSULE_RESP: Final = pdu.CAPSULE_RESP.pack
 _CAPSULE_RESP_KIND: Final = int(PduType.CAPSULE_RESP)
@@ -110,6 +111,9 @@ class TargetQueue:
         self.queue_id = 0
         self.entries = 1
         self.sqhd = 0
+        self.sqhd_end = 1
+        """SQHD begins at 0 again there: behind the entries, or at once without flow control."""
+        self._flow_control = True
         self.busy: set[int] = set()
         self.now_ms = 0
         self.association: HostAssociation | None = None
@@ -270,9 +274,11 @@ class TargetQueue:
         if self.state is QueueState.CLOSED or self.state is QueueState.CLOSING:
             return
         if data:
-            buffers = pdu.c2h_data(cid, 0, (data,), True, self.digests, self._align)
-            self.out += buffers
+            whole = not (self._flow_control or field or dw0 or dw1)
+            self.out += pdu.c2h_data(cid, 0, (data,), True, self.digests, self._align, whole)
             self.out_bytes += len(data)
+            if whole:
+                return
         cqe = pdu.CQE.pack(dw0, dw1, self.sqhd, 0, cid, field)
         self.out.append(pdu.capsule_resp(cqe, self.digests))
 
@@ -282,16 +288,20 @@ class TargetQueue:
         if self.state is QueueState.CLOSED or self.state is QueueState.CLOSING:
             return
         self.out_bytes += length
+        flow_control, out = self._flow_control, self.out
         if self.digests:
-            self.out += pdu.c2h_data(cid, 0, buffers, True, self.digests, self._align)
-            self.out.append(pdu.capsule_resp(pdu.CQE.pack(0, 0, self.sqhd, 0, cid, 0), self.digests))
+            out += pdu.c2h_data(cid, 0, buffers, True, self.digests, self._align, not flow_control)
+            if flow_control:
+                out.append(pdu.capsule_resp(pdu.CQE.pack(0, 0, self.sqhd, 0, cid, 0), self.digests))
             return
-        start, out = self._data_start, self.out
-        out.append(_C2H_DATA(_C2H_DATA_KIND, pdu.LAST_FLAG, _DATA_HEADER, start, start + length, cid, 0, length))
+        start = self._data_start
+        flags = pdu.LAST_FLAG if flow_control else _LAST_SUCCESS
+        out.append(_C2H_DATA(_C2H_DATA_KIND, flags, _DATA_HEADER, start, start + length, cid, 0, length))
         if start != _DATA_HEADER:
             out.append(bytes(start - _DATA_HEADER))
         out += buffers
-        out.append(_CAPSULE_RESP(_CAPSULE_RESP_KIND, 0, _RESPONSE, 0, _RESPONSE, 0, 0, self.sqhd, 0, cid, 0))
+        if flow_control:
+            out.append(_CAPSULE_RESP(_CAPSULE_RESP_KIND, 0, _RESPONSE, 0, _RESPONSE, 0, 0, self.sqhd, 0, cid, 0))
 
     def note_failure(self, cid: int, status: int, nsid: int, lba: int) -> None:
         """For the controller's error log; `status` is the field of the CQE."""
@@ -401,7 +411,7 @@ class TargetQueue:
             if stop != plen:
                 digest_bad = view[stop:plen] != pdu.digest(data)
         opcode, cid = sqe[0], sqe[2] | sqe[3] << 8
-        self.sqhd = (self.sqhd + 1) % self.entries
+        self.sqhd = (self.sqhd + 1) % self.sqhd_end
         if self.state is QueueState.WAIT_CONNECT:
             self._connect_only(sqe, cid, data, digest_bad)
         elif cid in self.busy and not (self.controller is not None and self.controller.gives_up_event(self, cid)):
@@ -453,10 +463,11 @@ class TargetQueue:
 
     def _connect(self, sqe: bytes, cid: int, data: Buffer) -> None:
         """Connect (Base 2.0, 6.3): DW0 of a refusal is the offset of the field, bit 16 set when it is in the data."""
-        _, _, _, _, _, _, _, recfmt, queue_id, sqsize, _, kato_ms = pdu.CONNECT_SQE.unpack(sqe)
+        _, _, _, _, _, _, _, recfmt, queue_id, sqsize, attributes, kato_ms = pdu.CONNECT_SQE.unpack(sqe)
         host_id, controller_id, subsystem_nqn, host_nqn = pdu.CONNECT_DATA.unpack(data)
         nqn = subsystem_nqn.rstrip(b"\0").decode("utf-8", "replace")
         subsystem = self.port.subsystem_of(nqn)
+        self._flow_control = not attributes & pdu.NO_FLOW_CONTROL
         if recfmt:
             self.complete(cid, Status.CONNECT_INCOMPATIBLE_FORMAT, dnr=True)
         elif not 1 <= sqsize < self.port.limits.entries_max:
@@ -508,7 +519,8 @@ class TargetQueue:
         self.association = association
         self.queue_id = queue_id
         self.entries = entries
-        self.sqhd = 1 % entries
+        self.sqhd_end = entries if self._flow_control else 1
+        self.sqhd = 1 % entries if self._flow_control else pdu.SQHD_NOT_KEPT
         self._advance(Event.CONNECTED)
         dw0 = association.controller_id
         if association.authentication is not None:
@@ -517,6 +529,7 @@ class TargetQueue:
             self.authenticating = self._authentication.pending
             dw0 |= self._authentication.connect_bits
         self.complete(cid, Status.SUCCESS, dw0)
+        self.sqhd %= self.sqhd_end
         if not self.authenticating:
             self._open()
 

@@ -129,7 +129,7 @@ class VendorIoPath(IoPath):
         if mac is None:
             return pos
         queue = self._queue
-        busy, entries, sqhd = queue.busy, queue.entries, queue.sqhd
+        busy, sqhd, sqhd_end = queue.busy, queue.sqhd, queue.sqhd_end
         view = buffer.view
         unpack, pack, open_tag, decision = _HOT.unpack_from, _REPLY.pack, mac.opener, decide
         slots, served_of, tickets = self._association.slots, self._served.get, self.tickets
@@ -158,7 +158,7 @@ class VendorIoPath(IoPath):
                 good = True
             count += 1
             sqhd += 1
-            if sqhd == entries:
+            if sqhd == sqhd_end:
                 sqhd = 0
             if not good:
                 self._hot_leave(out, count, sqhd, missed + 1)

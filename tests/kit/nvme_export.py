@@ -69,7 +69,7 @@ class Host:
 
     def __init__(
         self, port: Port, digests: int = 0, host_nqn: bytes = HOST_NQN, kato_ms: int = 0, host_id: bytes = bytes(16),
-        hpda: int = 0,
+        hpda: int = 0, cattr: int = 0,
     ) -> None:  # fmt: skip
         self.port = port
         self.host_nqn = host_nqn
@@ -79,12 +79,14 @@ class Host:
         assert connected.status == 0, hex(connected.status)
         self.controller_id = connected.dw0
         assert self.admin.ask(vendor.property_set(Property.CC, CC_ENABLE)).status == 0
-        self.io = self.queue(1, digests, hpda)
+        self.io = self.queue(1, digests, hpda, cattr)
 
-    def queue(self, queue_id: int, digests: int = 0, hpda: int = 0) -> Wire:
+    def queue(self, queue_id: int, digests: int = 0, hpda: int = 0, cattr: int = 0) -> Wire:
         """One more I/O queue."""
         wire = self.port.connection(digests, hpda)
-        connected = wire.connect(queue_id, self.controller_id, nqn=NQN, host_nqn=self.host_nqn, host_id=self.host_id)
+        connected = wire.connect(
+            queue_id, self.controller_id, nqn=NQN, host_nqn=self.host_nqn, host_id=self.host_id, cattr=cattr
+        )
         assert connected.status == 0, hex(connected.status)
         return wire
 

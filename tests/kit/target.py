@@ -230,6 +230,8 @@ class Wire:
             if each.kind == PduType.C2H_DATA:
                 cid = pdu.C2H_DATA.unpack(each.header)[5]
                 data[cid] = data.get(cid, b"") + each.data
+                if each.header[1] & pdu.SUCCESS_FLAG:
+                    found.append(Answer(cid, 0, False, 0, 0, 0, data.pop(cid)))
             elif each.kind == PduType.CAPSULE_RESP:
                 dw0, dw1, sqhd, _, cid, status = pdu.CQE.unpack(each.header[8:])
                 value = status >> 1
@@ -277,7 +279,8 @@ class Wire:
         )  # fmt: skip
         sqe = pdu.CONNECT_SQE.pack(
             AdminOpcode.FABRICS, pdu.PSDT_SGL, 0, FabricsType.CONNECT, 0, 1024, pdu.SGL_IN_CAPSULE,
-            fields.get("recfmt", 0), queue_id, fields.get("sqsize", 127), 0, fields.get("kato_ms", 0),
+            fields.get("recfmt", 0), queue_id, fields.get("sqsize", 127), fields.get("cattr", 0),
+            fields.get("kato_ms", 0),
         )  # fmt: skip
         return self.ask(bytearray(sqe), fields.get("data", data), signed=False)
 

@@ -47,7 +47,7 @@ class Paths:
     def as_text(self) -> str:
         """For people to copy from."""
         parts = [f"# volume {self.name}, by NVMe/TCP with multipath: connect to every head"]
-        parts += [f"nvme connect -t tcp -a {host} -s {port} -n {self.nqn}" for host, port in self.nvme]
+        parts += [f"nvme connect -t tcp -a {host} -s {port} -n {self.nqn} --disable-sqflow" for host, port in self.nvme]
         if self.nvme:
             host, port = self.nvme[0]
             parts += ["", "# or let nvme-cli find all volumes of the rack that admit this host"]

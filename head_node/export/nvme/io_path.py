@@ -126,7 +126,7 @@ class ExportIoPath(IoPath):
             if not ready():
                 self._wait_for(volume)
                 break
-            queue.sqhd = (queue.sqhd + 1) % entries
+            queue.sqhd = (queue.sqhd + 1) % queue.sqhd_end
             busy.add(cid)
             if opcode == _WRITE:
                 self.write(volume, slba, bytes(view[pos + _HEADER : stop]), cdw12 & commands.FUA != 0, cid, 0)

@@ -68,8 +68,8 @@ async def connected(guest: Guest, volume: Volume, options: str = "") -> AsyncIte
     await guest.check("modprobe nvme-tcp; dmesg -c >/dev/null")
     try:
         for _, port in paths.nvme:
-            connect = f"nvme connect -t tcp -a {GATEWAY} -s {port} -n {paths.nqn} {WHO} --reconnect-delay=1 {options}"
-            await guest.check(connect)
+            connect = f"nvme connect -t tcp -a {GATEWAY} -s {port} -n {paths.nqn} {WHO} --disable-sqflow"
+            await guest.check(f"{connect} --reconnect-delay=1 {options}")
         find = (
             "until for n in /sys/block/nvme*n*; do "
             f'[ "$(cat $n/wwid 2>/dev/null)" = uuid.{paths.nqn.rpartition(":")[2]} ] && [ -b /dev/${{n##*/}} ] && '

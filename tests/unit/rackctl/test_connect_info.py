@@ -25,6 +25,7 @@ def test_a_line_for_each_head_the_primary_first() -> None:
     lines = paths("*").as_text().splitlines()
     connects = [line for line in lines if line.startswith("nvme connect ")]
     assert [line.split()[5] for line in connects] == ["10.0.0.2", "fd00::1"]
+    assert {line.split()[-1] for line in connects} == {"--disable-sqflow"}
     assert lines[-2:] == ["nbd://10.0.0.2:10809/data", "nbd://[fd00::1]:10809/data"]
     assert "dhchap" not in "\n".join(lines)
 

@@ -68,6 +68,19 @@ def test_the_data_of_a_read_is_aligned_as_the_host_asked(port: Port, digests: in
     assert read.data == data
 
 
+@pytest.mark.parametrize("digests", [0, BOTH_DIGESTS])
+def test_without_flow_control_the_data_of_a_read_is_its_whole_answer(port: Port, digests: int) -> None:
+    host = Host(port, digests, cattr=pdu.NO_FLOW_CONTROL)
+    data = bytes(range(256)) * 16
+    assert host.write(0, data).sqhd == 0
+    host.start(IoOpcode.READ, room=len(data))
+    (read,) = host.io.receive()
+    assert (read.kind, read.header[1] & pdu.SUCCESS_FLAG) == (pdu.PduType.C2H_DATA, pdu.SUCCESS_FLAG)
+    assert read.data == data
+    beyond = host.read(port.subsystem.blocks, 1)
+    assert (beyond.status, beyond.sqhd) == (Status.LBA_OUT_OF_RANGE, 0)
+
+
 def test_many_commands_in_one_read_of_the_socket_are_answered_in_order(host: Host) -> None:
     capsules = []
     for number in range(40):

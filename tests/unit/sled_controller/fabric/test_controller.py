@@ -74,6 +74,18 @@ def test_the_properties_say_what_the_controller_can_do() -> None:
     assert fabrics(wire, FabricsType.PROPERTY_SET, Property.VS, value=1).status == Status.INVALID_FIELD
 
 
+def test_a_host_may_do_without_flow_control() -> None:
+    wire = Rig().connection()
+    assert wire.connect(cattr=pdu.NO_FLOW_CONTROL).sqhd == pdu.SQHD_NOT_KEPT
+    version = fabrics(wire, FabricsType.PROPERTY_GET, Property.VS)
+    assert (version.dw0, version.sqhd) == (NVME_VERSION, 0)
+    wire.start(vendor.identify_controller(), room=4096)
+    (page,) = wire.receive()
+    assert (page.kind, len(page.data), page.header[1]) == (pdu.PduType.C2H_DATA, 4096, pdu.LAST_FLAG | pdu.SUCCESS_FLAG)
+    refused = Rig().connection().connect(cattr=pdu.NO_FLOW_CONTROL, recfmt=1)
+    assert (refused.status, refused.sqhd) == (Status.CONNECT_INCOMPATIBLE_FORMAT, 0)
+
+
 def test_disabling_the_controller_ends_an_association_with_a_session(head: Head) -> None:
     assert fabrics(head.admin, FabricsType.PROPERTY_SET, Property.CC, value=0).status == 0
     assert head.controller_id not in head.rig.subsystem.hosts
