@@ -63,7 +63,7 @@ class IoPath:
     def release(self, held: int) -> None:
         """So many bytes are no longer held."""
         self.held_bytes -= held
-        if held:
+        if held and self._waiting:
             self._grant()
 
     def data_complete(self, transfer: Transfer) -> None:

@@ -43,6 +43,7 @@ _FABRICS: Final = int(AdminOpcode.FABRICS)
 # The answer to a read without digests, which is packed here: two calls instead of six.
 _C2H_DATA: Final = pdu.C2H_DATA.pack
 _C2H_DATA_KIND: Final = int(PduType.C2H_DATA)
+_LAST: Final = pdu.LAST_FLAG
 _LAST_SUCCESS: Final = pdu.LAST_FLAG | pdu.SUCCESS_FLAG
 _DATA_HEADER: Final = pdu.DATA_HEADER_BYTES
 _CAPSULE_RESP: Final = pdu.CAPSULE_RESP.pack
@@ -129,6 +130,7 @@ class TargetQueue:
         self.held_bytes_max = port.limits.held_bytes_max
         """This connection's share of what is held, which changes with their number."""
         self._receiving = False
+        self._poked = False  # the shell knows that there is output
         self.blocked = False  # commands wait in the stream because the queue was stalled
         self._data_for: Transfer | None = None  # an H2CData's payload is arriving
         self._data_left = 0
@@ -178,6 +180,7 @@ class TargetQueue:
         """What to send now, in order."""
         out, self.out = self.out, []
         self.out_bytes = 0
+        self._poked = False
         return out
 
     @property
@@ -256,7 +259,8 @@ class TargetQueue:
 
     def poke(self) -> None:
         """Have the shell send what has come up outside of `received`."""
-        if not self._receiving and self.wake is not None:
+        if not (self._poked or self._receiving) and self.wake is not None:
+            self._poked = True
             self.wake()
 
     # --- output
@@ -295,7 +299,7 @@ class TargetQueue:
                 out.append(pdu.capsule_resp(pdu.CQE.pack(0, 0, self.sqhd, 0, cid, 0), self.digests))
             return
         start = self._data_start
-        flags = pdu.LAST_FLAG if flow_control else _LAST_SUCCESS
+        flags = _LAST if flow_control else _LAST_SUCCESS
         out.append(_C2H_DATA(_C2H_DATA_KIND, flags, _DATA_HEADER, start, start + length, cid, 0, length))
         if start != _DATA_HEADER:
             out.append(bytes(start - _DATA_HEADER))

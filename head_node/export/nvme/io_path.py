@@ -172,8 +172,9 @@ class ExportIoPath(IoPath):
         if error:
             self.complete(cid, error, Status.UNRECOVERED_READ_ERROR)
             return
-        self._queue.complete_read(cid, buffers, held)
-        self._queue.poke()
+        queue = self._queue
+        queue.complete_read(cid, buffers, held)
+        queue.poke()
 
     def _wait_for(self, volume: ServedVolume) -> None:
         """The volume is over its bounds: read no more of the connection until it is not."""
