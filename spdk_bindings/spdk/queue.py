@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from spdk_bindings.device import BLOCK_BYTES, PENDING, Buffer, Done
@@ -20,6 +21,7 @@ _GONE: Final = int(Status.HOST_PATHING_ERROR)
 _READ: Final = int(IoOpcode.READ)
 _KIND_IO, _KIND_ADMIN, _KIND_RESET = range(3)
 _COMMAND_BYTES: Final = 64
+_RING_MASK: Final = COMMANDS_MAX - 1
 _IO = struct.Struct("<QQQIIIBBH24x")
 _ADMIN = struct.Struct("<QQQIIIBBH6I")
 _COMPLETION = struct.Struct("<II")
@@ -34,14 +36,15 @@ class CommandQueue:
         self._loop = asyncio.get_running_loop()
         self._drive = drive
         self._bounce = bounce
-        self._buffers = environment.buffers
-        self._ffi = environment.native.ffi
-        lib = environment.native.lib
+        self._buffers_base, self._buffers_end = environment.buffers.base, environment.buffers.end
+        ffi, lib = environment.native.ffi, environment.native.lib
+        self._buffer_of: Callable[[Buffer], Any] = ffi.from_buffer
+        self._address_of: Callable[[Any], int] = lib.drive_address
         self._submit = lib.drive_submit
         self._reap = lib.drive_reap
-        self._commands = self._ffi.buffer(lib.drive_commands(drive), COMMANDS_MAX * _COMMAND_BYTES)
-        self._ended = self._ffi.new("struct drive_completion[]", COMMANDS_MAX)
-        self._ended_view = memoryview(self._ffi.buffer(self._ended)).cast("B")
+        self._commands = ffi.buffer(lib.drive_commands(drive), COMMANDS_MAX * _COMMAND_BYTES)
+        self._ended = ffi.new("struct drive_completion[]", COMMANDS_MAX)
+        self._ended_view = memoryview(ffi.buffer(self._ended)).cast("B")
         self._produced = 0
         self._unrung = 0
         self._ringing = False
@@ -59,11 +62,28 @@ class CommandQueue:
 
     def io(self, opcode: int, flags: int, lba: int, blocks: int, data: Buffer | None, done: Done) -> int:
         """Start an I/O command with `data` of `blocks` blocks, or none; PENDING, after `close` HOST_PATHING_ERROR."""
-        if self._waiting or not self._place(opcode, flags, lba, blocks, data, done):
-            if self._closed:
-                return _GONE
-            self.waits += 1
-            self._waiting.append((opcode, flags, lba, blocks, data, done))
+        if self._waiting or not self._tags:
+            return self._wait(opcode, flags, lba, blocks, data, done)
+        address, offset = 0, NONE_FREE
+        if data is not None:
+            address = self._address_of(self._buffer_of(data))
+            if not self._buffers_base <= address < self._buffers_end:
+                offset = self._bounce.take(blocks)
+                if offset == NONE_FREE:
+                    return self._wait(opcode, flags, lba, blocks, data, done)
+                self.bounced += 1
+                address = self._bounce.base + offset
+                if opcode != _READ:
+                    self._bounce.view[offset : offset + blocks * BLOCK_BYTES] = data
+        tag = self._tags.pop()
+        self._slots[tag] = (done, data, offset, blocks, opcode)
+        at = (self._produced & _RING_MASK) * _COMMAND_BYTES
+        _IO.pack_into(self._commands, at, tag, address, lba, 0, blocks, 0, _KIND_IO, opcode, flags)
+        self._produced += 1
+        self._unrung += 1
+        if not self._ringing:
+            self._ringing = True
+            self._loop.call_soon(self._ring)
         return PENDING
 
     def admin(self, opcode: int, nsid: int, dwords: tuple[int, ...], address: int, length: int, done: Done) -> None:
@@ -114,39 +134,28 @@ class CommandQueue:
                 done(status)
             except Exception as error:
                 self._loop.call_exception_handler({"message": "a drive's completion failed", "exception": error})
-        while self._waiting and self._place(*self._waiting[0]):
-            self._waiting.popleft()
+        if self._waiting:
+            self._start_waiting()
         self._ring()
 
-    def _place(self, opcode: int, flags: int, lba: int, blocks: int, data: Buffer | None, done: Done) -> bool:
-        if not self._tags:
-            return False
-        address, offset = 0, NONE_FREE
-        if data is not None:
-            address = self._address(data)
-            if not address:
-                offset = self._bounce.take(blocks)
-                if offset == NONE_FREE:
-                    return False
-                self.bounced += 1
-                address = self._bounce.base + offset
-                if opcode != _READ:
-                    self._bounce.view[offset : offset + blocks * BLOCK_BYTES] = data
-        tag = self._tags.pop()
-        self._slots[tag] = (done, data, offset, blocks, opcode)
-        at = (self._produced & COMMANDS_MAX - 1) * _COMMAND_BYTES
-        _IO.pack_into(self._commands, at, tag, address, lba, 0, blocks, 0, _KIND_IO, opcode, flags)
-        self._produced += 1
-        self._unrung += 1
-        if not self._ringing:
-            self._ringing = True
-            self._loop.call_soon(self._ring)
-        return True
+    def _wait(self, opcode: int, flags: int, lba: int, blocks: int, data: Buffer | None, done: Done) -> int:
+        if self._closed:
+            return _GONE
+        self.waits += 1
+        self._waiting.append((opcode, flags, lba, blocks, data, done))
+        return PENDING
+
+    def _start_waiting(self) -> None:
+        """As many as there is room for; whoever still finds none, and those behind it, keep their order."""
+        waiting, self._waiting = self._waiting, deque()
+        while waiting and not self._waiting:
+            self.io(*waiting.popleft())
+        self._waiting += waiting
 
     def _enter(
         self, kind: int, tag: int, address: int, length: int, nsid: int, opcode: int, dwords: tuple[int, ...]
     ) -> None:
-        at = (self._produced & COMMANDS_MAX - 1) * _COMMAND_BYTES
+        at = (self._produced & _RING_MASK) * _COMMAND_BYTES
         _ADMIN.pack_into(self._commands, at, tag, address, 0, length, 0, nsid, kind, opcode, 0, *dwords)
         self._produced += 1
         self._unrung += 1
@@ -167,10 +176,3 @@ class CommandQueue:
         count, self._unrung = self._unrung, 0
         if count:
             self._submit(self._drive, count)
-
-    def _address(self, data: Buffer) -> int:
-        """Of a buffer in DMA memory; 0 of any other."""
-        if type(data) is not memoryview or type(data.obj) is not self._ffi.buffer:
-            return 0
-        address = int(self._ffi.cast("uintptr_t", self._ffi.from_buffer(data)))
-        return address if self._buffers.base <= address < self._buffers.end else 0

@@ -30,7 +30,7 @@ from peers import spdk
 from rackctl import peer_programs
 from rackctl.errors import RackError
 
-from spdk_bindings.device import BLOCK_BYTES, Buffer
+from spdk_bindings.device import BLOCK_BYTES
 from spdk_bindings.spdk.build import output
 from spdk_bindings.spdk.device import SpdkDevice
 from spdk_bindings.spdk.environment import SpdkEnvironment
@@ -80,7 +80,8 @@ class Load:
     def __init__(self, device: SpdkDevice, pattern: str, depth: int, buffers: str) -> None:
         self._device = device
         self._writes = pattern == "randwrite"
-        self._buffers = [device.allocate(BLOCK_BYTES) if buffers == OWN else bytearray(BLOCK_BYTES)] * depth
+        allocate: Callable[[int], memoryview | bytearray] = device.allocate if buffers == OWN else bytearray
+        self._buffers = [allocate(BLOCK_BYTES) for _ in range(depth)]
         random = Random(depth)
         self._lbas = [random.randrange(device.block_count) for _ in range(1 << 14)]
         self._started = self._running = 0
@@ -93,24 +94,30 @@ class Load:
         self._end_s = begin_s + seconds
         self._running = len(self._buffers)
         for buffer in self._buffers:
-            self._next(buffer, 0)
+            self._keep_going(buffer)
         await self._over
         return self._started / (time.perf_counter() - begin_s)
 
-    def _next(self, buffer: Buffer, status: int) -> None:
-        if status:
-            self._over.set_exception(RackError(f"a command ended with {status:#x}"))
-        elif time.perf_counter() < self._end_s:
-            lba = self._lbas[self._started & len(self._lbas) - 1]
-            self._started += 1
-            if self._writes:
-                self._device.write(lba, buffer, False, partial(self._next, buffer))
-            elif not isinstance(buffer, bytes):
-                self._device.read(lba, buffer, partial(self._next, buffer))
-        else:
-            self._running -= 1
-            if not self._running:
-                self._over.set_result(None)
+    def _keep_going(self, buffer: memoryview | bytearray) -> None:
+        """One command after the other with the buffer."""
+        device, lbas, mask = self._device, self._lbas, len(self._lbas) - 1
+
+        def proceed(status: int) -> None:
+            if status:
+                self._over.set_exception(RackError(f"a command ended with {status:#x}"))
+            elif time.perf_counter() < self._end_s:
+                lba = lbas[self._started & mask]
+                self._started += 1
+                if self._writes:
+                    device.write(lba, buffer, False, proceed)
+                else:
+                    device.read(lba, buffer, proceed)
+            else:
+                self._running -= 1
+                if not self._running:
+                    self._over.set_result(None)
+
+        proceed(0)
 
 
 async def measure(address: str, pattern: str, depth: int, buffers: str) -> float:

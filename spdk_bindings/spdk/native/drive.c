@@ -2,9 +2,11 @@
 
 #define _GNU_SOURCE
 
+#include <linux/futex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "drive.h"
@@ -19,12 +21,37 @@ static void bell_ring(int fd)
     (void)written; /* fails only when the counter is full, and then it is readable all the same */
 }
 
-void bell_clear(int fd)
+static void bell_clear(int fd)
 {
     uint64_t count;
     ssize_t got = read(fd, &count, sizeof(count));
 
     (void)got; /* nothing was there: fine */
+}
+
+static void futex(_Atomic uint32_t *word, int operation, uint32_t value, const struct timespec *limit)
+{
+    syscall(SYS_futex, word, operation, value, limit, NULL, 0); /* whoever waits looks again, whatever came of it */
+}
+
+/* For the reactor: wait until a command comes or the drive is closed, at most so long. */
+void drive_rest(struct drive *drive, const struct timespec *longest)
+{
+    atomic_store(&drive->sleeping, 1);
+    if (ring_filled(&drive->command_ring) == 0 && !atomic_load(&drive->stopping)) {
+        futex(&drive->sleeping, FUTEX_WAIT_PRIVATE, 1, longest);
+    }
+    atomic_store(&drive->sleeping, 0);
+}
+
+/* Pairs with drive_rest: either it sees what was done before, or this sees that it sleeps. */
+static void wake(struct drive *drive)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load(&drive->sleeping) != 0) {
+        atomic_store(&drive->sleeping, 0);
+        futex(&drive->sleeping, FUTEX_WAKE_PRIVATE, 1, NULL);
+    }
 }
 
 void drive_notify(struct drive *drive)
@@ -52,9 +79,6 @@ static void *zeroed(size_t bytes)
 
 static void release(struct drive *drive)
 {
-    if (drive->wake_fd >= 0) {
-        close(drive->wake_fd);
-    }
     if (drive->done_fd >= 0) {
         close(drive->done_fd);
     }
@@ -102,14 +126,13 @@ struct drive *drive_open(const struct drive_options *options)
     drive->commands = zeroed(entries * sizeof(*drive->commands));
     drive->completions = zeroed(entries * sizeof(*drive->completions));
     drive->requests = zeroed(entries * sizeof(*drive->requests));
-    drive->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     drive->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     TAILQ_INIT(&drive->pending);
     TAILQ_INIT(&drive->io);
     TAILQ_INIT(&drive->admin);
     TAILQ_INIT(&drive->held);
     if (drive->options.transport == NULL || drive->commands == NULL || drive->completions == NULL || drive->requests == NULL ||
-        drive->wake_fd < 0 || drive->done_fd < 0) {
+        drive->done_fd < 0) {
         release(drive);
         return NULL;
     }
@@ -128,6 +151,11 @@ const struct drive_view *drive_view(struct drive *drive)
     return &drive->view;
 }
 
+uint64_t drive_address(const char *buffer)
+{
+    return (uintptr_t)buffer;
+}
+
 struct drive_command *drive_commands(struct drive *drive)
 {
     return drive->commands;
@@ -141,11 +169,7 @@ int drive_eventfd(struct drive *drive)
 void drive_submit(struct drive *drive, uint32_t count)
 {
     ring_produce(&drive->command_ring, count);
-    /* Pairs with rest(): either it sees the commands, or this sees that it sleeps. */
-    atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load(&drive->sleeping)) {
-        bell_ring(drive->wake_fd);
-    }
+    wake(drive);
 }
 
 uint32_t drive_reap(struct drive *drive, struct drive_completion *into, uint32_t room)
@@ -169,7 +193,7 @@ uint32_t drive_reap(struct drive *drive, struct drive_completion *into, uint32_t
 void drive_close(struct drive *drive)
 {
     atomic_store(&drive->stopping, true);
-    bell_ring(drive->wake_fd);
+    wake(drive);
     pthread_join(drive->thread, NULL);
     release(drive);
 }

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <time.h>
 
 #include <spdk/nvme.h>
 
@@ -58,9 +59,8 @@ struct drive {
     struct ring completion_ring;
     struct drive_command *commands;
     struct drive_completion *completions;
-    int wake_fd;
     int done_fd;
-    atomic_bool sleeping;  /* the reactor waits for wake_fd */
+    _Atomic uint32_t sleeping; /* a futex: 1 while the reactor waits for commands */
     atomic_bool signalled; /* done_fd has been written since the last reap */
     atomic_bool stopping;
     atomic_bool removed; /* hot removal was seen */
@@ -134,7 +134,7 @@ void controller_tick(struct drive *drive, uint64_t now);
 void *reactor_run(void *argument);
 
 /* drive.c */
-void bell_clear(int fd);
+void drive_rest(struct drive *drive, const struct timespec *longest);
 void drive_notify(struct drive *drive);
 void drive_set_state(struct drive *drive, enum drive_state state);
 

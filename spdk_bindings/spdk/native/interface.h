@@ -79,6 +79,9 @@ const char *environment_version(void);
 void *environment_allocate(size_t bytes);
 void environment_free(void *memory);
 
+/* Where a buffer lies. */
+uint64_t drive_address(const char *buffer);
+
 /* Start a reactor that connects to a drive. NULL without memory or threads; how it went is in the view. */
 struct drive *drive_open(const struct drive_options *options);
 const struct drive_view *drive_view(struct drive *drive);

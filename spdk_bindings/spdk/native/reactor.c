@@ -2,7 +2,6 @@
 
 #define _GNU_SOURCE
 
-#include <poll.h>
 #include <sys/prctl.h>
 #include <time.h>
 
@@ -28,17 +27,9 @@ uint64_t now_ns(void)
 /* Wait until a command comes, at most so long. */
 static void rest(struct drive *drive, uint64_t longest_ns)
 {
-    struct pollfd bell = {.fd = drive->wake_fd, .events = POLLIN};
     struct timespec limit = {.tv_sec = 0, .tv_nsec = (long)longest_ns};
 
-    atomic_store(&drive->sleeping, true);
-    atomic_thread_fence(memory_order_seq_cst);
-    if (ring_filled(&drive->command_ring) == 0 && !atomic_load(&drive->stopping)) {
-        if (ppoll(&bell, 1, &limit, NULL) > 0) {
-            bell_clear(drive->wake_fd);
-        }
-    }
-    atomic_store(&drive->sleeping, false);
+    drive_rest(drive, &limit);
 }
 
 /* On a core of its own the reactor spins, as the next completion or command is near. On one that it shares with the event
