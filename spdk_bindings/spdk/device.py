@@ -32,6 +32,7 @@ _CLOSED: Final = int(Status.HOST_PATHING_ERROR)
 _READ: Final = int(IoOpcode.READ)
 _WRITE: Final = int(IoOpcode.WRITE)
 _COMPARE: Final = int(IoOpcode.COMPARE)
+_WRITE_ZEROES: Final = int(IoOpcode.WRITE_ZEROES)
 
 
 class SpdkDevice:
@@ -52,7 +53,12 @@ class SpdkDevice:
         self.model = identity.model
         self.firmware = identity.firmware
         deallocates = identity.write_zeroes_deallocates and identity.deallocated_reads_zero
-        self._deallocate_flags = _DEALLOCATE if deallocates else 0
+        self._deallocate_flags = _DEALLOCATE if deallocates and identity.has_write_zeroes else 0
+        self._zeroes: memoryview | None = None
+        """What is written to zero blocks of a drive that does not know Write Zeroes."""
+        if not identity.has_write_zeroes:
+            self._zeroes = environment.buffers.allocate(TRANSFER_BLOCKS_MAX * BLOCK_BYTES)
+            self._zeroes[:] = bytes(len(self._zeroes))
         self._smart: dict[str, int] = {}
         self._smart_reader: asyncio.Task[None] | None = None
 
@@ -113,7 +119,7 @@ class SpdkDevice:
         return self._queue.io(IoOpcode.FLUSH, 0, 0, 0, None, done)
 
     def write_zeroes(self, lba: int, count: int, fua: bool, done: Done) -> int:
-        """Zero `count` blocks, in commands of 65536."""
+        """Zero `count` blocks, in commands of 65536; by writes of 256 where the drive has no such command."""
         return self._zero_in_pieces(_FUA if fua else 0, lba, count, done)
 
     def deallocate(self, lba: int, count: int, done: Done) -> int:
@@ -143,6 +149,7 @@ class SpdkDevice:
         if self._smart_reader is not None:
             self._smart_reader.cancel()
         self._controller.close()
+        self._zeroes = None
 
     def _transfer(self, opcode: int, flags: int, lba: int, data: Buffer, done: Done) -> int:
         size = len(data)
@@ -165,7 +172,7 @@ class SpdkDevice:
     def _zero_in_pieces(self, flags: int, lba: int, count: int, done: Done) -> int:
         if lba < 0 or count <= 0 or lba + count > self.block_count:
             return _OUT_OF_RANGE
-        return _Zeroing(self._queue, flags, lba, count, done).begin()
+        return _Zeroing(self._queue, self._zeroes, flags, lba, count, done).begin()
 
     async def _read_smart(self) -> None:
         while True:
@@ -195,15 +202,19 @@ class _Pieces:
 
 
 class _Zeroing:
-    """A range that is zeroed by commands of 65536 blocks, _ZEROES_AT_ONCE at a time; the first failure ends it.
+    """A range that is zeroed by commands of 65536 blocks, or by writes of `zeroes` where there are some.
 
-    So does a reset: what it has not begun by then must not take effect afterwards (F3).
+    _ZEROES_AT_ONCE of them are under way at a time. The first failure ends it. So does a reset: what has not begun by
+    then must not take effect afterwards (F3).
     """
 
-    __slots__ = ("_done", "_end", "_flags", "_next", "_queue", "_resets", "_status", "_under_way")
+    __slots__ = ("_done", "_end", "_flags", "_next", "_queue", "_resets", "_status", "_under_way", "_zeroes")
 
-    def __init__(self, queue: CommandQueue, flags: int, lba: int, count: int, done: Done) -> None:
+    def __init__(
+        self, queue: CommandQueue, zeroes: memoryview | None, flags: int, lba: int, count: int, done: Done
+    ) -> None:
         self._queue = queue
+        self._zeroes = zeroes
         self._resets = queue.resets
         self._flags = flags
         self._next = lba
@@ -221,8 +232,14 @@ class _Zeroing:
     def _go_on(self) -> bool:
         if self._status or self._next == self._end:
             return False
-        blocks = min(_ZEROES_BLOCKS_MAX, self._end - self._next)
-        status = self._queue.io(IoOpcode.WRITE_ZEROES, self._flags, self._next, blocks, None, self._one)
+        zeroes, left = self._zeroes, self._end - self._next
+        if zeroes is None:
+            blocks = min(_ZEROES_BLOCKS_MAX, left)
+            status = self._queue.io(_WRITE_ZEROES, self._flags, self._next, blocks, None, self._one)
+        else:
+            blocks = min(TRANSFER_BLOCKS_MAX, left)
+            data = zeroes[: blocks * BLOCK_BYTES]
+            status = self._queue.io(_WRITE, self._flags, self._next, blocks, data, self._one)
         if status != PENDING:
             self._status = status
             return False

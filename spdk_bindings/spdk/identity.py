@@ -6,6 +6,8 @@ from typing import Self
 _FORMATS_OFFSET = 128
 _READS_ZERO = 1
 _WRITE_ZEROES_DEALLOCATES = 1 << 3
+_ONCS_OFFSET = 520
+_WRITE_ZEROES = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,10 @@ class LbaFormat:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A controller and one of its namespaces; `deallocated_reads_zero` and what follows are bits of DLFEAT."""
+    """A controller and one of its namespaces.
+
+    `deallocated_reads_zero` and `write_zeroes_deallocates` are bits of DLFEAT, `has_write_zeroes` one of ONCS.
+    """
 
     serial: str
     model: str
@@ -31,6 +36,7 @@ class Identity:
     formats: tuple[LbaFormat, ...]
     deallocated_reads_zero: bool
     write_zeroes_deallocates: bool
+    has_write_zeroes: bool
 
     @classmethod
     def parse(cls, nsid: int, controller: bytes, namespace: bytes) -> Self:
@@ -48,6 +54,7 @@ class Identity:
             formats=formats,
             deallocated_reads_zero=namespace[33] & 0x07 == _READS_ZERO,
             write_zeroes_deallocates=bool(namespace[33] & _WRITE_ZEROES_DEALLOCATES),
+            has_write_zeroes=bool(controller[_ONCS_OFFSET] & _WRITE_ZEROES),
         )
 
     def best_format(self, block_bytes: int) -> LbaFormat | None:

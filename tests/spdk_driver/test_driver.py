@@ -96,6 +96,30 @@ def test_a_long_range_is_zeroed_by_a_few_commands_at_a_time(monkeypatch: pytest.
     play(scenario)
 
 
+def test_a_drive_without_write_zeroes_is_zeroed_by_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "TRANSFER_BLOCKS_MAX", 16)
+
+    async def scenario() -> None:
+        environment, fake = spdk_drive.fake()
+        fake.set(only_writes=1)
+        device = await SpdkDevice.open(environment, spdk_drive.FAKE_ADDRESS, spdk_drive.QUICK)
+        for lba in (9, 10, 49, 50):
+            await write(device, lba, block(1))
+        before, bounced = fake.performed, device.counters.bounced
+        assert await status_of(lambda done: device.write_zeroes(10, 40, True, done)) == 0
+        assert (fake.performed - before, device.counters.bounced, fake.last_flags >> 16) == (3, bounced, 1 << 14)
+        into = bytearray(42 * 4096)
+        assert await status_of(lambda done: device.read(9, into, done)) == 0
+        assert into == block(1) + bytes(40 * 4096) + block(1)
+        assert await status_of(lambda done: device.deallocate(9, 1, done)) == 0
+        assert fake.last_flags >> 16 == 0
+        assert await status_of(lambda done: device.read(9, into, done)) == 0
+        assert not any(into[:4096])
+        device.close()
+
+    play(scenario)
+
+
 def test_f3_nothing_of_a_range_is_zeroed_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "_ZEROES_BLOCKS_MAX", 16)
 

@@ -81,6 +81,7 @@ static const struct lever levers[] = {
     {"inactive", NULL, &fake.inactive},
     {"other", NULL, &fake.other},
     {"forgets", NULL, &fake.forgets},
+    {"only_writes", NULL, &fake.only_writes},
     {"room", &fake.room, NULL},
     {"next_status", &fake.next_status, NULL},
     {"block_bits", &fake.block_bits, NULL},
@@ -205,6 +206,9 @@ static uint32_t perform(const struct command *command)
     case SPDK_NVME_OPC_COMPARE:
         return memcmp(at, command->buffer, length) == 0 ? 0 : 0x285;
     case SPDK_NVME_OPC_WRITE_ZEROES:
+        if (fake.only_writes) {
+            return 0x001;
+        }
         fake.last_flags = command->raw.cdw12;
         memset(at, 0, length);
         return 0;
@@ -324,13 +328,14 @@ static void identify(struct spdk_nvme_ctrlr *controller)
 {
     struct spdk_nvme_ns_data *space = &controller->space.data;
 
-    memset(&controller->data, ' ', offsetof(struct spdk_nvme_ctrlr_data, rest));
+    memset(&controller->data, ' ', offsetof(struct spdk_nvme_ctrlr_data, before_oncs));
     memcpy(controller->data.sn, fake.other ? "OTHER" : "FAKE0", 5);
     memcpy(controller->data.mn, "Fake drive", 10);
     memcpy(controller->data.fr, "1.0", 3);
     space->nsze = fake.block_bits == 12 ? FAKE_BLOCKS : FAKE_BLOCKS * 8;
     space->nlbaf = 1;
     space->flbas = fake.block_bits == 12 ? 1 : 0;
+    controller->data.oncs = fake.only_writes ? 0 : 1u << 3;
     space->dlfeat = fake.forgets ? 0 : 9;
     space->lbaf[0] = 9u << 16 | 1u << 24;
     space->lbaf[1] = 12u << 16;

@@ -19,6 +19,7 @@ struct fake {
     atomic_bool inactive;       /* the namespace was deleted */
     atomic_bool other;          /* another drive is in its place: another serial number */
     atomic_bool forgets;        /* anything may be in deallocated blocks */
+    atomic_bool only_writes;    /* there is no Write Zeroes */
     atomic_uint room;           /* commands that a queue takes before -ENOMEM */
     atomic_uint next_status;    /* SCT << 8 | SC of the next command, once */
     atomic_int next_error;      /* what the next submission returns, once */

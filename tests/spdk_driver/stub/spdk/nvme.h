@@ -43,7 +43,9 @@ struct spdk_nvme_ctrlr_data {
     int8_t sn[20];
     int8_t mn[40];
     uint8_t fr[8];
-    uint8_t rest[4096 - 72];
+    uint8_t before_oncs[520 - 72];
+    uint16_t oncs;
+    uint8_t rest[4096 - 522];
 };
 
 struct spdk_nvme_ns_data {
