@@ -13,17 +13,21 @@ from kit.spdk_drive import STUB
 
 from spdk_bindings.spdk.build import NATIVE, SOURCES
 
-PROGRAM: Final = Path(__file__).with_name("shim_test.c")
-NAMES: Final = re.findall(r"^    (?:TEST\(|\{\")(\w+)", PROGRAM.read_text(encoding="utf-8"), re.MULTILINE)
+PROGRAMS: Final = sorted(Path(__file__).parent.glob("shim_*_test.c"))
+NAMES: Final = [
+    (program, name)
+    for program in PROGRAMS
+    for name in re.findall(r"^    (?:TEST\(|\{\")(\w+)", program.read_text(encoding="utf-8"), re.MULTILINE)
+]
 SECONDS_MAX: Final = 60
 _scratch: Final = tempfile.TemporaryDirectory(prefix="palisade-shim-")
 
 
 @functools.cache
-def program(sanitizers: str) -> Path:
-    """The tests, compiled."""
-    into = Path(_scratch.name) / sanitizers.replace(",", "-")
-    sources = [PROGRAM, STUB / "fake_spdk.c", *(NATIVE / name for name in SOURCES)]
+def compiled(program: Path, sanitizers: str) -> Path:
+    """A program of tests, ready to run."""
+    into = Path(_scratch.name) / f"{program.stem}-{sanitizers.replace(',', '-')}"
+    sources = [program, STUB / "fake_spdk.c", *(NATIVE / name for name in SOURCES)]
     command = [
         require("gcc"), "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}",
         "-fno-sanitize-recover=all", f"-I{STUB}", f"-I{NATIVE}", "-o", into, *sources, "-lpthread",
@@ -34,9 +38,9 @@ def program(sanitizers: str) -> Path:
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-@pytest.mark.parametrize("name", NAMES)
-def test_the_shim(name: str, sanitizers: str) -> None:
+@pytest.mark.parametrize(("program", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_the_shim(program: Path, name: str, sanitizers: str) -> None:
     """At fixed addresses: the thread sanitizer cannot do with all of those that a kernel makes up."""
-    argv = [require("setarch"), "-R", program(sanitizers), name]
+    argv = [require("setarch"), "-R", compiled(program, sanitizers), name]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     assert done.returncode == 0, done.stderr
