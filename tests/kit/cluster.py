@@ -406,6 +406,8 @@ class KitHead:
         self.public = self.key.public_key().public_bytes_raw()
         self.clock = SkewedClock()
         self.disk = MemoryDisk()
+        self.held: list[Callable[[], None]] = []
+        """What finishes the commits of `hold_commits`, once each."""
         self.port = 0
         self.sleds_cut = False
         self.dropped = 0
@@ -468,6 +470,17 @@ class KitHead:
         await head.sleds.close()
         if head._reporter is not None:
             head._reporter.cancel()
+
+    def hold_commits(self) -> list[Callable[[], None]]:
+        """From now on the log disk hangs: what would finish each commit is put into the list instead."""
+        held = self.held
+
+        def hold(finish: Callable[[], None]) -> None:
+            waiting = [finish]
+            held.append(lambda: waiting.pop()() if waiting else None)
+
+        self.disk.gate = hold
+        return held
 
     def write(self, lba: int, data: bytes) -> "asyncio.Future[int]":
         """A client's write here; the future may never be done (F6, F7)."""
@@ -537,7 +550,7 @@ class Rack:
 
 
 def with_rack(scenario: Callable[[Rack], Coroutine[Any, Any, None]], heads: int = 2) -> None:
-    """Run a scenario; whatever still runs afterwards is stopped."""
+    """Run a scenario; whatever still runs afterwards is stopped, for which a disk that hangs goes on."""
 
     async def work() -> None:
         rack = Rack(heads)
@@ -545,6 +558,9 @@ def with_rack(scenario: Callable[[Rack], Coroutine[Any, Any, None]], heads: int 
             await scenario(rack)
         finally:
             for head in rack.heads:
+                head.disk.gate = None
+                for finish in head.held:
+                    finish()
                 if hasattr(head, "head") and not head.api.cut_off:
                     await asyncio.wait_for(head.stop(), 5)
 

@@ -1,7 +1,6 @@
 """What a volume does when the log disk of one of its heads fails, hangs or comes back."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from kit.cluster import (
@@ -50,8 +49,7 @@ def test_a_log_that_fails_while_its_primary_steps_down_ends_the_volume_here() ->
 def test_a_log_that_fails_while_a_member_seals_ends_the_volume_here() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         first.write(0, ONE)
         await until(lambda: bool(held))
         await first.crash()
@@ -74,8 +72,7 @@ def test_a_member_whose_log_disk_hangs_while_it_seals_fails_the_volume_instead_o
 
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         first.write(0, ONE)
         await until(lambda: bool(held))
         await first.crash()
@@ -103,8 +100,7 @@ def test_a_primary_whose_log_disk_hangs_lets_a_member_take_over_and_follows_it_w
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
         assert await first.write(0, ONE) == 0
-        held: list[Callable[[], None]] = []
-        first.disk.gate = held.append
+        held = first.hold_commits()
         unanswered = first.write(0, TWO)
         await until(lambda: second.serving)
         assert rack.record.epoch == 2
@@ -128,8 +124,7 @@ def test_a_head_whose_log_disk_hangs_lets_the_member_take_its_time(monkeypatch: 
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
         gate = second.api.gates["takeover"] = asyncio.Event()
-        held: list[Callable[[], None]] = []
-        first.disk.gate = held.append
+        held = first.hold_commits()
         first.write(0, ONE)
         await until(lambda: second.state is VolumeState.SEALED and first.state is VolumeState.FOLLOWING)
         follower = first.controller._follower
@@ -153,8 +148,7 @@ def test_a_lone_primary_waits_for_a_log_disk_that_hangs(monkeypatch: pytest.Monk
         first, second = await rack.start_serving()
         await second.crash()
         await until(lambda: not rack.is_member(second))
-        held: list[Callable[[], None]] = []
-        first.disk.gate = held.append
+        held = first.hold_commits()
         answer = first.write(0, ONE)
         await until(lambda: bool(held))
         await asyncio.sleep(5 * TERMS.heartbeat_ms / 1000)
@@ -170,8 +164,7 @@ def test_a_lone_primary_waits_for_a_log_disk_that_hangs(monkeypatch: pytest.Monk
 def test_a_member_whose_log_disk_hangs_is_removed_and_comes_back_with_it() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         assert await first.write(0, ONE) == 0, "a member that answers heartbeats but syncs nothing holds up all writes"
         assert not rack.is_member(second)
         assert first.serving

@@ -1,7 +1,6 @@
 """A volume on two heads: creation, takeover, return, hand-over, and the fences that a stale primary meets."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from kit.cluster import (
@@ -37,8 +36,7 @@ def test_a_new_volume_is_served_by_its_preferred_head_and_followed_by_the_other(
 def test_a_write_is_answered_only_when_the_member_has_it_durably() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         answer = first.write(0, ONE)
         await until(lambda: bool(held))
         await until(lambda: first.engine.durable == first.engine.tail.opnum)
@@ -170,8 +168,7 @@ def test_uncommitted_writes_are_not_readable_at_the_old_primary() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
         assert await first.write(0, ONE) == 0
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         answer = first.write(0, TWO)
         await until(lambda: first.engine.durable == first.engine.tail.opnum)
         assert await first.read(0) == ONE

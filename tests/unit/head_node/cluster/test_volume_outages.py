@@ -1,7 +1,6 @@
 """What a volume does when the authority, sleds, logs or operators take something away."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -93,8 +92,7 @@ def test_a_primary_that_is_stopped_hands_over_without_waiting_for_the_lease() ->
 def test_f7_a_primary_that_hands_over_answers_nobody_any_more() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         unanswered = first.write(0, ONE)
         await until(lambda: bool(held))
         stopping = asyncio.get_running_loop().create_task(first.stop())  # it waits for the member to catch up
@@ -258,8 +256,7 @@ def test_a_volume_that_leaves_the_view_and_comes_back_is_followed_again() -> Non
         first, second = await rack.start_serving()
         assert await first.write(0, ONE) == 0
         before, record = second.controller, rack.record
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         first.write(0, ONE)
         await until(lambda: bool(held))
         rack.authority.put(replace(record, heads=(first.id,), version=record.version + 1))
@@ -420,8 +417,7 @@ def test_a_head_stops_while_it_attaches_with_a_member_linked(monkeypatch: pytest
 def test_a_role_may_end_while_it_hands_over() -> None:
     async def scenario(rack: Rack) -> None:
         first, second = await rack.start_serving()
-        held: list[Callable[[], None]] = []
-        second.disk.gate = held.append
+        held = second.hold_commits()
         first.write(0, ONE)
         await until(lambda: bool(held))
         role = first.controller._role
