@@ -20,6 +20,9 @@ READY_SECONDS_MAX: Final = 60.0
 ANSWER_SECONDS_MAX: Final = 60.0
 MEMORY: Final = ("--no-huge", "-s", "512")
 SHARED_CORE: Final = ("-m", "0x1", "--disable-cpumask-locks")  # there may be another one
+PROGRAM_SECONDS_MAX: Final = 120.0
+POLLS: Final = ("nice", "-n", "10")
+"""SPDK's programs never sleep: others come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,30 @@ class Target:
     async def sha256(self, blocks: int) -> str | None:
         """Its drive can't be looked at but over the wire."""
         return None
+
+
+async def start(program: str, *arguments: str | Path) -> asyncio.subprocess.Process:
+    """One of SPDK's programs, for `finish`; skips where it is not installed."""
+    return await asyncio.create_subprocess_exec(
+        *POLLS, require(program), *map(str, arguments), stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+
+
+async def finish(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
+    """Its end: the status, and what it has said that was not read yet."""
+    try:
+        async with asyncio.timeout(PROGRAM_SECONDS_MAX):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        said, _ = await process.communicate()
+    return process.returncode, said.decode(errors="replace")
+
+
+async def run(program: str, *arguments: str | Path) -> tuple[int | None, str]:
+    """Both."""
+    return await finish(await start(program, *arguments))
 
 
 @asynccontextmanager

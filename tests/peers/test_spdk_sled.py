@@ -39,11 +39,8 @@ def play(scenario: Callable[[Sled], Awaitable[None]]) -> None:
 async def run(program: str, *arguments: str, sled: Sled) -> str:
     """Run one of SPDK's programs on the sled to its end; what it said."""
     where = f"trtype:TCP adrfam:IPv4 traddr:{sled.host} trsvcid:{sled.port} subnqn:{host.NQN}"
-    process = await asyncio.create_subprocess_exec(
-        require(program), *spdk.MEMORY, *arguments, "-r", where, stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    return (await process.communicate())[0].decode(errors="replace")
+    _, said = await spdk.run(program, *spdk.MEMORY, *arguments, "-r", where)
+    return said
 
 
 def test_bdev_nvme_attaches_sees_the_namespace_and_detaches() -> None:

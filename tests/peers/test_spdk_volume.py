@@ -10,7 +10,6 @@ import pytest
 from kit.peers import require
 from kit.volumes import Failover, Volume
 from peers import spdk
-from rackctl import peer_programs
 
 from head_node.export.nvme.controller import MODEL
 from sled_controller.environment import SystemEntropy
@@ -19,41 +18,14 @@ from sled_controller.fabric.dhchap.secret import Secret
 
 MIB = 1 << 20
 HOST_NQN = "nqn.2014-08.org.nvmexpress:uuid:0d9f8a4c-5d1b-4c1e-9d0e-3f1f5a6b7c8e"
-SECONDS_MAX = 120.0
 LOAD_SECONDS = 5
 KILLED_AFTER_SECONDS = 1.0
-POLLS = ("nice", "-n", "10")
-"""SPDK's programs never sleep: others come first."""
-
-
-async def start(program: str, *arguments: str | Path) -> asyncio.subprocess.Process:
-    """One of SPDK's programs, for `finish`."""
-    return await asyncio.create_subprocess_exec(
-        *POLLS, str(peer_programs.find(program)), *map(str, arguments), stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-
-
-async def finish(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
-    """Its end: the status, and what it has said that was not read yet."""
-    try:
-        async with asyncio.timeout(SECONDS_MAX):
-            said, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        said, _ = await process.communicate()
-    return process.returncode, said.decode(errors="replace")
-
-
-async def run(program: str, *arguments: str | Path) -> tuple[int | None, str]:
-    """Both."""
-    return await finish(await start(program, *arguments))
 
 
 async def until_said(process: asyncio.subprocess.Process, text: str) -> None:
     """Read what it says until the text is in a line of it."""
     assert process.stdout is not None
-    async with asyncio.timeout(SECONDS_MAX):
+    async with asyncio.timeout(spdk.PROGRAM_SECONDS_MAX):
         while text not in (line := (await process.stdout.readline()).decode(errors="replace")):
             assert line, "it has ended"
 
@@ -97,7 +69,7 @@ def bdevperf(config: Path, seconds: int) -> tuple[str | Path, ...]:
 def test_identify_reads_all_that_there_is(new_volume: Callable[[int], Volume]) -> None:
     require("spdk_nvme_identify")
     volume = new_volume(16 * MIB)
-    _, said = asyncio.run(run("spdk_nvme_identify", *spdk.MEMORY, "-r", to_primary(volume)))
+    _, said = asyncio.run(spdk.run("spdk_nvme_identify", *spdk.MEMORY, "-r", to_primary(volume)))
     if "unrecognized option" in said or "invalid option" in said:
         pytest.skip("this spdk_nvme_identify can't do without hugepages")
     assert volume.rack.paths(volume.name).nqn in said
@@ -112,7 +84,7 @@ def test_perf_reads_and_writes(
     require("spdk_nvme_perf")
     volume = new_volume(64 * MIB)
     status, said = asyncio.run(
-        run(
+        spdk.run(
             "spdk_nvme_perf", *spdk.MEMORY, "-c", "0x2", "-q", "32", "-o", str(size), "-w", work, "-M", "50", "-t", "1",
             *digests, "-r", to_primary(volume),
         )
@@ -133,11 +105,11 @@ def test_bdev_nvme_goes_on_when_the_primary_is_killed(
     )
 
     async def scenario() -> None:
-        loading = await start("bdevperf", *bdevperf(config, LOAD_SECONDS))
+        loading = await spdk.start("bdevperf", *bdevperf(config, LOAD_SECONDS))
         await until_said(loading, "Running I/O")
         await asyncio.sleep(KILLED_AFTER_SECONDS)
         await asyncio.to_thread(failover.kill_primary, volume)
-        status, said = await finish(loading)
+        status, said = await spdk.finish(loading)
         assert status == 0, said
         assert "miscompare" not in said.lower()
 
@@ -169,10 +141,10 @@ def test_bdev_nvme_and_the_heads_prove_themselves_to_each_other(
 
     async def scenario() -> None:
         # The list reaches the heads with their next view, within moments.
-        async with asyncio.timeout(SECONDS_MAX):
-            while (found := await run("bdevperf", *bdevperf(config("host"), 1)))[0]:
+        async with asyncio.timeout(spdk.PROGRAM_SECONDS_MAX):
+            while (found := await spdk.run("bdevperf", *bdevperf(config("host"), 1)))[0]:
                 assert "unrecognized" not in found[1], found
-        status, said = await run("bdevperf", *bdevperf(config("wrong"), 1))
+        status, said = await spdk.run("bdevperf", *bdevperf(config("wrong"), 1))
         assert status != 0, said
 
     asyncio.run(scenario())
