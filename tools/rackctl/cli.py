@@ -1,4 +1,4 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -11,12 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from sled_board.errors import BoardError
+
 from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
 from rackctl.errors import ApiRefused, RackError, RackNotFound
+from rackctl.firmware.command import add_firmware
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
+from rackctl.keys import add_keys
 from rackctl.options import (
     add_directory,
     add_option,
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments = build_parser(read_defaults(given)).parse_args(given, argparse.Namespace(words=list(given)))
             command: Callable[[argparse.Namespace], int] = arguments.command
             return command(arguments)
-    except RackError as error:
+    except (RackError, BoardError) as error:
         print(f"rackctl: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except Interrupted as interrupted:
@@ -91,7 +95,8 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     _add_volume(commands.add_parser("volume", help="create, list, show, delete and recover volumes"), defaults)
     _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
-    host_secrets.add_keys(commands.add_parser("keys", help="make secrets for hosts"))
+    add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
+    add_firmware(commands.add_parser("firmware", help="build, sign, verify and look into firmware images"), defaults)
 
     run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")
     add_size(run, defaults)

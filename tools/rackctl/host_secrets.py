@@ -20,9 +20,8 @@ HASHES: Final = [each.name.lower() for each in HashId]
 GROUPS: Final = [each.name.lower() for each in GroupId]
 
 
-def add_keys(parser: argparse.ArgumentParser) -> None:
-    """`rackctl keys ...`."""
-    actions = parser.add_subparsers(required=True, metavar="ACTION")
+def add_generate(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`rackctl keys gen-dhchap`."""
     generate = actions.add_parser("gen-dhchap", help="print a fresh secret of a host, in the form DHHC-1:hh:base64:")
     generate.add_argument(
         "--hash", choices=["none", *HASHES], default="sha256", help="ties the secret to an NQN; default sha256"

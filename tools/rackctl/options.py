@@ -81,6 +81,13 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def counter(text: str) -> int:
+    """A rollback counter, 0 to 2^32 - 1."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) >= 1 << 32:
+        raise RackError(f"{text!r} is not a rollback counter, 0 to 2^32 - 1")
+    return int(text)
+
+
 def named_size(text: str) -> tuple[str, int]:
     """`NAME:SIZE` of a volume."""
     name, colon, size = text.rpartition(":")

@@ -10,6 +10,7 @@ from sled_board.image.layout import CRITICAL, DIGEST_BYTES, TLV_AREA, TLV_AREA_B
 
 TEXT_BYTES_MAX: Final = 255
 PRINTABLE: Final = re.compile(rb"[ -~]+")
+UBOOT_RELEASE: Final = re.compile(rb"20[0-9]{2}\.[01][0-9]")  # so that releases compare as texts
 
 
 class Tag(IntEnum):
@@ -56,6 +57,8 @@ def decode_area(area: bytes) -> dict[int, bytes]:
 def _wrong(tag: int, value: bytes) -> str | None:
     if tag == Tag.SBOM_SHA256:
         return None if len(value) == DIGEST_BYTES else f"an SBOM digest of {len(value)} bytes, not {DIGEST_BYTES}"
+    if tag == Tag.BOOTLOADER_MIN and not UBOOT_RELEASE.fullmatch(value):
+        return "the oldest boot loader is no release of U-Boot, for example 2023.01"
     if tag in tuple(Tag) and (len(value) > TEXT_BYTES_MAX or not PRINTABLE.fullmatch(value)):
         return f"{Tag(tag).name.lower()} is not text of 1 to {TEXT_BYTES_MAX} printable ASCII characters"
     return None if len(value) < 1 << 16 else f"TLV type {tag} has {len(value)} bytes, at most 65535"

@@ -201,6 +201,7 @@ def test_another_version_is_refused(version: str) -> None:
         ({"tlvs": {99: bytes(4096)}}, "at most 4096"),
         ({"tlvs": {Tag.SBOM_SHA256: b"short"}}, "digest of 5 bytes"),
         ({"tlvs": {Tag.BUILD_ID: b"two\nlines"}}, "build_id is not text"),
+        ({"tlvs": {Tag.BOOTLOADER_MIN: b"2023.1"}}, "no release of U-Boot"),
         ({"tlvs": {Tag.PYTHON: b""}}, "python is not text"),
     ],
 )
