@@ -13,7 +13,7 @@ ARGS ?=
 # Programs that nobody here wrote: what our exports must satisfy, what boots Linux as a guest, and a model checker; as
 # Debian packages.
 PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev pkg-config \
-	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd
+	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd u-boot-tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help

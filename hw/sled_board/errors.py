@@ -35,3 +35,11 @@ class ImageFieldRefused(ImageError):
 
 class SigningFailed(ImageError):
     """A key or an external signer gave no signature that verifies; nothing was changed."""
+
+
+class SlotRefused(BoardError):
+    """This cannot happen to a slot in its state; nothing was changed. The text says which slot and why."""
+
+
+class SlotStateLost(BoardError):
+    """Neither copy of the slot state can be trusted: look at the images in the slots, then set the state anew."""

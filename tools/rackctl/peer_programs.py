@@ -30,6 +30,7 @@ PACKAGES: Final = {
     "gzip": "gzip",
     "gcc": "gcc",
     "setarch": "util-linux",
+    "mkenvimage": "u-boot-tools",
 }
 SPDK: Final = ("nvmf_tgt", "bdevperf", "spdk_nvme_identify", "spdk_nvme_perf")
 """Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""
