@@ -23,6 +23,7 @@ _U32_MAX: Final = 0xFFFF_FFFF
 SEQUENCE_MAX: Final = (1 << 63) - 1
 _IMAGE_ID: Final = re.compile(r"(?:[0-9a-f]{64})?")
 _VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{0,64}")
+_KEY_SET: Final = re.compile(r"(?:[0-9a-f]{2})*")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _ERASED: Final = (0x00, 0xFF)
 
@@ -48,12 +49,13 @@ class Stored(NamedTuple):
 
 
 def encode(slots: Slots, sequence: int) -> bytes:
-    """One copy, `COPY_BYTES` long."""
+    """One copy, `COPY_BYTES` long; raises ValueError where the state does not fit in: one key set does."""
     values = {
         "version": FORMAT,
         "sequence": sequence,
         "active": _NOBODY if slots.active is None else slots.active.value,
         "counter_min": slots.counter_min,
+        "key_set": slots.key_set.hex(),
     }
     for slot in Slot:
         record = slots[slot]
@@ -66,6 +68,8 @@ def encode(slots: Slots, sequence: int) -> bytes:
         }
     lines = "".join(f"{key}={value}\0" for key, value in sorted(values.items())) + "\0"
     data = lines.encode("ascii").ljust(COPY_BYTES - _CRC.size, b"\0")
+    if len(data) + _CRC.size != COPY_BYTES:
+        raise ValueError(f"a slot state of {len(data)} bytes, a copy has {COPY_BYTES}")
     return _CRC.pack(zlib.crc32(data)) + data
 
 
@@ -87,6 +91,7 @@ def decode(copy: bytes) -> Stored | None:
             _record(fields, Slot.B),
             None if active == _NOBODY else Slot(active),
             fields.number("counter_min", _U32_MAX),
+            bytes.fromhex(fields.text("key_set", _KEY_SET)),
         )
         return Stored(fields.number("sequence", SEQUENCE_MAX), slots)
     except (ValueError, KeyError):

@@ -61,6 +61,7 @@ TRANSITIONS: Final[dict[tuple[SlotState, SlotEvent], SlotState]] = {
     (SlotState.TEST, SlotEvent.CONFIRM): SlotState.CONFIRMED,
     (SlotState.TEST, SlotEvent.RETIRE): SlotState.INACTIVE,
     (SlotState.TEST, SlotEvent.REJECT): SlotState.BAD,
+    (SlotState.CONFIRMED, SlotEvent.ACTIVATE): SlotState.CONFIRMED,
     (SlotState.CONFIRMED, SlotEvent.CONFIRM): SlotState.CONFIRMED,
     (SlotState.CONFIRMED, SlotEvent.RETIRE): SlotState.INACTIVE,
     (SlotState.CONFIRMED, SlotEvent.REJECT): SlotState.BAD,
@@ -91,13 +92,15 @@ class Slots:
     """Both slots. Every method gives the state that follows and raises SlotRefused where `TRANSITIONS` has none.
 
     `active` is the slot that was started last, None before the first start. `counter_min` is the lowest rollback
-    counter that may still be started: that of the newest generation ever confirmed here.
+    counter that may still be started: that of the newest generation ever confirmed here. `key_set` is the newest
+    signed set of firmware keys that came with a confirmed image, empty before the first one.
     """
 
     a: SlotRecord = EMPTY
     b: SlotRecord = EMPTY
     active: Slot | None = None
     counter_min: int = 0
+    key_set: bytes = b""
 
     def __getitem__(self, slot: Slot) -> SlotRecord:
         return self.a if slot is Slot.A else self.b
@@ -143,11 +146,13 @@ class Slots:
         return self._with(slot, SlotRecord(state, 0, counter, image_id, version))
 
     def activate(self, slot: Slot) -> "Slots":
-        """Start it next, up to `ATTEMPTS` times; another one in test is not tried any more."""
+        """Start it next, up to `ATTEMPTS` times; another one in test is not tried any more, which is all that this does
+        where it is the confirmed one."""
         if not self._may_start(slot):
             raise SlotRefused(f"slot {slot.value}: its rollback counter is below {self.counter_min}")
         state = self._after(slot, SlotEvent.ACTIVATE)
-        slots = self._with(slot, replace(self[slot], state=state, attempts_left=ATTEMPTS))
+        attempts_left = ATTEMPTS if state is SlotState.TEST else self[slot].attempts_left
+        slots = self._with(slot, replace(self[slot], state=state, attempts_left=attempts_left))
         return slots._retire(slot.other) if self[slot.other].state is SlotState.TEST else slots
 
     def start(self, *, watchdog: bool = False) -> "tuple[Slots, Slot | None]":
@@ -171,12 +176,18 @@ class Slots:
         counted = replace(slots[slot], attempts_left=slots[slot].attempts_left - 1)
         return replace(slots._with(slot, counted), active=slot), slot
 
-    def confirm(self, slot: Slot) -> "Slots":
-        """What was started from it is healthy: it is in use from now on, and no older generation ever again."""
+    def confirm(self, slot: Slot, key_set: bytes | None = None) -> "Slots":
+        """What was started from it is healthy: it is in use from now on, and no older generation ever again.
+
+        `key_set` is the newest that is known now; None leaves the one that there is.
+        """
         state = self._after(slot, SlotEvent.CONFIRM)
         confirmed = replace(self[slot], state=state, attempts_left=ATTEMPTS)
-        counter_min = max(self.counter_min, confirmed.counter)
-        return replace(self._with(slot, confirmed)._retire(slot.other), counter_min=counter_min)
+        return replace(
+            self._with(slot, confirmed)._retire(slot.other),
+            counter_min=max(self.counter_min, confirmed.counter),
+            key_set=self.key_set if key_set is None else key_set,
+        )
 
     def reject(self, slot: Slot) -> "Slots":
         """It is given up: its image does not verify, or what was started from it is beyond hope."""

@@ -1,6 +1,7 @@
 """The slot state survives a power loss at any instant: it is the former one or the new one."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ from kit.host import golden
 from kit.peers import run
 from kit.torn_storage import PowerLost, TornStorage
 from sled_board.errors import SlotStateLost
+from sled_board.image.layout import KEY_SET_BYTES
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES, SlotStore, decode, encode, newest
 from sled_board.slots import ATTEMPTS, EMPTY, Slot, SlotRecord, Slots, SlotState
 
 OLD = Slots(SlotRecord(SlotState.CONFIRMED, 3, 7, "0123456789abcdef" * 4, "1.2.3"), EMPTY, Slot.A, 7)
-NEW = Slots(OLD.a, SlotRecord(SlotState.TEST, 2, 8, "fedcba9876543210" * 4, "1.3.0-rc.1+g1a2b3c"), Slot.B, 7)
+NEW = Slots(
+    OLD.a, SlotRecord(SlotState.TEST, 2, 8, "fedcba9876543210" * 4, "1.3.0-rc.1+g1a2b3c"), Slot.B, 7, b"\x0c\x5e"
+)
 STEPS_MAX = 8
 
 
@@ -130,6 +134,7 @@ def with_checksum(lines: bytes) -> bytes:
         (b"counter_min=7", b"counter_min=07"),
         (b"b_image=fedc", b"b_image=FEDC"),
         (b"b_version=1.3.0", b"b_version=1 3"),
+        (b"key_set=0c5e", b"key_set=0c5"),
     ],
 )
 def test_a_whole_copy_with_a_wrong_field_does_not_count(of: bytes, to: bytes) -> None:
@@ -191,11 +196,20 @@ RECORDS = st.builds(
         RECORDS | st.just(EMPTY),
         st.none() | st.sampled_from(Slot),
         st.integers(0, 2**32 - 1),
+        st.binary(max_size=KEY_SET_BYTES),
     ),
     st.integers(0, 2**63 - 1),
 )
 def test_what_is_kept_is_read(slots: Slots, sequence: int) -> None:
     assert decode(encode(slots, sequence)) == (sequence, slots)
+
+
+def test_the_largest_state_fits_into_a_copy() -> None:
+    record = SlotRecord(SlotState.CONFIRMED, ATTEMPTS, 2**32 - 1, "f" * 64, "9" * 64)
+    largest = Slots(record, record, None, 2**32 - 1, b"\xff" * KEY_SET_BYTES)
+    assert decode(encode(largest, 2**63 - 1)) == (2**63 - 1, largest)
+    with pytest.raises(ValueError, match="a copy has 4096"):
+        encode(replace(largest, key_set=bytes(2000)), 1)
 
 
 @given(st.binary(max_size=300))

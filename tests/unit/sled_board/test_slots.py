@@ -111,6 +111,19 @@ def test_confirming_ends_all_older_generations() -> None:
     assert filled(slots, A, counter=5)[A].state is SlotState.TEST
 
 
+def test_confirming_keeps_the_newest_key_set() -> None:
+    slots = started(filled(in_use(), B), B).confirm(B, b"keys")
+    assert slots.key_set == b"keys"
+    assert started(slots, B).confirm(B).key_set == b"keys"
+
+
+def test_activating_the_image_in_use_calls_off_the_one_in_test() -> None:
+    slots = filled(in_use(), B).activate(A)
+    assert slots[B].state is SlotState.INACTIVE
+    assert slots.settled
+    started(slots, A)
+
+
 def test_a_confirmed_image_is_never_overwritten() -> None:
     with pytest.raises(SlotRefused, match="slot a is confirmed: it cannot be overwritten"):
         in_use().erase(A)
