@@ -10,10 +10,11 @@ JOBS ?= 2
 # Further arguments of pytest, for example: make test ARGS='tests/unit -k fence'
 ARGS ?=
 
-# Programs that nobody here wrote: what our exports must satisfy, what boots Linux as a guest, and a model checker; as
-# Debian packages.
+# Programs that nobody here wrote: what our exports must satisfy, what boots Linux as a guest, a model checker, and what
+# reads and boots firmware images; as Debian packages.
 PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev pkg-config \
-	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd u-boot-tools
+	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd u-boot-tools \
+	u-boot-qemu qemu-system-arm device-tree-compiler
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help

@@ -15,8 +15,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(
     str(ROOT / name)
-    for name in ("sled_controller", "head_node", "spdk_bindings", "tools/rackctl/state.py", "tools/rackctl/defaults.py")
-)
+    for name in (
+        "sled_controller", "head_node", "spdk_bindings", "hw/sled_board", "tools/rackctl/state.py",
+        "tools/rackctl/defaults.py",
+    )
+)  # fmt: skip
 INPUT_BYTES_MAX = 64 * 1024
 INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63, 2**64 - 1)
 

@@ -1,6 +1,7 @@
 """Everything that takes bytes from outside: what it may raise, and valid inputs to begin with."""
 
 import asyncio
+import hashlib
 import json
 import struct
 import tempfile
@@ -9,7 +10,7 @@ from uuid import UUID
 import numpy as np
 from crc32c import crc32c
 from fuzz.fuzzer import Target
-from kit import dhchap, host
+from kit import dhchap, firmware, host
 from kit.cluster import record_of
 from kit.nvme_export import Host as NvmeHost
 from kit.nvme_export import Port as NvmePort
@@ -17,6 +18,11 @@ from kit.nvme_export import at as blocks_at
 from kit.nvme_export import sqe as standard_sqe
 from kit.target import Rig, Wire
 from rackctl.simulation.log_disk import Content, MemoryDisk, MemoryFile
+from sled_board.errors import ImageError
+from sled_board.image import KeySet as FirmwareKeySet
+from sled_board.image import fit, layout, read_image
+from sled_board.image.build import with_signatures
+from sled_board.image.key_set import key_id
 
 from head_node.authority import signatures
 from head_node.cluster import frames
@@ -224,6 +230,52 @@ def signature_seeds() -> list[bytes]:
         values, key, key_id=str(host.HEAD), created_s=5, nonce="00" * 16, tag=signatures.REQUEST_TAG
     )
     return [f"{fields['signature-input']}\n{fields['signature']}".encode("latin-1")]
+
+
+# --- firmware images --------------------------------------------------------------------------------------------------
+
+
+def firmware_image(data: bytes) -> None:
+    """What is read has one form only, whoever signed it."""
+    image = read_image(data)
+    assert with_signatures(image, dict(image.signatures), image.key_set) == data
+    firmware.trust().check(image, hardware=firmware.HARDWARE)
+
+
+def sign_firmware_image(data: bytes) -> bytes:
+    """Give the image inside right digests, signatures and a wrapping, as far as its own lengths let it have them."""
+    try:
+        inner = bytearray(fit.unwrap(data))
+    except ImageError:
+        inner = bytearray(data[fit.DATA_OFFSET : -fit.FRAME_BYTES_MAX])
+    inner = inner.ljust(layout.HEADER_BYTES, b"\0")
+    signed_bytes = layout.HEADER_BYTES + int.from_bytes(inner[16:20], "little") % (layout.TLV_AREA_BYTES_MAX + 1)
+    at = signed_bytes + layout.SIGNATURE_AREA_BYTES
+    for index in range(min(inner[7], layout.PAYLOADS_MAX)):
+        place = layout.HEADER_BYTES - PAYLOAD_PLACE_BYTES * (layout.PAYLOADS_MAX - index)
+        size = int.from_bytes(inner[place + 16 : place + 24], "little") % (len(inner) + 1)
+        inner[place + 24 : place + 56] = hashlib.sha256(inner[at : at + size]).digest()
+        at += size
+    message = layout.SIGNING_DOMAIN + bytes(inner[:signed_bytes])
+    for key in (firmware.FIRST, firmware.SECOND):
+        name = key_id(key.public)
+        if (found := inner.find(name, signed_bytes)) >= 0:
+            inner[found + 8 : found + 72] = key.sign(message)
+    architecture = bytes(inner[24:32]).rstrip(b"\0").decode("latin-1").encode("ascii", "replace").decode()
+    return b"".join(fit.wrap(bytes(inner), architecture, int.from_bytes(inner[12:16], "little")))
+
+
+PAYLOAD_PLACE_BYTES = 56
+
+
+def firmware_key_set(data: bytes) -> None:
+    FirmwareKeySet.open(data, firmware.ROOT.public)
+
+
+def sign_firmware_key_set(data: bytes) -> bytes:
+    size = layout.KEY_SET_BYTES - layout.SIGNATURE_BYTES
+    body = data[:size].ljust(size, b"\0")
+    return body + firmware.ROOT.sign(layout.KEY_SET_DOMAIN + body)
 
 
 # --- a sled's own records ---------------------------------------------------------------------------------------------
@@ -465,6 +517,12 @@ TARGETS = (
     Target("dhchap-secret", dhchap_secret, (SledError,), lambda: [dhchap.HOST_SECRET.text().encode()]),
     Target("credential", credential, (SledError,), lambda: [host.golden("credential")], sign_credential),
     Target("key-set", key_set, (SledError,), lambda: [host.golden("keyset")], sign_key_set),
+    Target("firmware-image", firmware_image, (ImageError,), lambda: [
+        host.golden("firmware_image"), firmware.signed(firmware.recipe(payloads={"a": b"1", "b": b"", "c": b"23"})),
+    ], sign_firmware_image, executions=800),
+    Target("firmware-key-set", firmware_key_set, (ImageError,), lambda: [
+        host.golden("firmware_key_set"),
+    ], sign_firmware_key_set, executions=800),
     Target("hello", Hello.parse, (SledError,), lambda: [host.golden("hello")]),
     Target("signature-fields", signature_fields, (signatures.SignatureRefused,), signature_seeds),
     Target("table-record", table_record, (TableRecordMalformed,), lambda: [

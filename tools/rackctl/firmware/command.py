@@ -15,6 +15,7 @@ from sled_board.image.layout import KEY_SET_BYTES
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import read_file, write_file
+from rackctl.firmware.building import add_build
 from rackctl.firmware.description import image_facts, image_rows
 from rackctl.keys import add_root
 from rackctl.options import add_option, add_switch, counter
@@ -33,6 +34,7 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """`rackctl firmware ...`."""
     parser.epilog = STATUSES
     actions = parser.add_subparsers(required=True, metavar="ACTION")
+    add_build(actions.add_parser("build", help="build an image and its bill of materials of a commit"), defaults)
     _add_sign(actions.add_parser("sign", help="add a signature to an image, or renew its key set"), defaults)
     _add_verify(actions.add_parser("verify", help="say whether a board would take an image"), defaults)
     inspect = actions.add_parser("inspect", help="show what an image says about itself; nothing is trusted by that")
