@@ -116,15 +116,26 @@ class Association(HostAssociation):
             super().queue_gone(queue_id, reason)
 
     def disabled(self) -> None:
+        self._forget_firmware()
         if self.keys is not None:
             self.end("the host disabled the controller")
         else:
             super().disabled()
 
+    @property
+    def manages(self) -> bool:
+        """Whether its host has proved to be a management host: the only one that updates firmware."""
+        return self.authentication is not None and self.proven
+
     def closing(self) -> None:
         """What is in flight is left to a later drain."""
+        self._forget_firmware()
         for slot in self.slots:
             self._drop(slot)
+
+    def _forget_firmware(self) -> None:
+        if self.subsystem.firmware is not None:
+            self.subsystem.firmware.forget(self)
 
     def _drop(self, slot: Slot) -> None:
         slot.attached = False

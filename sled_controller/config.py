@@ -63,6 +63,12 @@ class SledSettings(SpdkSettings):
     device_bytes: Annotated[int, Field(ge=DEVICE_BYTES_MIN, le=1 << 50)] | None = Field(
         None, description="make a sparse file of this many bytes for a device that is absent, and format it"
     )
+    firmware_store: Path | None = Field(
+        None, description="TOML file of the firmware slots that this sled was started from (docs/firmware-slots.md)"
+    )
+    management_hosts: Path | None = Field(
+        None, description="TOML file of the hosts that may update the firmware, with their secrets; mode 0600"
+    )
     root_public_key: str = Field(description="the root key that signs key sets: 64 hexadecimal digits")
     connections_max: int = Field(CONNECTIONS_MAX, ge=2, le=4096, description="connections of heads at the same time")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

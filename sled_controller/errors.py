@@ -116,3 +116,7 @@ class NonceReused(SledError):
 
 class QueueFull(SledError):
     """Every place of the queue is taken; wait for a completion."""
+
+
+class ManagementHostsUnusable(SledError):
+    """The file of management hosts cannot be used; the text names it, the entry and the remedy, never a secret."""

@@ -5,15 +5,22 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import uvloop
+from sled_board.errors import BoardError
+from sled_board.firmware_store import FirmwareStore
+from sled_board.flash_thread import FlashThread
 
 from sled_controller import probe
+from sled_controller.attach import CallLater
 from sled_controller.config import PROG, SledSettings
 from sled_controller.drives import CannotStart, open_devices
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
 from sled_controller.fabric.target_server import TargetServer
+from sled_controller.firmware.management import ManagementHosts
+from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
@@ -23,8 +30,29 @@ from sled_controller.subsystem import Subsystem
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: SledSettings, env: Environment, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set; raises SledError, StorageError or OSError when it cannot begin."""
+RESTART_STATUS: Final = 85
+"""How a sled ends that wants to be started anew, from the slots as they are now (85 is ERESTART)."""
+RESTART_AFTER_S: Final = 0.5
+"""From a command that asks for the restart to it: its answer is to reach the host."""
+
+
+class Stop:
+    """Why and when a sled ends."""
+
+    def __init__(self, call_later: CallLater) -> None:
+        self.asked = asyncio.Event()
+        self.restarts = False
+        self._call_later = call_later
+
+    def restart(self) -> None:
+        """End a little later, to be started anew."""
+        log.info("event=restart_asked")
+        self.restarts = True
+        self._call_later(RESTART_AFTER_S, self.asked.set)
+
+
+async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
+    """Serve until `stop` is asked; raises SledError, StorageError, BoardError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
     identity = state.identity(settings.name, bytes.fromhex(settings.root_public_key), env)
     devices, created = await open_devices(settings, state.has_served)
@@ -33,7 +61,13 @@ async def serve(settings: SledSettings, env: Environment, stop: asyncio.Event) -
     storage = await SledStorage.open(devices, sled_id=identity.sled_id, env=env, format=may_format)
     try:
         advertised = None if settings.advertise_host is None else str(settings.advertise_host)
-        subsystem = Subsystem(identity, storage, env, asyncio.get_running_loop().call_later, advertised)
+        call_later = asyncio.get_running_loop().call_later
+        managers = None if settings.management_hosts is None else ManagementHosts.read(settings.management_hosts)
+        flash = FlashThread()
+        subsystem = Subsystem(
+            identity, storage, env, call_later, advertised,
+            firmware=_firmware(settings, flash, stop), managers=managers,
+        )  # fmt: skip
         server = TargetServer(subsystem, settings.connections_max)
         try:
             host, port = await server.start(settings.listen_host, settings.listen_port)
@@ -48,24 +82,34 @@ async def serve(settings: SledSettings, env: Environment, stop: asyncio.Event) -
                 identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
                 len(storage.namespaces),
             )  # fmt: skip
-            await stop.wait()
+            await stop.asked.wait()
             log.info("event=stopping sled=%s", identity.sled_id)
         finally:
             await server.close()
+            flash.close()
     finally:
         storage.close()
 
 
-async def _run(settings: SledSettings) -> None:
-    stop = asyncio.Event()
+def _firmware(settings: SledSettings, flash: FlashThread, stop: Stop) -> FirmwareUpdate | None:
+    if settings.firmware_store is None:
+        return None
+    return FirmwareUpdate(FirmwareStore.open(settings.firmware_store), flash.submit, stop.restart)
+
+
+async def _run(settings: SledSettings) -> bool:
+    """Whether it is to be started anew."""
     loop = asyncio.get_running_loop()
+    stop = Stop(loop.call_later)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.asked.set)
     await serve(settings, Environment.of_program(settings.clock_faults), stop)
+    return stop.restarts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run until told to stop, or list drives; exit status 1 when it cannot start, 2 for wrong settings."""
+    """Run until told to stop, or list drives; exit status 1 when it cannot start, 2 for wrong settings, and
+    `RESTART_STATUS` when it was asked over the network to be started anew."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["probe"]:
         probe.main(arguments[1:])
@@ -75,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     try:
-        uvloop.run(_run(settings))
-    except (SledError, StorageError, OSError) as error:
+        restarts = uvloop.run(_run(settings))
+    except (SledError, StorageError, BoardError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    if restarts:
+        raise SystemExit(RESTART_STATUS)

@@ -18,13 +18,17 @@ from sled_controller.dma import allocator
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
 from sled_controller.fabric.associations import Associations
+from sled_controller.fabric.authentication import InBandAuthentication
 from sled_controller.fabric.controller import FIRMWARE, MODEL, SledController
+from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
 from sled_controller.fabric.port import ConnectRefused, ConnectRequest, NvmSubsystem
 from sled_controller.fabric.receive_buffer import Allocate
 from sled_controller.fabric.vendor import NAMESPACE_ENTRY, STATUS
 from sled_controller.fabric.vendor_io import LIMITS
 from sled_controller.fencing import Fence, Verdict
+from sled_controller.firmware.management import ManagementHosts
+from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.keyset import KeySet
 from sled_controller.served import Served, then
 from sled_controller.sled_time import SledTime
@@ -85,8 +89,10 @@ class Subsystem:
 
     def __init__(
         self, identity: Identity, storage: SledStorage, env: Environment, call_later: CallLater,
-        advertised_host: str | None = None,
+        advertised_host: str | None = None, *, firmware: FirmwareUpdate | None = None,
+        managers: ManagementHosts | None = None,
     ) -> None:  # fmt: skip
+        """`firmware` is there where the sled runs from slots that can be updated, by `managers` only."""
         self.identity = identity
         self._advertised_host = advertised_host  # None: the address that a host has connected to
         self.storage = storage
@@ -100,6 +106,12 @@ class Subsystem:
         self.served: dict[int, Served] = {}
         self.limits = LIMITS
         self.settled = True
+        self.firmware = firmware
+        self._authentication = (
+            None
+            if managers is None
+            else InBandAuthentication(identity.nqn, managers, env.entropy, SequenceNumbers(env.entropy))
+        )
         self.discovery = DiscoverySubsystem(self._addresses, serial=self.serial, model=MODEL, firmware=FIRMWARE)
         self._associations: Associations[Association] = Associations(ASSOCIATIONS_MAX)
         storage.on_device_offline = self._device_offline
@@ -199,12 +211,15 @@ class Subsystem:
         return self.discovery if nqn == DISCOVERY_NQN else None
 
     def open(self, queue: "TargetQueue", request: ConnectRequest) -> Association | ConnectRefused:
-        """A new association with this sled: anybody may have one, it takes a session to do something with it."""
+        """A new association with this sled: anybody may have one, it takes a session to do something with it; a host
+        that manages the sled has to prove who it is."""
         association = self._associations.open(
             lambda number: Association(self, number, request.host_nqn, request.host_id)
         )
         if association is None:
             return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
+        if self._authentication is not None and self._authentication.required_of(association.host_name):
+            association.authentication = self._authentication
         association.controller = SledController(association, request.kato_ms)
         return association
 

@@ -27,6 +27,10 @@ ONCS_FEATURE_SELECT: Final = 1 << 4
 ONCS_RESERVATIONS: Final = 1 << 5
 ONCS_VERIFY: Final = 1 << 7
 
+OACS_FIRMWARE: Final = 1 << 2
+FRMW_ONE_SLOT: Final = 0x03  # FRMW: one slot, read only
+FRMW_TWO_SLOTS_AT_ONCE: Final = 0x14  # FRMW: two slots, none read only for good, activated without a reset by the host
+FWUG_ANY: Final = 0xFF  # FWUG: firmware comes in pieces of any number of dwords, at any dword
 LPA_EFFECTS: Final = 1 << 1
 LPA_EXTENDED: Final = 1 << 2  # offsets, and 32 bits of length
 LPA_SUPPORTED_PAGES: Final = 1 << 5
@@ -70,7 +74,7 @@ CONTROLLER_FORMAT = Struct(
     "admin_optional" / Default(Int16ul, 0),
     "abort_limit" / Default(Int8ul, 3),
     "async_event_limit" / Default(Int8ul, 3),
-    "firmware_updates" / Default(Int8ul, 0x03),
+    "firmware_updates" / Default(Int8ul, FRMW_ONE_SLOT),
     "log_attributes" / Default(Int8ul, 0x06),
     "error_log_entries" / Default(Int8ul, 63),
     "power_states" / Default(Int8ul, 0),
@@ -80,7 +84,8 @@ CONTROLLER_FORMAT = Struct(
     Padding(280 - 270),
     "total_capacity_bytes" / Default(U128, 0),
     "unallocated_capacity_bytes" / Default(U128, 0),
-    Padding(320 - 312),
+    Padding(319 - 312),
+    "firmware_granularity_4k" / Default(Int8ul, 0),
     "keep_alive_100ms" / Int16ul,
     Padding(342 - 322),
     "ana_transition_s" / Default(Int8ul, 0),
@@ -156,6 +161,7 @@ class ControllerIdentity:
     `max_transfer_bytes` is a power of two times 4096 (MDTS), `in_capsule_data_bytes` a multiple of 16 (IOCCSZ),
     `namespaces_max` the highest namespace id (NN), `namespaces_allowed` how many there may be (MNAN). `serial` has up
     to 20 ASCII characters, `model` 40, `firmware` 8. With `ana_transition_s` (ANATT) there is one ANA group.
+    `takes_firmware` says that the firmware can be updated: two slots (FRMW), pieces of any size (FWUG).
     """
 
     serial: str
@@ -175,6 +181,7 @@ class ControllerIdentity:
     namespaces_allowed: int = ACTIVE_NAMESPACES_MAX
     log_attributes: int = LPA_EFFECTS | LPA_EXTENDED
     discovery: bool = False
+    takes_firmware: bool = False
     nvm_optional: int = ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES | ONCS_RESERVATIONS
 
 
@@ -205,6 +212,9 @@ def identify_controller(identity: ControllerIdentity) -> bytes:
                 "version": NVME_VERSION,
                 "async_events": identity.async_events,
                 "attributes": 0x01,
+                "admin_optional": OACS_FIRMWARE if identity.takes_firmware else 0,
+                "firmware_updates": FRMW_TWO_SLOTS_AT_ONCE if identity.takes_firmware else FRMW_ONE_SLOT,
+                "firmware_granularity_4k": FWUG_ANY if identity.takes_firmware else 0,
                 "controller_type": CONTROLLER_DISCOVERY if identity.discovery else CONTROLLER_IO,
                 "total_capacity_bytes": identity.total_capacity_bytes,
                 "unallocated_capacity_bytes": identity.unallocated_capacity_bytes,

@@ -43,3 +43,7 @@ class SlotRefused(BoardError):
 
 class SlotStateLost(BoardError):
     """Neither copy of the slot state can be trusted: look at the images in the slots, then set the state anew."""
+
+
+class FirmwareStoreUnusable(BoardError):
+    """The file that describes a board's firmware store cannot be used; the text names the key and what would fit."""

@@ -1,10 +1,14 @@
 """A stretch of a file or of a block device: the state, or a slot, of a board that runs Linux."""
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_READ_BYTES: Final = 1 << 20
 
 
 class Region:
@@ -24,7 +28,7 @@ class Region:
         with _opened(self.path, os.O_RDONLY) as fd:
             return os.pread(fd, length, self.offset + offset).ljust(length, b"\0")
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`."""
         self._check(offset, len(data))
         left = memoryview(data)
@@ -40,18 +44,21 @@ class Region:
         with _opened(self.path, os.O_WRONLY) as fd:
             os.fsync(fd)
 
-    @contextmanager
-    def mapped(self, length: int) -> Iterator[memoryview]:
-        """The first `length` bytes as memory that the kernel reads when needed and may forget again.
+    def mapped(self, length: int) -> memoryview:
+        """The first `length` bytes as memory that the kernel fills when needed and may forget again, for as long as
+        there is a view of it.
 
-        It ends with the block: no view of it may be left over.
+        All of it is read once before, since a medium that cannot be read would end the process at a mere look.
         """
         self._check(0, length)
         with _opened(self.path, os.O_RDONLY) as fd:
+            for at in range(0, length, _READ_BYTES):
+                wanted = min(_READ_BYTES, length - at)
+                if len(os.pread(fd, wanted, self.offset + at)) != wanted:
+                    raise OSError(errno.ENODATA, "ends within the region", str(self.path))
             before = self.offset % mmap.ALLOCATIONGRANULARITY
             whole = mmap.mmap(fd, before + length, prot=mmap.PROT_READ, offset=self.offset - before)
-            with whole, memoryview(whole) as view, view[before:] as wanted:
-                yield wanted
+        return memoryview(whole)[before:]
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:

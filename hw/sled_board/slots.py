@@ -148,9 +148,9 @@ class Slots:
     def activate(self, slot: Slot) -> "Slots":
         """Start it next, up to `ATTEMPTS` times; another one in test is not tried any more, which is all that this does
         where it is the confirmed one."""
+        state = self._after(slot, SlotEvent.ACTIVATE)
         if not self._may_start(slot):
             raise SlotRefused(f"slot {slot.value}: its rollback counter is below {self.counter_min}")
-        state = self._after(slot, SlotEvent.ACTIVATE)
         attempts_left = ATTEMPTS if state is SlotState.TEST else self[slot].attempts_left
         slots = self._with(slot, replace(self[slot], state=state, attempts_left=attempts_left))
         return slots._retire(slot.other) if self[slot.other].state is SlotState.TEST else slots

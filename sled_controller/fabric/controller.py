@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from sled_controller.association import Association
+from sled_controller.fabric import pdu
 from sled_controller.fabric.io_path import IoPath
 from sled_controller.fabric.standard_controller import (
     LOG_BYTES_MAX,
@@ -22,9 +23,21 @@ from sled_controller.fabric.standard_controller import (
 )
 from sled_controller.fabric.vendor_admin import VendorAdmin
 from sled_controller.fabric.vendor_io import LIMITS, VendorIoPath
+from sled_controller.firmware.admin_path import FirmwareAdminPath
 from spdk_bindings import identify, log_pages
 from spdk_bindings.device import Buffer
-from spdk_bindings.nvme import AdminOpcode, Feature, IdentifyCns, IoOpcode, LogPage, Status, VendorIo
+from spdk_bindings.nvme import (
+    CAP_SUBSYSTEM_RESET,
+    NSSR_RESET,
+    AdminOpcode,
+    Feature,
+    IdentifyCns,
+    IoOpcode,
+    LogPage,
+    Property,
+    Status,
+    VendorIo,
+)
 
 if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
@@ -36,6 +49,7 @@ MODEL: Final = "Palisade sled"
 NSID_MAX: Final = (32 << 16) - 1  # device index, then a number on that device
 IO_QUEUES_MAX: Final = 1  # the nonces of a session are counted per queue
 _VENDOR_ADMIN: Final = 0xC0
+_FIRMWARE_COMMANDS: Final = (AdminOpcode.FIRMWARE_DOWNLOAD, AdminOpcode.FIRMWARE_COMMIT)
 _EXCLUSIVE_ACCESS: Final = 2  # reservation type: nobody but the holder reads or writes
 
 _QUIET: Final = log_pages.EFFECTS_SUPPORTED
@@ -86,8 +100,34 @@ class SledController(StandardController):
     def command(self, queue: "TargetQueue", sqe: bytes, data: Buffer, digest_bad: bool) -> None:
         if sqe[0] >= _VENDOR_ADMIN:
             self._vendor.command(queue, sqe, data, digest_bad)
+        elif sqe[0] in _FIRMWARE_COMMANDS and self._sled.subsystem.firmware is not None and not digest_bad:
+            self._deny_firmware(queue, Command.parse(sqe))
         else:
             super().command(queue, sqe, data, digest_bad)
+
+    def admin_path(self, queue: "TargetQueue") -> IoPath | None:
+        firmware = self._sled.subsystem.firmware
+        return FirmwareAdminPath(queue, self, firmware) if firmware is not None and self._may_restart else None
+
+    @property
+    def capabilities(self) -> int:
+        """CAP; whoever may activate firmware may reset the subsystem, which is what activates it."""
+        return super().capabilities | (CAP_SUBSYSTEM_RESET if self._may_restart else 0)
+
+    @property
+    def _may_restart(self) -> bool:
+        return self._sled.subsystem.firmware is not None and self._sled.manages
+
+    def property_set(self, queue: "TargetQueue", sqe: bytes) -> None:
+        """CC, and NSSR (Base 2.0, 3.1.3.8) for a host that may restart the sled."""
+        _, _, cid, _, attrib, offset, value = pdu.PROPERTY_SQE.unpack(sqe)
+        firmware = self._sled.subsystem.firmware
+        if offset != Property.NSSR or attrib & 7 or firmware is None or not self._sled.manages:
+            super().property_set(queue, sqe)
+            return
+        queue.complete(cid, Status.SUCCESS)
+        if value & 0xFFFF_FFFF == NSSR_RESET:
+            firmware.restart()
 
     def identify_page(self, cns: int, command: Command) -> bytes | Status:
         served = self._sled.subsystem.served
@@ -120,17 +160,29 @@ class SledController(StandardController):
             identify.ControllerIdentity(
                 serial=subsystem.serial,
                 model=MODEL,
-                firmware=FIRMWARE,
+                firmware=self._revision,
                 subsystem_nqn=subsystem.identity.nqn,
                 controller_id=self.association.controller_id,
                 max_transfer_bytes=LIMITS.transfer_bytes_max,
                 in_capsule_data_bytes=LIMITS.in_capsule_bytes_max,
                 max_commands=LIMITS.entries_max,
                 namespaces_max=NSID_MAX,
+                takes_firmware=subsystem.firmware is not None,
                 # Of the standard's I/O commands only Reservation Report is carried out.
                 nvm_optional=identify.ONCS_RESERVATIONS,
             )
         )
+
+    @property
+    def _revision(self) -> str:
+        firmware = self._sled.subsystem.firmware
+        return (firmware.revision if firmware is not None else "") or FIRMWARE
+
+    def _firmware_slots(self) -> bytes:
+        firmware = self._sled.subsystem.firmware
+        if firmware is None:
+            return log_pages.firmware_log(1, {1: FIRMWARE})
+        return log_pages.firmware_log(firmware.active_slots, firmware.revisions)
 
     def log_page(self, queue: "TargetQueue", request: LogRequest) -> bytes | None:
         """The LSI is the slot for the fence page."""
@@ -138,7 +190,7 @@ class SledController(StandardController):
         pages: dict[int, Callable[[], bytes | None]] = {
             LogPage.ERROR: self.errors.page,
             LogPage.SMART: self._smart,
-            LogPage.FIRMWARE_SLOT: lambda: log_pages.firmware_log(1, {1: FIRMWARE}),
+            LogPage.FIRMWARE_SLOT: self._firmware_slots,
             LogPage.COMMANDS_SUPPORTED: self._effects,
             LogPage.FENCE: lambda: self._sled.fence_page(request.specific),
             LogPage.NAMESPACE_TABLE: subsystem.namespace_page,
@@ -156,8 +208,17 @@ class SledController(StandardController):
         return log_pages.smart_log(present, lost=len(devices) - len(present), error_log_entries=self.errors.count)
 
     def _effects(self) -> bytes:
-        admin = {int(opcode): log_pages.EFFECTS_SUPPORTED for opcode in self.COMMANDS}
+        firmware = _FIRMWARE_COMMANDS if self._may_restart else ()
+        admin = {int(opcode): log_pages.EFFECTS_SUPPORTED for opcode in (*self.COMMANDS, *firmware)}
         return log_pages.effects_log(admin | VENDOR_ADMIN_EFFECTS, IO_EFFECTS)
+
+    def _deny_firmware(self, queue: "TargetQueue", command: Command) -> None:
+        self._sled.subsystem.counters.denied += 1
+        log.warning(
+            "event=firmware_denied controller=%d host=%a opcode=%#04x reason=it_has_not_proved_to_manage_this_sled",
+            self.association.controller_id, self.association.host_name, command.opcode,
+        )  # fmt: skip
+        queue.complete(command.cid, Status.ACCESS_DENIED, dnr=True)
 
     # --- I/O queue
 

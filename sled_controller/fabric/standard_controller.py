@@ -26,7 +26,7 @@ LOG_BYTES_MAX: Final = 128 * 1024  # in one command; a longer page is read in pa
 KEEP_ALIVE_GRACE_MS: Final = 1000
 _OPENING: Final = Struct("<BBHI")
 _DWORDS: Final = Struct("<6I")  # CDW10 to CDW15
-_SGL_OFFSET: Final = 24
+SGL_OFFSET: Final = 24
 _RETAIN_EVENT: Final = 1 << 15  # CDW10 of Get Log Page
 SAVE: Final = 1 << 31  # CDW10 of Set Features
 _SELECT_CAPABILITIES: Final = 3
@@ -53,7 +53,7 @@ class Command:
     def parse(cls, sqe: bytes, data: Buffer = b"") -> "Command":
         """Read a standard SQE."""
         opcode, _, cid, nsid = _OPENING.unpack_from(sqe)
-        address, length, kind = pdu.SGL.unpack_from(sqe, _SGL_OFFSET)
+        address, length, kind = pdu.SGL.unpack_from(sqe, SGL_OFFSET)
         in_capsule = kind == pdu.SGL_IN_CAPSULE
         return cls(opcode, cid, nsid, address, length, in_capsule, _DWORDS.unpack_from(sqe, 40), data)
 
@@ -137,11 +137,20 @@ class StandardController:
         """A log page as a whole; None when there is none of that name."""
         return None
 
+    def admin_path(self, queue: "TargetQueue") -> IoPath | None:
+        """What the commands of the admin queue go through, where some bring more data than a capsule has room for."""
+        return None
+
     def io_path(self, queue: "TargetQueue", entries: int) -> IoPath:
         """What carries out the commands of a new I/O queue."""
         raise NotImplementedError
 
     # --- fabrics
+
+    @property
+    def capabilities(self) -> int:
+        """CAP."""
+        return nvme.capabilities(self._entries_max)
 
     @property
     def enabled(self) -> bool:
@@ -159,7 +168,7 @@ class StandardController:
             return
         value = 0
         if offset == Property.CAP:
-            value = nvme.capabilities(self._entries_max)
+            value = self.capabilities
         elif offset == Property.VS:
             value = nvme.NVME_VERSION
         elif offset == Property.CC:

@@ -546,8 +546,9 @@ class TargetQueue:
             self._open()
 
     def _open(self) -> None:
-        if self.queue_id and self.controller is not None:
-            self.io = self.controller.io_path(self, self.entries)
+        if self.controller is not None:
+            controller = self.controller
+            self.io = controller.io_path(self, self.entries) if self.queue_id else controller.admin_path(self)
 
     # --- H2CData
 

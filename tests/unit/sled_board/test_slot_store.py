@@ -170,13 +170,22 @@ def test_a_region_refuses_what_lies_outside_and_maps_what_lies_inside(tmp_path: 
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(range(256)) * 64)
     region = Region(disk, 100, 8192)
-    with region.mapped(300) as view:
-        assert bytes(view) == (bytes(range(256)) * 2)[100:400]
+    assert bytes(region.mapped(300)) == (bytes(range(256)) * 2)[100:400]
     for offset, length in [(8000, 193), (-1, 1), (0, 8193)]:
         with pytest.raises(ValueError, match="not within 8192"):
             region.read(offset, length)
         with pytest.raises(ValueError, match="not within 8192"):
             region.write(offset, bytes(length))
+
+
+def test_a_region_that_its_file_does_not_hold_is_read_as_zeros_but_not_mapped(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"\x01" * 100)
+    region = Region(disk, 50, 4096)
+    assert region.read(40, 20) == b"\x01" * 10 + bytes(10)
+    assert bytes(region.mapped(50)) == b"\x01" * 50
+    with pytest.raises(OSError, match="ends within the region"):
+        region.mapped(51)
 
 
 RECORDS = st.builds(

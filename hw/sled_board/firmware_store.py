@@ -1,0 +1,129 @@
+"""A board's firmware as a whole: the slot state, both slots, and whom the board believes.
+
+The stage and the sled controller open the same one, by a TOML file that whoever sets the board up has written
+(docs/firmware-slots.md).
+"""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sled_board.errors import DamagedImage, FirmwareStoreUnusable
+from sled_board.image import Image, Trust, image_bytes, read_image
+from sled_board.region import Region
+from sled_board.slot_store import COPY_BYTES, SlotStore
+from sled_board.slots import Slot, Slots
+
+PUBLIC_BYTES: Final = 32
+_START_BYTES: Final = 8  # say how long an image is
+_PADDING_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareStore:
+    """`root_public` (32 raw bytes) signs the sets of firmware keys; on a `locked` board development keys do not count.
+
+    Everything here reads and writes the board's storage, waits for it, and raises OSError when that fails.
+    """
+
+    hardware: str
+    root_public: bytes
+    locked: bool
+    state: SlotStore
+    slot_a: Region
+    slot_b: Region
+
+    @classmethod
+    def open(cls, path: Path) -> "FirmwareStore":
+        """The store that a TOML file describes; raises FirmwareStoreUnusable. Nothing of the store is read yet."""
+        try:
+            described = _Description(path, tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise FirmwareStoreUnusable(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise FirmwareStoreUnusable(f"{path}: is not TOML: {error}") from None
+        root_public = described.value("root_public_key", str)
+        try:
+            root = bytes.fromhex(root_public)
+        except ValueError:
+            root = b""
+        if len(root) != PUBLIC_BYTES:
+            raise FirmwareStoreUnusable(f"{path}: root_public_key: is not 64 hexadecimal digits")
+        state = described.region("state")
+        copies = (0, state.size // 2)
+        if copies[1] < COPY_BYTES:
+            raise FirmwareStoreUnusable(f"{path}: state: size: two copies need {2 * COPY_BYTES} bytes at least")
+        return cls(
+            described.value("hardware", str),
+            root,
+            described.value("locked", bool),
+            SlotStore(state, copies),
+            described.region("slot_a"),
+            described.region("slot_b"),
+        )
+
+    @property
+    def slot_bytes(self) -> int:
+        """The longest image that either slot takes."""
+        return min(self.slot_a.size, self.slot_b.size)
+
+    def region(self, slot: Slot) -> Region:
+        """Where the image of a slot lies, from its first byte."""
+        return self.slot_a if slot is Slot.A else self.slot_b
+
+    def load(self) -> Slots:
+        """The slot state; raises SlotStateLost."""
+        return self.state.load()
+
+    def change(self, change: Callable[[Slots], Slots]) -> Slots:
+        """Keep what `change` makes of the slot state; raises SlotStateLost, and what `change` raises."""
+        return self.state.change(change)
+
+    def trust(self, slots: Slots) -> Trust:
+        """Whom the board believes in this state."""
+        return Trust(self.root_public, slots.key_set or None, self.locked)
+
+    def image_bytes(self, slot: Slot) -> int:
+        """How long the image is that begins in the slot, with what pads it to whole dwords; raises DamagedImage."""
+        told = image_bytes(self.region(slot).read(0, _START_BYTES))
+        padded = told + -told % _PADDING_BYTES
+        if padded > self.region(slot).size:
+            raise DamagedImage(f"it announces {told} bytes, the slot has {self.region(slot).size}")
+        return padded
+
+    def verified(self, slot: Slot, slots: Slots) -> Image:
+        """The image in a slot, whole, signed, for this board and not too old. This is where trust is decided: nothing
+        is started, stored or activated without it. Raises ImageError.
+
+        The slot is read where it lies and not held in memory; the image is a view of it.
+        """
+        region = self.region(slot)
+        told = image_bytes(region.read(0, _START_BYTES))
+        self.image_bytes(slot)
+        image = read_image(region.mapped(told))
+        self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
+        return image
+
+
+class _Description:
+    """A parsed TOML file; what is wrong in it is said with its key."""
+
+    def __init__(self, path: Path, values: dict[str, Any], prefix: str = "") -> None:
+        self._path = path
+        self._values = values
+        self._prefix = prefix
+
+    def value(self, key: str, kind: type[Any]) -> Any:
+        found = self._values.get(key)
+        if type(found) is not kind:
+            raise FirmwareStoreUnusable(f"{self._path}: {self._prefix}{key}: is missing, or no {kind.__name__}")
+        return found
+
+    def region(self, key: str) -> Region:
+        table = _Description(self._path, self.value(key, dict), f"{key}.")
+        offset, size = table.value("offset", int), table.value("size", int)
+        if offset < 0 or size <= 0:
+            raise FirmwareStoreUnusable(f"{self._path}: {key}: offset or size is no length in bytes")
+        return Region(self._path.parent / table.value("path", str), offset, size)
