@@ -50,7 +50,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
         ("nqn.2014-08.org.nvmexpress:uuid:two", "somebody", "host.1.nqn"),
         ("controller_secret", "control_secret", "host.0.control_secret"),
         ("DHHC-1:", "DHHC-2:", "form DHHC-1"),
-        (FIRST.text(), SECOND.text(), "have to differ"),
+        pytest.param(FIRST.text(), SECOND.text(), "have to differ", id="one secret for both"),
         ("nqn =", "nqn", "is not TOML"),
     ],
 )
