@@ -203,7 +203,7 @@ def status_name(status: int) -> str:
 
 
 class LogPage(IntEnum):
-    """Log identifiers (Base 2.0, figure 202; NVMe-oF discovery; C0h-C2h ours)."""
+    """Log identifiers (Base 2.0, figure 202; NVMe-oF discovery; C0h-C3h ours)."""
 
     SUPPORTED = 0x00
     ERROR = 0x01
@@ -217,6 +217,7 @@ class LogPage(IntEnum):
     FENCE = 0xC0
     NAMESPACE_TABLE = 0xC1
     SLED_STATUS = 0xC2
+    FIRMWARE = 0xC3
 
 
 class IdentifyCns(IntEnum):

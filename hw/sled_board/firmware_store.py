@@ -18,7 +18,6 @@ from sled_board.slots import Slot, Slots
 
 PUBLIC_BYTES: Final = 32
 _START_BYTES: Final = 8  # say how long an image is
-_PADDING_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +85,11 @@ class FirmwareStore:
         return Trust(self.root_public, slots.key_set or None, self.locked)
 
     def image_bytes(self, slot: Slot) -> int:
-        """How long the image is that begins in the slot, with what pads it to whole dwords; raises DamagedImage."""
+        """How long the image is that begins in the slot; raises DamagedImage."""
         told = image_bytes(self.region(slot).read(0, _START_BYTES))
-        padded = told + -told % _PADDING_BYTES
-        if padded > self.region(slot).size:
+        if told > self.region(slot).size:
             raise DamagedImage(f"it announces {told} bytes, the slot has {self.region(slot).size}")
-        return padded
+        return told
 
     def verified(self, slot: Slot, slots: Slots) -> Image:
         """The image in a slot, whole, signed, for this board and not too old. This is where trust is decided: nothing
@@ -99,10 +97,7 @@ class FirmwareStore:
 
         The slot is read where it lies and not held in memory; the image is a view of it.
         """
-        region = self.region(slot)
-        told = image_bytes(region.read(0, _START_BYTES))
-        self.image_bytes(slot)
-        image = read_image(region.mapped(told))
+        image = read_image(self.region(slot).mapped(self.image_bytes(slot)))
         self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
         return image
 

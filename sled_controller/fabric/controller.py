@@ -196,6 +196,9 @@ class SledController(StandardController):
             LogPage.NAMESPACE_TABLE: subsystem.namespace_page,
             LogPage.SLED_STATUS: subsystem.status_page,
         }
+        firmware = subsystem.firmware
+        if firmware is not None:
+            pages[LogPage.FIRMWARE] = lambda: firmware.page
         if request.page == LogPage.SUPPORTED:
             return supported_pages(pages)
         make = pages.get(request.page)

@@ -5,6 +5,7 @@ from typing import Final
 
 RANGES_MAX: Final = 64
 """Stretches with gaps between them. Hosts send in order, so that there is one; more would be memory for nothing."""
+_SHOWN_MAX: Final = 4
 
 
 class Ranges:
@@ -31,6 +32,9 @@ class Ranges:
         self._stretches[first:last] = [(start, end)]
         return True
 
+    def __str__(self) -> str:
+        return ", ".join(f"{start} to {end}" for start, end in self._stretches[:_SHOWN_MAX])
+
     def whole(self, length: int) -> bool:
-        """Whether exactly the bytes from 0 to `length` are there."""
-        return self._stretches == [(0, length)]
+        """Whether all bytes from 0 to `length` are there, and what there may be more follows without a gap."""
+        return len(self._stretches) == 1 and self._stretches[0][0] == 0 and self._stretches[0][1] >= length

@@ -12,6 +12,7 @@ from typing import Final
 from sled_board.errors import BoardError, ImageError, RolledBack, SlotRefused
 from sled_board.firmware_store import FirmwareStore
 from sled_board.flash_thread import Submit
+from sled_board.slot_store import encode
 from sled_board.slots import Slot, Slots, SlotState
 
 from sled_controller.firmware.ranges import Ranges
@@ -93,6 +94,11 @@ class FirmwareUpdate:
             for number, slot in SLOT_NUMBERS.items()
             if slots[slot].state in _SHOWN
         }
+
+    @property
+    def page(self) -> bytes:
+        """Log page C3h: the whole slot state as it is kept, under sequence 0."""
+        return encode(self._current(), 0)
 
     def _current(self) -> Slots:
         """The stage confirms what runs some time after its start."""
@@ -200,8 +206,10 @@ class FirmwareUpdate:
         slot = download.slot
         if wanted not in (None, slot):
             raise _Refused(Status.FIRMWARE_SLOT_INVALID, f"slot {_NUMBERS[slot]} is the one that may be replaced")
-        if not download.ranges.whole(self._store.image_bytes(slot)):
-            raise _Refused(Status.FIRMWARE_IMAGE_INVALID, "the download has gaps, or is longer than the image")
+        needed = self._store.image_bytes(slot)
+        if not download.ranges.whole(needed):
+            reason = f"bytes {download.ranges} were downloaded, of an image of {needed}"
+            raise _Refused(Status.FIRMWARE_IMAGE_INVALID, reason)
         self._store.region(slot).sync()
         image = self._store.verified(slot, slots)
         return slots.store(slot, image_id=image.id, version=image.version, counter=image.counter), slot

@@ -11,6 +11,8 @@ from kit import host
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
 from sled_controller.fabric.target_server import TargetServer
+from sled_controller.firmware.management import ManagementHosts
+from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.subsystem import Identity, Subsystem
 from spdk_bindings.device import Device
@@ -46,12 +48,18 @@ class Sled:
 
 
 @asynccontextmanager
-async def running_sled(*devices: Device, advertised_host: str | None = None) -> AsyncIterator[Sled]:
+async def running_sled(
+    *devices: Device, advertised_host: str | None = None, firmware: FirmwareUpdate | None = None,
+    managers: ManagementHosts | None = None,
+) -> AsyncIterator[Sled]:  # fmt: skip
     """A sled that serves until the block ends, over `devices` or one memory drive of 64 MiB."""
     env = Environment(host.FixedClock())
     identity = Identity(host.SLED, host.private_key(host.SLED_KEY), host.public_key(host.ROOT))
     storage = await SledStorage.open(devices or (MemoryDevice(DEVICE_BLOCKS),), sled_id=host.SLED, env=env, format=True)
-    subsystem = Subsystem(identity, storage, env, asyncio.get_running_loop().call_later, advertised_host)
+    call_later = asyncio.get_running_loop().call_later
+    subsystem = Subsystem(
+        identity, storage, env, call_later, advertised_host, firmware=firmware, managers=managers
+    )  # fmt: skip
     server = TargetServer(subsystem)
     address, port = await server.start("127.0.0.1", 0)
     try:

@@ -12,12 +12,18 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from kit import host
+from kit import firmware, guarded, host
+from kit.firmware_store import board
+from sled_board.slots import Slot, SlotState
 
 from sled_controller.config import PROG, SledSettings
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, SystemEntropy
 from sled_controller.fabric.client import SledClient
-from sled_controller.server import main
+from sled_controller.fabric.dhchap.secret import Secret
+from sled_controller.fabric.dhchap.terms import Terms
+from sled_controller.firmware.host import ManagementHost, managed
+from sled_controller.firmware.update import CommitAction
+from sled_controller.server import RESTART_STATUS, main
 from sled_controller.settings import SettingsError, build_parser, merge
 from sled_controller.state_dir import StateDirectory, StateDirectoryUnusable
 
@@ -34,9 +40,11 @@ def arguments(folder: Path, port: int = 0) -> list[str]:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], tuple[str, int]]]:
-    """The program, from its first log line that says it serves until it has ended well."""
-    command = [sys.executable, "-c", "from sled_controller.server import main; main()", *arguments(folder)]
+def running(
+    folder: Path, *options: str, status: int = 0
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, str], tuple[str, int]]]:
+    """The program, from its first log line that says it serves until it has ended with `status`."""
+    command = [sys.executable, "-c", "from sled_controller.server import main; main()", *arguments(folder), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -49,11 +57,35 @@ def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str
         yield process, identity, tuple(endpoints["nvme_tcp"])
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=10)
-        assert process.returncode == 0
+        assert process.returncode == status
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def test_it_ends_with_its_own_status_when_it_is_asked_to_restart(tmp_path: Path) -> None:
+    (tmp_path / "board").mkdir()
+    made = board(tmp_path / "board")
+    made.use(firmware.signed())
+    managers = tmp_path / "managers.toml"
+    secret = Secret.generate(SystemEntropy())
+    managers.write_text(f'[[host]]\nnqn = "{guarded.NAME}"\nsecret = "{secret.text()}"\n')
+    managers.chmod(0o600)
+    manager = ManagementHost(guarded.NAME, host.HEAD, Terms(secret))
+    new = firmware.signed(firmware.recipe(version="1.5.0"))
+
+    async def update(nqn: str, address: tuple[str, int]) -> None:
+        async with managed(address, nqn, manager, Environment()) as sled:
+            async for _ in sled.download(new):
+                pass
+            await sled.commit(0, CommitAction.ACTIVATE_NOW)
+
+    options = ("--firmware-store", str(made.path), "--management-hosts", str(managers))
+    with running(tmp_path, *options, status=RESTART_STATUS) as (process, identity, address):
+        asyncio.run(update(identity["nqn"], address))
+        process.wait(10)
+    assert made.slots[Slot.B].state is SlotState.TEST
 
 
 def test_it_keeps_identity_fences_and_data_over_a_restart(tmp_path: Path) -> None:

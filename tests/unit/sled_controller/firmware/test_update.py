@@ -138,8 +138,14 @@ def test_an_image_with_a_gap_is_refused(bench: Bench, missing: int) -> None:
     assert (bench.state(Slot.B), bench.restarts) == (SlotState.EMPTY, 0)
 
 
-def test_more_than_the_image_is_refused(bench: Bench) -> None:
-    bench.send(padded(NEW) + bytes(4))
+def test_what_a_host_pads_the_image_with_does_not_matter(bench: Bench) -> None:
+    bench.send(padded(NEW) + bytes(4 * PIECE))
+    assert bench.commit(2, REPLACE) is Status.SUCCESS
+
+
+def test_a_piece_beyond_the_image_is_a_gap(bench: Bench) -> None:
+    bench.send(padded(NEW))
+    assert bench.piece(SLOT_BYTES - 4, bytes(4)) is Status.SUCCESS
     assert bench.commit(2, REPLACE) is Status.FIRMWARE_IMAGE_INVALID
 
 
