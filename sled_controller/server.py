@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from sled_controller.errors import SledError
 from sled_controller.fabric.target_server import TargetServer
 from sled_controller.firmware.management import ManagementHosts
 from sled_controller.firmware.update import FirmwareUpdate
+from sled_controller.health import HealthReport
 from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
@@ -82,6 +84,7 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
                 identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
                 len(storage.namespaces),
             )  # fmt: skip
+            HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
             await stop.asked.wait()
             log.info("event=stopping sled=%s", identity.sled_id)
         finally:
@@ -89,6 +92,11 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
             flash.close()
     finally:
         storage.close()
+
+
+def _what_is_wrong(storage: SledStorage) -> str:
+    """With one drive left a sled serves; with none it is no use, whatever its firmware."""
+    return "" if storage.online_devices() else "no drive is online"
 
 
 def _firmware(settings: SledSettings, flash: FlashThread, stop: Stop) -> FirmwareUpdate | None:

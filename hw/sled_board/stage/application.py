@@ -1,0 +1,127 @@
+"""The application out of an image: unpacked beside the stage, and started as a child that never outlives it."""
+
+import asyncio
+import contextlib
+import ctypes
+import io
+import lzma
+import os
+import shutil
+import signal
+import sys
+import tarfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from sled_board.errors import DamagedImage
+from sled_board.image import Image
+from sled_board.stage.notices import INTERVAL_VARIABLE, SOCKET_VARIABLE, Notice, receiving
+
+PAYLOAD: Final = "application"
+UNPACKED_BYTES_MAX: Final = 1 << 30
+UNPACKED_FILES_MAX: Final = 50_000
+TERMINATE_SECONDS_MAX: Final = 10.0
+_PR_SET_PDEATHSIG: Final = 1
+_SOCKET: Final = "notify"
+_FOLDER: Final = "application"
+
+
+class Child(Protocol):
+    """A started application."""
+
+    notices: "asyncio.Queue[Notice]"
+
+    async def wait(self) -> int:
+        """Its exit status when it has ended; minus the signal's number when one ended it."""
+
+    async def end(self, *, gently: bool) -> None:
+        """Have it end, and wait until it has; `gently` gives it time to do so in good order."""
+
+
+class Launcher(Protocol):
+    """Starts applications, one at a time."""
+
+    def launched(self, image: Image) -> contextlib.AbstractAsyncContextManager[Child]:
+        """The application of `image`, which has ended when the block has. Raises DamagedImage, OSError."""
+
+
+def unpack(archive: memoryview, folder: Path) -> None:
+    """Unpack a tar archive compressed by xz into a fresh `folder`; raises DamagedImage and OSError.
+
+    What is in it was signed; bounds and the filter of `tarfile` (PEP 706) keep a mistake from doing harm all the same.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    size = files = 0
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:xz") as packed:
+            for member in packed:
+                size += member.size
+                files += 1
+                if size > UNPACKED_BYTES_MAX or files > UNPACKED_FILES_MAX:
+                    raise DamagedImage(f"its application has more than {UNPACKED_BYTES_MAX} bytes or {files} files")
+                packed.extract(member, folder, filter="data")
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise DamagedImage(f"its application cannot be unpacked: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class PythonLauncher:
+    """Runs `python3 -I DIRECTORY ARGUMENTS` below the folder `run`, which is made anew at each start.
+
+    The child is told by `WATCHDOG_USEC` how often it has to say that it is well.
+    """
+
+    run: Path
+    arguments: Sequence[str]
+    interval_s: float
+
+    @contextlib.asynccontextmanager
+    async def launched(self, image: Image) -> AsyncIterator[Child]:
+        """A `Launcher`'s."""
+        folder = self.run / _FOLDER
+        unpack(image.payload(PAYLOAD), folder)
+        with receiving(self.run / _SOCKET) as notices:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", str(folder), *self.arguments,
+                env=os.environ | {
+                    SOCKET_VARIABLE: str(self.run / _SOCKET), INTERVAL_VARIABLE: str(int(self.interval_s * 1_000_000))
+                },
+                preexec_fn=_leash(),
+            )  # fmt: skip
+            child = _PythonChild(process, notices)
+            try:
+                yield child
+            finally:
+                await child.end(gently=False)
+
+
+@dataclass(slots=True)
+class _PythonChild:
+    process: asyncio.subprocess.Process
+    notices: "asyncio.Queue[Notice]"
+
+    async def wait(self) -> int:
+        return await self.process.wait()
+
+    async def end(self, *, gently: bool) -> None:
+        if self.process.returncode is None and gently:
+            self.process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TERMINATE_SECONDS_MAX):
+                    await self.process.wait()
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+def _leash() -> Callable[[], None]:
+    """What the child runs first: the kernel kills it when the stage ends, however that happens (prctl(2))."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def tie_to_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+    return tie_to_parent
