@@ -14,7 +14,7 @@ ARGS ?=
 # reads and boots firmware images; as Debian packages.
 PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev pkg-config \
 	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd u-boot-tools \
-	u-boot-qemu qemu-system-arm device-tree-compiler
+	u-boot-qemu qemu-system-arm device-tree-compiler openssl
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help

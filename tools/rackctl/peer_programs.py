@@ -35,6 +35,7 @@ PACKAGES: Final = {
     "dumpimage": "u-boot-tools",
     "dtc": "device-tree-compiler",
     "qemu-system-aarch64": "qemu-system-arm",
+    "openssl": "openssl",
 }
 SPDK: Final = ("nvmf_tgt", "bdevperf", "spdk_nvme_identify", "spdk_nvme_perf")
 """Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""

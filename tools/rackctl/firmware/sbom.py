@@ -6,6 +6,7 @@ https://cyclonedx.org/docs/1.6/json/. The same build gives the same bytes.
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -72,7 +73,9 @@ def _compiled_in(wheel: Wheel) -> Iterator[Component]:
     """What a wheel says is in its shared objects; references get the wheel's name before them, to stay unique."""
     for raw in wheel.boms:
         try:
-            found: Bom = Bom.from_json(json.loads(raw))  # type: ignore[attr-defined]
+            with warnings.catch_warnings():  # about fields that newer versions of CycloneDX have dropped
+                warnings.simplefilter("ignore")
+                found: Bom = Bom.from_json(json.loads(raw))  # type: ignore[attr-defined]
         except Exception as error:  # the library lets through whatever its parsers raise
             raise RackError(f"{wheel.file}: its own bill of materials cannot be read: {error}") from None
         for component in sorted(found.components, key=lambda it: (it.name, it.version or "", str(it.purl))):
