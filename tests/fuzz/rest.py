@@ -76,7 +76,10 @@ class Story:
         case = self._draw(_cases(operation, mode))
         if mode is GenerationMode.POSITIVE and self._draw(st.integers(0, 3)):
             self._inform(case)
-        reply = await self._send(case, operation)
+        try:
+            reply = await self._send(case, operation)
+        except httpx.InvalidURL:
+            return  # longer than httpx sends, or with a control character in it
         _check(case, reply)
         if reply.status_code < 300 and reply.content:
             self.know(reply.json())
