@@ -47,3 +47,51 @@ class SlotStateLost(BoardError):
 
 class FirmwareStoreUnusable(BoardError):
     """The file that describes a board's firmware store cannot be used; the text names the key and what would fit."""
+
+
+class BoardUnknown(BoardError):
+    """There is no description of that name; the text lists those that there are."""
+
+
+class BoardInvalid(BoardError):
+    """A board description does not hold together; the text names the file, the key and what is wrong with it."""
+
+
+class ConsoleError(BoardError):
+    """The board's console did not do what was expected; the text shows what was seen on it and what to try."""
+
+
+class PortUnavailable(BoardError):
+    """The serial port cannot be had: none there, several, not permitted, or in use; the text says which."""
+
+
+class PortLost(ConsoleError):
+    """The serial port went away: the cable, the converter or the server at its other end. Flash again to go on."""
+
+
+class BoardSilent(ConsoleError):
+    """The board said nothing, or nothing that is known, within the time; the text shows what came."""
+
+
+class BoardReset(ConsoleError):
+    """The board started anew in the middle of it: power or a watchdog. Flash again to go on."""
+
+
+class CommandRefused(ConsoleError):
+    """U-Boot's command ended with a status other than 0; the text is what it said."""
+
+
+class TransferFailed(ConsoleError):
+    """A file did not get across by YMODEM; the text says why. Flash again to go on, at a lower rate if that helps."""
+
+
+class FlashRefused(BoardError):
+    """The image or the board's state forbids it; nothing was changed. The text says what would help."""
+
+
+class ContentDiffers(BoardError):
+    """The board's storage does not give back what was written to it; what was confirmed is untouched."""
+
+
+class FirmwareUnhealthy(BoardError):
+    """The board did not find the new firmware healthy and goes back, or will, to what it ran before."""
