@@ -25,6 +25,10 @@ class WrongHardware(ImageError):
     """The image is for other boards; take the one built for this one."""
 
 
+class WrongPython(ImageError):
+    """The image is for another Python than the base system has: provision a newer base system, or build it for this."""
+
+
 class RolledBack(ImageError):
     """The image's rollback counter is below what the board has seen; take a newer image."""
 

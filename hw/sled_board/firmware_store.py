@@ -4,13 +4,14 @@ The stage and the sled controller open the same one, by a TOML file that whoever
 (docs/firmware-slots.md).
 """
 
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sled_board.errors import DamagedImage, FirmwareStoreUnusable
+from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongPython
 from sled_board.image import Image, Trust, image_bytes, read_image
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES, SlotStore
@@ -18,16 +19,20 @@ from sled_board.slots import Slot, Slots
 
 PUBLIC_BYTES: Final = 32
 _START_BYTES: Final = 8  # say how long an image is
+THIS_PYTHON: Final = f"cp{sys.version_info.major}{sys.version_info.minor}"
+"""The tag of the running interpreter (PEP 425)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirmwareStore:
-    """`root_public` (32 raw bytes) signs the sets of firmware keys; on a `locked` board development keys do not count.
+    """`root_public` (32 raw bytes) signs the sets of firmware keys; on a `locked` board development keys do not count;
+    `python` is the interpreter that starts applications.
 
     Everything here reads and writes the board's storage, waits for it, and raises OSError when that fails.
     """
 
     hardware: str
+    python: str
     root_public: bytes
     locked: bool
     state: SlotStore
@@ -56,6 +61,7 @@ class FirmwareStore:
             raise FirmwareStoreUnusable(f"{path}: state: size: two copies need {2 * COPY_BYTES} bytes at least")
         return cls(
             described.value("hardware", str),
+            described.value("python", str, THIS_PYTHON),
             root,
             described.value("locked", bool),
             SlotStore(state, copies),
@@ -92,13 +98,15 @@ class FirmwareStore:
         return told
 
     def verified(self, slot: Slot, slots: Slots) -> Image:
-        """The image in a slot, whole, signed, for this board and not too old. This is where trust is decided: nothing
-        is started, stored or activated without it. Raises ImageError.
+        """The image in a slot, whole, signed, for this board and its Python, and not too old. This is where trust is
+        decided: nothing is started, stored or activated without it. Raises ImageError.
 
         The slot is read where it lies and not held in memory; the image is a view of it.
         """
         image = read_image(self.region(slot).mapped(self.image_bytes(slot)))
         self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
+        if image.python not in (None, self.python):
+            raise WrongPython(f"it needs a base system with {image.python}; this one has {self.python}")
         return image
 
 
@@ -110,8 +118,8 @@ class _Description:
         self._values = values
         self._prefix = prefix
 
-    def value(self, key: str, kind: type[Any]) -> Any:
-        found = self._values.get(key)
+    def value(self, key: str, kind: type[Any], otherwise: Any = None) -> Any:
+        found = self._values.get(key, otherwise)
         if type(found) is not kind:
             raise FirmwareStoreUnusable(f"{self._path}: {self._prefix}{key}: is missing, or no {kind.__name__}")
         return found

@@ -57,6 +57,7 @@ def board(folder: Path, *, locked: bool = True, slot_bytes: int = SLOT_BYTES) ->
 def described(*, locked: bool = True, slot_bytes: int = SLOT_BYTES) -> str:
     """The TOML of such a store."""
     return f"""hardware = "{firmware.HARDWARE}"
+python = "cp311"
 root_public_key = "{firmware.ROOT.public.hex()}"
 locked = {str(locked).lower()}
 state = {{ path = "state", offset = 0, size = {2 * COPY_BYTES} }}

@@ -11,9 +11,11 @@ from sled_board.errors import (
     FirmwareStoreUnusable,
     RolledBack,
     WrongHardware,
+    WrongPython,
     WrongSignature,
 )
-from sled_board.firmware_store import FirmwareStore
+from sled_board.firmware_store import THIS_PYTHON, FirmwareStore
+from sled_board.image.tlv import Tag
 from sled_board.slots import Slot, Slots
 
 A = Slot.A
@@ -55,6 +57,7 @@ def test_who_signed_for_which_board_and_how_old_it_is_matter(tmp_path: Path, emp
         (firmware.signed(keys=(firmware.FIRST,)), Slots(), WrongSignature),
         (firmware.signed(firmware.recipe(hardware=("another-board",))), Slots(), WrongHardware),
         (firmware.signed(), Slots(counter_min=firmware.COUNTER + 1), RolledBack),
+        (firmware.signed(firmware.recipe(tlvs={Tag.PYTHON: b"cp312"})), Slots(), WrongPython),
     ]
     for data, slots, error in refused:
         empty.write(A, data)
@@ -82,6 +85,12 @@ def test_development_keys_count_until_the_board_is_locked(tmp_path: Path) -> Non
                 one.store.verified(A, Slots())
         else:
             assert one.store.verified(A, Slots()).version == "1.4.0"
+
+
+def test_a_store_that_names_no_python_is_for_the_one_that_opens_it(tmp_path: Path) -> None:
+    path = tmp_path / "firmware.toml"
+    path.write_text(described().replace('python = "cp311"', ""))
+    assert FirmwareStore.open(path).python == THIS_PYTHON
 
 
 @pytest.mark.parametrize(
