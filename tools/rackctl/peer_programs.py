@@ -32,10 +32,14 @@ PACKAGES: Final = {
     "setarch": "util-linux",
     "mkenvimage": "u-boot-tools",
     "mkimage": "u-boot-tools",
+    "mkenvimage": "u-boot-tools",
     "dumpimage": "u-boot-tools",
     "dtc": "device-tree-compiler",
     "qemu-system-aarch64": "qemu-system-arm",
     "openssl": "openssl",
+    "dpkg-deb": "dpkg",
+    "apt-get": "apt",
+    "apt-cache": "apt",
 }
 SPDK: Final = ("nvmf_tgt", "bdevperf", "spdk_nvme_identify", "spdk_nvme_perf")
 """Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""
