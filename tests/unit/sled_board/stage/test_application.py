@@ -36,6 +36,18 @@ def test_nothing_leaves_its_folder(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.rglob("outside"))
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_only_plain_files_are_taken(tmp_path: Path, kind: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
+        member = tarfile.TarInfo("odd")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(DamagedImage, match="'odd', which is no plain file"):
+        unpack(memoryview(buffer.getvalue()), tmp_path / "application")
+    assert not list((tmp_path / "application").iterdir())
+
+
 def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application, "UNPACKED_BYTES_MAX", 100)
     with pytest.raises(DamagedImage, match="more than 100 bytes"):
