@@ -51,10 +51,12 @@ class Console(_Part):
 class UBoot(_Part):
     """How its U-Boot is spoken to, and the memory that is free while it waits at its prompt.
 
+    `compatible` is in the device tree that U-Boot itself runs on, and in no other board's (none: that is not checked);
     `autoboot` is what it prints before the countdown, `autoboot_key` what stops that, `boot_s` how many seconds from
     power-on to there; `load_address` and `load_bytes` are RAM that holds a whole slot and `SCRATCH_BYTES` more.
     """
 
+    compatible: Line | None = None
     prompt: str = Field(min_length=2, max_length=40)
     autoboot: Line
     autoboot_key: str = Field(min_length=1, max_length=16)

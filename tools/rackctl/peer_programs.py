@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = {
@@ -32,7 +33,6 @@ PACKAGES: Final = {
     "setarch": "util-linux",
     "mkenvimage": "u-boot-tools",
     "mkimage": "u-boot-tools",
-    "mkenvimage": "u-boot-tools",
     "dumpimage": "u-boot-tools",
     "dtc": "device-tree-compiler",
     "qemu-system-aarch64": "qemu-system-arm",
@@ -40,7 +40,9 @@ PACKAGES: Final = {
     "dpkg-deb": "dpkg",
     "apt-get": "apt",
     "apt-cache": "apt",
+    "u-boot.bin": "u-boot-qemu",
 }
+UBOOT_ARM64: Final = Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")
 SPDK: Final = ("nvmf_tgt", "bdevperf", "spdk_nvme_identify", "spdk_nvme_perf")
 """Of SPDK, which is no Debian package: whoever has built it puts its build/bin into PATH."""
 

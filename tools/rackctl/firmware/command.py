@@ -1,4 +1,4 @@
-"""`rackctl firmware build|sign|verify|inspect|extract`: images as files."""
+"""`rackctl firmware sign|verify|inspect|extract`: images as files; `flash` is added from its own module."""
 
 import argparse
 import hashlib
@@ -17,6 +17,7 @@ from rackctl.errors import RackError
 from rackctl.files import read_file, write_file
 from rackctl.firmware.building import add_build
 from rackctl.firmware.description import image_facts, image_rows
+from rackctl.firmware.flash import add_flash
 from rackctl.keys import add_root
 from rackctl.options import add_option, add_switch, counter
 from rackctl.signers import read_public
@@ -45,6 +46,7 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     )
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where it goes")
     extract.set_defaults(command=_extract)
+    add_flash(actions.add_parser("flash", help="write an image onto a board over its serial console"), defaults)
     for action in actions.choices.values():
         action.epilog = STATUSES
         action.add_argument("image", type=Path, metavar="IMAGE", help="the image, a file")

@@ -311,5 +311,5 @@ def test_the_extra_of_sleds_is_what_their_packages_import() -> None:
     assert {re.split(r"[^a-z0-9_]", name)[0] for name in listed} == outside
 
 
-NOT_IN_FIRMWARE = {"cffi", "setuptools"}
-"""For building the driver over SPDK, and what loads it; `cryptography` brings cffi anyway."""
+NOT_IN_FIRMWARE = {"cffi", "setuptools", "serial"}
+"""For building the driver over SPDK and loading it (`cryptography` brings cffi), and for flashing other boards."""

@@ -1,0 +1,173 @@
+"""Serial ports by pyserial: device files and every URL that it knows (`socket://`, `rfc2217://`, `loop://`, ...).
+
+pyserial waits in its calls, so a thread of each port reads; what it has read waits in a bounded buffer.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import serial
+from serial.tools import list_ports
+
+from sled_board.board import Console
+from sled_board.errors import PortLost, PortUnavailable
+
+POLL_S: Final = 0.1
+"""How soon the thread notices that the port is to be closed."""
+WAITING_BYTES_MAX: Final = 1 << 20
+
+
+def find_port(pattern: str | None = None) -> str:
+    """The only port of this machine, or the only one whose device, description or hardware id matches `pattern`.
+
+    Raises PortUnavailable, which lists what there is.
+    """
+    try:
+        wanted = re.compile(pattern or "", re.IGNORECASE)
+    except re.error as error:
+        raise PortUnavailable(f"{pattern!r} is no regular expression: {error}") from None
+    ports = sorted(list_ports.comports(), key=lambda port: str(port.device))
+    lines = {str(port.device): f"{port.device} ({port.description}; {port.hwid})" for port in ports}
+    found = [device for device, text in lines.items() if wanted.search(text)]
+    if len(found) == 1:
+        return found[0]
+    listed = "; ".join(lines.values())
+    if not lines:
+        raise PortUnavailable("this machine has no serial port: plug one in, or name it with --port")
+    if not found:
+        raise PortUnavailable(f"no serial port matches {pattern!r}; there are {listed}")
+    raise PortUnavailable(f"{len(found)} serial ports: choose one with --port or --port-filter: {listed}")
+
+
+class SerialPort:
+    """An open port: a `uboot.dialogue.Line`. Use `opened`."""
+
+    def __init__(self, url: str, port: Any) -> None:
+        self.url = url
+        self._port = port
+        self._loop = asyncio.get_running_loop()
+        self._waiting = bytearray()
+        self._arrived = asyncio.Event()
+        self._closing = threading.Event()
+        self._lost: str | None = None
+        self._thread = threading.Thread(target=self._read_all, name=f"read {url}", daemon=True)
+        self._thread.start()
+
+    @property
+    def baud(self) -> int:
+        """Bits per second."""
+        return int(self._port.baudrate)
+
+    async def read(self, timeout_s: float) -> bytes:
+        """What has come, at least one byte; nothing when none came within the time. Raises PortLost."""
+        if not self._waiting and self._lost is None:
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
+        if not self._waiting and self._lost is not None:
+            raise PortLost(f"{self.url}: {self._lost}")
+        data = bytes(self._waiting)
+        self._waiting.clear()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Return when all of `data` has been handed over. Raises PortLost."""
+        try:
+            await asyncio.to_thread(self._port.write, data)
+        except (serial.SerialException, OSError) as error:
+            raise PortLost(f"{self.url}: {error}") from None
+
+    async def set_baud(self, baud: int) -> None:
+        """Speak at another rate, once everything written has left. Raises PortLost."""
+
+        def change() -> None:
+            self._port.flush()
+            self._port.baudrate = baud
+
+        try:
+            await asyncio.to_thread(change)
+        except (serial.SerialException, OSError, ValueError) as error:
+            raise PortLost(f"{self.url}: {baud} baud: {error}") from None
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._closing.set()
+        self._thread.join(timeout=10 * POLL_S)
+        with contextlib.suppress(serial.SerialException, OSError):
+            self._port.close()
+
+    def _read_all(self) -> None:
+        while not self._closing.is_set():
+            try:
+                # socket:// says 0 or 1 for what is there, whatever is; so one byte and then what has followed.
+                data = self._port.read(max(1, self._port.in_waiting))
+            except (serial.SerialException, OSError, TypeError) as error:
+                self._tell(b"", str(error) or type(error).__name__)
+                return
+            if data:
+                self._tell(data, None)
+
+    def _tell(self, data: bytes, lost: str | None) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take, data, lost)
+
+    def _take(self, data: bytes, lost: str | None) -> None:
+        self._waiting += data
+        if len(self._waiting) > WAITING_BYTES_MAX:
+            del self._waiting[:-WAITING_BYTES_MAX]
+        self._lost = lost or self._lost
+        self._arrived.set()
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str, console: Console, baud: int | None = None) -> AsyncIterator[SerialPort]:
+    """The port at `url`, which nobody else has meanwhile. Raises PortUnavailable."""
+    with _locked(url):
+        try:
+            port = await asyncio.to_thread(
+                serial.serial_for_url,
+                url,
+                baudrate=baud or console.baud,
+                timeout=POLL_S,
+                rtscts=console.flow_control == "rtscts",
+                xonxoff=console.flow_control == "xonxoff",
+                **({} if "://" in url else {"exclusive": True}),
+            )
+        except (serial.SerialException, OSError, ValueError) as error:
+            raise PortUnavailable(f"{url}: {error}") from None
+        opened_port = SerialPort(url, port)
+        try:
+            yield opened_port
+        finally:
+            await asyncio.to_thread(opened_port.close)
+
+
+@contextlib.contextmanager
+def _locked(url: str) -> Iterator[None]:
+    """One flasher of this user and machine at a time, also where the port itself would let two in."""
+    named = url if "://" in url else os.path.realpath(url)
+    name = f"palisade-port-{os.getuid()}-{hashlib.sha256(named.encode()).hexdigest()[:16]}.lock"
+    path = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise PortUnavailable(f"{url}: its lock {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise PortUnavailable(f"{url}: another rackctl is at work on it; wait until it has ended") from None
+    try:
+        yield
+    finally:
+        os.close(fd)

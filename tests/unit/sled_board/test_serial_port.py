@@ -1,0 +1,101 @@
+"""Serial ports: what comes through, one flasher at a time, and what is said when a port is not to be had."""
+
+import asyncio
+import os
+import pty
+import re
+import socket
+from types import SimpleNamespace
+
+import pytest
+from sled_board.board import load_board
+from sled_board.errors import PortLost, PortUnavailable
+from sled_board.serial_port import find_port, list_ports, opened
+
+CONSOLE = load_board("qemu-virt-arm64").console
+
+
+async def read_all(line: object, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += await line.read(10.0)  # type: ignore[attr-defined]
+    return data
+
+
+def test_a_socket_carries_bytes_both_ways_and_its_end_is_said() -> None:
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            url = f"socket://127.0.0.1:{server.getsockname()[1]}"
+            async with opened(url, CONSOLE) as line:
+                peer, _ = server.accept()
+                await line.write(b"question")
+                assert peer.recv(100) == b"question"
+                peer.sendall(bytes(range(256)) * 16)
+                assert await read_all(line, 4096) == bytes(range(256)) * 16
+                assert await line.read(0.01) == b""
+                peer.close()
+                with pytest.raises(PortLost, match=re.escape(url)):
+                    await line.read(10.0)
+
+    asyncio.run(work())
+
+
+def test_a_device_is_had_by_one_at_a_time() -> None:
+    async def work(path: str) -> None:
+        async with opened(path, CONSOLE):
+            with pytest.raises(PortUnavailable, match="another rackctl is at work on it"):
+                async with opened(path, CONSOLE):
+                    pass
+        async with opened(path, CONSOLE, baud=9600) as line:
+            assert line.baud == 9600
+            await line.set_baud(57600)
+            assert line.baud == 57600
+
+    ours, theirs = pty.openpty()
+    try:
+        asyncio.run(work(os.ttyname(theirs)))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("url", ["/dev/nonesuch", "nonsense://x", "socket://127.0.0.1:1"])
+def test_a_port_that_cannot_be_opened_is_named(url: str) -> None:
+    async def work() -> None:
+        async with opened(url, CONSOLE):
+            pass
+
+    with pytest.raises(PortUnavailable, match=url):
+        asyncio.run(work())
+
+
+PORTS = [
+    SimpleNamespace(device="/dev/ttyUSB0", description="CP2102 USB to UART", hwid="USB VID:PID=10C4:EA60"),
+    SimpleNamespace(device="/dev/ttyS0", description="ttyS0", hwid="PNP0501"),
+]
+
+
+def test_the_only_port_or_the_only_one_that_matches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(list_ports, "comports", lambda: PORTS)
+    assert find_port("usb") == "/dev/ttyUSB0"
+    assert find_port("10c4:ea60") == "/dev/ttyUSB0"
+    monkeypatch.setattr(list_ports, "comports", lambda: PORTS[1:])
+    assert find_port() == "/dev/ttyS0"
+
+
+@pytest.mark.parametrize(
+    ("ports", "pattern", "told"),
+    [
+        (PORTS, None, "2 serial ports: choose one with --port or --port-filter: /dev/ttyS0"),
+        (PORTS, "acm", "no serial port matches 'acm'; there are"),
+        ([], None, "this machine has no serial port"),
+        (PORTS, "(", "no regular expression"),
+    ],
+)
+def test_no_port_or_several_are_listed_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, ports: list[object], pattern: str | None, told: str
+) -> None:
+    monkeypatch.setattr(list_ports, "comports", lambda: ports)
+    with pytest.raises(PortUnavailable, match=re.escape(told)) as refused:
+        find_port(pattern)
+    assert "\n" not in str(refused.value)
