@@ -144,7 +144,7 @@ def _load_fallocate() -> "ctypes._NamedFuncPointer | None":
 
 
 class FileDevice:
-    """A drive whose blocks are a file's; reads and writes are inline in the page cache.
+    """A drive whose blocks are a file's, or a block device's; reads and writes are inline in the page cache.
 
     The page cache plays the drive's volatile cache: it survives this process but not the machine. FLUSH and FUA are
     an fdatasync in a thread; those that wait while one runs share the next. An fdatasync that fails is final, since
@@ -152,7 +152,7 @@ class FileDevice:
     """
 
     def __init__(self, path: str | os.PathLike[str], serial: str | None = None) -> None:
-        """Open the file at `path`, a whole number of blocks long; its exclusive lock is held until `close`.
+        """Open what is at `path`, a whole number of blocks long; its exclusive lock is held until `close`.
 
         Raises OSError (BlockingIOError when another process has it open) or ValueError (size not whole blocks).
         """
@@ -160,7 +160,7 @@ class FileDevice:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._size = os.fstat(self._fd).st_size
+            self._size = os.lseek(self._fd, 0, os.SEEK_END)  # of a block device too
             if not self._size or self._size % BLOCK_BYTES:
                 raise ValueError(f"{self.path}: {self._size} bytes is not a whole number of 4096-byte blocks")
         except BaseException:
