@@ -21,7 +21,7 @@ PIECE_BYTES: Final = 1 << 16
 TRIES_MAX: Final = 3
 RECOVER_S: Final = 60.0
 """U-Boot needs up to 40 s to give up a transfer."""
-RATE_PROBE_S: Final = 3.0
+RATE_PROBE_S: Final = 6.0
 STORAGE_BYTES_A_SECOND: Final = 1 << 20  # slower than any storage or emulator that is right
 
 T = TypeVar("T")

@@ -15,10 +15,10 @@ class AtPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The image goes to `slot`; `slots` is what the board had before."""
+    """The image goes to `slot`; `before` is what the board had."""
 
     slot: Slot
-    slots: Slots
+    before: Slots
 
 
 @dataclass(frozen=True, slots=True)

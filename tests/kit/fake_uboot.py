@@ -203,7 +203,7 @@ class _Receiver:
     def byte(self, byte: int) -> bytes:
         if not self._block:
             self._cancels = self._cancels + 1 if byte == CAN else 0
-            if self._cancels == 2:
+            if self._cancels == 3:
                 self.done = True
                 return b""
             if byte == EOT:

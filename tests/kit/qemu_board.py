@@ -31,20 +31,23 @@ class QemuBoard:
             port = free.getsockname()[1]
         self.board: Board = board
         self.url = f"socket://127.0.0.1:{port}"
-        self._process = subprocess.Popen(
-            [
-                self._qemu, "-M", "virt", "-cpu", "cortex-a57", "-m", "256", "-display", "none", "-monitor", "none",
-                "-nic", "none", "-bios", str(firmware), "-serial", f"tcp:127.0.0.1:{port},server=on,wait=on",
-                "-drive", f"if=none,id=storage,format=raw,file={storage}", "-device", "virtio-blk-device,drive=storage",
-            ],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        self._log = storage.with_suffix(".qemu.log")
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._qemu, "-M", "virt", "-cpu", "cortex-a57", "-m", "256", "-display", "none", "-monitor", "none",
+                    "-nic", "none", "-bios", str(firmware), "-serial", f"tcp:127.0.0.1:{port},server=on,wait=on",
+                    "-drive", f"if=none,id=storage,format=raw,file={storage}",
+                    "-device", "virtio-blk-device,drive=storage",
+                ],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
         self._wait_until_it_listens(port)
 
     def cut_power(self) -> None:
-        """What was not yet written is lost with it."""
+        """What was not yet written is lost with it. Once more does nothing."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +60,6 @@ class QemuBoard:
         deadline = time.monotonic() + START_S
         wanted = f"0100007F:{port:04X} 00000000:0000 0A"
         while wanted not in Path("/proc/net/tcp").read_text(encoding="ascii"):
-            assert self._process.poll() is None, self._process.communicate()[1]
+            assert self._process.poll() is None, self._log.read_text(encoding="utf-8")
             assert time.monotonic() < deadline, "QEMU does not listen"
             time.sleep(0.01)

@@ -7,9 +7,10 @@ from sled_board.board import UBoot
 from sled_board.errors import BoardSilent
 from sled_board.uboot.dialogue import Dialogue, shown
 
-PROBE: Final = b"\x18\x18\x03"
-"""Two CAN end a YMODEM transfer, Ctrl-X clears a half-typed line, and Ctrl-C ends a command and asks for a prompt."""
-PROBE_EVERY_S: Final = 1.0
+PROBE: Final = b"\x18\x18\x18\x03"
+"""Three CAN end a YMODEM transfer (as Ctrl-X they clear a half-typed line), Ctrl-C asks for a prompt."""
+PROBE_EVERY_S: Final = 2.5
+"""U-Boot gives up half a block after 2 s without a byte: a probe that comes sooner would only be taken for the rest."""
 KEY_EVERY_S: Final = 0.3
 SETTLE_S: Final = 0.15
 """For so long nothing may follow a prompt: then it was one, and no part of some output."""

@@ -87,7 +87,7 @@ def test_an_image_goes_into_the_slot_that_is_not_in_use_and_is_to_be_tried() -> 
     assert after.b == SlotRecord(SlotState.TEST, 3, firmware.COUNTER, read_image(NEW).id, "1.1.0")
     assert still_confirmed(uboot)
     assert Activated(Slot.B) in events
-    assert events[[isinstance(each, Chosen) for each in events].index(True)] == Chosen(Slot.B, events[1].slots)  # type: ignore[union-attr]
+    assert events[[isinstance(each, Chosen) for each in events].index(True)] == Chosen(Slot.B, events[1].before)  # type: ignore[union-attr]
 
 
 def test_a_new_board_gets_its_first_state() -> None:

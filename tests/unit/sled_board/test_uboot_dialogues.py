@@ -8,7 +8,7 @@ from sled_board.errors import BoardReset, BoardSilent, ConsoleError, TransferFai
 from sled_board.uboot import answers
 from sled_board.uboot.command import TYPED_MAX, Command
 from sled_board.uboot.dialogue import line_seconds, shown
-from sled_board.uboot.prompt import PROBE, SETTLE_S, ReachPrompt, ends_with_prompt
+from sled_board.uboot.prompt import PROBE, PROBE_EVERY_S, SETTLE_S, ReachPrompt, ends_with_prompt
 from sled_board.uboot.ymodem import TRIES_MAX, Sender
 
 UBOOT = load_board("qemu-virt-arm64").uboot
@@ -51,7 +51,7 @@ def test_a_prompt_within_a_script_is_none() -> None:
     assert reach.start(0.0) == PROBE
     reach.receive(b"\r\n=> ", 0.1)
     reach.receive(b"load mmc 0", 0.15)
-    assert reach.expire(1.2) == PROBE
+    assert reach.expire(PROBE_EVERY_S) == PROBE
     assert not reach.done
 
 

@@ -110,8 +110,8 @@ def _text(event: Event) -> str:
     match event:
         case AtPrompt(release, baud):
             return f"U-Boot {release} at {baud} baud"
-        case Chosen(slot, slots):
-            states = ", ".join(f"{each.value} {slots[each].state.value}" for each in Slot)
+        case Chosen(slot, before):
+            states = ", ".join(f"{each.value} {before[each].state.value}" for each in Slot)
             return f"slots: {states}; the image goes to {slot.value}"
         case Verified(slot, crc32):
             return f"slot {slot.value}: read back and verified, CRC-32 {crc32:08x}"
