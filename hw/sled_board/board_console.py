@@ -5,6 +5,7 @@ Every operation can be done twice without harm, and is, up to `TRIES_MAX` times,
 
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 
 from sled_board.board import SCRATCH_BYTES, Board
@@ -98,7 +99,7 @@ class BoardConsole:
         """Make the storage known to U-Boot and choose it."""
         storage = self._board.storage
         for text in (*storage.prepare, f"{storage.interface} dev {storage.device}"):
-            await self._retried(lambda text=text: self.run(text, 30.0))  # type: ignore[misc]
+            await self._retried(partial(self.run, text, 30.0))
 
     async def read(self, offset: int, size: int) -> bytes:
         """Bytes of the storage; for small pieces: a byte takes five on the line."""
@@ -125,7 +126,7 @@ class BoardConsole:
         Raises ContentDiffers when the storage gives back something else.
         """
         crc = zlib.crc32(data)
-        for last in range(TRIES_MAX):
+        for tries in range(TRIES_MAX):
             try:
                 load = Load(self._uboot, self._scratch, data, baud=self._line.baud)
                 async for _ in steps(self._line, load):
@@ -135,7 +136,7 @@ class BoardConsole:
                     break
                 raise ConsoleError(f"CRC-32 in the board's memory is not {crc:08x}: the line is noisy")
             except ConsoleError as error:
-                await self._recover(error, last)
+                await self._recover(error, tries)
         await self._retried(lambda: self._write_blocks(self._scratch, offset, len(data)))
         if (found := await self.crc(offset, len(data))) != crc:
             raise ContentDiffers(

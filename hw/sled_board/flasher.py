@@ -99,16 +99,15 @@ async def flash(line: Line, board: Board, data: bytes, trust: Trust, choices: Ch
         if slots[slot].state is SlotState.CONFIRMED:
             raise FlashRefused("both slots are confirmed, which cannot be: set the slot state anew on the board itself")
         yield Chosen(slot, slots)
-        if choices.dry_run:
-            return
-        async for event in _write(console, store, board, slots, slot, data, image):
-            yield event
-    if choices.dry_run or choices.after is After.STAY:
+        if not choices.dry_run:
+            async for event in _write(console, store, board, slots, slot, data, image):
+                yield event
+    if choices.after is After.STAY:
         await console.set_rate(board.console.baud)
         return
     await console.restart()
     yield Restarted()
-    if choices.after is After.WAIT:
+    if choices.after is After.WAIT and not choices.dry_run:
         watch = HealthWatch(image.id, patience_s=choices.health_s)
         async for _ in steps(line, watch):
             for report in watch.take():

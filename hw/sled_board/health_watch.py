@@ -8,7 +8,7 @@ from sled_board.flash_events import Reported
 from sled_board.slots import Slot
 from sled_board.uboot.dialogue import Dialogue, shown
 
-STAGE: Final = re.compile(r"stage: event=(\w+)((?: \w+=\S+)*)")
+STAGE: Final = re.compile(r"stage: event=(\w+)((?: \w+=[!-~]+)*)")
 LINE_BYTES_MAX: Final = 4096
 
 

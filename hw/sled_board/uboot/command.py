@@ -10,7 +10,7 @@ from typing import Final
 
 from sled_board.board import UBoot
 from sled_board.errors import BoardSilent, CommandRefused, ConsoleError
-from sled_board.uboot.dialogue import Dialogue, line_seconds, raise_if_reset, shown
+from sled_board.uboot.dialogue import Dialogue, line_seconds, printable, raise_if_reset, shown
 from sled_board.uboot.prompt import ends_with_prompt
 
 TYPED_MAX: Final = 3
@@ -112,4 +112,5 @@ def checked(command: Command) -> str:
 
 
 def _one_line(output: str) -> str:
-    return " / ".join(part.strip() for part in output.splitlines() if part.strip()) or "it said nothing"
+    said = " / ".join(part.strip() for part in output.splitlines() if part.strip())
+    return printable(said.encode("ascii", "replace")) or "it said nothing"

@@ -68,9 +68,12 @@ def shown(seen: bytes | bytearray) -> str:
     """What was seen, for people: its end, with what cannot be printed escaped, on one line."""
     if not seen:
         return "nothing was received"
-    tail = bytes(seen[-SEEN_MAX:])
-    text = "".join(chr(byte) if 32 <= byte < 127 else _ESCAPES.get(byte, f"\\x{byte:02x}") for byte in tail)
-    return f'received {"..." if len(seen) > SEEN_MAX else ""}"{text}"'
+    return f'received {"..." if len(seen) > SEEN_MAX else ""}"{printable(seen[-SEEN_MAX:])}"'
+
+
+def printable(data: bytes | bytearray) -> str:
+    """Bytes as text that does nothing to a terminal."""
+    return "".join(chr(byte) if 32 <= byte < 127 else _ESCAPES.get(byte, f"\\x{byte:02x}") for byte in data)
 
 
 def raise_if_reset(seen: bytes | bytearray, autoboot: str, doing: str) -> None:

@@ -22,7 +22,7 @@ from sled_board.errors import (
     WrongHardware,
     WrongSignature,
 )
-from sled_board.flash_events import Activated, Chosen, Confirmed, Event, NothingToDo, Reported, Sent
+from sled_board.flash_events import Activated, Chosen, Confirmed, Event, NothingToDo, Reported, Restarted, Sent
 from sled_board.flasher import After, Before, Choices, checked_image, flash
 from sled_board.image import Trust, read_image
 from sled_board.slot_store import COPY_BYTES, encode, newest
@@ -120,8 +120,9 @@ def test_a_confirmed_image_is_skipped_when_asked() -> None:
 
 def test_a_dry_run_writes_nothing() -> None:
     uboot = in_use()
-    events = flashed(FakeLine(uboot), choices=Choices(dry_run=True))
-    assert isinstance(events[-1], Chosen)
+    events = flashed(FakeLine(uboot), choices=Choices(dry_run=True, after=After.WAIT))
+    assert isinstance(events[-2], Chosen)
+    assert events[-1] == Restarted()
     assert uboot.writes == 0
 
 
@@ -140,6 +141,17 @@ def test_a_faster_rate_is_used_and_given_back() -> None:
     flashed(line, choices=Choices(after=After.STAY, rate=921600))
     assert uboot.commands.count("setenv baudrate 921600") == 1
     assert (uboot.baud, line.baud) == (115200, 115200)
+
+
+def test_a_board_that_a_cut_flash_left_at_a_faster_rate_is_found() -> None:
+    fast = BOARD.model_copy(update={"console": BOARD.console.model_copy(update={"baud_faster": (921600,)})})
+    uboot = in_use(rates=(921600, 115200), baud=921600)
+
+    async def work() -> list[Event]:
+        return [event async for event in flash(FakeLine(uboot), fast, NEW, firmware.trust(), STAY)]
+
+    assert Activated(Slot.B) in played(work())
+    assert uboot.baud == 115200
 
 
 def test_a_rate_that_the_board_refuses_ends_before_anything_is_written() -> None:
