@@ -14,7 +14,7 @@ ARGS ?=
 # reads and boots firmware images; as Debian packages.
 PEERS := libnbd-bin nbdkit nbd-client qemu-utils fio e2fsprogs spin gcc libc6-dev pkg-config \
 	qemu-system-x86 nvme-cli xfsprogs busybox-static kmod util-linux zstd u-boot-tools \
-	u-boot-qemu qemu-system-arm device-tree-compiler openssl
+	u-boot-qemu qemu-system-arm device-tree-compiler openssl fdisk
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
@@ -83,6 +83,7 @@ peers: $(READY) ## Install the real programs that the tests use, and build the L
 	$(SUDO) apt-get update -q
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(PEERS)
 	$(BIN)/python tests/peers/guest || echo 'Tests that need the guest will be skipped.'
+	$(BIN)/rackctl board base || echo 'Tests that need the emulated board will be skipped.'
 	$(BIN)/python -m spdk_bindings.spdk.build || echo 'Tests of the driver over SPDK will be skipped.'
 
 .PHONY: clean

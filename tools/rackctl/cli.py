@@ -1,4 +1,4 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `board`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -15,9 +15,10 @@ from sled_board.errors import BoardError
 
 from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
+from rackctl.board.command import add_board
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
-from rackctl.errors import ApiRefused, RackError, RackNotFound
+from rackctl.errors import ApiRefused, RackError
 from rackctl.firmware.command import add_firmware
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.keys import add_keys
@@ -97,6 +98,8 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify and look into firmware images"), defaults)
+
+    add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
 
     run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")
     add_size(run, defaults)
@@ -428,17 +431,7 @@ def _run_command(argv: Sequence[str], environ: dict[str, str]) -> int:
 def _rack(arguments: argparse.Namespace) -> Rack:
     """The rack that is meant: that of `--dir`, or the only running one in the temporary folder."""
     directory: Path | None = arguments.dir
-    if directory is None:
-        found = state.find_running()
-        if len(found) != 1:
-            listed = "".join(f"\n    {path}" for path in found)
-            raise RackNotFound(
-                f"several racks run, choose one with --dir:{listed}"
-                if found
-                else "no rack runs: start one with `rackctl up`, or name a rack's directory with --dir"
-            )
-        directory = found[0]
-    return Rack.open(directory)
+    return Rack.open(directory or state.only_running())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ PACKAGES: Final = {
     "fio": "fio",
     "mkfs.ext4": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "sfdisk": "fdisk",
     "qemu-system-x86_64": "qemu-system-x86",
     "nvme": "nvme-cli",
     "mkfs.xfs": "xfsprogs",

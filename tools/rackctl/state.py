@@ -157,6 +157,19 @@ def find_running() -> list[Path]:
     return found
 
 
+def only_running() -> Path:
+    """The directory of this user's only running temporary rack. Raises RackNotFound when there is none, or several."""
+    found = find_running()
+    if len(found) != 1:
+        listed = "".join(f"\n    {path}" for path in found)
+        raise RackNotFound(
+            f"several racks run, choose one with --dir:{listed}"
+            if found
+            else "no rack runs: start one with `rackctl up`, or name a rack's directory with --dir"
+        )
+    return found[0]
+
+
 def _node_from_json(data: dict[str, Any]) -> Node:
     process = data["process"]
     return Node(

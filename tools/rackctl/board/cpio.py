@@ -5,17 +5,24 @@ Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux 
 
 import stat
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 MAGIC: Final = b"070701"
 TRAILER: Final = "TRAILER!!!"
+
+
+class Writable(Protocol):
+    """A binary file, or what compresses into one."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of `data`."""
 
 
 @dataclass(slots=True)
 class Archive:
     """Writes entries to `out` in the order given; a folder comes before what is in it. Owners are root, times zero."""
 
-    out: BinaryIO
+    out: Writable
     _inode: int = field(default=0, init=False)
 
     def folder(self, path: str) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import BinaryIO, Final
+from typing import Final
 
-from rackctl.board.cpio import Archive
+from rackctl.board.cpio import Archive, Writable
 
 FOLDERS: Final = ("bin", "dev", "etc", "lib", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin")
 ACCOUNTS: Final = {
@@ -26,7 +26,7 @@ class Contents:
     executable: Collection[str] = ()
 
 
-def write_initramfs(out: BinaryIO, contents: Contents) -> None:
+def write_initramfs(out: Writable, contents: Contents) -> None:
     """Write the archive; the same contents give the same bytes."""
     archive = Archive(out)
     files = {**contents.files, **ACCOUNTS}

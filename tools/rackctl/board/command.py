@@ -1,0 +1,228 @@
+"""`rackctl board up|provision|join|console|down|base`: the emulated board from a bare one to a sled of a rack."""
+
+import argparse
+import ipaddress
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from sled_board.board import load_board
+from sled_board.image import IMAGE_BYTES_MAX
+
+from rackctl import state
+from rackctl.api import OperatorApi
+from rackctl.board.base import BaseSystem, base_system
+from rackctl.board.machine import BOARD, Machine
+from rackctl.board.provision import Network, Provisioning, provision
+from rackctl.board.terminal import attach
+from rackctl.defaults import Defaults
+from rackctl.errors import RackError
+from rackctl.files import read_file
+from rackctl.firmware.source import Source
+from rackctl.keys import add_root
+from rackctl.options import add_directory, add_option, add_switch, whole_number
+from rackctl.signers import read_public
+from rackctl.sizes import parse_size
+
+ABOUT: Final = (
+    "A board on this machine: QEMU's arm64 `virt` with Debian's U-Boot, storage for firmware and NVMe drives."
+    " `up` makes a bare one and powers it on; `provision` gives a bare one its base system, the root key that it is"
+    " locked to, and a name; `rackctl firmware flash` gives it firmware over its console; `join` makes it a sled of a"
+    " rack (docs/board.md)."
+)
+CHECKOUT: Final = Path(__file__).parents[3]
+FOLDER: Final = Path("board")
+DRIVES: Final = 2
+DRIVE_BYTES: Final = 1 << 30
+MANAGEMENT_BYTES_MAX: Final = 1 << 16
+NETWORK: Final = "10.0.2.15/24,10.0.2.2"
+"""What QEMU's user network has for its guest."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+
+
+def add_board(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    """`rackctl board ...`."""
+    parser.description = ABOUT
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    up = actions.add_parser("up", help="power a board on; a bare one is made where there is none")
+    _add_up(up, defaults)
+    make = actions.add_parser("provision", help="write the base system, root key and name onto a bare board")
+    _add_provision(make, defaults)
+    join = actions.add_parser("join", help="make a provisioned board a sled of a running rack")
+    add_directory(join, "the rack's directory; the only running temporary rack without it", defaults)
+    join.set_defaults(command=_join)
+    console = actions.add_parser("console", help="talk to a board over its serial console; Ctrl-] leaves it")
+    console.set_defaults(command=_console)
+    down = actions.add_parser("down", help="cut a board's power")
+    down.set_defaults(command=_down)
+    for action in (up, make, join, console, down):
+        add_option(
+            action,
+            "--board-dir",
+            variable="RACKCTL_BOARD_DIR",
+            kind=Path,
+            default=FOLDER,
+            metavar="DIR",
+            text="the board's folder",
+            defaults=defaults,
+        )
+    base = actions.add_parser("base", help="build the base system ahead of `provision`")
+    base.set_defaults(command=_base)
+    for action in (make, base):
+        _add_sources(action, defaults)
+    for action in (up, make, base):
+        add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
+
+
+def _add_up(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    for flag, variable, kind, default, metavar, text in (
+        ("--drives", "RACKCTL_BOARD_DRIVES", whole_number, DRIVES, "N", "NVMe drives of a new board"),
+        ("--drive-size", "RACKCTL_BOARD_DRIVE_SIZE", parse_size, DRIVE_BYTES, "SIZE", "bytes of each"),
+    ):
+        add_option(
+            parser, flag, variable=variable, kind=kind, default=default, metavar=metavar, text=text, defaults=defaults
+        )
+    parser.add_argument("--off", action="store_true", help="only make it: it has to be off while it is provisioned")
+    parser.add_argument(
+        "--hold", action="store_true", help="hold its processor until somebody opens the console, so that nothing of"
+        " its start is missed",
+    )  # fmt: skip
+    parser.set_defaults(command=_up)
+
+
+def _add_provision(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    parser.description = "Write a bare board that is off. It is locked to the root key from then on."
+    parser.add_argument("--name", required=True, type=_name, metavar="NAME", help="the sled's name")
+    add_root(parser, defaults, "the root key that signs sets of firmware keys (`rackctl keys root`)")
+    add_directory(parser, "the rack that it is for: its root key signs the keys that heads come with", defaults)
+    parser.add_argument("--rack-root", type=_key, metavar="HEX", help="that root's public key instead, 64 digits")
+    add_option(
+        parser,
+        "--network",
+        variable="RACKCTL_BOARD_NETWORK",
+        kind=_network,
+        default=_network(NETWORK),
+        metavar="dhcp|ADDRESS/PREFIX[,GATEWAY]",
+        text="its address",
+        defaults=defaults,
+    )
+    parser.add_argument("--image", type=Path, metavar="FILE", help="its first firmware; flash it later without it")
+    parser.add_argument(
+        "--management-hosts", type=Path, metavar="FILE", help="TOML of the hosts that may update its firmware"
+    )
+    add_switch(parser, "--unlocked", variable="RACKCTL_UNLOCKED", text="let development keys count", defaults=defaults)
+    parser.set_defaults(command=_provision)
+
+
+def _add_sources(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    for flag, variable, default, text in (
+        ("--source", "RACKCTL_SOURCE", CHECKOUT, "the checkout whose stage the base system runs"),
+        ("--cache", "RACKCTL_BOARD_CACHE", CHECKOUT / ".cache/board", "where packages and base systems are kept"),
+    ):
+        add_option(
+            parser, flag, variable=variable, kind=Path, default=default, metavar="DIR", text=text, defaults=defaults
+        )
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.board_dir
+    machine = Machine(folder) if Machine.is_in(folder) else None
+    machine = machine or Machine.create(folder, arguments.drives, arguments.drive_size)
+    if not arguments.off:
+        machine.power_on(hold=arguments.hold)
+    facts = {
+        "board": BOARD, "on": machine.runs, "provisioned": machine.identity is not None,
+        "console": machine.console_url, "console_log": str(machine.console_log),
+        "nvme": f"{machine.nvme_address[0]}:{machine.nvme_address[1]}",
+    }  # fmt: skip
+    _print(arguments, facts)
+    return 0
+
+
+def _provision(arguments: argparse.Namespace) -> int:
+    if arguments.root is None:
+        raise RackError("provision: name the root key that the board is to be locked to with --root")
+    if arguments.rack_root is None and arguments.dir is None:
+        raise RackError("provision: say which rack's heads it is to believe: --dir RACK, or --rack-root HEX")
+    rack_root = arguments.rack_root or bytes.fromhex(state.load(arguments.dir).root_public_key)
+    managers: Path | None = arguments.management_hosts
+    image: Path | None = arguments.image
+    wanted = Provisioning(
+        arguments.name, arguments.network, read_public(arguments.root), not arguments.unlocked, rack_root,
+        None if image is None else read_file(image, IMAGE_BYTES_MAX),
+        None if managers is None else read_file(managers, MANAGEMENT_BYTES_MAX),
+    )  # fmt: skip
+    machine = Machine(arguments.board_dir)
+    base = _built(arguments)
+    with machine.powered_off():
+        identity = provision(machine.storage, machine.board, base, wanted)
+        machine.keep_identity(identity)
+    _print(arguments, {key: identity[key] for key in ("name", "id", "public_key", "nqn")})
+    return 0
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    machine = Machine(arguments.board_dir)
+    if machine.identity is None:
+        raise RackError(f"{machine.folder}: is not provisioned: `rackctl board provision` says who it is")
+    now = state.load(arguments.dir or state.only_running())
+    with OperatorApi(now.api_url, now.token) as api:
+        api.enrol_sled(machine.identity, *machine.nvme_address, machine.capacity_blocks)
+    return 0
+
+
+def _console(arguments: argparse.Namespace) -> int:
+    attach(Machine(arguments.board_dir).console_address)
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    Machine(arguments.board_dir).power_off()
+    return 0
+
+
+def _base(arguments: argparse.Namespace) -> int:
+    built = _built(arguments)
+    _print(arguments, {"kernel": str(built.kernel), "initramfs": str(built.initramfs)})
+    return 0
+
+
+def _built(arguments: argparse.Namespace) -> BaseSystem:
+    return base_system(load_board(BOARD), Source.open(arguments.source), arguments.cache)
+
+
+def _print(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
+    if arguments.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        print("\n".join(f"{key.replace('_', ' '):12} {_words(value)}" for key, value in facts.items()))
+
+
+def _words(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: at most 63 letters, digits and hyphens")
+    return text
+
+
+def _key(text: str) -> bytes:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError("is not 64 hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def _network(text: str) -> Network:
+    """`dhcp`, or `ADDRESS/PREFIX` and perhaps `,GATEWAY`."""
+    address, _, gateway = text.partition(",")
+    if text == "dhcp":
+        return Network("dhcp", "")
+    try:
+        if "/" not in address:
+            raise ValueError("the prefix is missing")
+        return Network(str(ipaddress.ip_interface(address)), gateway and str(ipaddress.ip_address(gateway)))
+    except ValueError as error:
+        raise RackError(f"{text!r} is neither dhcp nor ADDRESS/PREFIX[,GATEWAY]: {error}") from None

@@ -1,0 +1,165 @@
+"""What makes a blank board a certain one: the base system, whom it believes, its name, and its first firmware."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from sled_board.board import Board
+from sled_board.firmware_store import FirmwareStore
+from sled_board.region import Region
+from sled_board.slot_store import SlotStore
+from sled_board.slots import Slot, Slots
+
+from rackctl.board.base import INITRAMFS_FILE, KERNEL_FILE, BaseSystem
+from rackctl.board.partitions import Content, is_blank, layout, write_partitions
+from rackctl.errors import RackError
+from rackctl.firmware.wheels import PYTHON_TAG
+from sled_controller.environment import Environment
+from sled_controller.state_dir import IDENTITY_FILE, KEY_FILE, StateDirectory
+
+NVME_PORT: Final = 4420
+"""Where the sled listens, on the board."""
+MOUNTED: Final = "/sled"
+EXTLINUX: Final = "extlinux/extlinux.conf"
+START_SECONDS: Final = 240
+CHECK_SECONDS: Final = 10
+"""Of the stage: an emulated processor takes a minute for what a real one does in two seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """`address` as ADDRESS/PREFIX, or `dhcp`; `gateway` may be empty."""
+
+    address: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioning:
+    """What a board is told once.
+
+    `root_public` signs sets of firmware keys; on a `locked` board development keys do not count. `rack_root_public`
+    signs the keys that heads come with. `image` is the first firmware, None where that is flashed later.
+    `management_hosts` is the TOML of those that may update it (docs/authentication.md).
+    """
+
+    name: str
+    network: Network
+    root_public: bytes
+    locked: bool
+    rack_root_public: bytes
+    image: bytes | None = None
+    management_hosts: bytes | None = None
+
+
+def provision(storage: Path, board: Board, base: BaseSystem, wanted: Provisioning) -> dict[str, Any]:
+    """Write a blank storage; the sled's `identity.json`, for a rack that it is to join.
+
+    Raises RackError where it is not blank, and ImageError when the board would not start the image.
+    """
+    if not is_blank(storage):
+        raise RackError(f"{storage}: is provisioned, and stays locked to its root key: make a new board instead")
+    store = _store(storage, board, wanted)
+    slots = Slots() if wanted.image is None else _first_image(store, wanted.image)
+    own, identity = _own_files(board, wanted)
+    store.state.renew(slots)
+    write_partitions(storage, layout(board, _base_files(base), own))
+    return identity
+
+
+def _store(storage: Path, board: Board, wanted: Provisioning) -> FirmwareStore:
+    """The firmware store as the board will see it."""
+    state, slots = _state_region(board), {slot: board.place(slot) for slot in Slot}
+    return FirmwareStore(
+        board.name, PYTHON_TAG, wanted.root_public, wanted.locked,
+        SlotStore(Region(storage, *state), (0, state[1] // 2)),
+        *(Region(storage, slots[slot].offset, slots[slot].size) for slot in (Slot.A, Slot.B)),
+    )  # fmt: skip
+
+
+def _state_region(board: Board) -> tuple[int, int]:
+    first, second = sorted(board.storage.state.offsets)
+    return first, 2 * (second - first)
+
+
+def _first_image(store: FirmwareStore, data: bytes) -> Slots:
+    if len(data) > store.slot_bytes:
+        raise RackError(f"the image has {len(data)} bytes, a slot of the board {store.slot_bytes}")
+    store.region(Slot.A).write(0, data)
+    image = store.verified(Slot.A, Slots())
+    stored = Slots().store(Slot.A, image_id=image.id, version=image.version, counter=image.counter)
+    return stored.activate(Slot.A)
+
+
+def _base_files(base: BaseSystem) -> dict[str, Content]:
+    # Stock U-Boots look for this file on bootable partitions (doc/develop/distro.rst).
+    extlinux = f"""DEFAULT sled
+LABEL sled
+  LINUX /{KERNEL_FILE}
+  INITRD /{INITRAMFS_FILE}
+  APPEND console=ttyAMA0,115200 quiet panic=5
+"""
+    return {
+        EXTLINUX: Content(extlinux.encode()),
+        KERNEL_FILE: Content(base.kernel.read_bytes()),
+        INITRAMFS_FILE: Content(base.initramfs.read_bytes()),
+    }
+
+
+def _own_files(board: Board, wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]:
+    identity_files, identity = _identity(wanted)
+    files = {f"state/{name}": content for name, content in identity_files.items()}
+    files["board.sh"] = Content(
+        "".join(
+            f"{key}={shlex.quote(str(value))}\n"
+            for key, value in {
+                "name": wanted.name, "address": wanted.network.address, "gateway": wanted.network.gateway,
+                "start_seconds": START_SECONDS, "check_seconds": CHECK_SECONDS,
+            }.items()
+        ).encode()
+    )  # fmt: skip
+    files["firmware.toml"] = Content(_firmware_toml(board, wanted).encode())
+    sled: dict[str, str | int | bool] = {
+        "state_dir": f"{MOUNTED}/state", "name": wanted.name, "listen_host": "0.0.0.0", "listen_port": NVME_PORT,
+        "root_public_key": wanted.rack_root_public.hex(), "format_blank": True,
+        "firmware_store": f"{MOUNTED}/firmware.toml",
+    }  # fmt: skip
+    if wanted.management_hosts is not None:
+        files["management.toml"] = Content(wanted.management_hosts, secret=True)
+        sled["management_hosts"] = f"{MOUNTED}/management.toml"
+    files["sled.toml"] = Content("".join(f"{key} = {_toml(value)}\n" for key, value in sled.items()).encode())
+    return files, identity
+
+
+def _identity(wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]:
+    """Made here, so that a rack can be told of the sled before it has ever run."""
+    with TemporaryDirectory() as folder:
+        state = StateDirectory(Path(folder))
+        state.identity(wanted.name, wanted.rack_root_public, Environment())
+        files = {
+            KEY_FILE: Content((state.path / KEY_FILE).read_bytes(), secret=True),
+            IDENTITY_FILE: Content((state.path / IDENTITY_FILE).read_bytes()),
+        }
+    return files, json.loads(files[IDENTITY_FILE].data)
+
+
+def _firmware_toml(board: Board, wanted: Provisioning) -> str:
+    lines = [
+        f"hardware = {_toml(board.name)}",
+        f"python = {_toml(PYTHON_TAG)}",
+        f"root_public_key = {_toml(wanted.root_public.hex())}",
+        f"locked = {_toml(wanted.locked)}",
+    ]
+    places = {"state": _state_region(board)}
+    places |= {f"slot_{slot.value}": (board.place(slot).offset, board.place(slot).size) for slot in Slot}
+    for key, (offset, size) in places.items():
+        lines.append(f"{key} = {{ path = {_toml(board.storage.linux)}, offset = {offset}, size = {size} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | int | bool) -> str:
+    """JSON's texts, numbers and truth values are TOML's too."""
+    return json.dumps(value)
