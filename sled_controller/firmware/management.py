@@ -69,6 +69,11 @@ class ManagementHosts:
                 raise ManagementHostsUnusable(f"{path}: {host.nqn}: {error}") from None
         return cls(known)
 
+    @property
+    def nqns(self) -> list[str]:
+        """Who is on the list, in its order."""
+        return list(self._known)
+
     def terms(self, host_nqn: str) -> Terms | None:
         """On which terms this host is let in; None if it is none of them."""
         return self._known.get(host_nqn)

@@ -9,7 +9,7 @@ import os, signal, socket, sys, threading
 
 def say(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+        sender.sendto(text.encode(), os.environ["NOTIFY_SOCKET"].replace("@", "\\0", 1))
 
 asked = threading.Event()
 signal.signal(signal.SIGTERM, lambda number, frame: asked.set())

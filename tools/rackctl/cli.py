@@ -34,6 +34,7 @@ from rackctl.options import (
 )
 from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
+from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
 from rackctl.status import status_of
 from rackctl.table import aligned
 
@@ -75,6 +76,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="start a rack and keep it until Ctrl-C")
     add_size(up, defaults)
+    add_sled_firmware(up, defaults)
     add_directory(up, "where it keeps everything; a temporary folder, removed afterwards, without it", defaults)
     add_switch(
         up,
@@ -103,6 +105,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")
     add_size(run, defaults)
+    add_sled_firmware(run, defaults)
     add_directory(run, "where it keeps everything; a temporary folder, removed afterwards, without it", defaults)
     run.add_argument(
         "--volume",
@@ -212,7 +215,8 @@ def _add_node(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    rack = Rack.create(arguments.dir, size_of(arguments), owner=not arguments.detach)
+    firmware = firmware_of(arguments)
+    rack = Rack.create(arguments.dir, size_of(arguments), owner=not arguments.detach, firmware=firmware)
     try:
         print(status_of(rack).as_text(), flush=True)
         if arguments.detach:
@@ -370,7 +374,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not argv:
         raise RackError("run: no command given: write it behind --, for example `rackctl run -- env`")
     volumes = arguments.volume or (checked(named_sizes, arguments.volumes_given) if arguments.volumes_given else [])
-    rack = Rack.create(arguments.dir, size_of(arguments))
+    rack = Rack.create(arguments.dir, size_of(arguments), firmware=firmware_of(arguments))
     try:
         for name, size_bytes in volumes:
             rack.create_volume(name, size_bytes)
@@ -429,9 +433,8 @@ def _run_command(argv: Sequence[str], environ: dict[str, str]) -> int:
 
 
 def _rack(arguments: argparse.Namespace) -> Rack:
-    """The rack that is meant: that of `--dir`, or the only running one in the temporary folder."""
-    directory: Path | None = arguments.dir
-    return Rack.open(directory or state.only_running())
+    """The rack that is meant."""
+    return Rack.find(arguments.dir)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ KEYS: Final[Mapping[str, str]] = {
     "min_members": "RACKCTL_MIN_MEMBERS",
     "volume": "RACKCTL_VOLUME",
     "timeout": "RACKCTL_TIMEOUT",
+    "firmware": "RACKCTL_FIRMWARE",
+    "firmware_root": "RACKCTL_FIRMWARE_ROOT",
+    "managers": "RACKCTL_MANAGERS",
 }
 """Keys of the file, and the variables that are stronger."""
 

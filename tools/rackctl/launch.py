@@ -122,7 +122,13 @@ def _read_endpoints(one: Started) -> dict[str, Any] | None:
         endpoints = json.loads(one.command.endpoints.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return endpoints if isinstance(endpoints, dict) and endpoints.get("pid") == one.process.pid else None
+    if not isinstance(endpoints, dict) or not isinstance(endpoints.get("pid"), int):
+        return None
+    try:
+        # The program itself, or what it has started: a sled's stage starts the sled.
+        return endpoints if os.getsid(endpoints["pid"]) == one.process.pid else None
+    except (OSError, OverflowError):
+        return None
 
 
 def _leash() -> Callable[[], None]:

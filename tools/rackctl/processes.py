@@ -15,6 +15,7 @@ from typing import Final
 # Position of a field in /proc/PID/stat after the name in parentheses (proc(5): state is 3, ppid 4, starttime 22).
 _STATE: Final = 0
 _PARENT: Final = 1
+_SESSION: Final = 3
 _STARTED: Final = 19
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -87,6 +88,18 @@ def children() -> list[ProcessIdentity]:
         if fields and int(fields[_PARENT]) == os.getpid() and fields[_STATE] not in "ZXx":
             found.append(ProcessIdentity(int(entry.name), int(fields[_STARTED])))
     return found
+
+
+def session_of(leader: ProcessIdentity) -> list[ProcessIdentity]:
+    """The living processes of the session that `leader` leads or led, itself first: it and what it has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        fields = _stat_fields(int(entry.name)) if entry.name.isdecimal() else None
+        if fields and int(fields[_SESSION]) == leader.pid and fields[_STATE] not in "ZXx":
+            one = ProcessIdentity(int(entry.name), int(fields[_STARTED]))
+            if one.started_ticks >= leader.started_ticks:
+                found.append(one)
+    return sorted(found, key=lambda one: one != leader)
 
 
 def resident_bytes(process: ProcessIdentity) -> int:

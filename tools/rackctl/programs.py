@@ -5,6 +5,7 @@ Secrets go through the environment, never through the argument vector, which eve
 
 import json
 import os
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Final
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from rackctl import staged_sleds
 from rackctl.launch import Command
 from rackctl.state import Node, NodeKind
 
@@ -70,14 +72,21 @@ def authority(node: Node, layout: Layout) -> Command:
 
 
 def sled(node: Node, layout: Layout, *, root_public_key: str, device_bytes: int) -> Command:
-    """A sled with one file-backed device, made and formatted on its first start."""
+    """A sled with one file-backed device, made and formatted on its first start; from its firmware slots if it has
+    some."""
     state_dir = layout.state_dir(node)
-    argv = [
-        *(_script("sled-controller"), "--state-dir", str(state_dir), "--name", node.name),
+    options = [
+        *("--state-dir", str(state_dir), "--name", node.name),
         *("--listen-host", node.host, "--listen-port", str(node.ports["nvme"])),
         *("--devices", json.dumps([str(state_dir / "device-0")]), "--device-bytes", str(device_bytes)),
         *("--root-public-key", root_public_key),
     ]
+    store = staged_sleds.store_of(state_dir)
+    if not store.exists():
+        return command_of(node, layout, argv=[_script("sled-controller"), *options])
+    managers = staged_sleds.managers_file(layout.directory)
+    slots = ["--firmware-store", str(store), "--management-hosts", str(managers)]
+    argv = [sys.executable, "-m", *staged_sleds.stage_arguments(state_dir), *options, *slots]
     return command_of(node, layout, argv=argv)
 
 

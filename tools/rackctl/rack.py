@@ -16,14 +16,15 @@ from typing import Any, Final, TypeVar
 from rackctl import programs, state
 from rackctl.api import OperatorApi
 from rackctl.connect_info import Paths, paths_of
-from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
+from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, RackNotFound, WaitedTooLong
 from rackctl.interrupts import raise_if_interrupted
 from rackctl.launch import Command, Started, await_ready, start
 from rackctl.ports import PortReservations
-from rackctl.processes import ProcessIdentity, ProcessState, send, wait_gone
+from rackctl.processes import ProcessIdentity, ProcessState, send, session_of, wait_gone
 from rackctl.programs import SERVICES, Layout, make_root_key
 from rackctl.sites import Sites, on_loopback
 from rackctl.sizes import BLOCK_BYTES
+from rackctl.staged_sleds import SledFirmware, equip, make_manager
 from rackctl.state import Node, NodeKind, RackState
 
 Value = TypeVar("Value")
@@ -84,14 +85,22 @@ class Rack:
 
     @classmethod
     def create(
-        cls, directory: Path | None, size: RackSize, *, owner: bool = True, sites: Sites = on_loopback
+        cls,
+        directory: Path | None,
+        size: RackSize,
+        *,
+        owner: bool = True,
+        sites: Sites = on_loopback,
+        firmware: SledFirmware | None = None,
     ) -> "Rack":
         """Start a new rack, or one that was stopped in `directory` again (its size is what it was).
+
+        With `firmware` the sleds of a new rack run from firmware slots, through the stage of a board.
 
         `owner`: its processes end with this one, whatever happens. Without a directory a temporary one is made, which
         goes with the rack. Raises RackExists, NodeFailed and the API's errors; nothing is left running then.
         """
-        made = cls.lay_out(directory, size)
+        made = cls.lay_out(directory, size, firmware)
         rack = cls(made, owner=owner, sites=sites)
         if any(node.state is not ProcessState.GONE for node in rack.state.nodes):
             raise RackExists(f"{made}: a rack runs there: use it, or stop it with `rackctl down --dir {made}`")
@@ -103,17 +112,26 @@ class Rack:
         return rack
 
     @staticmethod
-    def lay_out(directory: Path | None, size: RackSize) -> Path:
+    def lay_out(directory: Path | None, size: RackSize, firmware: SledFirmware | None = None) -> Path:
         """Make the directory of a rack that is not started yet, unless it is there; returns its path. Raises RackExists
         when something else is there."""
         size.check()
+        if firmware is not None:
+            firmware.check()
         made = Path(tempfile.mkdtemp(prefix=state.temporary_prefix())) if directory is None else directory.absolute()
         made.mkdir(parents=True, exist_ok=True)
         if not state.exists(made):
             if any(made.iterdir()):
                 raise RackExists(f"{made}: is not empty and holds no rack: choose another directory")
             with state.locked(made):
-                state.save(made, _new_state(size, temporary=directory is None))
+                fresh = _new_state(size, temporary=directory is None)
+                if firmware is not None:
+                    make_manager(made)
+                    for node in fresh.of_kind(NodeKind.SLED):
+                        equip(Layout(made).state_dir(node), firmware)
+                state.save(made, fresh)
+        elif firmware is not None:
+            raise RackExists(f"{made}: that rack's sleds have what they run: update it, or choose another directory")
         return made
 
     @classmethod
@@ -124,10 +142,27 @@ class Rack:
         return rack
 
     @classmethod
+    def find(cls, directory: Path | None) -> "Rack":
+        """The rack in that directory, or the only running one in the temporary folder; raises RackNotFound."""
+        if directory is not None:
+            return cls.open(directory)
+        found = state.find_running()
+        if len(found) == 1:
+            return cls.open(found[0])
+        listed = "".join(f"\n    {path}" for path in found)
+        raise RackNotFound(
+            f"several racks run, choose one with --dir:{listed}"
+            if found
+            else "no rack runs: start one with `rackctl up`, or name a rack's directory with --dir"
+        )
+
+    @classmethod
     @contextlib.contextmanager
-    def running(cls, directory: Path | None = None, size: RackSize | None = None) -> "Iterator[Rack]":
+    def running(
+        cls, directory: Path | None = None, size: RackSize | None = None, firmware: SledFirmware | None = None
+    ) -> "Iterator[Rack]":
         """A rack for the length of a `with` block."""
-        rack = cls.create(directory, size or RackSize())
+        rack = cls.create(directory, size or RackSize(), firmware=firmware)
         try:
             yield rack
         finally:
@@ -168,10 +203,10 @@ class Rack:
 
     def kill(self, name: str) -> None:
         """SIGKILL: power is cut. Returns when the process is gone."""
-        self._signal(name, signal.SIGKILL)
-        process = self.node(name).process
-        if process and wait_gone([process], _KILL_TIMEOUT_S):
-            raise WaitedTooLong(f"{name}: pid {process.pid} is still there {_KILL_TIMEOUT_S:g} s after SIGKILL")
+        signalled = self._signal(name, signal.SIGKILL)
+        left = wait_gone(signalled, _KILL_TIMEOUT_S)
+        if left:
+            raise WaitedTooLong(f"{name}: pid {left[0].pid} is still there {_KILL_TIMEOUT_S:g} s after SIGKILL")
         self._reap()
 
     def pause(self, name: str) -> None:
@@ -185,7 +220,7 @@ class Rack:
 
     def terminate(self, name: str) -> None:
         """SIGTERM: it is to end in good order. Returns at once."""
-        self._signal(name, signal.SIGTERM)
+        self._signal(name, signal.SIGTERM, alone=True)
 
     def restart(self, name: str) -> None:
         """Start it again with the same state and ports; one that runs is ended first."""
@@ -357,18 +392,19 @@ class Rack:
 
     def _end(self, nodes: Sequence[Node], *, gently: bool) -> None:
         """End processes: those that run by SIGTERM if `gently`, with SIGKILL for whoever is left."""
+        everything = [one for process in _processes(nodes) for one in session_of(process)]
         if gently:
             # Heads first: they hand over and write out while the others are still there.
             for kinds in ({NodeKind.HEAD}, {NodeKind.SLED, NodeKind.AUTHORITY}):
                 ending = _processes(node for node in nodes if node.kind in kinds)
                 for process in ending:
                     send(process, signal.SIGTERM)
-                    send(process, signal.SIGCONT)
+                    for one in session_of(process):
+                        send(one, signal.SIGCONT)
                 wait_gone(ending, _STOP_TIMEOUT_S)
-        alive = _processes(nodes)
-        for process in alive:
+        for process in everything:
             send(process, signal.SIGKILL)
-        left = wait_gone(alive, _KILL_TIMEOUT_S)
+        left = wait_gone(everything, _KILL_TIMEOUT_S)
         self._reap()
         if left:
             raise WaitedTooLong(f"pids {[process.pid for process in left]} are still there after SIGKILL")
@@ -376,10 +412,15 @@ class Rack:
     def _reap(self) -> None:
         self._children = [child for child in self._children if child.poll() is None]
 
-    def _signal(self, name: str, number: signal.Signals) -> None:
+    def _signal(self, name: str, number: signal.Signals, *, alone: bool = False) -> list[ProcessIdentity]:
+        """Signal a node's program and, unless `alone`, what it has started; returns whom."""
         process = self.node(name).process
         if process is None or not send(process, number):
             raise NodeNotRunning(f"{name}: its process is gone: `rackctl node restart {name}` starts it again")
+        others = [] if alone else [one for one in session_of(process) if one != process]
+        for one in others:
+            send(one, number)
+        return [process, *others]
 
 
 def wait_until(poll: Callable[[], Value | None], what: str, timeout_s: float) -> Value:

@@ -24,7 +24,6 @@ UNPACKED_BYTES_MAX: Final = 1 << 30
 UNPACKED_FILES_MAX: Final = 50_000
 TERMINATE_SECONDS_MAX: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
-_SOCKET: Final = "notify"
 _FOLDER: Final = "application"
 
 
@@ -94,11 +93,11 @@ class PythonLauncher:
         """A `Launcher`'s."""
         folder = self.run / _FOLDER
         unpack(image.payload(PAYLOAD), folder)
-        with receiving(self.run / _SOCKET) as notices:
+        with receiving() as (address, notices):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", str(folder), *self.arguments,
                 env=os.environ | {
-                    SOCKET_VARIABLE: str(self.run / _SOCKET), INTERVAL_VARIABLE: str(int(self.interval_s * 1_000_000))
+                    SOCKET_VARIABLE: address, INTERVAL_VARIABLE: str(int(self.interval_s * 1_000_000))
                 },
                 preexec_fn=_leash(),
             )  # fmt: skip

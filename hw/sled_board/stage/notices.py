@@ -6,10 +6,12 @@ people.
 
 import asyncio
 import contextlib
+import os
+import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from struct import Struct
 from typing import Final
 
 SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
@@ -17,6 +19,7 @@ INTERVAL_VARIABLE: Final = "WATCHDOG_USEC"
 NOTICE_BYTES_MAX: Final = 4096
 NOTICES_MAX: Final = 64
 """Not yet looked at; what comes on top is lost, as a datagram may be."""
+_CREDENTIALS: Final = Struct("=3i")  # struct ucred: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +40,36 @@ class Notice:
 
 
 @contextlib.contextmanager
-def receiving(path: Path) -> Iterator["asyncio.Queue[Notice]"]:
-    """What arrives at a socket of that name, until the block ends; raises OSError."""
-    path.unlink(missing_ok=True)
+def receiving() -> Iterator["tuple[str, asyncio.Queue[Notice]]"]:
+    """A value for `SOCKET_VARIABLE`, and what arrives there until the block ends; raises OSError.
+
+    The address is an abstract one (unix(7)): nothing is left of it, however the stage ends. Anybody may send to such an
+    address, so what comes from another user is dropped.
+    """
+    name = f"palisade-stage-{os.getpid()}-{secrets.token_hex(8)}"
     notices: asyncio.Queue[Notice] = asyncio.Queue(NOTICES_MAX)
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as receiver:
-        receiver.bind(str(path))
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        receiver.bind("\0" + name)
 
         def take() -> None:
             with contextlib.suppress(BlockingIOError):
-                data = receiver.recv(NOTICE_BYTES_MAX)
-                with contextlib.suppress(asyncio.QueueFull):
-                    notices.put_nowait(Notice.parse(data))
+                data, ancillary, _, _ = receiver.recvmsg(NOTICE_BYTES_MAX, socket.CMSG_SPACE(_CREDENTIALS.size))
+                if _is_ours(ancillary):
+                    with contextlib.suppress(asyncio.QueueFull):
+                        notices.put_nowait(Notice.parse(data))
 
         loop.add_reader(receiver, take)
         try:
-            yield notices
+            yield f"@{name}", notices
         finally:
             loop.remove_reader(receiver)
-            path.unlink(missing_ok=True)
+
+
+def _is_ours(ancillary: list[tuple[int, int, bytes]]) -> bool:
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            _, user, _ = _CREDENTIALS.unpack_from(data)
+            return bool(user == os.getuid())
+    return False

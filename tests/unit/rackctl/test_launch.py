@@ -1,5 +1,6 @@
 """A program is ready when it says where it listens, and its failure comes with the end of its log."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from rackctl.errors import NodeFailed
 from rackctl.launch import Command, Started, await_ready, start
+from rackctl.processes import send, session_of
 
 READY = """
 import json, os, sys
@@ -39,6 +41,14 @@ def command(tmp_path: Path, program: str) -> Command:
 def test_a_program_is_ready_with_its_endpoints(tmp_path: Path, started: list[Started]) -> None:
     started.append(start(command(tmp_path, READY), leashed=True))
     assert await_ready(started)["node-0"]["nbd"] == ["127.0.0.1", 7]
+
+
+def test_a_program_may_start_the_one_that_listens(tmp_path: Path, started: list[Started]) -> None:
+    starts_it = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {READY!r}, sys.argv[1]])"
+    started.append(start(command(tmp_path, starts_it), leashed=True))
+    assert await_ready(started)["node-0"]["nbd"] == ["127.0.0.1", 7]
+    for process in session_of(started[0].process):
+        send(process, signal.SIGKILL)
 
 
 def test_endpoints_of_a_former_run_do_not_count(tmp_path: Path, started: list[Started]) -> None:

@@ -15,6 +15,7 @@ from rackctl.processes import (
     identify,
     resident_bytes,
     send,
+    session_of,
     state_of,
     wait_gone,
 )
@@ -47,6 +48,23 @@ def test_a_stopped_process_is_paused_until_it_is_continued(child: "subprocess.Po
     assert send(process, signal.SIGCONT)
     os.waitid(os.P_PID, child.pid, os.WCONTINUED)
     assert state_of(process) is ProcessState.RUNNING
+
+
+def test_what_a_process_has_started_is_of_its_session_and_stays_so_without_it() -> None:
+    starts_another = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()']); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", starts_another], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        assert leader.stdout is not None
+        leader.stdout.readline()
+        process = identity(leader)
+        first, other = session_of(process)
+        assert first == process
+        leader.kill()
+        leader.wait()
+        assert session_of(process) == [other]
+        assert send(other, signal.SIGKILL)
+        assert wait_gone([other], timeout_s=10) == []
 
 
 def test_a_killed_process_is_gone_before_its_parent_has_reaped_it(child: "subprocess.Popen[bytes]") -> None:

@@ -18,6 +18,7 @@ from rackctl.files import read_file, write_file
 from rackctl.firmware.building import add_build
 from rackctl.firmware.description import image_facts, image_rows
 from rackctl.firmware.flash import add_flash
+from rackctl.firmware.rollout import add_rollout
 from rackctl.keys import add_root
 from rackctl.options import add_option, add_switch, counter
 from rackctl.signers import read_public
@@ -47,8 +48,10 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where it goes")
     extract.set_defaults(command=_extract)
     add_flash(actions.add_parser("flash", help="write an image onto a board over its serial console"), defaults)
+    rollout = actions.add_parser("rollout", help="update the sleds of a rack one after the other, and watch over it")
+    add_rollout(rollout, defaults)
     for action in actions.choices.values():
-        action.epilog = STATUSES
+        action.epilog = action.epilog or STATUSES
         action.add_argument("image", type=Path, metavar="IMAGE", help="the image, a file")
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 

@@ -1,9 +1,10 @@
 """What an application says of itself arrives, whatever else is in its datagrams, and a flood of it costs nothing."""
 
 import asyncio
+import os
 import socket
-from pathlib import Path
 
+import pytest
 from sled_board.stage.notices import NOTICES_MAX, Notice, receiving
 
 
@@ -15,18 +16,31 @@ def test_lines_are_understood_one_by_one() -> None:
     assert Notice.parse(b"") == Notice()
 
 
-def test_datagrams_arrive_in_order_and_too_many_are_dropped(tmp_path: Path) -> None:
+def test_datagrams_arrive_in_order_and_too_many_are_dropped() -> None:
     async def run() -> None:
-        path = tmp_path / "notify"
-        path.touch()  # left behind by a former stage
-        with receiving(path) as notices, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        with receiving() as (address, notices), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            there = address.replace("@", "\0")
             for number in range(3):
-                await asyncio.to_thread(sender.sendto, f"STATUS={number}".encode(), str(path))
-            assert [(await notices.get()).status for _ in range(3)] == ["0", "1", "2"]
+                sender.sendto(f"STATUS={number}".encode(), there)
+                assert (await notices.get()).status == str(number)
             for _ in range(2 * NOTICES_MAX):
-                await asyncio.to_thread(sender.sendto, b"WATCHDOG=1", str(path))
+                await asyncio.to_thread(sender.sendto, b"WATCHDOG=1", there)
             while not notices.full():  # noqa: ASYNC110 (the condition is state, no event marks it)
                 await asyncio.sleep(0)
-        assert not path.exists()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_another_user_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        with receiving() as (address, notices), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            there = address.replace("@", "\0")
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getuid", lambda: 4711)
+                sender.sendto(b"READY=1", there)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            sender.sendto(b"WATCHDOG=1", there)
+            assert await notices.get() == Notice(healthy=True)
 
     asyncio.run(asyncio.wait_for(run(), 30))
