@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongPython
 from sled_board.image import Image, Trust, image_bytes, read_image
+from sled_board.image.fit import Buffer
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import Slot, Slots
@@ -103,7 +104,15 @@ class FirmwareStore:
 
         The slot is read where it lies and not held in memory; the image is a view of it.
         """
-        image = read_image(self.region(slot).mapped(self.image_bytes(slot)))
+        return self._checked(self.region(slot).mapped(self.image_bytes(slot)), slots)
+
+    def loaded(self, slot: Slot, slots: Slots) -> Image:
+        """The same, of bytes that were read once into memory: what is checked is what is started, whatever becomes of
+        the slot meanwhile."""
+        return self._checked(self.region(slot).read(0, self.image_bytes(slot)), slots)
+
+    def _checked(self, data: Buffer, slots: Slots) -> Image:
+        image = read_image(data)
         self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
         if image.python not in (None, self.python):
             raise WrongPython(f"it needs a base system with {image.python}; this one has {self.python}")

@@ -131,6 +131,20 @@ class Slots:
                     return slot
         return None
 
+    def has_other(self, slot: Slot) -> bool:
+        """Whether there is another image that may be started: only then is one given up that verifies."""
+        state = self[slot.other].state
+        return state is SlotState.CONFIRMED or (state is SlotState.INACTIVE and self._may_start(slot.other))
+
+    @property
+    def giving_way(self) -> Slot | None:
+        """The slot that the next start takes because the other one is out of attempts: worth a look whether it holds
+        anything, before the other one is given up for it."""
+        slot = self.next
+        if slot is None or self[slot].attempts_left or self[slot].state is SlotState.INACTIVE:
+            return None
+        return slot.other if self.has_other(slot) else None
+
     # --- what happens
 
     def erase(self, slot: Slot) -> "Slots":
@@ -159,12 +173,13 @@ class Slots:
         """A start: the slot to take, with the attempt counted, or None: recovery. Keep the state before going on.
 
         After `watchdog`, which says that the watchdog ended the last start, an image in test is given up at once. One
-        that was confirmed and has failed `ATTEMPTS` times is given up only for another one that may be started; it is
-        tried on where there is none.
+        that has failed `ATTEMPTS` times is given up only for another one that may be started; it is tried on where
+        there is none: drives that are away, or a power supply that flaps, are not the fault of an image.
         """
         slots = self
-        if watchdog and self.active is not None and self[self.active].state is SlotState.TEST:
-            slots = slots.reject(self.active)
+        active = self.active
+        if watchdog and active is not None and self[active].state is SlotState.TEST and self.has_other(active):
+            slots = slots.reject(active)
         slot = slots.next
         if slot is not None and slots[slot].attempts_left == 0:
             slots = slots._out_of_attempts(slot)
@@ -189,6 +204,13 @@ class Slots:
             key_set=self.key_set if key_set is None else key_set,
         )
 
+    def end_in_order(self, slot: Slot) -> "Slots":
+        """What was started from it has ended because it was told to: that is no failed attempt of a confirmed image."""
+        record = self[slot]
+        if record.state is not SlotState.CONFIRMED or record.attempts_left >= ATTEMPTS:
+            return self
+        return self._with(slot, replace(record, attempts_left=record.attempts_left + 1))
+
     def reject(self, slot: Slot) -> "Slots":
         """It is given up: its image does not verify, or what was started from it is beyond hope."""
         return self._with(slot, replace(self[slot], state=self._after(slot, SlotEvent.REJECT), attempts_left=0))
@@ -197,13 +219,11 @@ class Slots:
         return self._with(slot, replace(self[slot], state=self._after(slot, SlotEvent.RETIRE), attempts_left=0))
 
     def _out_of_attempts(self, slot: Slot) -> "Slots":
-        other = self[slot.other]
-        alone = other.state is not SlotState.INACTIVE or not self._may_start(slot.other)
-        if self[slot].state is SlotState.CONFIRMED and alone:
-            return self._with(slot, replace(self[slot], attempts_left=ATTEMPTS))
         if self[slot].state is SlotState.INACTIVE:
             return self
-        return self.reject(slot)
+        if self.has_other(slot):
+            return self.reject(slot)
+        return self._with(slot, replace(self[slot], attempts_left=ATTEMPTS))
 
     def _may_start(self, slot: Slot) -> bool:
         return self[slot].counter >= self.counter_min

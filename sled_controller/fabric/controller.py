@@ -125,6 +125,9 @@ class SledController(StandardController):
         if offset != Property.NSSR or attrib & 7 or firmware is None or not self._sled.manages:
             super().property_set(queue, sqe)
             return
+        if value & 0xFFFF_FFFF == NSSR_RESET and not firmware.settled:
+            queue.complete(cid, Status.COMMAND_INTERRUPTED)  # each such start would be an attempt that failed
+            return
         queue.complete(cid, Status.SUCCESS)
         if value & 0xFFFF_FFFF == NSSR_RESET:
             firmware.restart()

@@ -62,14 +62,18 @@ class FirmwareUpdate:
     """
 
     def __init__(self, store: FirmwareStore, submit: Submit, restart: Callable[[], None]) -> None:
-        """Raises OSError and BoardError when the slot state cannot be read."""
         self._store = store
         self._submit = submit
-        self._slots = store.load()
+        self._slots = Slots()  # and what cannot be read is not settled: nothing is taken then
         self._download: _Download | None = None
         self.restart = restart
 
     # --- what is shown
+
+    @property
+    def settled(self) -> bool:
+        """Whether what runs was found healthy, so that a restart is no failed attempt."""
+        return self._current().settled
 
     @property
     def revision(self) -> str:

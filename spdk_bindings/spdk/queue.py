@@ -134,9 +134,11 @@ class CommandQueue:
                 done(status)
             except Exception as error:
                 self._loop.call_exception_handler({"message": "a drive's completion failed", "exception": error})
-        if self._waiting:
-            self._start_waiting()
-        self._ring()
+        try:
+            if self._waiting:
+                self._start_waiting()
+        finally:
+            self._ring()
 
     def _wait(self, opcode: int, flags: int, lba: int, blocks: int, data: Buffer | None, done: Done) -> int:
         if self._closed:
@@ -148,9 +150,11 @@ class CommandQueue:
     def _start_waiting(self) -> None:
         """As many as there is room for; whoever still finds none, and those behind it, keep their order."""
         waiting, self._waiting = self._waiting, deque()
-        while waiting and not self._waiting:
-            self.io(*waiting.popleft())
-        self._waiting += waiting
+        try:
+            while waiting and not self._waiting:
+                self.io(*waiting.popleft())
+        finally:
+            self._waiting += waiting
 
     def _enter(
         self, kind: int, tag: int, address: int, length: int, nsid: int, opcode: int, dwords: tuple[int, ...]

@@ -127,8 +127,10 @@ def read_image(data: Buffer) -> Image:
     """
     image_bytes(data)
     inner = fit.unwrap(data)
-    fields = _header(inner)
+    header = bytes(inner[:HEADER_BYTES])
+    fields = _header(header)
     signed_bytes = HEADER_BYTES + fields.tlv_bytes
+    tlvs = bytes(inner[HEADER_BYTES:signed_bytes])
     payloads_at = signed_bytes + SIGNATURE_AREA_BYTES
     if payloads_at > len(inner):
         raise DamagedImage("it ends within the TLV or signature area")
@@ -144,8 +146,8 @@ def read_image(data: Buffer) -> Image:
         architecture=_text(fields.architecture, "the architecture", NAME),
         built_s=fields.built_s,
         payloads=payloads,
-        tlvs=MappingProxyType(decode_area(bytes(inner[HEADER_BYTES:signed_bytes]))),
-        signed=bytes(inner[:signed_bytes]),
+        tlvs=MappingProxyType(decode_area(tlvs)),
+        signed=header + tlvs,
         signatures=signatures,
         key_set=key_set,
         contents=MappingProxyType(_contents(inner[payloads_at:], payloads)),
@@ -154,8 +156,7 @@ def read_image(data: Buffer) -> Image:
     return image
 
 
-def _header(inner: memoryview) -> Any:
-    raw = bytes(inner[:HEADER_BYTES])
+def _header(raw: bytes) -> Any:
     try:
         fields = HEADER.parse(raw)
     except ConstructError:

@@ -92,7 +92,7 @@ class PythonLauncher:
     async def launched(self, image: Image) -> AsyncIterator[Child]:
         """A `Launcher`'s."""
         folder = self.run / _FOLDER
-        unpack(image.payload(PAYLOAD), folder)
+        await asyncio.to_thread(unpack, image.payload(PAYLOAD), folder)
         with receiving() as (address, notices):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", str(folder), *self.arguments,

@@ -7,10 +7,10 @@ one line of `report`, which a board's console shows (docs/firmware-slots.md).
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeVar
 
 from sled_board.errors import ImageError
 from sled_board.stage.application import Child, Launcher
@@ -19,6 +19,7 @@ from sled_board.stage.notices import Notice
 from sled_board.stage.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RESTART_STATUS: Final = 85
 """With which an application ends that asks to be started anew, from the slots as they are now."""
@@ -65,12 +66,16 @@ class Stage:
         reset = self._watchdog.has_reset_the_board
         failures = 0
         while not self._stop.is_set():
+            self._watchdog.pet()
             chosen = self._choice.next(watchdog=reset)
+            self._watchdog.pet()
             reset = False
             if chosen is None:
                 self._say("recovery")
                 return RECOVERY_STATUS
             end = await self._started(chosen)
+            if end in (End.ASKED, End.STOPPED):
+                self._choice.ended_in_order(chosen)
             failures = failures + 1 if end in (End.FAILED, End.UNHEALTHY) else 0
             if failures:
                 await self._pause(min(2.0 ** (failures - 1), PAUSE_SECONDS_MAX))
@@ -80,8 +85,9 @@ class Stage:
         record = self._choice.slots[chosen.slot]
         self._say("starting", chosen, f"state={record.state.value} attempts_left={record.attempts_left}")
         try:
-            async with self._launcher.launched(chosen.image) as child:
-                return await self._watched(chosen, child)
+            async with contextlib.AsyncExitStack() as stack:
+                launched = stack.enter_async_context(self._launcher.launched(chosen.image))
+                return await self._watched(chosen, await self._petting(launched))
         except (ImageError, OSError) as error:
             self._say("not_started", chosen, f"reason={error}")
             return End.FAILED
@@ -95,8 +101,9 @@ class Stage:
                 notice = asyncio.ensure_future(child.notices.get())
                 left_s = health.due_s - asyncio.get_running_loop().time()
                 done, _ = await asyncio.wait(
-                    (ended, stopped, notice), timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED
-                )
+                    (ended, stopped, notice), timeout=max(0.0, min(left_s, self._timing.check_s)),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )  # fmt: skip
                 self._watchdog.pet()
                 if notice in done:
                     health.take(notice.result(), asyncio.get_running_loop().time())
@@ -105,7 +112,7 @@ class Stage:
                 if ended in done:
                     return self._ended(chosen, ended.result())
                 if stopped in done:
-                    await child.end(gently=True)
+                    await self._petting(child.end(gently=True))
                     return End.STOPPED
                 end = self._checked(chosen, health)
                 if end is not None:
@@ -113,6 +120,17 @@ class Stage:
         finally:
             for future in (ended, stopped, notice):
                 future.cancel()
+
+    async def _petting(self, work: Awaitable[T]) -> T:
+        """The result of something that takes its time."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                self._watchdog.pet()
+                await asyncio.wait((task,), timeout=self._timing.check_s)
+        finally:
+            task.cancel()
+        return task.result()
 
     def _ended(self, chosen: Chosen, status: int) -> End:
         if status == RESTART_STATUS:

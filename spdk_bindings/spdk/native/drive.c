@@ -38,6 +38,7 @@ static void futex(_Atomic uint32_t *word, int operation, uint32_t value, const s
 void drive_rest(struct drive *drive, const struct timespec *longest)
 {
     atomic_store(&drive->sleeping, 1);
+    atomic_thread_fence(memory_order_seq_cst);
     if (ring_filled(&drive->command_ring) == 0 && !atomic_load(&drive->stopping)) {
         futex(&drive->sleeping, FUTEX_WAIT_PRIVATE, 1, longest);
     }

@@ -79,6 +79,27 @@ def test_a_confirmed_image_is_given_up_only_for_another_one() -> None:
     assert both[A].state is SlotState.TEST
 
 
+def test_the_last_image_that_verifies_is_never_given_up() -> None:
+    slots = started(filled(in_use(), B), B).confirm(B)
+    for _ in range(10 * ATTEMPTS):
+        slots, slot = slots.start()
+        assert slot is not None
+    slots = started(filled(in_use().reject(A), B), B)
+    for _ in range(3 * ATTEMPTS):
+        slots, slot = slots.start(watchdog=True)
+        assert slot is B
+
+
+def test_what_ended_in_good_order_is_no_failed_attempt_of_a_confirmed_image() -> None:
+    slots = in_use()
+    for _ in range(3 * ATTEMPTS):
+        slots = started(slots, A).end_in_order(A)
+    assert slots == slots.end_in_order(A)
+    assert slots[A].attempts_left == ATTEMPTS
+    tried = started(filled(slots, B), B)
+    assert tried.end_in_order(B) == tried
+
+
 def test_a_confirmed_image_is_not_given_up_for_one_of_an_older_generation() -> None:
     slots = started(filled(in_use(counter=1), B, counter=2), B).confirm(B)
     for _ in range(3 * ATTEMPTS):

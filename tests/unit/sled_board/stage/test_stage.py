@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from kit import firmware
 from kit.staged import NEW, FakeChild, StageBench, crashing, healthy, never_ready, silent
+from sled_board.region import Region
 from sled_board.slots import ATTEMPTS, Slot, Slots, SlotState
+from sled_board.stage.choice import Choice
 from sled_board.stage.stage import RECOVERY_STATUS
 
 A, B = Slot.A, Slot.B
@@ -77,6 +79,110 @@ def test_what_was_confirmed_and_fails_gives_way_to_the_former_image(bench: Stage
     bench.run({"1.5.0": [crashing], "1.4.0": [healthy]}, starts=ATTEMPTS + 1)
     assert bench.launcher.versions == ["1.5.0"] * ATTEMPTS + ["1.4.0"]
     assert (state(bench, A), state(bench, B)) == (SlotState.CONFIRMED, SlotState.BAD)
+
+
+def both_good(bench: StageBench) -> None:
+    """Slot B runs the new image, slot A keeps the former one."""
+    bench.board.install(B, NEW)
+    bench.board.store.change(lambda slots: slots.start()[0].confirm(B))
+
+
+def test_drives_that_are_away_never_lead_to_recovery(bench: StageBench) -> None:
+    both_good(bench)
+    assert bench.run({"1.5.0": [silent], "1.4.0": [silent]}, starts=12) is None
+    assert bench.launcher.versions[:3] == ["1.5.0"] * ATTEMPTS
+    bench.run({"1.4.0": [healthy]})
+    assert bench.board.slots.settled
+
+
+def test_power_cycles_never_lead_to_recovery(bench: StageBench) -> None:
+    both_good(bench)
+    for _ in range(10 * ATTEMPTS):
+        bench.board.store.change(lambda slots: slots.start()[0])
+    assert bench.board.slots.next is not None
+
+
+def test_being_stopped_costs_a_confirmed_image_nothing(bench: StageBench) -> None:
+    both_good(bench)
+    for _ in range(3 * ATTEMPTS):
+        assert bench.run({"1.5.0": [starting]}) is None
+    assert bench.board.slots[B].attempts_left == ATTEMPTS
+
+
+def test_a_confirmed_image_does_not_give_way_to_one_that_does_not_verify(bench: StageBench) -> None:
+    both_good(bench)
+    bench.board.store.region(A).write(500, b"rot")
+    bench.run({"1.5.0": [crashing, crashing, crashing, healthy]}, starts=ATTEMPTS + 1)
+    assert bench.launcher.versions == ["1.5.0"] * (ATTEMPTS + 1)
+    assert (state(bench, A), state(bench, B)) == (SlotState.BAD, SlotState.CONFIRMED)
+
+
+def test_what_was_verified_is_what_is_started(bench: StageBench) -> None:
+    chosen = Choice(bench.board.store).next(watchdog=False)
+    assert chosen is not None
+    bench.board.write(A, b"\xff" * len(firmware.signed()))
+    assert bytes(chosen.image.payload("application")) == firmware.APPLICATION
+
+
+def test_a_state_that_cannot_be_read_once_is_read_again(bench: StageBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = bench.board.slots
+    fail_reads(bench, monkeypatch, 1)
+    Choice(bench.board.store).next(watchdog=False)
+    assert bench.board.slots == before.start()[0]
+
+
+def test_nothing_is_written_over_a_state_that_cannot_be_read(
+    bench: StageBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_good(bench)
+    kept = (bench.board.path.parent / "state").read_bytes()
+    with monkeypatch.context() as patch:
+        fail_reads(bench, patch, 10_000)
+        choice = Choice(bench.board.store)
+        chosen = choice.next(watchdog=False)
+        assert chosen is not None
+        choice.healthy(chosen)
+        assert (bench.board.path.parent / "state").read_bytes() == kept
+    assert choice.slots == bench.board.slots
+
+
+def fail_reads(bench: StageBench, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The state's next reads fail."""
+    left = [None] * times
+    read = Region.read
+
+    def failing(self: Region, offset: int, length: int) -> bytes:
+        if self.path.name == "state" and left:
+            left.pop()
+            raise OSError(5, "Input/output error")
+        return read(self, offset, length)
+
+    monkeypatch.setattr(Region, "read", failing)
+
+
+def test_an_image_of_keys_that_were_taken_out_says_nothing_of_generations(bench: StageBench) -> None:
+    newer = firmware.key_set(2, 2, (firmware.SECOND, firmware.THIRD))
+    good = firmware.signed(
+        firmware.recipe(version="1.5.0"), keys=(firmware.SECOND, firmware.THIRD), under=newer
+    )  # fmt: skip
+    bench.board.write(B, good)
+    bench.board.write(A, firmware.signed(firmware.recipe(counter=0xFFFF_FFFF)))
+    (bench.board.path.parent / "state").write_bytes(b"rotten" * 1400)
+    bench.run({"1.5.0": [healthy]})
+    assert bench.launcher.versions == ["1.5.0"]
+    assert bench.board.slots.counter_min == firmware.COUNTER
+
+
+def test_a_first_state_that_a_power_loss_cut_off_is_made_from_the_images(bench: StageBench) -> None:
+    path = bench.board.path.parent / "state"
+    path.write_bytes(bytes(path.stat().st_size // 2) + b"rotten" * 600)
+    bench.run({"1.4.0": [healthy]})
+    assert bench.board.slots.settled
+
+
+def test_the_watchdog_is_petted_while_a_firmware_starts(bench: StageBench) -> None:
+    bench.run({"1.4.0": [never_ready]}, seconds=1.0)
+    assert bench.watchdog.petted >= 4
 
 
 def test_a_watchdog_reset_rolls_a_new_image_back(bench: StageBench) -> None:

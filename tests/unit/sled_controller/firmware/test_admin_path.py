@@ -267,3 +267,10 @@ def test_a_manager_resets_the_subsystem(rig: ManagedRig) -> None:
     assert rig.restarts == 0
     assert wire.ask(property_set(Property.NSSR, NSSR_RESET)).status == 0
     assert rig.restarts == 1
+
+
+def test_a_sled_that_was_not_found_healthy_yet_is_not_reset(rig: ManagedRig) -> None:
+    rig.board.store.change(lambda slots: slots.start()[0])
+    wire = rig.manager()
+    assert wire.ask(property_set(Property.NSSR, NSSR_RESET)).status == Status.COMMAND_INTERRUPTED
+    assert rig.restarts == 0

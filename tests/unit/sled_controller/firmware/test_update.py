@@ -260,3 +260,11 @@ def test_pieces_are_answered_when_they_are_written(bench: Bench) -> None:
         done(None)
     assert ended == [Status.SUCCESS]
     assert bench.commit(2, REPLACE) is Status.SUCCESS
+
+
+def test_a_sled_whose_slot_state_cannot_be_read_serves_and_takes_no_firmware(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    (tmp_path / "state").write_bytes(b"rotten" * 1400)
+    bench.update = FirmwareUpdate(bench.board.store, bench.submit, bench.restart)
+    assert (bench.update.revision, bench.update.active_slots, bench.update.settled) == ("", 0, False)
+    assert bench.piece(0, NEW[:PIECE]) is not Status.SUCCESS
