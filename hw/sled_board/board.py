@@ -215,7 +215,7 @@ def parse_board(text: str, source: str) -> Board:
     try:
         values: dict[str, Any] = tomllib.loads(text)
         return Board.model_validate(values)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BoardInvalid(f"{source}: is not TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]

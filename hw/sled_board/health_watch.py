@@ -10,6 +10,7 @@ from sled_board.uboot.dialogue import Dialogue, shown
 
 STAGE: Final = re.compile(r"stage: event=(\w+)((?: \w+=[!-~]+)*)")
 LINE_BYTES_MAX: Final = 4096
+_SLOTS: Final = tuple(slot.value for slot in Slot)
 
 
 class HealthWatch(Dialogue):
@@ -59,7 +60,7 @@ class HealthWatch(Dialogue):
 
     def _judge(self, event: str, fields: dict[str, str], line: str) -> None:
         ours = fields.get("image") == self._image_id
-        if event == "healthy" and ours:
+        if event == "healthy" and ours and fields.get("slot") in _SLOTS:
             self.slot = Slot(fields["slot"])
             self.done = True
         elif event == "recovery":

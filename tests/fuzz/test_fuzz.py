@@ -5,11 +5,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz import files, round_trips, targets
+from fuzz import consoles, files, round_trips, targets
 from fuzz.fuzzer import Crash, Fuzzer, Target
 from kit.sources import ROOT
 
-TARGETS = (*targets.TARGETS, *files.TARGETS, *round_trips.TARGETS)
+TARGETS = (*targets.TARGETS, *files.TARGETS, *round_trips.TARGETS, *consoles.TARGETS)
 CORPUS = Path(__file__).parent / "corpus"
 
 

@@ -381,3 +381,9 @@ def test_a_looped_line_is_recognised() -> None:
     line.damage_out = lambda data: bytes(sent)
     with pytest.raises(BoardSilent, match="only what was sent came back"):
         flashed(line)
+
+
+def test_a_line_of_the_stage_that_the_console_damaged_is_passed_over() -> None:
+    said = stage("starting", NEW) + stage("healthy", NEW).replace("slot=b", "slot=j") + stage("healthy", NEW)
+    events = flashed(FakeLine(in_use(says_after_reset=said)), choices=Choices(after=After.WAIT))
+    assert events[-1] == Confirmed(Slot.B)
