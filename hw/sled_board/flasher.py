@@ -54,8 +54,8 @@ class After(StrEnum):
 class Choices:
     """What the caller may choose. `rate`: the rate to transfer at, None for the fastest that the board names.
 
-    `patience_s` is for the prompt, `health_s` for the report of health. `force` starts anew where the slot state is
-    lost; nothing else that is refused can be forced.
+    `patience_s` is for the prompt, None for `PATIENCE_S` more than the board takes to start; `health_s` is for the
+    report of health. `force` begins anew where the slot state is lost; nothing else that is refused can be forced.
     """
 
     before: Before = Before.PROMPT
@@ -64,7 +64,7 @@ class Choices:
     skip_flashed: bool = False
     force: bool = False
     dry_run: bool = False
-    patience_s: float = PATIENCE_S
+    patience_s: float | None = None
     health_s: float = HEALTH_S
 
 
@@ -118,10 +118,11 @@ async def flash(line: Line, board: Board, data: bytes, trust: Trust, choices: Ch
 async def _connect(
     console: BoardConsole, line: Line, board: Board, image: Image, choices: Choices
 ) -> AsyncIterator[Event]:
-    await console.reach_prompt(probing=choices.before is not Before.WAIT, patience_s=choices.patience_s)
+    patience_s = choices.patience_s or board.uboot.boot_s + PATIENCE_S
+    await console.reach_prompt(probing=choices.before is not Before.WAIT, patience_s=patience_s)
     if choices.before is Before.RESET:
         await console.restart()
-        await console.reach_prompt(probing=False, patience_s=max(choices.patience_s, board.uboot.boot_s))
+        await console.reach_prompt(probing=False, patience_s=patience_s)
     if not await console.is_compatible():
         raise FlashRefused(f"this is no {board.title}: its device tree does not name {board.uboot.compatible!r}")
     release = await console.release()

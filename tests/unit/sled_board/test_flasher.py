@@ -361,7 +361,7 @@ def test_a_command_that_fails_is_named_with_what_it_said(command: str) -> None:
         (lambda data: b"", "nothing was received; is the board on"),
         (lambda data: b"\xff\x00\x80\x81" * 3, "that is noise"),
         (lambda data: b"debian login: ", "if another system runs, power-cycle"),
-        (lambda data: b"\r\n=>", "no prompt '=> ' within 60 s"),
+        (lambda data: b"\r\n=>", "no prompt '=> ' within 90 s"),
     ],
 )
 def test_a_line_without_a_prompt_is_said_with_what_was_seen(damage: Callable[[bytes], bytes], told: str) -> None:

@@ -1,13 +1,17 @@
 """Serial ports: what comes through, one flasher at a time, and what is said when a port is not to be had."""
 
 import asyncio
+import contextlib
 import os
 import pty
 import re
 import socket
+import threading
 from types import SimpleNamespace
 
 import pytest
+import serial
+import serial.rfc2217
 from sled_board.board import load_board
 from sled_board.errors import PortLost, PortUnavailable
 from sled_board.serial_port import find_port, list_ports, opened
@@ -38,6 +42,40 @@ def test_a_socket_carries_bytes_both_ways_and_its_end_is_said() -> None:
                     await line.read(10.0)
 
     asyncio.run(work())
+
+
+def test_a_terminal_server_by_rfc_2217_carries_bytes_and_baud_rate() -> None:
+    """pyserial's own server side, before a port that gives back what it is given."""
+    far = serial.serial_for_url("loop://", baudrate=9600, timeout=0.05)
+
+    def serve(server: socket.socket) -> None:
+        peer, _ = server.accept()
+        with peer:
+            writer = SimpleNamespace(write=peer.sendall)
+            manager = serial.rfc2217.PortManager(far, writer)
+            peer.settimeout(0.05)
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    data = peer.recv(1024)
+                    if not data:
+                        return
+                    far.write(b"".join(manager.filter(data)))
+                peer.sendall(b"".join(manager.escape(far.read(far.in_waiting))))
+
+    async def work(url: str) -> None:
+        async with opened(url, CONSOLE) as line:
+            assert far.baudrate == CONSOLE.baud
+            await line.write(bytes(range(256)))
+            assert await read_all(line, 256) == bytes(range(256))
+            await line.set_baud(57600)
+            assert far.baudrate == 57600
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        asyncio.run(work(f"rfc2217://127.0.0.1:{server.getsockname()[1]}"))
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_a_device_is_had_by_one_at_a_time() -> None:

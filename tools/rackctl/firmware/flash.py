@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from sled_board.board import Board, board_names, load_board
 from sled_board.errors import DamagedImage, WrongHardware
-from sled_board.flasher import HEALTH_S, PATIENCE_S, After, Before, Choices, checked_image, flash
+from sled_board.flasher import HEALTH_S, After, Before, Choices, checked_image, flash
 from sled_board.image import IMAGE_BYTES_MAX, Image, Trust, read_image
 from sled_board.image.layout import KEY_SET_BYTES
 from sled_board.serial_port import find_port, opened
@@ -50,7 +50,7 @@ def add_flash(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         ),
         ("--baud", "BAUD", whole_number, None, "RATE", "what the board speaks after power-on; its own without it"),
         ("--rate", "RATE", whole_number, None, "RATE", "baud of the transfer; the fastest of the board without it"),
-        ("--prompt-seconds", "PROMPT_SECONDS", seconds, PATIENCE_S, "S", "how long to wait for the prompt"),
+        ("--prompt-seconds", "PROMPT_SECONDS", seconds, None, "S", "how long to wait for the prompt"),
         ("--health-seconds", "HEALTH_SECONDS", seconds, HEALTH_S, "S", "how long to wait for the report of health"),
     ]
     for flag, variable, kind, default, metavar, text in options:
