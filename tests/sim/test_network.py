@@ -225,3 +225,13 @@ def test_close_sends_what_is_written_first() -> None:
         assert not bed.network.endpoints
 
     Bed().run(scenario)
+
+
+def test_a_server_serves_until_it_is_closed() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.loop.create_server(bed.accept, THERE, 7)
+        assert server.is_serving()
+        server.close()
+        assert not server.is_serving()
+
+    Bed().run(scenario)

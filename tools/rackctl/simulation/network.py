@@ -62,6 +62,9 @@ class SimulatedServer:
     def close(self) -> None:
         self._network.unlisten(self._listener)
 
+    def is_serving(self) -> bool:
+        return self._network.listens(self._listener)
+
     async def wait_closed(self) -> None:
         return
 
@@ -172,9 +175,13 @@ class Network:
         self._listeners[host, port] = listener
         return SimulatedServer(self, listener)
 
+    def listens(self, listener: Listener) -> bool:
+        """Whether that socket is open still."""
+        return self._listeners.get(listener.address) is listener
+
     def unlisten(self, listener: Listener) -> None:
         """Close a listening socket."""
-        if self._listeners.get(listener.address) is listener:
+        if self.listens(listener):
             del self._listeners[listener.address]
 
     async def connect(
