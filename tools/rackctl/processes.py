@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# Position of a field in /proc/PID/stat after the name in parentheses (proc(5): state is 3, ppid 4, starttime 22).
+# Position of a field in /proc/PID/stat after the name in parentheses (proc(5): state is 3, ppid 4, session 6,
+# num_threads 20, starttime 22).
 _STATE: Final = 0
 _PARENT: Final = 1
 _SESSION: Final = 3
+_THREADS: Final = 17
 _STARTED: Final = 19
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 class ProcessState(enum.Enum):
-    """What the kernel says about a process; a zombie is gone."""
+    """What the kernel says about a process; a zombie is gone when none of its threads runs any more."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -45,8 +47,11 @@ def identify(pid: int) -> ProcessIdentity | None:
 def state_of(process: ProcessIdentity) -> ProcessState:
     """Whether `process` itself, not a later owner of its pid, still runs."""
     fields = _stat_fields(process.pid)
-    if not fields or int(fields[_STARTED]) != process.started_ticks or fields[_STATE] in "ZXx":
+    if not fields or int(fields[_STARTED]) != process.started_ticks:
         return ProcessState.GONE
+    if fields[_STATE] in "ZXx":
+        # Where only the first thread has ended, the others hold its files and ports for a moment.
+        return ProcessState.RUNNING if int(fields[_THREADS]) > 1 else ProcessState.GONE
     return ProcessState.PAUSED if fields[_STATE] in "Tt" else ProcessState.RUNNING
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rackctl.processes import (
@@ -74,6 +75,27 @@ def test_a_killed_process_is_gone_before_its_parent_has_reaped_it(child: "subpro
     assert state_of(process) is ProcessState.GONE
     assert child.returncode is None
     assert resident_bytes(process) == 0
+
+
+def test_a_process_whose_first_thread_has_ended_is_not_gone_while_another_runs() -> None:
+    program = """
+import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        process = identify(child.pid)
+        assert process is not None
+        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            os.sched_yield()
+        assert state_of(process) is ProcessState.RUNNING
+        assert wait_gone([process], 0.05) == [process]
+        child.kill()
+        assert wait_gone([process], 5) == []
 
 
 def test_a_later_owner_of_the_pid_is_not_signalled(child: "subprocess.Popen[bytes]") -> None:
