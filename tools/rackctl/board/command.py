@@ -1,4 +1,4 @@
-"""`rackctl board up|provision|join|console|down|base`: the emulated board from a bare one to a sled of a rack."""
+"""`rackctl board up|provision|flash|join|console|down|base`: the emulated board from a bare one to a sled of a rack."""
 
 import argparse
 import ipaddress
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sled_board.board import load_board
+from sled_board.flasher import After, Before
 from sled_board.image import IMAGE_BYTES_MAX
 
 from rackctl import state
@@ -19,6 +20,7 @@ from rackctl.board.terminal import attach
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import read_file
+from rackctl.firmware.flash import add_flash
 from rackctl.firmware.source import Source
 from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option, add_switch, whole_number
@@ -28,7 +30,7 @@ from rackctl.sizes import parse_size
 ABOUT: Final = (
     "A board on this machine: QEMU's arm64 `virt` with Debian's U-Boot, storage for firmware and NVMe drives."
     " `up` makes a bare one and powers it on; `provision` gives a bare one its base system, the root key that it is"
-    " locked to, and a name; `rackctl firmware flash` gives it firmware over its console; `join` makes it a sled of a"
+    " locked to, and a name; `flash` gives it firmware over its console; `join` makes it a sled of a"
     " rack (docs/board.md)."
 )
 CHECKOUT: Final = Path(__file__).parents[3]
@@ -49,6 +51,10 @@ def add_board(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     _add_up(up, defaults)
     make = actions.add_parser("provision", help="write the base system, root key and name onto a bare board")
     _add_provision(make, defaults)
+    flash = actions.add_parser("flash", help="cut its power and flash it over its serial console from power-on")
+    flash.add_argument("image", type=Path, metavar="IMAGE", help="the image, a file")
+    add_flash(flash, defaults)
+    flash.set_defaults(command=_flash, write=flash.get_default("command"), before=Before.WAIT, after=After.WAIT)
     join = actions.add_parser("join", help="make a provisioned board a sled of a running rack")
     add_directory(join, "the rack's directory; the only running temporary rack without it", defaults)
     join.set_defaults(command=_join)
@@ -56,7 +62,7 @@ def add_board(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     console.set_defaults(command=_console)
     down = actions.add_parser("down", help="cut a board's power")
     down.set_defaults(command=_down)
-    for action in (up, make, join, console, down):
+    for action in (up, make, flash, join, console, down):
         add_option(
             action,
             "--board-dir",
@@ -71,7 +77,7 @@ def add_board(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     base.set_defaults(command=_base)
     for action in (make, base):
         _add_sources(action, defaults)
-    for action in (up, make, base):
+    for action in (up, make, flash, base):
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 
 
@@ -160,6 +166,14 @@ def _provision(arguments: argparse.Namespace) -> int:
         machine.keep_identity(identity)
     _print(arguments, {key: identity[key] for key in ("name", "id", "public_key", "nqn")})
     return 0
+
+
+def _flash(arguments: argparse.Namespace) -> int:
+    machine = Machine(arguments.board_dir)
+    machine.power_off()
+    machine.power_on(hold=True)
+    arguments.board, arguments.port = BOARD, machine.console_url
+    return int(arguments.write(arguments))
 
 
 def _join(arguments: argparse.Namespace) -> int:

@@ -14,16 +14,17 @@ from typing import Any, Final
 
 from sled_board.board import Board, load_board
 
+from rackctl import peer_programs
 from rackctl.board.packages import Missing, program
 from rackctl.board.provision import NVME_PORT
 from rackctl.errors import RackError
 from rackctl.files import write_file
 from rackctl.launch import log_tail
+from rackctl.peer_programs import UBOOT_ARM64
 from rackctl.ports import HOST, PortReservations
 from rackctl.processes import ProcessIdentity, ProcessState, identify, send, state_of, wait_gone
 
 BOARD: Final = "qemu-virt-arm64"
-UBOOT: Final = Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")
 DRIVES_MAX: Final = 8
 DRIVE_BYTES_MIN: Final = 16 << 20
 MEMORY_MIB: Final = 1024
@@ -138,8 +139,8 @@ class Machine:
 
     def power_on(self, *, hold: bool = False) -> None:
         """Start it; with `hold` its processor stands still until somebody opens the console. Raises RackError."""
-        if not UBOOT.exists():
-            raise Missing(f"{UBOOT} is not there: apt-get install u-boot-qemu, or make peers")
+        if not UBOOT_ARM64.exists():
+            raise Missing(peer_programs.missing(UBOOT_ARM64.name))
         with self.powered_off(), _listener(*self.console_address) as console:
             with (self.folder / "qemu.log").open("ab") as log:
                 child = subprocess.Popen(
@@ -167,7 +168,7 @@ class Machine:
     def _arguments(self, console: int, *, hold: bool) -> Iterator[str]:
         yield from ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "virt,gic-version=3")
         yield from ("-accel", "tcg,thread=multi", "-cpu", "cortex-a72", "-smp", "2", "-m", str(MEMORY_MIB))
-        yield from ("-bios", str(UBOOT), "-device", "virtio-rng-pci")
+        yield from ("-bios", str(UBOOT_ARM64), "-device", "virtio-rng-pci")
         yield from ("-blockdev", f"driver=file,node-name=storage,filename={self.storage}")
         yield from ("-device", f"virtio-blk-pci,drive=storage,physical_block_size={self.board.storage.erase_bytes}")
         for index, path in enumerate(self._drives()):

@@ -44,7 +44,7 @@ def test_a_folder_without_a_board_is_named(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_console_port_that_somebody_has_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rackctl.board.machine.UBOOT", tmp_path)  # something that is there
+    monkeypatch.setattr("rackctl.board.machine.UBOOT_ARM64", tmp_path)  # something that is there
     machine = Machine.create(tmp_path / "board", 1, 16 * MIB)
     with socket.socket() as other:
         other.bind(machine.console_address)
@@ -54,7 +54,7 @@ def test_a_console_port_that_somebody_has_is_named(tmp_path: Path, monkeypatch: 
 
 
 def test_qemu_that_ends_at_once_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rackctl.board.machine.UBOOT", tmp_path)
+    monkeypatch.setattr("rackctl.board.machine.UBOOT_ARM64", tmp_path)
     program = tmp_path / "qemu"
     program.write_text("#!/bin/sh\necho no such machine >&2\nexit 1\n")
     program.chmod(0o755)
