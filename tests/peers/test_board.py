@@ -22,7 +22,8 @@ SLEDS = 5
 VOLUME_BYTES = 8 << 20
 STRIPES_SECONDS_MAX = 60.0
 
-pytestmark = pytest.mark.timeout(900)
+# One process: the board of one test is as the test before has left it.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("board")]
 
 
 @pytest.fixture(scope="module")
