@@ -33,7 +33,9 @@ USERLAND: Final = (
     "busybox-static", "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1",
     "libssl3", "libexpat1", "zlib1g", "libffi8", "liblzma5", "libbz2-1.0", "libuuid1", "libcrypt1",
 )  # fmt: skip
-MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "softdog")
+MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net")
+WATCHDOG: Final = "softdog"
+"""Loaded by itself: the init script gives it its time."""
 STAGE: Final = "usr/lib/stage"
 """Not where Python looks by itself: firmware that forgets to bring a package must not find one of these."""
 REQUIREMENTS: Final = ("construct", "cryptography")
@@ -80,7 +82,7 @@ def base_system(board: Board, source: Source, cache: Path) -> BaseSystem:
             for package in debian:
                 unpack(package, tree)
             (into / KERNEL_FILE).write_bytes(kernel_file(tree).read_bytes())
-            modules = chosen_modules(tree, MODULES)
+            modules = chosen_modules(tree, (*MODULES, WATCHDOG))
             _place(tree / STAGE, ours)
             with TemporaryDirectory() as wheels:
                 for wheel in fetch(REQUIREMENTS, source.constraints, board.architecture, Path(wheels), None):

@@ -17,6 +17,8 @@ recover() {
 }
 
 for module in $(cat /etc/modules); do modprobe -q "$module"; done
+# An emulated processor that others share takes a minute to check and unpack firmware.
+modprobe -q softdog soft_margin=180
 
 # Drives by serial number: the kernel numbers them as they answer.
 for controller in /sys/class/nvme/*; do
