@@ -1,12 +1,10 @@
 """The application image with the dependencies that it really has: the same twice, for its machine, and it serves."""
 
-import io
 import json
 import platform
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +15,7 @@ from rackctl.cli import main
 from rackctl.firmware.elf import HEADER, MAGIC
 from rackctl.firmware.wheels import PYTHON
 from sled_board.image import Image, read_image
+from sled_board.stage.application import unpack
 
 ELF_MACHINES: Final = {"arm64": 183, "x86_64": 62}
 PAYLOAD_BYTES_MAX: Final = 10 << 20  # at 115200 baud each MiB takes one and a half minutes
@@ -41,8 +40,7 @@ def build(folder: Path, architecture: str) -> Path:
 
 
 def unpacked(image: Image, folder: Path) -> Path:
-    with tarfile.open(fileobj=io.BytesIO(image.payload("application")), mode="r:xz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack(image.payload("application"), folder)
     return folder
 
 

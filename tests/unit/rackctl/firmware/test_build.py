@@ -24,6 +24,7 @@ from rackctl.errors import RackError
 from rackctl.firmware import application, elf, wheels
 from rackctl.firmware.source import PACKAGES
 from sled_board.image import Image, read_image
+from sled_board.stage.application import unpack
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +125,7 @@ def test_options_are_stronger_than_the_checkout() -> None:
 
 
 def test_the_application_starts_wherever_it_is_unpacked(tmp_path: Path) -> None:
-    with archive_of(built()) as archive:
-        archive.extractall(tmp_path / "anywhere", filter="data")
+    unpack(built().payload("application"), tmp_path / "anywhere")
     told = subprocess.run(
         [sys.executable, "-I", "-S", str(tmp_path / "anywhere")], capture_output=True, text=True, check=True
     )
