@@ -108,8 +108,9 @@ def test_a_rollout_under_load_costs_no_client_an_error_and_a_bad_image_is_taken_
 
 
 def test_a_sled_that_is_killed_or_frozen_goes_with_its_stage(rack: Rack) -> None:
+    before = versions(rack)
     rack.pause("sled-4")
     rack.resume("sled-4")
     rack.kill("sled-5")
     rack.restart("sled-5")
-    assert versions(rack) == {"1.1.0"}
+    assert versions(rack) == before
