@@ -414,7 +414,9 @@ class Injector:
         async def remove() -> None:
             tenant = await self._volumes.pop(fault.number)
             begun = sum(self.begun.values())
-            calm = not self._budget.active
+            records = [record for record in self._world.records() if record.volume == tenant.volume]
+            # Heads that follow nobody now are not told, and keep the log on purpose.
+            calm = not self._budget.active and all(map(self._world.redundant, records))
             await self._tenants.remove(tenant)
             tenant.removed_calmly = calm and sum(self.begun.values()) == begun
 
