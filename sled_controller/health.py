@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from sled_board.stage.notices import INTERVAL_VARIABLE, SOCKET_VARIABLE
+
 from sled_controller.attach import CallLater
 
 log = logging.getLogger(__name__)
@@ -23,8 +25,8 @@ class HealthReport:
     """
 
     def __init__(self, environ: Mapping[str, str], call_later: CallLater, check: Callable[[], str]) -> None:
-        name = environ.get("NOTIFY_SOCKET", "")
-        interval_us = environ.get("WATCHDOG_USEC", "")
+        name = environ.get(SOCKET_VARIABLE, "")
+        interval_us = environ.get(INTERVAL_VARIABLE, "")
         self._address = "\0" + name[1:] if name.startswith("@") else name
         self._interval_s = int(interval_us) / 1_000_000 if interval_us.isascii() and interval_us.isdecimal() else 0.0
         self._call_later = call_later

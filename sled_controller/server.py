@@ -12,6 +12,7 @@ import uvloop
 from sled_board.errors import BoardError
 from sled_board.firmware_store import FirmwareStore
 from sled_board.flash_thread import FlashThread
+from sled_board.stage.notices import RESTART_STATUS
 
 from sled_controller import probe
 from sled_controller.attach import CallLater
@@ -32,8 +33,6 @@ from sled_controller.subsystem import Subsystem
 log = logging.getLogger(__name__)
 
 
-RESTART_STATUS: Final = 85
-"""How a sled ends that wants to be started anew, from the slots as they are now (85 is ERESTART)."""
 RESTART_AFTER_S: Final = 0.5
 """From a command that asks for the restart to it: its answer is to reach the host."""
 

@@ -81,7 +81,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
 class PythonLauncher:
     """Runs `python3 -I DIRECTORY ARGUMENTS` below the folder `run`, which is made anew at each start.
 
-    The child is told by `WATCHDOG_USEC` how often it has to say that it is well.
+    The child is told by `INTERVAL_VARIABLE` how often it has to say that it is well.
     """
 
     run: Path

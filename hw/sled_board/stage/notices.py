@@ -1,4 +1,5 @@
-"""How the firmware says that it is well: by the datagrams of sd_notify(3), which it sends under systemd as well.
+"""How the firmware says that it is well: by the datagrams of sd_notify(3), which it sends under systemd as well; and by
+its exit status that it wants to be started anew.
 
 `READY=1` once it serves, then `WATCHDOG=1` again and again while it finds itself healthy, `STATUS=` with words for
 people.
@@ -16,6 +17,8 @@ from typing import Final
 
 SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
 INTERVAL_VARIABLE: Final = "WATCHDOG_USEC"
+RESTART_STATUS: Final = 85
+"""With which the firmware ends that asks to be started anew, from the slots as they are now (85 is ERESTART)."""
 NOTICE_BYTES_MAX: Final = 4096
 NOTICES_MAX: Final = 64
 """Not yet looked at; what comes on top is lost, as a datagram may be."""

@@ -15,14 +15,12 @@ from typing import Final, TypeVar
 from sled_board.errors import ImageError
 from sled_board.stage.application import Child, Launcher
 from sled_board.stage.choice import Choice, Chosen
-from sled_board.stage.notices import Notice
+from sled_board.stage.notices import RESTART_STATUS, Notice
 from sled_board.stage.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RESTART_STATUS: Final = 85
-"""With which an application ends that asks to be started anew, from the slots as they are now."""
 RECOVERY_STATUS: Final = 86
 """With which the stage ends when there is nothing left to start."""
 CHECKS_FAILED_MAX: Final = 3

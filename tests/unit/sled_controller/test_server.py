@@ -15,6 +15,7 @@ import pytest
 from kit import firmware, guarded, host
 from kit.firmware_store import board
 from sled_board.slots import Slot, SlotState
+from sled_board.stage.notices import RESTART_STATUS
 
 from sled_controller.config import PROG, SledSettings
 from sled_controller.environment import Environment, SystemEntropy
@@ -23,7 +24,7 @@ from sled_controller.fabric.dhchap.secret import Secret
 from sled_controller.fabric.dhchap.terms import Terms
 from sled_controller.firmware.host import ManagementHost, managed
 from sled_controller.firmware.update import CommitAction
-from sled_controller.server import RESTART_STATUS, main
+from sled_controller.server import main
 from sled_controller.settings import SettingsError, build_parser, merge
 from sled_controller.state_dir import StateDirectory, StateDirectoryUnusable
 
