@@ -125,12 +125,16 @@ class SledController(StandardController):
         if offset != Property.NSSR or attrib & 7 or firmware is None or not self._sled.manages:
             super().property_set(queue, sqe)
             return
-        if value & 0xFFFF_FFFF == NSSR_RESET and not firmware.settled:
-            queue.complete(cid, Status.COMMAND_INTERRUPTED)  # each such start would be an attempt that failed
+        if value & 0xFFFF_FFFF != NSSR_RESET:
+            queue.complete(cid, Status.SUCCESS)
             return
-        queue.complete(cid, Status.SUCCESS)
-        if value & 0xFFFF_FFFF == NSSR_RESET:
-            firmware.restart()
+
+        def answer(status: Status) -> None:
+            queue.complete(cid, status)
+            queue.poke()
+
+        queue.busy.add(cid)
+        firmware.reset(answer)
 
     def identify_page(self, cns: int, command: Command) -> bytes | Status:
         served = self._sled.subsystem.served

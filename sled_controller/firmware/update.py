@@ -56,7 +56,8 @@ class _Download:
 
 
 class FirmwareUpdate:
-    """One sled's. Storage is touched by `submit`'s thread only; `restart` asks for an orderly restart of the sled.
+    """One sled's. `restart` asks for an orderly restart of the sled. But for the state once at the start, storage is
+    waited for by `submit`'s thread only.
 
     One host at a time downloads; others are told to try again. A host that leaves takes its download along.
     """
@@ -65,15 +66,16 @@ class FirmwareUpdate:
         self._store = store
         self._submit = submit
         self._slots = Slots()  # and what cannot be read is not settled: nothing is taken then
+        self._reading = False
         self._download: _Download | None = None
-        self.restart = restart
+        self._restart = restart
+        self._restarting = False
+        try:
+            self._slots = store.load()
+        except (OSError, BoardError) as error:
+            log.error("event=slot_state_unreadable reason=%s", error)
 
     # --- what is shown
-
-    @property
-    def settled(self) -> bool:
-        """Whether what runs was found healthy, so that a restart is no failed attempt."""
-        return self._current().settled
 
     @property
     def revision(self) -> str:
@@ -105,11 +107,20 @@ class FirmwareUpdate:
         return encode(self._current(), 0)
 
     def _current(self) -> Slots:
-        """The stage confirms what runs some time after its start."""
-        try:
-            self._slots = self._store.load()
-        except (OSError, BoardError) as error:
-            log.error("event=slot_state_unreadable reason=%s", error)
+        """As it was read last. Until it is settled the stage may change it, so that it is read again for whoever asks
+        next; afterwards nobody else changes it."""
+        if not self._slots.settled and not self._reading:
+            self._reading = True
+            found: list[Slots] = []
+
+            def read(error: BaseException | None) -> None:
+                self._reading = False
+                if error is None:
+                    (self._slots,) = found
+                else:
+                    log.error("event=slot_state_unreadable reason=%s", error)
+
+            self._submit(lambda: found.append(self._store.load()), read)
         return self._slots
 
     # --- commands
@@ -125,7 +136,7 @@ class FirmwareUpdate:
             done(Status.INVALID_FIELD)
             return
         download = self._download
-        if download is not None and download.owner is not owner:
+        if self._restarting or (download is not None and download.owner is not owner):
             done(Status.COMMAND_INTERRUPTED)
             return
         if download is None or (offset == 0 and download.ranges.overlaps(0, end)):
@@ -142,13 +153,14 @@ class FirmwareUpdate:
     def commit(self, owner: object, number: int, action: int, done: Done) -> None:
         """Firmware Commit of slot `number` (0: the one that was downloaded to)."""
         download = self._download
-        if download is not None and download.owner is not owner:
+        if self._restarting or (download is not None and download.owner is not owner):
             done(Status.COMMAND_INTERRUPTED)
             return
         if action not in set(CommitAction):
             done(Status.INVALID_FIELD)
             return
         self._download = None
+        self._restarting = action == CommitAction.ACTIVATE_NOW  # what came in between could take its slot away
         outcome: list[Slots] = []
 
         def ended(error: BaseException | None) -> None:
@@ -159,10 +171,22 @@ class FirmwareUpdate:
                 if action in (CommitAction.REPLACE_AND_ACTIVATE, CommitAction.ACTIVATE):
                     status = Status.FIRMWARE_NEEDS_SUBSYSTEM_RESET
             done(status)
-            if status is Status.SUCCESS and action == CommitAction.ACTIVATE_NOW:
-                self.restart()
+            self._restarting = self._restarting and status is Status.SUCCESS
+            if self._restarting:
+                self._restart()
 
         self._submit(lambda: outcome.append(self._commit(download, number, CommitAction(action))), ended)
+
+    def reset(self, done: Done) -> None:
+        """NVM Subsystem Reset: a restart, once what runs was found healthy. Before, each would be a failed attempt."""
+
+        def ended(error: BaseException | None) -> None:
+            done(self._ended(None, error))
+            if error is None:
+                self._restarting = True
+                self._restart()
+
+        self._submit(lambda: _require_settled(self._store.load()), ended)
 
     def forget(self, owner: object) -> None:
         """A host has left, or reset its controller: what it has downloaded is dropped."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from kit import firmware
 from kit.firmware_store import SLOT_BYTES, board
+from sled_board.region import Region
 from sled_board.slots import ATTEMPTS, Slot, SlotState
 
 from sled_controller.firmware.update import CommitAction, FirmwareUpdate
@@ -56,6 +57,12 @@ class Bench:
     def send(self, data: bytes, size: int = PIECE) -> None:
         for offset in range(0, len(data), size):
             assert self.piece(offset, data[offset : offset + size]) is Status.SUCCESS
+
+    def reset(self) -> Status:
+        ended: list[Status] = []
+        self.update.reset(ended.append)
+        (status,) = ended
+        return status
 
     def commit(self, slot: int, action: int, host: object = None) -> Status:
         ended: list[Status] = []
@@ -266,5 +273,45 @@ def test_a_sled_whose_slot_state_cannot_be_read_serves_and_takes_no_firmware(tmp
     bench = Bench(tmp_path)
     (tmp_path / "state").write_bytes(b"rotten" * 1400)
     bench.update = FirmwareUpdate(bench.board.store, bench.submit, bench.restart)
-    assert (bench.update.revision, bench.update.active_slots, bench.update.settled) == ("", 0, False)
+    assert (bench.update.revision, bench.update.active_slots, bench.reset()) == ("", 0, Status.INTERNAL_ERROR)
     assert bench.piece(0, NEW[:PIECE]) is not Status.SUCCESS
+
+
+def test_what_is_shown_of_a_settled_board_is_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr(Region, "read", lambda _, offset, length: reads.append(offset))
+    assert (bench.update.revision, bench.update.active_slots, bench.update.revisions) == ("1.4.0", 1, {1: "1.4.0"})
+    assert bench.update.page
+    assert not reads
+
+
+def test_what_the_stage_confirms_meanwhile_is_shown(bench: Bench) -> None:
+    bench.board.store.change(lambda slots: slots.start()[0])
+    bench.update = FirmwareUpdate(bench.board.store, bench.submit, bench.restart)
+    before = bench.update.page
+    assert bench.reset() is Status.COMMAND_INTERRUPTED
+    bench.board.store.change(lambda slots: slots.confirm(Slot.A))
+    assert bench.update.page != before
+    assert (bench.reset(), bench.restarts) == (Status.SUCCESS, 1)
+
+
+def test_nothing_comes_between_an_activation_and_its_restart(bench: Bench) -> None:
+    bench.send(padded(NEW))
+    bench.held = []
+    ended: list[Status] = []
+    bench.update.commit(bench.host, 0, ACTIVATE_NOW, ended.append)
+    other = object()
+    assert bench.piece(0, NEW[:PIECE], other) is Status.COMMAND_INTERRUPTED
+    assert bench.commit(1, ACTIVATE, other) is Status.COMMAND_INTERRUPTED
+    held, bench.held = bench.held, None
+    for work, done in held:
+        bench.submit(work, done)
+    assert (ended, bench.restarts) == ([Status.SUCCESS], 1)
+    assert bench.piece(0, NEW[:PIECE]) is Status.COMMAND_INTERRUPTED
+    assert bench.board.slots[Slot.B].state is SlotState.TEST
+
+
+def test_an_activation_that_is_refused_holds_nobody_up(bench: Bench) -> None:
+    assert bench.commit(2, ACTIVATE_NOW) is not Status.SUCCESS
+    assert bench.restarts == 0
+    bench.send(padded(NEW))
