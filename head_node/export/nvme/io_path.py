@@ -101,7 +101,6 @@ class ExportIoPath(IoPath):
             return pos
         view, unpack, blocks = buffer.view, _HOT.unpack_from, self._blocks
         busy, entries, ready, held_max = queue.busy, queue.entries, volume.ready, queue.held_bytes_max
-        have_read = self._have_read
         while end - pos >= _HEADER:
             common, plen, opcode, flags, cid, nsid, address, length, kind, slba, cdw12 = unpack(view, pos)
             count = (cdw12 & _COUNT) + 1
@@ -132,10 +131,7 @@ class ExportIoPath(IoPath):
             if opcode == _WRITE:
                 self.write(volume, slba, bytes(view[pos + _HEADER : stop]), cdw12 & commands.FUA != 0, cid, 0)
             else:
-                self.reads += 1
-                self.blocks_read += count
-                self.held_bytes += length
-                volume.read(slba << _SHIFT, length, partial(have_read, turn, cid, length), self.gone, self.host)
+                self.read(volume, slba, count, cid)
             pos = stop
             if self._turn != turn or subsystem.volume is not volume or not queue.live:
                 break
