@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Test processes. Rack tests share one of them (see tests/conftest.py), so two keep two cores busy.
+# Test processes. Tests that build on what one of them has left share one (pytest.mark.xdist_group).
 JOBS ?= 2
 # Further arguments of pytest, for example: make test ARGS='tests/unit -k fence'
 ARGS ?=

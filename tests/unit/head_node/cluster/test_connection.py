@@ -157,6 +157,21 @@ def test_a_peer_that_says_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) ->
     run(work())
 
 
+def test_strangers_that_are_there_when_it_closes_leave_no_timer(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        bench = Bench()
+        address = await bench.listener.start("127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*address)
+        await until(lambda: len(bench.listener._strangers) == 1)
+        await bench.listener.close()
+        await until(lambda: bench.listener.refused_total == 1)
+        assert caplog.text.count("event=links_refused") == 1
+        assert bench.listener._report_timer is None
+        writer.close()
+
+    run(work())
+
+
 def test_the_oldest_stranger_makes_room_for_another_and_a_flood_fills_no_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
