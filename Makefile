@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Test processes. Tests that build on what one of them has left share one (pytest.mark.xdist_group).
+# Test processes: each begins with its share of the modules, in order, and takes over tests of the other's at the end.
 JOBS ?= 2
 # Further arguments of pytest, for example: make test ARGS='tests/unit -k fence'
 ARGS ?=
@@ -38,7 +38,7 @@ demo: $(READY) ## Start a rack, kill and freeze its primary, check every acknowl
 
 .PHONY: test
 test: $(READY) ## Run every test
-	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -q -rs -n $(JOBS) --dist worksteal $(ARGS)
 
 # SEEDS from FIRST on, or one SEED again with its timeline; ARGS=--shrink leaves faults out while it fails.
 SEEDS ?= 200

@@ -22,8 +22,7 @@ SLEDS = 5
 VOLUME_BYTES = 8 << 20
 STRIPES_SECONDS_MAX = 60.0
 
-# One process: the board of one test is as the test before has left it.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("board")]
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,6 @@ def test_a_volumes_stripes_land_on_the_board(machine: Machine, rack: Rack, tmp_p
 
 
 def test_firmware_that_does_not_start_is_rolled_back(machine: Machine) -> None:
-    """After the one above, which has confirmed what is in slot A."""
     bad = firmware.signed(firmware.recipe(version="9.9.9", payloads={"application": packed("raise SystemExit(3)")}))
     put_to_the_test(machine, bad)
     with PoweredOn(machine) as board:
@@ -138,14 +136,15 @@ def starts(data: bytes) -> set[bytes]:
 
 
 def put_to_the_test(machine: Machine, data: bytes, known_as: bytes | None = None) -> None:
-    """Write an image into slot B of a board that is off, as a flasher does."""
+    """Write an image into slot B of a board that is off, as a flasher does; what is in slot A is in use by then."""
     image = read_image(known_as or data)
     place, (first, second) = machine.board.place(Slot.B), machine.board.storage.state.offsets
     Region(machine.storage, place.offset, place.size).write(0, data)
     store = SlotStore(Region(machine.storage, 0, machine.board.storage.size), (first, second))
     store.change(
         lambda slots: (
-            slots.erase(Slot.B)
+            slots.confirm(Slot.A)
+            .erase(Slot.B)
             .store(Slot.B, image_id=image.id, version=image.version, counter=image.counter)
             .activate(Slot.B)
         )
