@@ -4,10 +4,12 @@ The stage and the sled controller open the same one, by a TOML file that whoever
 (docs/firmware-slots.md).
 """
 
+import json
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,9 +38,14 @@ class FirmwareStore:
     python: str
     root_public: bytes
     locked: bool
-    state: SlotStore
+    state_area: Region
     slot_a: Region
     slot_b: Region
+    state: SlotStore = field(init=False)
+    """Two copies, at the start and in the middle of their area."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", SlotStore(self.state_area, (0, self.state_area.size // 2)))
 
     @classmethod
     def open(cls, path: Path) -> "FirmwareStore":
@@ -57,18 +64,31 @@ class FirmwareStore:
         if len(root) != PUBLIC_BYTES:
             raise FirmwareStoreUnusable(f"{path}: root_public_key: is not 64 hexadecimal digits")
         state = described.region("state")
-        copies = (0, state.size // 2)
-        if copies[1] < COPY_BYTES:
+        if state.size // 2 < COPY_BYTES:
             raise FirmwareStoreUnusable(f"{path}: state: size: two copies need {2 * COPY_BYTES} bytes at least")
+        regions = {"state": state, "slot_a": described.region("slot_a"), "slot_b": described.region("slot_b")}
+        for (one, first), (other, second) in combinations(regions.items(), 2):
+            if first.overlaps(second):
+                raise FirmwareStoreUnusable(f"{path}: {other}: overlaps {one}")
         return cls(
             described.value("hardware", str),
             described.value("python", str, THIS_PYTHON),
             root,
             described.value("locked", bool),
-            SlotStore(state, copies),
-            described.region("slot_a"),
-            described.region("slot_b"),
+            *regions.values(),
         )
+
+    def described(self, path: Callable[[Path], str]) -> str:
+        """The TOML that `open` reads; `path` gives the name by which the reader finds the file of a region."""
+        values: dict[str, str | bool] = {
+            "hardware": self.hardware, "python": self.python, "root_public_key": self.root_public.hex(),
+            "locked": self.locked,
+        }  # fmt: skip
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # TOML has JSON's texts
+        for key, region in (("state", self.state_area), ("slot_a", self.slot_a), ("slot_b", self.slot_b)):
+            place = f"path = {json.dumps(path(region.path))}, offset = {region.offset}, size = {region.size}"
+            lines.append(f"{key} = {{ {place} }}")
+        return "\n".join(lines) + "\n"
 
     @property
     def slot_bytes(self) -> int:
@@ -110,6 +130,16 @@ class FirmwareStore:
         """The same, of bytes that were read once into memory: what is checked is what is started, whatever becomes of
         the slot meanwhile."""
         return self._checked(self.region(slot).read(0, self.image_bytes(slot)), slots)
+
+    def installed(self, slot: Slot, data: Buffer, slots: Slots) -> Slots:
+        """`slots`, in which the slot is empty, with this image in it and to be started next; it is for the caller to
+        keep them. Raises ImageError, with nothing lost but what was in the slot."""
+        if len(data) > self.region(slot).size:
+            raise DamagedImage(f"it has {len(data)} bytes, the slot {self.region(slot).size}")
+        self.region(slot).write(0, data)
+        image = self.verified(slot, slots)
+        stored = slots.store(slot, image_id=image.id, version=image.version, counter=image.counter)
+        return stored.activate(slot)
 
     def _checked(self, data: Buffer, slots: Slots) -> Image:
         image = read_image(data)

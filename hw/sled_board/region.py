@@ -22,6 +22,14 @@ class Region:
         self.offset = offset
         self.size = size
 
+    def overlaps(self, other: "Region") -> bool:
+        """Whether a byte of it is also one of the other, as far as their paths tell."""
+        return (
+            self.path == other.path
+            and self.offset < other.offset + other.size
+            and other.offset < self.offset + self.size
+        )
+
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes; zeros where the file ends before."""
         self._check(offset, length)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kit import firmware
 from sled_board.firmware_store import FirmwareStore
+from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES
 from sled_board.slots import Slot, Slots
 
@@ -29,14 +30,7 @@ class Board:
     def install(self, slot: Slot, data: bytes) -> None:
         """Put an image into a slot, to be started next."""
         self.store.change(lambda slots: slots.erase(slot))
-        self.write(slot, data)
-        slots = self.slots
-        image = self.store.verified(slot, slots)
-        self.store.change(
-            lambda slots: slots.store(
-                slot, image_id=image.id, version=image.version, counter=image.counter
-            ).activate(slot)
-        )  # fmt: skip
+        self.store.change(lambda slots: self.store.installed(slot, data, slots))
 
     def use(self, data: bytes) -> None:
         """Slot A runs this image, and it was found healthy."""
@@ -46,21 +40,12 @@ class Board:
 
 def board(folder: Path, *, locked: bool = True, slot_bytes: int = SLOT_BYTES) -> Board:
     """An empty store in `folder`."""
-    for name, size in (("state", 2 * COPY_BYTES), ("slot-a", slot_bytes), ("slot-b", slot_bytes)):
-        with (folder / name).open("wb") as file:
-            file.truncate(size)
+    sizes = {"state": 2 * COPY_BYTES, "slot-a": slot_bytes, "slot-b": slot_bytes}
+    regions = [Region(folder / name, 0, size) for name, size in sizes.items()]
+    for region in regions:
+        with region.path.open("wb") as file:
+            file.truncate(region.size)
     path = folder / "firmware.toml"
-    path.write_text(described(locked=locked, slot_bytes=slot_bytes), encoding="utf-8")
+    store = FirmwareStore(firmware.HARDWARE, "cp311", firmware.ROOT.public, locked, *regions)
+    path.write_text(store.described(lambda file: file.name), encoding="utf-8")
     return Board(path, FirmwareStore.open(path))
-
-
-def described(*, locked: bool = True, slot_bytes: int = SLOT_BYTES) -> str:
-    """The TOML of such a store."""
-    return f"""hardware = "{firmware.HARDWARE}"
-python = "cp311"
-root_public_key = "{firmware.ROOT.public.hex()}"
-locked = {str(locked).lower()}
-state = {{ path = "state", offset = 0, size = {2 * COPY_BYTES} }}
-slot_a = {{ path = "slot-a", offset = 0, size = {slot_bytes} }}
-slot_b = {{ path = "slot-b", offset = 0, size = {slot_bytes} }}
-"""

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from sled_board.errors import ImageError
-from sled_board.firmware_store import FirmwareStore
+from sled_board.firmware_store import THIS_PYTHON, FirmwareStore
 from sled_board.image import read_image
+from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES
 from sled_board.slots import Slot
 
@@ -77,20 +78,13 @@ def equip(state_dir: Path, firmware: SledFirmware) -> None:
     path = store_of(state_dir)
     path.parent.mkdir(parents=True)
     sizes = {"state": 2 * COPY_BYTES, "slot_a": SLOT_BYTES, "slot_b": SLOT_BYTES}
-    lines = [f'hardware = "{HARDWARE}"', f'root_public_key = "{firmware.root_public.hex()}"', "locked = false"]
-    for name, size in sizes.items():
-        with (path.parent / name).open("xb") as file:
-            file.truncate(size)
-        lines.append(f'{name} = {{ path = "{name}", offset = 0, size = {size} }}')
-    create_file(path, ("\n".join(lines) + "\n").encode())
-    store = FirmwareStore.open(path)
-    store.region(Slot.A).write(0, firmware.image)
-    image = store.verified(Slot.A, store.load())
-    store.change(
-        lambda slots: slots.store(
-            Slot.A, image_id=image.id, version=image.version, counter=image.counter
-        ).activate(Slot.A)
-    )  # fmt: skip
+    regions = [Region(path.parent / name, 0, size) for name, size in sizes.items()]
+    for region in regions:
+        with region.path.open("xb") as file:
+            file.truncate(region.size)
+    store = FirmwareStore(HARDWARE, THIS_PYTHON, firmware.root_public, False, *regions)
+    store.change(lambda slots: store.installed(Slot.A, firmware.image, slots))
+    create_file(path, store.described(lambda file: file.name).encode())
 
 
 def stage_arguments(state_dir: Path) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from kit import firmware
-from kit.firmware_store import SLOT_BYTES, Board, board, described
+from kit.firmware_store import SLOT_BYTES, Board, board
 from sled_board.errors import (
     DamagedImage,
     DevelopmentKey,
@@ -88,8 +88,8 @@ def test_development_keys_count_until_the_board_is_locked(tmp_path: Path) -> Non
 
 
 def test_a_store_that_names_no_python_is_for_the_one_that_opens_it(tmp_path: Path) -> None:
-    path = tmp_path / "firmware.toml"
-    path.write_text(described().replace('python = "cp311"', ""))
+    path = board(tmp_path).path
+    path.write_text(path.read_text().replace('python = "cp311"', ""))
     assert FirmwareStore.open(path).python == THIS_PYTHON
 
 
@@ -103,12 +103,13 @@ def test_a_store_that_names_no_python_is_for_the_one_that_opens_it(tmp_path: Pat
         ("size = 8192", "size = 8190", "state: size: two copies need 8192 bytes at least"),
         ('path = "slot-a"', 'way = "slot-a"', "slot_a.path: is missing"),
         ('"slot-b", offset = 0', '"slot-b", offset = -1', "slot_b: offset or size"),
+        ('"slot-b", offset = 0', f'"slot-a", offset = {SLOT_BYTES - 1}', "slot_b: overlaps slot_a"),
         ("hardware", "hardware = ", "is not TOML"),
     ],
 )
 def test_a_wrong_description_says_what_is_wrong(tmp_path: Path, of: str, to: str, said: str) -> None:
-    path = tmp_path / "firmware.toml"
-    text = described()
+    path = board(tmp_path).path
+    text = path.read_text()
     assert of in text
     path.write_text(text.replace(of, to))
     with pytest.raises(FirmwareStoreUnusable, match=said):

@@ -10,7 +10,6 @@ from typing import Any, Final
 from sled_board.board import Board
 from sled_board.firmware_store import FirmwareStore
 from sled_board.region import Region
-from sled_board.slot_store import SlotStore
 from sled_board.slots import Slot, Slots
 
 from rackctl.board.base import INITRAMFS_FILE, KERNEL_FILE, BaseSystem
@@ -63,35 +62,21 @@ def provision(storage: Path, board: Board, base: BaseSystem, wanted: Provisionin
     if not is_blank(storage):
         raise RackError(f"{storage}: is provisioned, and stays locked to its root key: make a new board instead")
     store = _store(storage, board, wanted)
-    slots = Slots() if wanted.image is None else _first_image(store, wanted.image)
-    own, identity = _own_files(board, wanted)
+    slots = Slots() if wanted.image is None else store.installed(Slot.A, wanted.image, Slots())
+    own, identity = _own_files(store.described(lambda _: board.storage.linux), wanted)
     store.state.renew(slots)
     write_partitions(storage, layout(board, _base_files(base), own))
     return identity
 
 
 def _store(storage: Path, board: Board, wanted: Provisioning) -> FirmwareStore:
-    """The firmware store as the board will see it."""
-    state, slots = _state_region(board), {slot: board.place(slot) for slot in Slot}
+    first, second = sorted(board.storage.state.offsets)
+    places = [board.place(slot) for slot in (Slot.A, Slot.B)]
     return FirmwareStore(
         board.name, PYTHON_TAG, wanted.root_public, wanted.locked,
-        SlotStore(Region(storage, *state), (0, state[1] // 2)),
-        *(Region(storage, slots[slot].offset, slots[slot].size) for slot in (Slot.A, Slot.B)),
+        Region(storage, first, 2 * (second - first)),
+        *(Region(storage, place.offset, place.size) for place in places),
     )  # fmt: skip
-
-
-def _state_region(board: Board) -> tuple[int, int]:
-    first, second = sorted(board.storage.state.offsets)
-    return first, 2 * (second - first)
-
-
-def _first_image(store: FirmwareStore, data: bytes) -> Slots:
-    if len(data) > store.slot_bytes:
-        raise RackError(f"the image has {len(data)} bytes, a slot of the board {store.slot_bytes}")
-    store.region(Slot.A).write(0, data)
-    image = store.verified(Slot.A, Slots())
-    stored = Slots().store(Slot.A, image_id=image.id, version=image.version, counter=image.counter)
-    return stored.activate(Slot.A)
 
 
 def _base_files(base: BaseSystem) -> dict[str, Content]:
@@ -109,7 +94,7 @@ LABEL sled
     }
 
 
-def _own_files(board: Board, wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]:
+def _own_files(firmware_toml: str, wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]:
     identity_files, identity = _identity(wanted)
     files = {f"state/{name}": content for name, content in identity_files.items()}
     files["board.sh"] = Content(
@@ -121,7 +106,7 @@ def _own_files(board: Board, wanted: Provisioning) -> tuple[dict[str, Content], 
             }.items()
         ).encode()
     )  # fmt: skip
-    files["firmware.toml"] = Content(_firmware_toml(board, wanted).encode())
+    files["firmware.toml"] = Content(firmware_toml.encode())
     sled: dict[str, str | int | bool] = {
         "state_dir": f"{MOUNTED}/state", "name": wanted.name, "listen_host": "0.0.0.0", "listen_port": NVME_PORT,
         "root_public_key": wanted.rack_root_public.hex(), "format_blank": True,
@@ -144,20 +129,6 @@ def _identity(wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]
             IDENTITY_FILE: Content((state.path / IDENTITY_FILE).read_bytes()),
         }
     return files, json.loads(files[IDENTITY_FILE].data)
-
-
-def _firmware_toml(board: Board, wanted: Provisioning) -> str:
-    lines = [
-        f"hardware = {_toml(board.name)}",
-        f"python = {_toml(PYTHON_TAG)}",
-        f"root_public_key = {_toml(wanted.root_public.hex())}",
-        f"locked = {_toml(wanted.locked)}",
-    ]
-    places = {"state": _state_region(board)}
-    places |= {f"slot_{slot.value}": (board.place(slot).offset, board.place(slot).size) for slot in Slot}
-    for key, (offset, size) in places.items():
-        lines.append(f"{key} = {{ path = {_toml(board.storage.linux)}, offset = {offset}, size = {size} }}")
-    return "\n".join(lines) + "\n"
 
 
 def _toml(value: str | int | bool) -> str:
