@@ -1,12 +1,12 @@
 """Firmware by NVMe's commands: only from a host that has proved to manage the sled, in the capsule or by R2T."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kit import firmware, guarded
 from kit.firmware_store import SLOT_BYTES, Board, board
+from kit.held_work import HeldWork
 from kit.target import Rig, Wire
 from sled_board.slots import Slot, SlotState
 
@@ -49,23 +49,12 @@ class ManagedRig(Rig):
         self.board: Board = board(folder)
         self.board.use(OLD)
         self.restarts = 0
-        self.held: list[tuple[Callable[[], None], Callable[[BaseException | None], None]]] | None = None
-        update = FirmwareUpdate(self.board.store, self.submit, self.restart)
+        self.flash = HeldWork()
+        update = FirmwareUpdate(self.board.store, self.flash.submit, self.restart)
         managers = ManagementHosts({guarded.NAME: guarded.TERMS} if managed else {})
         self.subsystem = Subsystem(
             self.subsystem.identity, self.storage, self.env, self.timers.call_later, firmware=update, managers=managers
         )
-
-    def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        if self.held is not None:
-            self.held.append((work, done))
-            return
-        try:
-            work()
-        except Exception as error:
-            done(error)
-        else:
-            done(None)
 
     def restart(self) -> None:
         self.restarts += 1
@@ -203,18 +192,13 @@ def test_a_piece_whose_digest_is_wrong_may_be_sent_again(rig: ManagedRig) -> Non
 
 def test_pieces_that_are_not_written_yet_hold_the_host_up(rig: ManagedRig) -> None:
     wire = rig.manager()
-    rig.held = []
     size = 256 * 1024
-    limit = rig.subsystem.limits.held_bytes_max
-    for offset in range(0, SLOT_BYTES, size):
-        cid, ttag = ask_r2t(wire, download(offset, size), size)
-        wire.send(*pdu.h2c_data(cid, ttag, 0, (bytes(size),), True, 0))
-    assert wire.queue.io is not None
-    assert wire.queue.io.held_bytes == SLOT_BYTES <= limit
-    held, rig.held = rig.held, None
-    for work, done in held:
-        work()
-        done(None)
+    with rig.flash.held():
+        for offset in range(0, SLOT_BYTES, size):
+            cid, ttag = ask_r2t(wire, download(offset, size), size)
+            wire.send(*pdu.h2c_data(cid, ttag, 0, (bytes(size),), True, 0))
+        assert wire.queue.io is not None
+        assert wire.queue.io.held_bytes == SLOT_BYTES <= rig.subsystem.limits.held_bytes_max
     assert [answer.status for answer in wire.answers()] == [0] * (SLOT_BYTES // size)
     assert wire.queue.io.held_bytes == 0
 

@@ -1,11 +1,11 @@
 """A download goes to the slot that is not in use, in whatever pieces; only a verified image is committed."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kit import firmware
 from kit.firmware_store import SLOT_BYTES, board
+from kit.held_work import HeldWork
 from sled_board.region import Region
 from sled_board.slots import ATTEMPTS, Slot, SlotState
 
@@ -31,19 +31,8 @@ class Bench:
         self.board.use(OLD)
         self.restarts = 0
         self.host = object()
-        self.held: list[tuple[Callable[[], None], Callable[[BaseException | None], None]]] | None = None
-        self.update = FirmwareUpdate(self.board.store, self.submit, self.restart)
-
-    def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        if self.held is not None:
-            self.held.append((work, done))
-            return
-        try:
-            work()
-        except Exception as error:
-            done(error)
-        else:
-            done(None)
+        self.flash = HeldWork()
+        self.update = FirmwareUpdate(self.board.store, self.flash.submit, self.restart)
 
     def restart(self) -> None:
         self.restarts += 1
@@ -257,14 +246,10 @@ def test_a_storage_that_fails_is_said_and_nothing_is_committed(bench: Bench, tmp
 
 
 def test_pieces_are_answered_when_they_are_written(bench: Bench) -> None:
-    bench.held = []
     ended: list[Status] = []
-    bench.update.download(bench.host, 0, padded(NEW), ended.append)
-    assert not ended
-    held, bench.held = bench.held, None
-    for work, done in held:
-        work()
-        done(None)
+    with bench.flash.held():
+        bench.update.download(bench.host, 0, padded(NEW), ended.append)
+        assert not ended
     assert ended == [Status.SUCCESS]
     assert bench.commit(2, REPLACE) is Status.SUCCESS
 
@@ -272,7 +257,7 @@ def test_pieces_are_answered_when_they_are_written(bench: Bench) -> None:
 def test_a_sled_whose_slot_state_cannot_be_read_serves_and_takes_no_firmware(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     (tmp_path / "state").write_bytes(b"rotten" * 1400)
-    bench.update = FirmwareUpdate(bench.board.store, bench.submit, bench.restart)
+    bench.update = FirmwareUpdate(bench.board.store, bench.flash.submit, bench.restart)
     assert (bench.update.revision, bench.update.active_slots, bench.reset()) == ("", 0, Status.INTERNAL_ERROR)
     assert bench.piece(0, NEW[:PIECE]) is not Status.SUCCESS
 
@@ -287,7 +272,7 @@ def test_what_is_shown_of_a_settled_board_is_read_once(bench: Bench, monkeypatch
 
 def test_what_the_stage_confirms_meanwhile_is_shown(bench: Bench) -> None:
     bench.board.store.change(lambda slots: slots.start()[0])
-    bench.update = FirmwareUpdate(bench.board.store, bench.submit, bench.restart)
+    bench.update = FirmwareUpdate(bench.board.store, bench.flash.submit, bench.restart)
     before = bench.update.page
     assert bench.reset() is Status.COMMAND_INTERRUPTED
     bench.board.store.change(lambda slots: slots.confirm(Slot.A))
@@ -297,15 +282,12 @@ def test_what_the_stage_confirms_meanwhile_is_shown(bench: Bench) -> None:
 
 def test_nothing_comes_between_an_activation_and_its_restart(bench: Bench) -> None:
     bench.send(padded(NEW))
-    bench.held = []
     ended: list[Status] = []
-    bench.update.commit(bench.host, 0, ACTIVATE_NOW, ended.append)
-    other = object()
-    assert bench.piece(0, NEW[:PIECE], other) is Status.COMMAND_INTERRUPTED
-    assert bench.commit(1, ACTIVATE, other) is Status.COMMAND_INTERRUPTED
-    held, bench.held = bench.held, None
-    for work, done in held:
-        bench.submit(work, done)
+    with bench.flash.held():
+        bench.update.commit(bench.host, 0, ACTIVATE_NOW, ended.append)
+        other = object()
+        assert bench.piece(0, NEW[:PIECE], other) is Status.COMMAND_INTERRUPTED
+        assert bench.commit(1, ACTIVATE, other) is Status.COMMAND_INTERRUPTED
     assert (ended, bench.restarts) == ([Status.SUCCESS], 1)
     assert bench.piece(0, NEW[:PIECE]) is Status.COMMAND_INTERRUPTED
     assert bench.board.slots[Slot.B].state is SlotState.TEST
