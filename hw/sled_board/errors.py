@@ -99,3 +99,7 @@ class ContentDiffers(BoardError):
 
 class FirmwareUnhealthy(BoardError):
     """The board did not find the new firmware healthy and goes back, or will, to what it ran before."""
+
+
+class CommandNotDone(BoardError):
+    """A command of the sled's console that it does not carry out; nothing was changed. The text says why."""

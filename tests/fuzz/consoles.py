@@ -1,10 +1,15 @@
 """What comes over a serial console, and the files that describe boards: what they may raise, and valid ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fuzz.fuzzer import Target
 from sled_board.board import board_names, load_board, parse_board
-from sled_board.errors import BoardInvalid, ConsoleError, FirmwareUnhealthy
+from sled_board.console.provisioning import Provisioning
+from sled_board.console.request import Request
+from sled_board.console.session import REPLY_BYTES_MAX, ConsoleSession
+from sled_board.console.session import Command as ConsoleCommand
+from sled_board.errors import BoardInvalid, CommandNotDone, ConsoleError, FirmwareUnhealthy
 from sled_board.health_watch import HealthWatch
 from sled_board.uboot import answers
 from sled_board.uboot.command import Command
@@ -77,7 +82,34 @@ def console_seeds() -> list[bytes]:
     ]
 
 
+def sled_console(data: bytes) -> None:
+    """A sled's console that is typed on."""
+
+    def provision(words: Sequence[str]) -> Sequence[str]:
+        return [f"name={Provisioning.parse(words).name}"]
+
+    session = ConsoleSession("sled", [ConsoleCommand("provision", "", provision, words_max=3)])
+    for byte in data:
+        assert len(session.receive(bytes((byte,)))) <= REPLY_BYTES_MAX
+
+
+def sled_request(data: bytes) -> None:
+    """A program that asks a sled's console, and hears anything."""
+    try:
+        hold(Request("status", baud=115200, patience_s=6.0), data)
+    except (ConsoleError, CommandNotDone):
+        return
+
+
 TARGETS = (
+    Target("sled-console", sled_console, (), lambda: [
+        f"provision name=sled-1 root={IMAGE} network=10.0.0.7/24,10.0.0.1\rhelp\r\n".encode(),
+        b"provision network=fd00::7/64 name=x\x7f\x15help\r\x1b[A\x03\xff\r",
+    ], executions=1500),
+    Target("sled-request", sled_request, (), lambda: [
+        b"^C\r\nsled> status\r\n: state=serving\r\n[ 1.0] eth0: up\r\n: ok\r\nsled> ",
+        b"\xf5^C\r\nrecovery> status\r\n! no\r\n",
+    ], executions=1500),
     Target("console", console, (), console_seeds, executions=1500),
     Target("console-answers", printed, (), lambda: [
         b"crc32 for 40200000 ... 402000ff ==> 00c0ffee",

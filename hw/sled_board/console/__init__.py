@@ -1,0 +1,1 @@
+"""The serial console of a sled: a line protocol for people and programs (docs/console.md)."""
