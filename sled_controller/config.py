@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, IPvAnyAddress, field_validator
+from pydantic import ConfigDict, Field, IPvAnyAddress, ValidationInfo, field_validator
 
 from sled_controller.fabric.pdu import DEFAULT_PORT
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
@@ -11,6 +11,8 @@ from sled_controller.settings import Settings
 from spdk_bindings.device import BLOCK_BYTES
 
 PROG: Final = "sled-controller"
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
+CONSOLE_PTY: Final = "pty"
 DEVICES_MAX: Final = 32
 DEVICE_BYTES_MIN: Final = 16 * 1024 * 1024
 
@@ -69,14 +71,29 @@ class SledSettings(SpdkSettings):
     management_hosts: Path | None = Field(
         None, description="TOML file of the hosts that may update the firmware, with their secrets; mode 0600"
     )
-    root_public_key: str = Field(description="the root key that signs key sets: 64 hexadecimal digits")
+    console: Annotated[str, Field(pattern=r"^(pty|/.+)$")] | None = Field(
+        None, description="serial console: a terminal device (/dev/ttyAMA0), or `pty` for a pseudo terminal, to which "
+        "`console` in state_dir leads (docs/console.md)",
+    )  # fmt: skip
+    root_public_key: str | None = Field(
+        None, validate_default=True, description="the root key that signs key sets: 64 hexadecimal digits; a sled with "
+        "a console may be given it there instead",
+    )  # fmt: skip
     connections_max: int = Field(CONNECTIONS_MAX, ge=2, le=4096, description="connections of heads at the same time")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
+    @property
+    def console_device(self) -> Path:
+        """The terminal device of a console that is one."""
+        return Path(self.console or "")
+
     @field_validator("root_public_key")
     @classmethod
-    def _is_key(cls, value: str) -> str:
-        if len(bytes.fromhex(value)) != 32:
+    def _is_key(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is None:
+            if others.data.get("console") is None:
+                raise ValueError("is missing, and there is no console to be given it on")
+        elif len(bytes.fromhex(value)) != 32:
             raise ValueError("is not 32 bytes in hexadecimal")
         return value
 

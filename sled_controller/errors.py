@@ -114,6 +114,10 @@ class NonceReused(SledError):
         self.last = last
 
 
+class Locked(SledError):
+    """The settings name another root key than this sled was given for good; the text names both and the way out."""
+
+
 class QueueFull(SledError):
     """Every place of the queue is taken; wait for a completion."""
 

@@ -14,9 +14,10 @@ from sled_board.firmware_store import FirmwareStore
 from sled_board.flash_thread import FlashThread
 from sled_board.stage.notices import RESTART_STATUS
 
-from sled_controller import probe
+from sled_controller import console, probe
 from sled_controller.attach import CallLater
-from sled_controller.config import PROG, SledSettings
+from sled_controller.config import LOG_FORMAT, PROG, SledSettings
+from sled_controller.console import SledConsole
 from sled_controller.drives import CannotStart, open_devices
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
@@ -24,6 +25,7 @@ from sled_controller.fabric.target_server import TargetServer
 from sled_controller.firmware.management import ManagementHosts
 from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.health import HealthReport
+from sled_controller.provisioning import provisioned
 from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
@@ -55,6 +57,10 @@ class Stop:
 async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
     """Serve until `stop` is asked; raises SledError, StorageError, BoardError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
+    settings = provisioned(settings, state.provisioning)
+    if settings.root_public_key is None:
+        await _await_provisioning(settings, state, env, stop)
+        return
     identity = state.identity(settings.name, bytes.fromhex(settings.root_public_key), env)
     devices, created = await open_devices(settings, state.has_served)
     wanted = settings.device_bytes is not None or settings.format_blank
@@ -76,21 +82,32 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
             where = f"{settings.listen_host}:{settings.listen_port}"
             reason = error.strerror or error
             raise CannotStart(f"cannot listen on {where}: {reason}; choose another listen_port") from None
+        shown = SledConsole(settings, state, identity, env, stop.restart, storage)
         try:
-            state.endpoints(host, port)
-            log.info(
-                "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
-                identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
-                len(storage.namespaces),
-            )  # fmt: skip
-            HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
-            await stop.asked.wait()
-            log.info("event=stopping sled=%s", identity.sled_id)
+            with console.served(shown, settings, required=False):
+                state.endpoints(host, port)
+                log.info(
+                    "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
+                    identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
+                    len(storage.namespaces),
+                )  # fmt: skip
+                HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
+                await stop.asked.wait()
+                log.info("event=stopping sled=%s", identity.sled_id)
         finally:
             await server.close()
             flash.close()
     finally:
         storage.close()
+
+
+async def _await_provisioning(settings: SledSettings, state: StateDirectory, env: Environment, stop: Stop) -> None:
+    """Nothing listens on the network, and no drive is touched: there is only the console."""
+    identity = state.identity(settings.name, b"", env)
+    with console.served(SledConsole(settings, state, identity, env, stop.restart, None), settings, required=True):
+        log.info("event=unprovisioned sled=%s console=%s", identity.sled_id, settings.console)
+        HealthReport(os.environ, asyncio.get_running_loop().call_later, lambda: "").begin()
+        await stop.asked.wait()
 
 
 def _what_is_wrong(storage: SledStorage) -> str:
@@ -116,15 +133,13 @@ async def _run(settings: SledSettings) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run until told to stop, or list drives; exit status 1 when it cannot start, 2 for wrong settings, and
-    `RESTART_STATUS` when it was asked over the network to be started anew."""
+    `RESTART_STATUS` when it was asked to be started anew."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["probe"]:
         probe.main(arguments[1:])
         return
     settings = load(SledSettings, PROG, arguments)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     try:
         restarts = uvloop.run(_run(settings))
     except (SledError, StorageError, BoardError, OSError) as error:

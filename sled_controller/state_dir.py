@@ -7,6 +7,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sled_board.console.provisioning import Provisioning
+from sled_board.durable import sync_directory
+from sled_board.errors import CommandNotDone
 
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
@@ -15,6 +18,7 @@ from sled_controller.subsystem import Identity
 KEY_FILE: Final = "identity.key"  # secret: {id, private_key}
 IDENTITY_FILE: Final = "identity.json"  # for enrolment: {id, name, public_key, nqn}
 ENDPOINTS_FILE: Final = "endpoints.json"  # {pid, nvme_tcp: [host, port]}; whoever waits for a start may remove it
+PROVISIONED_FILE: Final = "provisioned.json"  # {name, root_public_key, network}, once the console has been given them
 SERVED_FILE: Final = "served.json"  # there once the sled has served: its devices are never taken for new ones again
 
 
@@ -60,6 +64,30 @@ class StateDirectory:
                 f"{path}: is damaged; restore it from a backup, or remove it and enrol the sled as a new one"
             ) from None
         return identity
+
+    @property
+    def provisioning(self) -> Provisioning | None:
+        """What the console was given, None before that; raises StateDirectoryUnusable."""
+        path = self.path / PROVISIONED_FILE
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return Provisioning.of(str(kept["name"]), str(kept["root_public_key"]), str(kept["network"]))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateDirectoryUnusable(f"{path}: {error.strerror}; give the program access to it") from None
+        except (CommandNotDone, ValueError, KeyError, TypeError, RecursionError):
+            raise StateDirectoryUnusable(
+                f"{path}: is damaged; restore it from a backup, or remove it and provision the sled again"
+            ) from None
+
+    def provision(self, given: Provisioning) -> None:
+        """Keep what the console was given, for good; raises OSError."""
+        self.replace(
+            PROVISIONED_FILE,
+            {"name": given.name, "root_public_key": given.root_public.hex(), "network": given.network},
+        )
+        sync_directory(self.path)
 
     def endpoints(self, host: str, port: int) -> None:
         """Say that the sled serves now, and where."""
