@@ -1,4 +1,5 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `board`, `run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `board`, `console`,
+`run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -34,6 +35,7 @@ from rackctl.options import (
 )
 from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
+from rackctl.sled_console import add_console
 from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
 from rackctl.status import status_of
 from rackctl.table import aligned
@@ -101,6 +103,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify and look into firmware images"), defaults)
 
+    add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
     add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
 
     run = commands.add_parser("run", help="start a rack, run a command in it, tear all down, return its exit status")

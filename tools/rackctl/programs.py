@@ -81,13 +81,14 @@ def sled(node: Node, layout: Layout, *, root_public_key: str, device_bytes: int)
         *("--devices", json.dumps([str(state_dir / "device-0")]), "--device-bytes", str(device_bytes)),
         *("--root-public-key", root_public_key),
     ]
+    environ = {"SLED_CONTROLLER_CONSOLE": "pty"}  # no flag: firmware in slots may be older than it
     store = staged_sleds.store_of(state_dir)
     if not store.exists():
-        return command_of(node, layout, argv=[_script("sled-controller"), *options])
+        return command_of(node, layout, argv=[_script("sled-controller"), *options], environ=environ)
     managers = staged_sleds.managers_file(layout.directory)
     slots = ["--firmware-store", str(store), "--management-hosts", str(managers)]
     argv = [sys.executable, "-m", *staged_sleds.stage_arguments(state_dir), *options, *slots]
-    return command_of(node, layout, argv=argv)
+    return command_of(node, layout, argv=argv, environ=environ)
 
 
 def head(node: Node, layout: Layout, *, authority_url: str, join_token: str | None) -> Command:
