@@ -145,10 +145,13 @@ def logged() -> Iterator[LogTail]:
 
 
 @contextlib.contextmanager
-def served(console: SledConsole, settings: SledSettings, *, required: bool) -> Iterator[None]:
+def served(
+    console: SledConsole, settings: SledSettings, *, needed_by: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Serve the console that the settings name, if they do, for as long as the block lasts.
 
-    One that cannot be had keeps no sled from serving its drives; raises CannotStart where it is `required`.
+    One that cannot be had, or goes away, keeps no sled from serving its drives. Of a sled that is good for nothing
+    without, `needed_by` is called when it goes away; raises CannotStart when such a one cannot have it.
     """
     if settings.console is None:
         yield
@@ -159,10 +162,10 @@ def served(console: SledConsole, settings: SledSettings, *, required: bool) -> I
             if settings.console == CONSOLE_PTY:
                 port = ConsolePort.on_pty(session, settings.state_dir / CONSOLE_LINK)
             else:
-                port = ConsolePort.on_device(session, settings.console_device)
+                port = ConsolePort.on_device(session, settings.console_device, needed_by)
             stack.callback(port.close)
         except OSError as error:
-            if required:
+            if needed_by is not None:
                 raise CannotStart(f"console: {error}; name a terminal device, or pty") from None
             log.error("event=console_unusable console=%s reason=%s", settings.console, error)
         yield

@@ -84,7 +84,7 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
             raise CannotStart(f"cannot listen on {where}: {reason}; choose another listen_port") from None
         shown = SledConsole(settings, state, identity, env, stop.restart, storage)
         try:
-            with console.served(shown, settings, required=False):
+            with console.served(shown, settings):
                 state.endpoints(host, port)
                 log.info(
                     "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
@@ -104,7 +104,8 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
 async def _await_provisioning(settings: SledSettings, state: StateDirectory, env: Environment, stop: Stop) -> None:
     """Nothing listens on the network, and no drive is touched: there is only the console."""
     identity = state.identity(settings.name, b"", env)
-    with console.served(SledConsole(settings, state, identity, env, stop.restart, None), settings, required=True):
+    shown = SledConsole(settings, state, identity, env, stop.restart, None)
+    with console.served(shown, settings, needed_by=stop.restart):
         log.info("event=unprovisioned sled=%s console=%s", identity.sled_id, settings.console)
         HealthReport(os.environ, asyncio.get_running_loop().call_later, lambda: "").begin()
         await stop.asked.wait()

@@ -16,18 +16,22 @@ def ask(path: Path, command: str) -> list[str]:
     descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY)
     try:
         tty.setraw(descriptor)
-        request = Request(command, baud=115200, patience_s=PATIENCE_S)
-        os.write(descriptor, request.start(time.monotonic()))
-        while not request.done:
-            left_s = max(0.0, request.deadline_s - time.monotonic())
-            if select.select([descriptor], [], [], left_s)[0]:
-                sent = request.receive(os.read(descriptor, 4096), time.monotonic())
-            else:
-                sent = request.expire(time.monotonic())
-            os.write(descriptor, sent)
-        return request.lines
+        return answer(descriptor, Request(command, baud=115200, patience_s=PATIENCE_S))
     finally:
         os.close(descriptor)
+
+
+def answer(descriptor: int, request: Request) -> list[str]:
+    """The same, over an open terminal or the other end of one."""
+    os.write(descriptor, request.start(time.monotonic()))
+    while not request.done:
+        left_s = max(0.0, request.deadline_s - time.monotonic())
+        if select.select([descriptor], [], [], left_s)[0]:
+            sent = request.receive(os.read(descriptor, 4096), time.monotonic())
+        else:
+            sent = request.expire(time.monotonic())
+        os.write(descriptor, sent)
+    return request.lines
 
 
 def values(lines: list[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import logging
 import os
 import termios
 import tty
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,11 @@ _INPUT_FLAGS, _LOCAL_FLAGS, _CONTROLS = 0, 3, 6
 class ConsolePort:
     """Serves `session` until `close`. Make one with `on_device` or `on_pty`; the running event loop is the one."""
 
-    def __init__(self, session: ConsoleSession, descriptor: int, far: int | None, link: Path | None) -> None:
+    def __init__(
+        self, session: ConsoleSession, descriptor: int, *, far: int | None = None, link: Path | None = None,
+        lost: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._session = session
         self._descriptor = descriptor
@@ -41,11 +46,12 @@ class ConsolePort:
         self._write(session.begin())
 
     @classmethod
-    def on_device(cls, session: ConsoleSession, path: Path) -> "ConsolePort":
-        """On a terminal device, whose speed and output stay as they are. Raises OSError, which names it."""
+    def on_device(cls, session: ConsoleSession, path: Path, lost: Callable[[], None] | None = None) -> "ConsolePort":
+        """On a terminal device, whose speed and output stay as they are; `lost` is called if it goes away. Raises
+        OSError, which names it."""
         descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return cls(session, descriptor, None, None)
+            return cls(session, descriptor, lost=lost)
         except termios.error as error:
             os.close(descriptor)
             raise OSError(error.args[0], f"is no terminal device: {error.args[1]}", str(path)) from None
@@ -62,7 +68,7 @@ class ConsolePort:
             fresh.symlink_to(os.ttyname(far))
             fresh.replace(link)
             # The far end stays open here too: it is there, and as it was set, when nobody else has it open.
-            return cls(session, near, far, link)
+            return cls(session, near, far=far, link=link)
         except BaseException:
             os.close(near)
             os.close(far)
@@ -125,6 +131,8 @@ class ConsolePort:
     def _lose(self, reason: str) -> None:
         log.error("event=console_lost reason=%r", reason)
         self.close()
+        if self._lost is not None:
+            self._lost()
 
 
 def _make_input_raw(descriptor: int) -> None:
