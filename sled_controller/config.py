@@ -75,6 +75,10 @@ class SledSettings(SpdkSettings):
         None, description="serial console: a terminal device (/dev/ttyAMA0), or `pty` for a pseudo terminal, to which "
         "`console` in state_dir leads (docs/console.md)",
     )  # fmt: skip
+    console_network: bool = Field(
+        False, description="the base system gives the machine the network that the console is told, before each start: "
+        "as boards do; the sled then listens on all addresses",
+    )  # fmt: skip
     root_public_key: str | None = Field(
         None, validate_default=True, description="the root key that signs key sets: 64 hexadecimal digits; a sled with "
         "a console may be given it there instead",

@@ -13,12 +13,12 @@ from sled_board.console.provisioning import USAGE, Provisioning
 from sled_board.console.session import Command, ConsoleSession
 from sled_board.console.slot_lines import slot_lines
 from sled_board.errors import CommandNotDone
-from sled_board.firmware_store import FirmwareStore
 
 from sled_controller.config import CONSOLE_PTY, LOG_FORMAT, SledSettings
 from sled_controller.drives import CannotStart
 from sled_controller.environment import Environment
 from sled_controller.fabric.controller import FIRMWARE
+from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.subsystem import Identity
@@ -36,16 +36,16 @@ class SledConsole:
 
     def __init__(
         self, settings: SledSettings, state: StateDirectory, identity: Identity, env: Environment,
-        restart: Callable[[], None], storage: SledStorage | None,
+        firmware: FirmwareUpdate | None, restart: Callable[[], None], storage: SledStorage | None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._state = state
         self._identity = identity
         self._env = env
-        self._restart = restart
+        self._firmware = firmware
+        self._restart_now = restart
         self._storage = storage
         self._kept = state.provisioning
-        self._store = None if settings.firmware_store is None else FirmwareStore.open(settings.firmware_store)
         self._started_ns = env.clock.boottime_ns()
 
     def session(self, tail: LogTail) -> ConsoleSession:
@@ -70,17 +70,17 @@ class SledConsole:
         uptime_ns = self._env.clock.boottime_ns() - self._started_ns
         return (
             f"state={'unprovisioned' if self._storage is None else 'serving'}",
-            *self._firmware(),
+            *self._versions(),
             f"uptime_s={uptime_ns // _NS_PER_S}",
             f"drives={len(self._settings.devices)}",
             f"drives_online={0 if self._storage is None else len(self._storage.online_devices())}",
             f"namespaces={0 if self._storage is None else len(self._storage.namespaces)}",
         )
 
-    def _firmware(self) -> list[str]:
-        if self._store is None:
+    def _versions(self) -> list[str]:
+        if self._firmware is None:
             return [f"version={FIRMWARE}"]
-        slots = self._store.load()
+        slots = self._firmware.slots
         version = "" if slots.active is None else slots[slots.active].version
         return [f"version={version or FIRMWARE}", *slot_lines(slots)]
 
@@ -94,7 +94,7 @@ class SledConsole:
             f"root_key={'none' if root is None else root.hex()}",
             f"locked={'no' if root is None else 'yes'}",
             f"network={self._settings.listen_host if self._kept is None else self._kept.network}",
-            f"hardware={platform.machine() if self._store is None else self._store.hardware}",
+            f"hardware={platform.machine() if self._firmware is None else self._firmware.hardware}",
         )
 
     def _provision(self, words: Sequence[str]) -> Iterable[str]:
@@ -104,7 +104,9 @@ class SledConsole:
             raise CommandNotDone(f"root: this sled is locked to {root.hex()} and takes no other")
         if wanted == self._kept:
             return ("changed=no",)
-        _require_own(wanted.address)
+        if not self._settings.console_network:
+            _require_own(wanted.network.address)
+        self._require_settled()
         self._state.provision(wanted)
         self._kept = wanted
         root_hex = wanted.root_public.hex()
@@ -113,10 +115,20 @@ class SledConsole:
         return ("changed=yes", "restarting=yes")
 
     def _restarted(self, words: Sequence[str]) -> Iterable[str]:
-        if self._store is not None and not self._store.load().settled:
-            raise CommandNotDone("what runs is not confirmed yet, and a restart would be a failed attempt: try again")
+        self._require_settled()
         self._restart()
         return ("restarting=yes",)
+
+    def _require_settled(self) -> None:
+        if self._firmware is not None and not self._firmware.slots.settled:
+            raise CommandNotDone("what runs is not confirmed yet, and a restart would be a failed attempt: try again")
+
+    def _restart(self) -> None:
+        """After a firmware commit that is under way: that has a restart of its own."""
+        if self._firmware is None:
+            self._restart_now()
+        else:
+            self._firmware.reset(lambda status: None)
 
 
 def _require_own(address: str | None) -> None:

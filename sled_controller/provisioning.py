@@ -5,8 +5,6 @@ from sled_board.console.provisioning import Provisioning
 from sled_controller.config import SledSettings
 from sled_controller.errors import Locked
 
-ALL_ADDRESSES = "0.0.0.0"
-
 
 def provisioned(settings: SledSettings, kept: Provisioning | None) -> SledSettings:
     """The settings of a sled that was told `kept`; raises Locked when they name another root key."""
@@ -18,10 +16,11 @@ def provisioned(settings: SledSettings, kept: Provisioning | None) -> SledSettin
             f"root_public_key is {told.lower()}, but this sled is locked to {kept.root_public.hex()}, which its console"
             " was given: remove the setting, or enrol the sled as a new one with an empty state_dir"
         )
+    listened = None if settings.console_network else kept.network.address
     return settings.model_copy(
         update={
             "name": kept.name,
             "root_public_key": kept.root_public.hex(),
-            "listen_host": kept.address or ALL_ADDRESSES,
+            "listen_host": listened or kept.network.all_addresses,
         }
     )

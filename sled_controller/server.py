@@ -58,10 +58,22 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
     """Serve until `stop` is asked; raises SledError, StorageError, BoardError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
     settings = provisioned(settings, state.provisioning)
-    if settings.root_public_key is None:
-        await _await_provisioning(settings, state, env, stop)
-        return
-    identity = state.identity(settings.name, bytes.fromhex(settings.root_public_key), env)
+    flash = FlashThread()
+    try:
+        firmware = _firmware(settings, flash, stop)
+        if settings.root_public_key is None:
+            await _await_provisioning(settings, state, env, firmware, stop)
+        else:
+            await _serve_drives(settings, bytes.fromhex(settings.root_public_key), state, env, firmware, stop)
+    finally:
+        flash.close()
+
+
+async def _serve_drives(
+    settings: SledSettings, root: bytes, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None,
+    stop: Stop,
+) -> None:  # fmt: skip
+    identity = state.identity(settings.name, root, env)
     devices, created = await open_devices(settings, state.has_served)
     wanted = settings.device_bytes is not None or settings.format_blank
     may_format = wanted and (created or not state.has_served)
@@ -70,10 +82,8 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
         advertised = None if settings.advertise_host is None else str(settings.advertise_host)
         call_later = asyncio.get_running_loop().call_later
         managers = None if settings.management_hosts is None else ManagementHosts.read(settings.management_hosts)
-        flash = FlashThread()
         subsystem = Subsystem(
-            identity, storage, env, call_later, advertised,
-            firmware=_firmware(settings, flash, stop), managers=managers,
+            identity, storage, env, call_later, advertised, firmware=firmware, managers=managers
         )  # fmt: skip
         server = TargetServer(subsystem, settings.connections_max)
         try:
@@ -82,7 +92,7 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
             where = f"{settings.listen_host}:{settings.listen_port}"
             reason = error.strerror or error
             raise CannotStart(f"cannot listen on {where}: {reason}; choose another listen_port") from None
-        shown = SledConsole(settings, state, identity, env, stop.restart, storage)
+        shown = SledConsole(settings, state, identity, env, firmware, stop.restart, storage)
         try:
             with console.served(shown, settings):
                 state.endpoints(host, port)
@@ -96,15 +106,16 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
                 log.info("event=stopping sled=%s", identity.sled_id)
         finally:
             await server.close()
-            flash.close()
     finally:
         storage.close()
 
 
-async def _await_provisioning(settings: SledSettings, state: StateDirectory, env: Environment, stop: Stop) -> None:
+async def _await_provisioning(
+    settings: SledSettings, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None, stop: Stop
+) -> None:
     """Nothing listens on the network, and no drive is touched: there is only the console."""
     identity = state.identity(settings.name, b"", env)
-    shown = SledConsole(settings, state, identity, env, stop.restart, None)
+    shown = SledConsole(settings, state, identity, env, firmware, stop.restart, None)
     with console.served(shown, settings, needed_by=stop.restart):
         log.info("event=unprovisioned sled=%s console=%s", identity.sled_id, settings.console)
         HealthReport(os.environ, asyncio.get_running_loop().call_later, lambda: "").begin()

@@ -85,7 +85,7 @@ class StateDirectory:
         """Keep what the console was given, for good; raises OSError."""
         self.replace(
             PROVISIONED_FILE,
-            {"name": given.name, "root_public_key": given.root_public.hex(), "network": given.network},
+            {"name": given.name, "root_public_key": given.root_public.hex(), "network": str(given.network)},
         )
         sync_directory(self.path)
 

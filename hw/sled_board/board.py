@@ -33,12 +33,14 @@ class _Part(BaseModel):
 class Console(_Part):
     """The serial console: 8 data bits, no parity, 1 stop bit.
 
-    `baud` is the rate after power-on; `baud_faster` are rates that the board's U-Boot takes by `setenv baudrate` too.
+    `baud` is the rate after power-on; `baud_faster` are rates that the board's U-Boot takes by `setenv baudrate` too;
+    `linux` is what Linux calls it.
     """
 
     baud: int
     flow_control: Literal["none", "rtscts", "xonxoff"] = "none"
     baud_faster: tuple[int, ...] = Field(default=(), strict=False)
+    linux: Line = "/dev/console"
 
     @model_validator(mode="after")
     def _rates_exist(self) -> Self:

@@ -78,15 +78,20 @@ class FirmwareUpdate:
     # --- what is shown
 
     @property
+    def hardware(self) -> str:
+        """The board that images have to be for."""
+        return self._store.hardware
+
+    @property
     def revision(self) -> str:
         """Of what runs, as Identify Controller shows it; empty before a first start by the stage."""
-        active = self._current().active
+        active = self.slots.active
         return "" if active is None else self._slots[active].version[:REVISION_CHARS]
 
     @property
     def active_slots(self) -> int:
         """AFI: the number of the slot that runs in bits 2:0, of the one that the next start takes in bits 6:4."""
-        slots = self._current()
+        slots = self.slots
         running = 0 if slots.active is None else _NUMBERS[slots.active]
         following = slots.next
         return running | (0 if following in (None, slots.active) else _NUMBERS[following] << 4)
@@ -94,7 +99,7 @@ class FirmwareUpdate:
     @property
     def revisions(self) -> dict[int, str]:
         """By slot number, of the images that may be started."""
-        slots = self._current()
+        slots = self.slots
         return {
             number: slots[slot].version[:REVISION_CHARS]
             for number, slot in SLOT_NUMBERS.items()
@@ -104,11 +109,12 @@ class FirmwareUpdate:
     @property
     def page(self) -> bytes:
         """Log page C3h: the whole slot state as it is kept, under sequence 0."""
-        return encode(self._current(), 0)
+        return encode(self.slots, 0)
 
-    def _current(self) -> Slots:
-        """As it was read last. Until it is settled the stage may change it, so that it is read again for whoever asks
-        next; afterwards nobody else changes it."""
+    @property
+    def slots(self) -> Slots:
+        """As they were read last. Until they are settled the stage may change them, so that they are read again for
+        whoever asks next; afterwards nobody else changes them."""
         if not self._slots.settled and not self._reading:
             self._reading = True
             found: list[Slots] = []

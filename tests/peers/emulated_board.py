@@ -10,22 +10,25 @@ from typing import Final, Self
 
 import pytest
 from kit import firmware
+from kit.console import answer
 from kit.sources import ROOT
 from rackctl.board.base import BaseSystem, base_system
 from rackctl.board.machine import BOARD, Machine
 from rackctl.board.packages import Missing, program
-from rackctl.board.provision import Network, Provisioning, provision
+from rackctl.board.provision import Provisioning, provision
 from rackctl.cli import main
 from rackctl.errors import RackError
 from rackctl.firmware.source import Source
 from rackctl.firmware.wheels import PYTHON
 from rackctl.peer_programs import UBOOT_ARM64, missing
 from sled_board.board import load_board
+from sled_board.console.request import Request
 from sled_board.image import read_image, sign_image
+from sled_board.network import Network
 
 CACHE: Final = ROOT / ".cache/board"
-NETWORK: Final = Network("10.0.2.15/24", "10.0.2.2")
 DRIVE_BYTES: Final = 64 << 20
+REPLY_SECONDS_MAX: Final = 60.0
 SAID_SECONDS_MAX: Final = 240.0
 """An emulated processor takes half a minute from power-on to a confirmed firmware, on a machine with nothing to do."""
 
@@ -55,10 +58,10 @@ def built_image(folder: Path) -> bytes:
     return data
 
 
-def provisioned(folder: Path, base: BaseSystem, rack_root: bytes, image: bytes | None) -> Machine:
-    """A board that is off, locked to the tests' root key."""
+def provisioned(folder: Path, base: BaseSystem, image: bytes | None) -> Machine:
+    """A board that is off, locked to the tests' root key for firmware; the rack's root key it is not told."""
     machine = Machine.create(folder, 2, DRIVE_BYTES)
-    wanted = Provisioning("board-0", NETWORK, firmware.ROOT.public, True, rack_root, image)
+    wanted = Provisioning("board-0", Network(), firmware.ROOT.public, True, None, image)
     with machine.powered_off():
         machine.keep_identity(provision(machine.storage, machine.board, base, wanted))
     return machine
@@ -79,6 +82,10 @@ class PoweredOn:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._machine.power_off()
         self._line.close()
+
+    def ask(self, command: str) -> list[str]:
+        """The lines of the reply of what has the console; raises CommandNotDone and BoardSilent."""
+        return answer(self._line.fileno(), Request(command, baud=115200, patience_s=REPLY_SECONDS_MAX))
 
     def wait(self, *patterns: str) -> None:
         """Until it has said something like each of these, in this order, since the last wait."""

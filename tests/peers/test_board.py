@@ -1,26 +1,37 @@
 """QEMU, U-Boot, Linux and Debian's Python start a board out of nothing, and it becomes a sled of a rack."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from kit import firmware
 from kit.applications import WELL, packed
+from kit.console import values
 from kit.peers import run
-from peers.emulated_board import DRIVE_BYTES, PoweredOn, base_or_skip, built_image, provisioned
+from peers.emulated_board import (
+    DRIVE_BYTES,
+    SAID_SECONDS_MAX,
+    PoweredOn,
+    base_or_skip,
+    built_image,
+    provisioned,
+)
 from rackctl.board.base import BaseSystem
 from rackctl.board.machine import Machine
 from rackctl.cli import main
 from rackctl.rack import Rack, RackSize, wait_until
+from sled_board.errors import CommandNotDone
 from sled_board.image import read_image
 from sled_board.region import Region
 from sled_board.slot_store import SlotStore
-from sled_board.slots import Slot
+from sled_board.slots import Slot, Slots
 
 SLEDS = 5
 VOLUME_BYTES = 8 << 20
 STRIPES_SECONDS_MAX = 60.0
+WELL_IMAGE = firmware.signed(firmware.recipe(payloads={"application": packed(WELL)}))
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,7 +41,7 @@ def base() -> BaseSystem:
     return base_or_skip()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
     """Too few sleds for a stripe without the board."""
     size = RackSize(sleds=SLEDS, device_bytes=DRIVE_BYTES)
@@ -39,21 +50,29 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, base: BaseSystem, rack: Rack) -> Machine:
-    """Provisioned for the rack, with firmware of this checkout, and off."""
-    image = built_image(tmp_path_factory.mktemp("firmware"))
-    root = bytes.fromhex(rack.state.root_public_key)
-    return provisioned(tmp_path_factory.mktemp("board") / "board", base, root, image)
+def machine(tmp_path_factory: pytest.TempPathFactory, base: BaseSystem) -> Machine:
+    """Off, with firmware that does nothing and is always well."""
+    return provisioned(tmp_path_factory.mktemp("board") / "board", base, WELL_IMAGE)
 
 
-def test_a_board_starts_from_nothing_and_says_that_it_has_no_firmware(tmp_path: Path, base: BaseSystem) -> None:
-    machine = provisioned(tmp_path / "board", base, bytes(32), None)
+def test_a_board_without_firmware_waits_at_its_recovery_prompt(tmp_path: Path, base: BaseSystem) -> None:
+    machine = provisioned(tmp_path / "board", base, WELL_IMAGE)
+    kept(machine, lambda slots: slots.reject(Slot.A))
     with PoweredOn(machine) as board:
         board.wait(
             "U-Boot 20", r"Found /extlinux/extlinux\.conf", "Starting kernel", "base: up",
-            r'base: name=board-0 address=10\.0\.2\.15/24 drives=\["/dev/drives/DRIVE0", "/dev/drives/DRIVE1"\]',
-            "stage: event=recovery", "base: recovery: no slot can be started",
+            "base: name=board-0 network=dhcp", r'base: drives=\["/dev/drives/DRIVE0", "/dev/drives/DRIVE1"\]',
+            "stage: event=recovery", "base: recovery: no slot can be started", "recovery> ",
         )  # fmt: skip
+        status = values(board.ask("status"))
+        assert (status["state"], status["slot_a"]) == ("recovery", "bad 1.4.0")
+        found = values(board.ask("slots"))
+        assert found["image_a"].startswith("verified 1.4.0 ")
+        assert found["image_b"].startswith("unusable: ")
+        with pytest.raises(CommandNotDone):
+            board.ask("retry b")
+        assert board.ask("retry a") == ["slot_a=test", "restarting=yes"]
+        board.wait("base: the recovery prompt ended with status 85", "stage: event=healthy slot=a")
 
 
 def test_a_bare_board_boots_nothing(tmp_path: Path) -> None:
@@ -63,41 +82,52 @@ def test_a_bare_board_boots_nothing(tmp_path: Path) -> None:
     assert "Starting kernel" not in board.said
 
 
-def test_firmware_that_is_flashed_over_the_console_is_tried_and_confirmed(
-    tmp_path: Path, base: BaseSystem, capsys: pytest.CaptureFixture[str]
+def test_a_bare_board_becomes_a_sled_over_its_serial_line_alone(
+    tmp_path: Path, base: BaseSystem, rack: Rack, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine = provisioned(tmp_path / "board", base, bytes(32), None)
+    machine = provisioned(tmp_path / "board", base, None)
     image, root = tmp_path / "image", tmp_path / "root.pub"
-    image.write_bytes(firmware.signed(firmware.recipe(payloads={"application": packed(WELL)})))
+    image.write_bytes(built_image(tmp_path))
     root.write_text(firmware.ROOT.public.hex())
     try:
         assert main(("board", "flash", str(image), "--root", str(root), "--board-dir", str(machine.folder))) == 0
         assert "slot a: healthy and confirmed" in capsys.readouterr().out
+
+        def ask(*words: str) -> dict[str, str]:
+            assert main(("console", "--port", machine.console_url, "--json", *words)) == 0
+            return dict(json.loads(capsys.readouterr().out)["values"])
+
+        assert (ask("status")["state"], ask("identity")["locked"]) == ("unprovisioned", "no")
+        told = ("name=board-0", f"root={rack.state.root_public_key}", "network=10.0.2.15/24,10.0.2.2")
+        assert ask("provision", *told)["restarting"] == "yes"
+        said = machine.console_log
+        wait_until(lambda: "event=serving" in said.read_text("utf-8", "replace"), "it to serve", SAID_SECONDS_MAX)
+        assert "base: name=board-0 network=10.0.2.15/24,10.0.2.2" in said.read_text("utf-8", "replace")
+        assert (ask("status")["state"], ask("identity")["root_key"]) == ("serving", rack.state.root_public_key)
+        assert main(("console", "--port", machine.console_url, "provision", *told[::2], f"root={'cd' * 32}")) == 2
+        assert "this sled is locked to" in capsys.readouterr().err
+        join(rack, machine, tmp_path)
     finally:
         machine.power_off()
 
 
-def test_a_volumes_stripes_land_on_the_board(machine: Machine, rack: Rack, tmp_path: Path) -> None:
-    written, read = tmp_path / "written", tmp_path / "read"
+def join(rack: Rack, machine: Machine, folder: Path) -> None:
+    """Make the board a sled of the rack; a volume's stripes have to land on it, and to be read from it."""
+    written, read = folder / "written", folder / "read"
     written.write_bytes(os.urandom(VOLUME_BYTES))
-    with PoweredOn(machine) as board:
-        board.wait("stage: event=starting slot=a .*state=test", "event=serving", "stage: event=healthy slot=a")
-        assert machine.identity is not None
-        rack.api.enrol_sled(machine.identity, *machine.nvme_address, machine.capacity_blocks)
-        rack.create_volume("on-the-board", VOLUME_BYTES)
-        primary = rack.wait_members("on-the-board", 2).primary
-        assert primary is not None
-        uri = rack.nbd_uri("on-the-board", primary)
-        run("nbdcopy", written, uri)
-        wait_until(
-            lambda: blocks_on_drives(machine, written.read_bytes()) >= VOLUME_BYTES // 4096 // 16,
-            "a column of the volume to be on the board's drives", STRIPES_SECONDS_MAX,
-        )  # fmt: skip
-        for name in ("sled-0", "sled-1"):
-            rack.kill(name)
-        run("nbdcopy", uri, read)
-        for name in ("sled-0", "sled-1"):
-            rack.restart(name)
+    assert main(("board", "join", "--board-dir", str(machine.folder), "--dir", str(rack.directory))) == 0
+    rack.create_volume("on-the-board", VOLUME_BYTES)
+    primary = rack.wait_members("on-the-board", 2).primary
+    assert primary is not None
+    uri = rack.nbd_uri("on-the-board", primary)
+    run("nbdcopy", written, uri)
+    wait_until(
+        lambda: blocks_on_drives(machine, written.read_bytes()) >= VOLUME_BYTES // 4096 // 16,
+        "a column of the volume to be on the board's drives", STRIPES_SECONDS_MAX,
+    )  # fmt: skip
+    for name in ("sled-0", "sled-1"):
+        rack.kill(name)
+    run("nbdcopy", uri, read)
     assert read.read_bytes() == written.read_bytes()
 
 
@@ -109,7 +139,7 @@ def test_firmware_that_does_not_start_is_rolled_back(machine: Machine) -> None:
             "stage: event=starting slot=b version=9.9.9 .*attempts_left=2", "stage: event=ended slot=b .*status=3",
             "stage: event=starting slot=b version=9.9.9 .*attempts_left=1",
             "stage: event=starting slot=b version=9.9.9 .*attempts_left=0",
-            "stage: event=starting slot=a .*state=confirmed", "event=serving", "stage: event=healthy slot=a",
+            "stage: event=starting slot=a .*state=confirmed", "stage: event=healthy slot=a",
         )  # fmt: skip
 
 
@@ -118,7 +148,7 @@ def test_an_image_that_was_damaged_in_its_slot_is_never_started(machine: Machine
     data[-100] ^= 1
     put_to_the_test(machine, bytes(data), known_as=firmware.signed())
     with PoweredOn(machine) as board:
-        board.wait("event=rejected slot=b", "stage: event=starting slot=a .*state=confirmed", "event=serving")
+        board.wait("event=rejected slot=b", "stage: event=starting slot=a .*state=confirmed", "event=healthy slot=a")
     assert "event=starting slot=b" not in board.said
 
 
@@ -138,14 +168,20 @@ def starts(data: bytes) -> set[bytes]:
 def put_to_the_test(machine: Machine, data: bytes, known_as: bytes | None = None) -> None:
     """Write an image into slot B of a board that is off, as a flasher does; what is in slot A is in use by then."""
     image = read_image(known_as or data)
-    place, (first, second) = machine.board.place(Slot.B), machine.board.storage.state.offsets
+    place = machine.board.place(Slot.B)
     Region(machine.storage, place.offset, place.size).write(0, data)
-    store = SlotStore(Region(machine.storage, 0, machine.board.storage.size), (first, second))
-    store.change(
+    kept(
+        machine,
         lambda slots: (
             slots.confirm(Slot.A)
             .erase(Slot.B)
             .store(Slot.B, image_id=image.id, version=image.version, counter=image.counter)
             .activate(Slot.B)
-        )
+        ),
     )
+
+
+def kept(machine: Machine, change: Callable[[Slots], Slots]) -> None:
+    """Change the slot state of a board that is off."""
+    whole = Region(machine.storage, 0, machine.board.storage.size)
+    SlotStore(whole, machine.board.storage.state.offsets).change(change)

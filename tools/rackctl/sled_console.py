@@ -1,41 +1,28 @@
 """`rackctl console`: a sled's serial console, to type on, or for one command and its reply (docs/console.md)."""
 
 import argparse
-import asyncio
-import contextlib
 import json
-import os
-import selectors
-import sys
-import termios
-import tty
-from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from pydantic import ValidationError
 from sled_board.board import Console
 from sled_board.console.request import Request
 from sled_board.errors import BoardError, CommandNotDone
-from sled_board.serial_port import SerialPort, opened
+from sled_board.serial_port import opened
 from sled_board.uboot.dialogue import hold
 
-from rackctl.board.terminal import LEAVE
 from rackctl.defaults import Defaults, seconds
 from rackctl.errors import NodeNotRunning, RackError
 from rackctl.options import add_directory, add_option, add_switch, whole_number
 from rackctl.processes import ProcessState
 from rackctl.rack import Rack
 from rackctl.state import NodeKind
+from rackctl.terminal import attach, run
 from sled_controller.console import CONSOLE_LINK
-
-T = TypeVar("T")
 
 BAUD: Final = 115200
 PATIENCE_S: Final = 6.0
-QUIET_S: Final = 0.5
-"""After the end of an input that is no terminal: when no more comes, everything was answered."""
-_PIECE: Final = 4096
 
 
 def add_console(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
@@ -88,9 +75,9 @@ def _console(arguments: argparse.Namespace) -> int:
         raise RackError(f"--baud: {error.errors()[0]['msg']}") from None
     try:
         if not command:
-            _run(_typed(port, console))
+            attach(port, console)
             return 0
-        lines = _run(_asked(port, console, " ".join(command), arguments.patience))
+        lines = run(_asked(port, console, " ".join(command), arguments.patience))
     except CommandNotDone as error:
         raise RackError(f"{where} refuses: {error}") from None
     except (BoardError, ValueError) as error:
@@ -112,73 +99,3 @@ async def _asked(port: str, console: Console, command: str, patience_s: float) -
         request = Request(command, baud=console.baud, patience_s=patience_s)
         await hold(line, request)
         return request.lines
-
-
-async def _typed(port: str, console: Console) -> None:
-    """Until Ctrl-], or until nothing comes any more after the end of the input. Raises PortLost."""
-    async with opened(port, console) as line:
-        ended = asyncio.Event()
-        showing = asyncio.create_task(_show(line, ended))
-        typing = asyncio.create_task(_type(line))
-        try:
-            with _raw(sys.stdin.fileno()):
-                await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
-                if typing.done() and typing.result():
-                    return
-                ended.set()
-                await showing
-        finally:
-            for task in (showing, typing):
-                task.cancel()
-            await asyncio.gather(showing, typing, return_exceptions=True)
-
-
-async def _show(line: SerialPort, ended: asyncio.Event) -> None:
-    while (data := await line.read(QUIET_S)) or not ended.is_set():
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-async def _type(line: SerialPort) -> bool:
-    """Send what is typed; whether it ended with LEAVE."""
-    async for data in _input(sys.stdin.fileno()):
-        before, leave, _ = data.partition(LEAVE)
-        await line.write(before)
-        if leave:
-            return True
-    return False
-
-
-async def _input(descriptor: int) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    while True:
-        ready = asyncio.Event()
-        loop.add_reader(descriptor, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            loop.remove_reader(descriptor)
-        data = os.read(descriptor, _PIECE)
-        if not data:
-            return
-        yield data
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it on a loop that waits by poll(2): epoll takes no regular file for an input."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.PollSelector())) as runner:
-        return runner.run(work)
-
-
-@contextlib.contextmanager
-def _raw(descriptor: int) -> Iterator[None]:
-    """Every key goes through, Ctrl-C too; nothing is changed where the input is no terminal."""
-    if not os.isatty(descriptor):
-        yield
-        return
-    before = termios.tcgetattr(descriptor)
-    tty.setraw(descriptor)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

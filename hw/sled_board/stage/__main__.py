@@ -39,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", type=Path, required=True, metavar="FILE", help="TOML file of the firmware store")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="where the application is unpacked")
     parser.add_argument("--watchdog", type=Path, metavar="DEVICE", help="the board's hardware watchdog")
+    parser.add_argument(
+        "--prepare", type=Path, metavar="PROGRAM", help="run before each start of a firmware; whatever comes of it, the"
+        " firmware is started",
+    )  # fmt: skip
     usual = Timing()
     for flag, default, text in (
         ("--start-seconds", usual.start_s, "from the start of a firmware until it is ready"),
@@ -59,7 +63,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     try:
         stage = Stage(
             Choice(FirmwareStore.open(arguments.store)),
-            PythonLauncher(arguments.run, arguments.options, timing.check_s),
+            PythonLauncher(arguments.run, arguments.options, timing.check_s, arguments.prepare),
             stop, watchdog=watchdog, report=lambda line: print(f"stage: {line}", flush=True), timing=timing,
         )  # fmt: skip
         return await stage.run()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import io
+import logging
 import lzma
 import os
 import shutil
@@ -19,10 +20,13 @@ from sled_board.errors import DamagedImage
 from sled_board.image import Image
 from sled_board.stage.notices import INTERVAL_VARIABLE, SOCKET_VARIABLE, Notice, receiving
 
+log = logging.getLogger(__name__)
+
 PAYLOAD: Final = "application"
 UNPACKED_BYTES_MAX: Final = 1 << 30
 UNPACKED_FILES_MAX: Final = 50_000
 TERMINATE_SECONDS_MAX: Final = 10.0
+PREPARE_SECONDS_MAX: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
 _FOLDER: Final = "application"
 
@@ -87,12 +91,16 @@ class PythonLauncher:
     run: Path
     arguments: Sequence[str]
     interval_s: float
+    prepare: Path | None = None
+    """Run before each start, for at most `PREPARE_SECONDS_MAX`."""
 
     @contextlib.asynccontextmanager
     async def launched(self, image: Image) -> AsyncIterator[Child]:
         """A `Launcher`'s."""
         folder = self.run / _FOLDER
         await asyncio.to_thread(unpack, image.payload(PAYLOAD), folder)
+        if self.prepare is not None:
+            await _prepare(self.prepare)
         with receiving() as (address, notices):
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", str(folder), *self.arguments,
@@ -125,6 +133,27 @@ class _PythonChild:
         if self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
+
+
+async def _prepare(program: Path) -> None:
+    """Firmware that it leaves without a network can at least be spoken to on the console."""
+    try:
+        process = await asyncio.create_subprocess_exec(program, preexec_fn=_leash())
+    except OSError as error:
+        log.error("event=not_prepared program=%s reason=%r", program, error.strerror)
+        return
+    try:
+        async with asyncio.timeout(PREPARE_SECONDS_MAX):
+            status = await process.wait()
+    except TimeoutError:
+        log.error("event=not_prepared program=%s reason='takes more than %g s'", program, PREPARE_SECONDS_MAX)
+    else:
+        if status:
+            log.error("event=not_prepared program=%s reason='ended with status %d'", program, status)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 def _leash() -> Callable[[], None]:

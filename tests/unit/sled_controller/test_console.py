@@ -95,7 +95,7 @@ def test_a_bare_sled_is_provisioned_over_its_console_and_is_locked_from_then_on(
         assert sled.ended() == RESTART_STATUS
     kept = StateDirectory(tmp_path / "sled").provisioning
     assert kept is not None
-    assert (kept.name, kept.root_public.hex(), kept.network) == ("sled-8", ROOT, "dhcp")
+    assert (kept.name, kept.root_public.hex(), str(kept.network)) == ("sled-8", ROOT, "dhcp")
 
 
 def test_a_setting_that_says_another_root_key_than_the_console_did_keeps_it_from_starting(
@@ -125,6 +125,15 @@ def test_an_address_that_the_machine_has_not_is_refused_before_it_locks_anybody_
         with pytest.raises(CommandNotDone, match=r"network: 192\.0\.2\.1: .*the machine needs the address"):
             ask(sled.console, provision(network="192.0.2.1/24"))
         assert values(ask(sled.console, "identity"))["locked"] == "no"
+
+
+def test_where_the_base_system_gives_the_machine_its_address_the_sled_listens_on_all(tmp_path: Path) -> None:
+    with running(tmp_path, "--console-network", event="event=unprovisioned") as sled:
+        ask(sled.console, provision(network="192.0.2.1/24"))
+        assert sled.ended() == RESTART_STATUS
+    with running(tmp_path, "--console-network") as sled:
+        assert values(ask(sled.console, "identity"))["network"] == "192.0.2.1/24"
+        assert json.loads((sled.state / "endpoints.json").read_text())["nvme_tcp"][0] == "0.0.0.0"
 
 
 def test_it_shows_its_log_and_restarts_in_good_order(tmp_path: Path) -> None:

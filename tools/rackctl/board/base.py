@@ -47,8 +47,10 @@ _NOT_NEEDED: Final = (
     "engines-3", "ossl-modules", "audit",
 )  # fmt: skip
 _HERE: Final = Path(__file__).parent
-_SCRIPTS: Final = (_HERE / "base_init.sh", _HERE / "udhcpc.sh")
-_RECIPE: Final = (*_SCRIPTS, *(Path(path) for path in (__file__, cpio.__file__, initramfs.__file__, kernel.__file__)))
+_INIT: Final = _HERE / "base_init.sh"
+_SCRIPTS: Final = {"etc/network.sh": _HERE / "base_network.sh", "etc/udhcpc.sh": _HERE / "udhcpc.sh"}
+_BUILDERS: Final = (__file__, cpio.__file__, initramfs.__file__, kernel.__file__)
+_RECIPE: Final = (_INIT, *_SCRIPTS.values(), *map(Path, _BUILDERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,9 @@ def _compile(tree: Path) -> None:
 
 def _contents(tree: Path, modules: dict[str, bytes]) -> Contents:
     files = modules | {"etc/modules": "\n".join((*MODULES, "")).encode()}
-    files["etc/udhcpc.sh"] = _SCRIPTS[1].read_bytes()
+    files |= {name: path.read_bytes() for name, path in _SCRIPTS.items()}
     links = {}
-    executable = {"etc/udhcpc.sh"}
+    executable = set(_SCRIPTS)
     for path in _chosen(tree):
         name = str(path.relative_to(tree))
         if path.is_symlink():
@@ -124,7 +126,7 @@ def _contents(tree: Path, modules: dict[str, bytes]) -> Contents:
             files[name] = path.read_bytes()
             if os.access(path, os.X_OK):
                 executable.add(name)
-    return Contents(_SCRIPTS[0].read_bytes(), files, links, executable)
+    return Contents(_INIT.read_bytes(), files, links, executable)
 
 
 def _chosen(tree: Path) -> Iterator[Path]:

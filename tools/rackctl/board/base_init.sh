@@ -11,9 +11,8 @@ mount -t tmpfs run /run
 mkdir -p /run/sled /sled /dev/drives
 echo "base: up"
 
-recover() {
-    echo "base: recovery: $1"
-    setsid cttyhack sh
+stage() {
+    PYTHONPATH=/usr/lib/stage python3.11 -m "$@"
 }
 
 for module in $(cat /etc/modules); do modprobe -q "$module"; done
@@ -27,28 +26,31 @@ for controller in /sys/class/nvme/*; do
 done
 drives=$(cd /dev/drives && for drive in *; do [ -e "$drive" ] && printf ', "/dev/drives/%s"' "$drive"; done)
 
-mount -t ext4 -o noatime "$(findfs LABEL=sled)" /sled || recover "the partition with the board's identity cannot be mounted"
+if ! mount -t ext4 -o noatime "$(findfs LABEL=sled)" /sled; then
+    # Nothing says who the board is, nor where its firmware lies.
+    echo "base: recovery: the partition with the board's identity cannot be mounted"
+    setsid cttyhack sh
+    reboot -f
+fi
 
 . /sled/board.sh
-hostname "$name"
 ip link set lo up
-ip link set eth0 up
-if [ "$address" = dhcp ]; then
-    udhcpc -q -b -i eth0 -s /etc/udhcpc.sh >/dev/null
-else
-    ip addr add "$address" dev eth0
-    [ -z "$gateway" ] || ip route add default via "$gateway"
-fi
-echo "base: name=$name address=$address drives=[${drives#, }]"
+/etc/network.sh
+echo "base: drives=[${drives#, }]"
 
 [ -e /dev/watchdog ] && watchdog="--watchdog /dev/watchdog"
 while :; do
     # shellcheck disable=SC2086 # one word or two, or none
-    PYTHONPATH=/usr/lib/stage python3.11 -m sled_board.stage --store /sled/firmware.toml --run /run/sled $watchdog \
+    stage sled_board.stage --store /sled/firmware.toml --run /run/sled $watchdog --prepare /etc/network.sh \
         --start-seconds "$start_seconds" --check-seconds "$check_seconds" -- \
         --config /sled/sled.toml --devices "[${drives#, }]"
     status=$?
-    [ $status = 86 ] && recover "no slot can be started"
-    echo "base: the stage ended with status $status"
+    if [ $status = 86 ]; then
+        echo "base: recovery: no slot can be started"
+        stage sled_board.console --device "$console" --store /sled/firmware.toml
+        echo "base: the recovery prompt ended with status $?"
+    else
+        echo "base: the stage ended with status $status"
+    fi
     sleep 1
 done

@@ -1,22 +1,23 @@
 """`rackctl board up|provision|flash|join|console|down|base`: the emulated board from a bare one to a sled of a rack."""
 
 import argparse
-import ipaddress
 import json
 import re
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board import network
 from sled_board.board import load_board
+from sled_board.errors import BoardError
 from sled_board.flasher import After, Before
 from sled_board.image import IMAGE_BYTES_MAX
+from sled_board.network import Network
 
 from rackctl import state
 from rackctl.api import OperatorApi
 from rackctl.board.base import BaseSystem, base_system
 from rackctl.board.machine import BOARD, Machine
-from rackctl.board.provision import Network, Provisioning, provision
-from rackctl.board.terminal import attach
+from rackctl.board.provision import Provisioning, provision
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import read_file
@@ -26,6 +27,7 @@ from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option, add_switch, whole_number
 from rackctl.signers import read_public
 from rackctl.sizes import parse_size
+from rackctl.terminal import attach
 
 ABOUT: Final = (
     "A board on this machine: QEMU's arm64 `virt` with Debian's U-Boot, storage for firmware and NVMe drives."
@@ -102,14 +104,17 @@ def _add_provision(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.add_argument("--name", required=True, type=_name, metavar="NAME", help="the sled's name")
     add_root(parser, defaults, "the root key that signs sets of firmware keys (`rackctl keys root`)")
     add_directory(parser, "the rack that it is for: its root key signs the keys that heads come with", defaults)
-    parser.add_argument("--rack-root", type=_key, metavar="HEX", help="that root's public key instead, 64 digits")
+    parser.add_argument(
+        "--rack-root", type=_key, metavar="HEX", help="that root's public key instead, 64 digits; with neither the sled"
+        " waits to be given it on its console",
+    )  # fmt: skip
     add_option(
         parser,
         "--network",
         variable="RACKCTL_BOARD_NETWORK",
-        kind=_network,
-        default=_network(NETWORK),
-        metavar="dhcp|ADDRESS/PREFIX[,GATEWAY]",
+        kind=Network.parse,
+        default=Network.parse(NETWORK),
+        metavar=network.USAGE,
         text="its address",
         defaults=defaults,
     )
@@ -149,9 +154,9 @@ def _up(arguments: argparse.Namespace) -> int:
 def _provision(arguments: argparse.Namespace) -> int:
     if arguments.root is None:
         raise RackError("provision: name the root key that the board is to be locked to with --root")
-    if arguments.rack_root is None and arguments.dir is None:
-        raise RackError("provision: say which rack's heads it is to believe: --dir RACK, or --rack-root HEX")
-    rack_root = arguments.rack_root or bytes.fromhex(state.load(arguments.dir).root_public_key)
+    rack_root: bytes | None = arguments.rack_root
+    if rack_root is None and arguments.dir is not None:
+        rack_root = bytes.fromhex(state.load(arguments.dir).root_public_key)
     managers: Path | None = arguments.management_hosts
     image: Path | None = arguments.image
     wanted = Provisioning(
@@ -187,7 +192,13 @@ def _join(arguments: argparse.Namespace) -> int:
 
 
 def _console(arguments: argparse.Namespace) -> int:
-    attach(Machine(arguments.board_dir).console_address)
+    machine = Machine(arguments.board_dir)
+    if not machine.runs:
+        raise RackError(f"{machine.folder}: is off: `rackctl board up` powers it on")
+    try:
+        attach(machine.console_url, machine.board.console)
+    except BoardError as error:
+        raise RackError(str(error)) from None
     return 0
 
 
@@ -227,16 +238,3 @@ def _key(text: str) -> bytes:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
         raise argparse.ArgumentTypeError("is not 64 hexadecimal digits")
     return bytes.fromhex(text)
-
-
-def _network(text: str) -> Network:
-    """`dhcp`, or `ADDRESS/PREFIX` and perhaps `,GATEWAY`."""
-    address, _, gateway = text.partition(",")
-    if text == "dhcp":
-        return Network("dhcp", "")
-    try:
-        if "/" not in address:
-            raise ValueError("the prefix is missing")
-        return Network(str(ipaddress.ip_interface(address)), gateway and str(ipaddress.ip_address(gateway)))
-    except ValueError as error:
-        raise RackError(f"{text!r} is neither dhcp nor ADDRESS/PREFIX[,GATEWAY]: {error}") from None

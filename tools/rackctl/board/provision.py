@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from sled_board.board import Board
+from sled_board.board import Board, Console
 from sled_board.firmware_store import FirmwareStore
+from sled_board.network import Network
 from sled_board.region import Region
 from sled_board.slots import Slot, Slots
 
@@ -29,27 +30,20 @@ CHECK_SECONDS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
-    """`address` as ADDRESS/PREFIX, or `dhcp`; `gateway` may be empty."""
-
-    address: str
-    gateway: str
-
-
-@dataclass(frozen=True, slots=True)
 class Provisioning:
     """What a board is told once.
 
     `root_public` signs sets of firmware keys; on a `locked` board development keys do not count. `rack_root_public`
-    signs the keys that heads come with. `image` is the first firmware, None where that is flashed later.
-    `management_hosts` is the TOML of those that may update it (docs/authentication.md).
+    signs the keys that heads come with, None where the sled is given it on its console. `image` is the first firmware,
+    None where that is flashed later. `management_hosts` is the TOML of those that may update it
+    (docs/authentication.md).
     """
 
     name: str
     network: Network
     root_public: bytes
     locked: bool
-    rack_root_public: bytes
+    rack_root_public: bytes | None
     image: bytes | None = None
     management_hosts: bytes | None = None
 
@@ -63,9 +57,9 @@ def provision(storage: Path, board: Board, base: BaseSystem, wanted: Provisionin
         raise RackError(f"{storage}: is provisioned, and stays locked to its root key: make a new board instead")
     store = _store(storage, board, wanted)
     slots = Slots() if wanted.image is None else store.installed(Slot.A, wanted.image, Slots())
-    own, identity = _own_files(store.described(lambda _: board.storage.linux), wanted)
+    own, identity = _own_files(store.described(lambda _: board.storage.linux), board.console.linux, wanted)
     store.state.renew(slots)
-    write_partitions(storage, layout(board, _base_files(base), own))
+    write_partitions(storage, layout(board, _base_files(base, board.console), own))
     return identity
 
 
@@ -79,13 +73,14 @@ def _store(storage: Path, board: Board, wanted: Provisioning) -> FirmwareStore:
     )  # fmt: skip
 
 
-def _base_files(base: BaseSystem) -> dict[str, Content]:
+def _base_files(base: BaseSystem, console: Console) -> dict[str, Content]:
     # Stock U-Boots look for this file on bootable partitions (doc/develop/distro.rst).
+    tty = f"{console.linux.removeprefix('/dev/')},{console.baud}"
     extlinux = f"""DEFAULT sled
 LABEL sled
   LINUX /{KERNEL_FILE}
   INITRD /{INITRAMFS_FILE}
-  APPEND console=ttyAMA0,115200 quiet panic=5
+  APPEND console={tty} quiet panic=5
 """
     return {
         EXTLINUX: Content(extlinux.encode()),
@@ -94,14 +89,14 @@ LABEL sled
     }
 
 
-def _own_files(firmware_toml: str, wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]:
+def _own_files(firmware_toml: str, console: str, wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]:
     identity_files, identity = _identity(wanted)
     files = {f"state/{name}": content for name, content in identity_files.items()}
     files["board.sh"] = Content(
         "".join(
             f"{key}={shlex.quote(str(value))}\n"
             for key, value in {
-                "name": wanted.name, "address": wanted.network.address, "gateway": wanted.network.gateway,
+                "name": wanted.name, "network": wanted.network, "console": console,
                 "start_seconds": START_SECONDS, "check_seconds": CHECK_SECONDS,
             }.items()
         ).encode()
@@ -109,9 +104,11 @@ def _own_files(firmware_toml: str, wanted: Provisioning) -> tuple[dict[str, Cont
     files["firmware.toml"] = Content(firmware_toml.encode())
     sled: dict[str, str | int | bool] = {
         "state_dir": f"{MOUNTED}/state", "name": wanted.name, "listen_host": "0.0.0.0", "listen_port": NVME_PORT,
-        "root_public_key": wanted.rack_root_public.hex(), "format_blank": True,
-        "firmware_store": f"{MOUNTED}/firmware.toml",
+        "format_blank": True, "firmware_store": f"{MOUNTED}/firmware.toml",
+        "console": console, "console_network": True,
     }  # fmt: skip
+    if wanted.rack_root_public is not None:
+        sled["root_public_key"] = wanted.rack_root_public.hex()
     if wanted.management_hosts is not None:
         files["management.toml"] = Content(wanted.management_hosts, secret=True)
         sled["management_hosts"] = f"{MOUNTED}/management.toml"
@@ -123,7 +120,7 @@ def _identity(wanted: Provisioning) -> tuple[dict[str, Content], dict[str, Any]]
     """Made here, so that a rack can be told of the sled before it has ever run."""
     with TemporaryDirectory() as folder:
         state = StateDirectory(Path(folder))
-        state.identity(wanted.name, wanted.rack_root_public, Environment())
+        state.identity(wanted.name, wanted.rack_root_public or b"", Environment())
         files = {
             KEY_FILE: Content((state.path / KEY_FILE).read_bytes(), secret=True),
             IDENTITY_FILE: Content((state.path / IDENTITY_FILE).read_bytes()),

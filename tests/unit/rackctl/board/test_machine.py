@@ -71,7 +71,7 @@ def test_qemu_that_ends_at_once_is_quoted(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (("--name", "one"), "name the root key"),
         (("--name", "a b"), "is no name"),
-        (("--name", "one", "--network", "10.0.0.1"), "neither dhcp nor ADDRESS/PREFIX"),
+        (("--name", "one", "--network", "10.0.0.1"), "'10.0.0.1' is not dhcp|ADDRESS/PREFIX"),
         (("--name", "one", "--rack-root", "00"), "is not 64 hexadecimal digits"),
     ],
 )

@@ -7,11 +7,12 @@ from kit import firmware
 from kit.peers import require, run
 from rackctl.board.base import BaseSystem
 from rackctl.board.partitions import OWN_BYTES, is_blank
-from rackctl.board.provision import Network, Provisioning, provision
+from rackctl.board.provision import Provisioning, provision
 from rackctl.errors import RackError
 from sled_board.board import load_board
 from sled_board.errors import ImageError
 from sled_board.firmware_store import FirmwareStore
+from sled_board.network import Network
 from sled_board.slots import Slot, SlotState
 
 from sled_controller.config import SledSettings
@@ -21,9 +22,9 @@ BOARD = load_board("qemu-virt-arm64")
 RACK_ROOT = bytes(range(32))
 
 
-def wanted(image: bytes | None = None) -> Provisioning:
+def wanted(image: bytes | None = None, *, rack_root: bytes | None = RACK_ROOT) -> Provisioning:
     return Provisioning(
-        "sled-7", Network("10.0.2.15/24", "10.0.2.2"), firmware.ROOT.public, True, RACK_ROOT, image, b"[[host]]\n"
+        "sled-7", Network.parse("10.0.2.15/24,10.0.2.2"), firmware.ROOT.public, True, rack_root, image, b"[[host]]\n"
     )  # fmt: skip
 
 
@@ -60,16 +61,28 @@ def store_of(storage: Path, folder: Path) -> FirmwareStore:
     return FirmwareStore.open(folder / "firmware.toml")
 
 
+def settings_of(storage: Path, folder: Path) -> SledSettings:
+    (folder / "sled.toml").write_bytes(on_board(storage, "sled.toml", folder))
+    return load(SledSettings, "sled-controller", ["--config", str(folder / "sled.toml"), "--devices", '["x"]'])
+
+
+def test_a_board_that_is_not_told_its_rack_is_to_be_told_on_its_console(
+    storage: Path, base: BaseSystem, tmp_path: Path
+) -> None:
+    provision(storage, BOARD, base, wanted(rack_root=None))
+    assert settings_of(storage, tmp_path).root_public_key is None
+
+
 def test_a_board_gets_its_identity_settings_and_an_empty_store(storage: Path, base: BaseSystem, tmp_path: Path) -> None:
     identity = provision(storage, BOARD, base, wanted())
     assert identity["name"] == "sled-7"
     assert identity["id"] in on_board(storage, "state/identity.key", tmp_path).decode()
-    (tmp_path / "sled.toml").write_bytes(on_board(storage, "sled.toml", tmp_path))
-    settings = load(SledSettings, "sled-controller", ["--config", str(tmp_path / "sled.toml"), "--devices", '["x"]'])
+    settings = settings_of(storage, tmp_path)
     assert settings.root_public_key == RACK_ROOT.hex()
+    assert (settings.console, settings.console_network) == ("/dev/ttyAMA0", True)
     assert settings.firmware_store == Path("/sled/firmware.toml")
     assert on_board(storage, "management.toml", tmp_path) == b"[[host]]\n"
-    assert b"gateway=10.0.2.2\n" in on_board(storage, "board.sh", tmp_path)
+    assert b"network=10.0.2.15/24,10.0.2.2\n" in on_board(storage, "board.sh", tmp_path)
     store = store_of(storage, tmp_path)
     assert (store.root_public, store.locked, store.hardware) == (firmware.ROOT.public, True, BOARD.name)
     assert store.load().next is None

@@ -3,6 +3,7 @@
 import pytest
 from sled_board.console.provisioning import Provisioning
 from sled_board.errors import CommandNotDone
+from sled_board.network import Network
 
 ROOT = "0123456789abcdef" * 4
 
@@ -16,8 +17,9 @@ ROOT = "0123456789abcdef" * 4
 )  # fmt: skip
 def test_name_root_and_network_are_taken_in_any_order(network: str, address: str | None) -> None:
     parsed = Provisioning.parse([f"network={network}", f"root={ROOT}", "name=sled-7"])
-    assert parsed == Provisioning("sled-7", bytes.fromhex(ROOT), network)
-    assert parsed.address == address
+    assert parsed == Provisioning("sled-7", bytes.fromhex(ROOT), Network.parse(network))
+    assert str(parsed.network) == network
+    assert parsed.network.address == address
 
 
 @pytest.mark.parametrize(

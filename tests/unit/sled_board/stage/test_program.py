@@ -1,5 +1,6 @@
 """The stage as a program: a real application is started, confirmed, ended with it, and replaced when it fails."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from kit import firmware
 from kit.applications import WELL, packed
 from kit.firmware_store import Board, board
 from sled_board.slots import Slot, SlotState
+from sled_board.stage import application
 
 GONE_SECONDS_MAX = 20.0
 
@@ -30,12 +32,12 @@ def made(tmp_path: Path) -> Board:
 
 
 @contextmanager
-def running(made: Board) -> Iterator["subprocess.Popen[str]"]:
+def running(made: Board, *more: str) -> Iterator["subprocess.Popen[str]"]:
     folder = made.path.parent / "run"
     folder.mkdir()
     command = [
         *(sys.executable, "-m", "sled_board.stage", "--store", str(made.path), "--run", str(folder)),
-        *("--check-seconds", "0.3", "--start-seconds", "20", "--", "--of", "the sled"),
+        *("--check-seconds", "0.3", "--start-seconds", "20", *more, "--", "--of", "the sled"),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -64,6 +66,37 @@ def test_an_application_is_started_confirmed_and_ended_with_the_stage(made: Boar
         process.send_signal(signal.SIGTERM)
         read_until(process, "application ends in good order")
         assert process.wait(30) == 0
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "prepare"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_machine_is_prepared_before_each_start(made: Board, tmp_path: Path) -> None:
+    made.install(Slot.A, image("1.4.1", "import sys; print('application', flush=True); sys.exit(85)"))
+    with running(made, "--prepare", script(tmp_path, "echo prepared")) as process:
+        for _ in range(2):
+            lines = read_until(process, "application")
+            assert [line for line in lines if line in ("prepared", "application")] == ["prepared", "application"]
+
+
+@pytest.mark.parametrize("text", ["exit 3", "exec sleep 60", None])
+def test_a_machine_that_cannot_be_prepared_is_started_all_the_same(
+    made: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str | None
+) -> None:
+    monkeypatch.setattr(application, "PREPARE_SECONDS_MAX", 0.2)
+    program = tmp_path / "nothing" if text is None else Path(script(tmp_path, text))
+    launcher = application.PythonLauncher(tmp_path / "run", [], 1.0, program)
+
+    async def started() -> None:
+        async with launcher.launched(made.store.verified(Slot.A, made.slots)) as child:
+            assert (await child.notices.get()).ready
+
+    asyncio.run(started())
+    assert "event=not_prepared" in caplog.text
 
 
 def test_an_application_does_not_outlive_a_stage_that_is_killed(made: Board) -> None:
