@@ -11,7 +11,6 @@ from sled_controller.settings import Settings
 from spdk_bindings.device import BLOCK_BYTES
 
 PROG: Final = "sled-controller"
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 CONSOLE_PTY: Final = "pty"
 DEVICES_MAX: Final = 32
 DEVICE_BYTES_MIN: Final = 16 * 1024 * 1024

@@ -1,5 +1,6 @@
 """The console of a sled: what it shows of itself, and how it is provisioned and restarted (docs/console.md)."""
 
+import asyncio
 import contextlib
 import logging
 import platform
@@ -14,9 +15,9 @@ from sled_board.console.session import Command, ConsoleSession
 from sled_board.console.slot_lines import slot_lines
 from sled_board.errors import CommandNotDone
 
-from sled_controller.config import CONSOLE_PTY, LOG_FORMAT, SledSettings
-from sled_controller.drives import CannotStart
+from sled_controller.config import CONSOLE_PTY, SledSettings
 from sled_controller.environment import Environment
+from sled_controller.errors import SledError
 from sled_controller.fabric.controller import FIRMWARE
 from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.state_dir import StateDirectory
@@ -27,26 +28,31 @@ log = logging.getLogger(__name__)
 
 PROMPT: Final = "sled"
 CONSOLE_LINK: Final = "console"  # in the state directory: leads to the pseudo terminal of an emulated sled
+REOPEN_SECONDS_MAX: Final = 60.0
 _NS_PER_S: Final = 1_000_000_000
 
 
 class SledConsole:
-    """The commands of one sled. `settings` are those that it runs by; `storage` is None of one that is not provisioned,
-    and serves nothing."""
+    """The commands of one sled, from before it serves: `identity`, `storage` and `failure` are set once they are known.
+
+    `settings` are those that it was started with, without what a console has told it.
+    """
 
     def __init__(
-        self, settings: SledSettings, state: StateDirectory, identity: Identity, env: Environment,
-        firmware: FirmwareUpdate | None, restart: Callable[[], None], storage: SledStorage | None,
+        self, settings: SledSettings, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None,
+        restart: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
         self._state = state
-        self._identity = identity
         self._env = env
         self._firmware = firmware
-        self._restart_now = restart
-        self._storage = storage
-        self._kept = state.provisioning
+        self._restart = restart
         self._started_ns = env.clock.boottime_ns()
+        self.identity: Identity | None = None
+        self.storage: SledStorage | None = None
+        self.doing = "starting"
+        self.failure = ""
+        """Why it does not serve, in words."""
 
     def session(self, tail: LogTail) -> ConsoleSession:
         """A console that has them all."""
@@ -58,77 +64,88 @@ class SledConsole:
             Command("restart", "end in good order and start anew", self._restarted),
         ])  # fmt: skip
 
-    @property
-    def _root(self) -> bytes | None:
-        """The root key that it is locked to."""
-        if self._kept is not None:
-            return self._kept.root_public
-        told = self._settings.root_public_key
-        return None if told is None else bytes.fromhex(told)
-
     def _status(self, words: Sequence[str]) -> Iterable[str]:
         uptime_ns = self._env.clock.boottime_ns() - self._started_ns
         return (
-            f"state={'unprovisioned' if self._storage is None else 'serving'}",
+            f"state={self.doing}",
+            *([f"reason={self.failure}"] if self.failure else []),
             *self._versions(),
             f"uptime_s={uptime_ns // _NS_PER_S}",
             f"drives={len(self._settings.devices)}",
-            f"drives_online={0 if self._storage is None else len(self._storage.online_devices())}",
-            f"namespaces={0 if self._storage is None else len(self._storage.namespaces)}",
+            f"drives_online={0 if self.storage is None else len(self.storage.online_devices())}",
+            f"namespaces={0 if self.storage is None else len(self.storage.namespaces)}",
         )
 
     def _versions(self) -> list[str]:
         if self._firmware is None:
             return [f"version={FIRMWARE}"]
         slots = self._firmware.slots
+        if self._firmware.unreadable:
+            return [f"version={FIRMWARE}", f"slot_state=unreadable: {self._firmware.unreadable}"]
         version = "" if slots.active is None else slots[slots.active].version
         return [f"version={version or FIRMWARE}", *slot_lines(slots)]
 
     def _who(self, words: Sequence[str]) -> Iterable[str]:
-        root = self._root
+        kept = self._kept()
+        root = self._root(kept)
+        identity = self.identity
+        about = () if identity is None else (
+            f"sled_id={identity.sled_id}",
+            f"name={identity.name if kept is None else kept.name}",
+            f"public_key={identity.key.public_key().public_bytes_raw().hex()}",
+            f"nqn={identity.nqn}",
+        )  # fmt: skip
         return (
-            f"sled_id={self._identity.sled_id}",
-            f"name={self._identity.name if self._kept is None else self._kept.name}",
-            f"public_key={self._identity.key.public_key().public_bytes_raw().hex()}",
-            f"nqn={self._identity.nqn}",
+            *about,
             f"root_key={'none' if root is None else root.hex()}",
             f"locked={'no' if root is None else 'yes'}",
-            f"network={self._settings.listen_host if self._kept is None else self._kept.network}",
+            f"network={self._settings.listen_host if kept is None else kept.network}",
             f"hardware={platform.machine() if self._firmware is None else self._firmware.hardware}",
         )
 
+    def _kept(self) -> Provisioning | None:
+        """As it is on the medium: another process may have written it, and a write that failed may be there."""
+        try:
+            return self._state.provisioning
+        except SledError as error:
+            raise CommandNotDone(str(error)) from None
+
+    def _root(self, kept: Provisioning | None) -> bytes | None:
+        """The root key that it is locked to."""
+        told = self._settings.root_public_key if kept is None else kept.root_public.hex()
+        return None if told is None else bytes.fromhex(told)
+
     def _provision(self, words: Sequence[str]) -> Iterable[str]:
         wanted = Provisioning.parse(words)
-        root = self._root
+        kept = self._kept()
+        root = self._root(kept)
         if root is not None and wanted.root_public != root:
             raise CommandNotDone(f"root: this sled is locked to {root.hex()} and takes no other")
-        if wanted == self._kept:
+        if wanted == kept:
             return ("changed=no",)
         if not self._settings.console_network:
             _require_own(wanted.network.address)
-        self._require_settled()
-        self._state.provision(wanted)
-        self._kept = wanted
+        self._require_confirmed()
+        try:
+            self._state.provision(wanted)
+        except OSError as error:
+            raise CommandNotDone(
+                f"{error.strerror}: it may be kept or not: see `identity`, and look after {self._state.path}"
+            ) from None
         root_hex = wanted.root_public.hex()
         log.warning("event=provisioned name=%s root=%s network=%s", wanted.name, root_hex, wanted.network)
         self._restart()
         return ("changed=yes", "restarting=yes")
 
     def _restarted(self, words: Sequence[str]) -> Iterable[str]:
-        self._require_settled()
+        self._require_confirmed()
         self._restart()
         return ("restarting=yes",)
 
-    def _require_settled(self) -> None:
-        if self._firmware is not None and not self._firmware.slots.settled:
-            raise CommandNotDone("what runs is not confirmed yet, and a restart would be a failed attempt: try again")
-
-    def _restart(self) -> None:
-        """After a firmware commit that is under way: that has a restart of its own."""
-        if self._firmware is None:
-            self._restart_now()
-        else:
-            self._firmware.reset(lambda status: None)
+    def _require_confirmed(self) -> None:
+        if self.failure or self._firmware is None or self._firmware.unreadable or self._firmware.slots.settled:
+            return
+        raise CommandNotDone("what runs is not confirmed yet, and a restart would be a failed attempt: wait a little")
 
 
 def _require_own(address: str | None) -> None:
@@ -146,38 +163,49 @@ def _require_own(address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def logged() -> Iterator[LogTail]:
-    """The end of this program's log, for as long as the block lasts."""
-    tail = LogTail(logging.Formatter(LOG_FORMAT))
-    logging.getLogger().addHandler(tail)
-    try:
-        yield tail
-    finally:
-        logging.getLogger().removeHandler(tail)
+def served(console: SledConsole, settings: SledSettings, tail: LogTail) -> Iterator[bool]:
+    """Serve the console that the settings name, if they do, for as long as the block lasts; whether it could be had.
 
-
-@contextlib.contextmanager
-def served(
-    console: SledConsole, settings: SledSettings, *, needed_by: Callable[[], None] | None = None
-) -> Iterator[None]:
-    """Serve the console that the settings name, if they do, for as long as the block lasts.
-
-    One that cannot be had, or goes away, keeps no sled from serving its drives. Of a sled that is good for nothing
-    without, `needed_by` is called when it goes away; raises CannotStart when such a one cannot have it.
+    A device that goes away is opened again when it is back, after pauses that grow.
     """
     if settings.console is None:
-        yield
+        yield False
         return
-    with contextlib.ExitStack() as stack:
+    keeper = _Keeper(console.session(tail), settings)
+    try:
+        yield keeper.open()
+    finally:
+        keeper.close()
+
+
+class _Keeper:
+    def __init__(self, session: ConsoleSession, settings: SledSettings) -> None:
+        self._session = session
+        self._settings = settings
+        self._port: ConsolePort | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._pause_s = 1.0
+
+    def open(self) -> bool:
+        """Whether it is open; if not, it is tried again."""
+        settings = self._settings
         try:
-            session = console.session(stack.enter_context(logged()))
             if settings.console == CONSOLE_PTY:
-                port = ConsolePort.on_pty(session, settings.state_dir / CONSOLE_LINK)
+                self._port = ConsolePort.on_pty(self._session, settings.state_dir / CONSOLE_LINK)
             else:
-                port = ConsolePort.on_device(session, settings.console_device, needed_by)
-            stack.callback(port.close)
+                self._port = ConsolePort.on_device(self._session, settings.console_device, self._lost)
         except OSError as error:
-            if needed_by is not None:
-                raise CannotStart(f"console: {error}; name a terminal device, or pty") from None
             log.error("event=console_unusable console=%s reason=%s", settings.console, error)
-        yield
+            self._lost()
+            return False
+        return True
+
+    def _lost(self) -> None:
+        self._again = asyncio.get_running_loop().call_later(self._pause_s, self.open)
+        self._pause_s = min(2 * self._pause_s, REOPEN_SECONDS_MAX)
+
+    def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        if self._port is not None:
+            self._port.close()

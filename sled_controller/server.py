@@ -1,6 +1,7 @@
 """The console script `sled-controller`: one sled over its devices, until SIGTERM or SIGINT; or `probe`."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -9,14 +10,17 @@ from collections.abc import Sequence
 from typing import Final
 
 import uvloop
+from sled_board import logs
+from sled_board.console.log_tail import LogTail
 from sled_board.errors import BoardError
 from sled_board.firmware_store import FirmwareStore
 from sled_board.flash_thread import FlashThread
-from sled_board.stage.notices import RESTART_STATUS
+from sled_board.slots import Slots, SlotState
+from sled_board.stage.notices import RESTART_AFTER_S, RESTART_STATUS
 
 from sled_controller import console, probe
 from sled_controller.attach import CallLater
-from sled_controller.config import LOG_FORMAT, PROG, SledSettings
+from sled_controller.config import PROG, SledSettings
 from sled_controller.console import SledConsole
 from sled_controller.drives import CannotStart, open_devices
 from sled_controller.environment import Environment
@@ -30,13 +34,16 @@ from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
 from sled_controller.storage.sled_storage import SledStorage
-from sled_controller.subsystem import Subsystem
+from sled_controller.subsystem import Identity, Subsystem
 
 log = logging.getLogger(__name__)
 
+START_ERRORS: Final = (SledError, StorageError, BoardError, OSError)
 
-RESTART_AFTER_S: Final = 0.5
-"""From a command that asks for the restart to it: its answer is to reach the host."""
+FAILED_STAYS_S: Final = 30.0
+"""How long a sled on a board that cannot start stays on its console before it tries again."""
+FOLLOW_S: Final = 2.0
+"""How often the slot state is looked at until the stage has confirmed what runs."""
 
 
 class Stop:
@@ -54,26 +61,41 @@ class Stop:
         self._call_later(RESTART_AFTER_S, self.asked.set)
 
 
-async def serve(settings: SledSettings, env: Environment, stop: Stop) -> None:
+async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogTail) -> None:
     """Serve until `stop` is asked; raises SledError, StorageError, BoardError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
-    settings = provisioned(settings, state.provisioning)
     flash = FlashThread()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(flash.close)
         firmware = _firmware(settings, flash, stop)
-        if settings.root_public_key is None:
-            await _await_provisioning(settings, state, env, firmware, stop)
-        else:
-            await _serve_drives(settings, bytes.fromhex(settings.root_public_key), state, env, firmware, stop)
-    finally:
-        flash.close()
+        if firmware is not None:
+            stack.callback(_Follower(firmware).close)
+        shown = SledConsole(settings, state, env, firmware, stop.restart)
+        has_console = stack.enter_context(console.served(shown, settings, tail))
+        try:
+            in_force = provisioned(settings, state.provisioning)
+            if in_force.root_public_key is None and not has_console:
+                raise CannotStart("console: cannot be had, and there is no root_public_key without it; name a terminal")
+            await _serve(in_force, state, env, firmware, shown, stop)
+        except START_ERRORS as error:
+            if firmware is None or not has_console:
+                raise
+            shown.doing, shown.failure = "failed", str(error)
+            log.error("event=cannot_start reason=%s", error)
+            await _stay(firmware.slots, stop)
+            if not stop.asked.is_set():
+                raise
 
 
-async def _serve_drives(
-    settings: SledSettings, root: bytes, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None,
-    stop: Stop,
+async def _serve(
+    settings: SledSettings, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None,
+    shown: SledConsole, stop: Stop,
 ) -> None:  # fmt: skip
-    identity = state.identity(settings.name, root, env)
+    root = settings.root_public_key
+    shown.identity = identity = state.identity(settings.name, b"" if root is None else bytes.fromhex(root), env)
+    if root is None:
+        await _await_provisioning(identity, shown, stop)
+        return
     devices, created = await open_devices(settings, state.has_served)
     wanted = settings.device_bytes is not None or settings.format_blank
     may_format = wanted and (created or not state.has_served)
@@ -82,44 +104,75 @@ async def _serve_drives(
         advertised = None if settings.advertise_host is None else str(settings.advertise_host)
         call_later = asyncio.get_running_loop().call_later
         managers = None if settings.management_hosts is None else ManagementHosts.read(settings.management_hosts)
-        subsystem = Subsystem(
-            identity, storage, env, call_later, advertised, firmware=firmware, managers=managers
-        )  # fmt: skip
+        subsystem = Subsystem(identity, storage, env, call_later, advertised, firmware=firmware, managers=managers)
         server = TargetServer(subsystem, settings.connections_max)
         try:
             host, port = await server.start(settings.listen_host, settings.listen_port)
         except OSError as error:
             where = f"{settings.listen_host}:{settings.listen_port}"
             reason = error.strerror or error
-            raise CannotStart(f"cannot listen on {where}: {reason}; choose another listen_port") from None
-        shown = SledConsole(settings, state, identity, env, firmware, stop.restart, storage)
+            raise CannotStart(
+                f"cannot listen on {where}: {reason}; choose another listen_port, or the address of this machine"
+            ) from None
         try:
-            with console.served(shown, settings):
-                state.endpoints(host, port)
-                log.info(
-                    "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
-                    identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
-                    len(storage.namespaces),
-                )  # fmt: skip
-                HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
-                await stop.asked.wait()
-                log.info("event=stopping sled=%s", identity.sled_id)
+            state.endpoints(host, port)
+            shown.storage, shown.doing = storage, "serving"
+            log.info(
+                "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
+                identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
+                len(storage.namespaces),
+            )  # fmt: skip
+            HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
+            await stop.asked.wait()
+            log.info("event=stopping sled=%s", identity.sled_id)
         finally:
+            shown.storage = None
             await server.close()
     finally:
         storage.close()
 
 
-async def _await_provisioning(
-    settings: SledSettings, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None, stop: Stop
-) -> None:
+async def _await_provisioning(identity: Identity, shown: SledConsole, stop: Stop) -> None:
     """Nothing listens on the network, and no drive is touched: there is only the console."""
-    identity = state.identity(settings.name, b"", env)
-    shown = SledConsole(settings, state, identity, env, firmware, stop.restart, None)
-    with console.served(shown, settings, needed_by=stop.restart):
-        log.info("event=unprovisioned sled=%s console=%s", identity.sled_id, settings.console)
-        HealthReport(os.environ, asyncio.get_running_loop().call_later, lambda: "").begin()
-        await stop.asked.wait()
+    shown.doing = "unprovisioned"
+    log.info("event=unprovisioned sled=%s", identity.sled_id)
+    HealthReport(os.environ, asyncio.get_running_loop().call_later, lambda: "").begin()
+    await stop.asked.wait()
+
+
+async def _stay(slots: Slots, stop: Stop) -> None:
+    """On the console for a while, where somebody may look and put the network right.
+
+    What was confirmed once has not failed for being what it is: it asks to be started anew, which costs it no attempt.
+    What is in test has to show that it can start, and gives way at once where there is something else to start.
+    """
+    active = slots.active
+    confirmed = active is not None and slots[active].state is SlotState.CONFIRMED
+    if active is not None and not confirmed and slots.has_other(active):
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FAILED_STAYS_S):
+            await stop.asked.wait()
+            return
+    if confirmed:
+        stop.restarts = True
+        stop.asked.set()
+
+
+class _Follower:
+    """Looks at the slot state until it is settled: the stage does not say when it has confirmed what runs."""
+
+    def __init__(self, firmware: FirmwareUpdate) -> None:
+        self._firmware = firmware
+        self._look()
+
+    def _look(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(FOLLOW_S, self._look)
+        if self._firmware.slots.settled:
+            self._next.cancel()
+
+    def close(self) -> None:
+        self._next.cancel()
 
 
 def _what_is_wrong(storage: SledStorage) -> str:
@@ -133,13 +186,13 @@ def _firmware(settings: SledSettings, flash: FlashThread, stop: Stop) -> Firmwar
     return FirmwareUpdate(FirmwareStore.open(settings.firmware_store), flash.submit, stop.restart)
 
 
-async def _run(settings: SledSettings) -> bool:
+async def _run(settings: SledSettings, tail: LogTail) -> bool:
     """Whether it is to be started anew."""
     loop = asyncio.get_running_loop()
     stop = Stop(loop.call_later)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.asked.set)
-    await serve(settings, Environment.of_program(settings.clock_faults), stop)
+    await serve(settings, Environment.of_program(settings.clock_faults), stop, tail)
     return stop.restarts
 
 
@@ -151,10 +204,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         probe.main(arguments[1:])
         return
     settings = load(SledSettings, PROG, arguments)
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    tail = logs.begin(settings.log_level)
     try:
-        restarts = uvloop.run(_run(settings))
-    except (SledError, StorageError, BoardError, OSError) as error:
+        restarts = uvloop.run(_run(settings, tail))
+    except START_ERRORS as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if restarts:

@@ -54,9 +54,9 @@ class StateDirectory:
             key = Ed25519PrivateKey.from_private_bytes(private)
             identity = Identity(sled_id, key, root_public, name)
             public = key.public_key().public_bytes_raw().hex()
-            self.replace(
-                IDENTITY_FILE, {"id": str(sled_id), "name": name, "public_key": public, "nqn": identity.nqn}
-            )  # fmt: skip
+            told = {"id": str(sled_id), "name": name, "public_key": public, "nqn": identity.nqn}
+            if self._read(IDENTITY_FILE) != told:
+                self.replace(IDENTITY_FILE, told)
         except OSError as error:
             raise StateDirectoryUnusable(f"{path}: {error.strerror}; give the program access to it") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -78,7 +78,7 @@ class StateDirectory:
             raise StateDirectoryUnusable(f"{path}: {error.strerror}; give the program access to it") from None
         except (CommandNotDone, ValueError, KeyError, TypeError, RecursionError):
             raise StateDirectoryUnusable(
-                f"{path}: is damaged; restore it from a backup, or remove it and provision the sled again"
+                f"{path}: is damaged; restore it from a backup: the root key that the sled is locked to is in it"
             ) from None
 
     def provision(self, given: Provisioning) -> None:
@@ -87,7 +87,6 @@ class StateDirectory:
             PROVISIONED_FILE,
             {"name": given.name, "root_public_key": given.root_public.hex(), "network": str(given.network)},
         )
-        sync_directory(self.path)
 
     def endpoints(self, host: str, port: int) -> None:
         """Say that the sled serves now, and where."""
@@ -106,3 +105,11 @@ class StateDirectory:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
+        sync_directory(self.path)
+
+    def _read(self, name: str) -> Any:
+        """What a JSON file has; None where there is none, or no JSON."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None

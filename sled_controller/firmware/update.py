@@ -70,10 +70,12 @@ class FirmwareUpdate:
         self._download: _Download | None = None
         self._restart = restart
         self._restarting = False
+        self.unreadable = ""
+        """Why the slot state cannot be read, if so; `slots` are then empty."""
         try:
             self._slots = store.load()
         except (OSError, BoardError) as error:
-            log.error("event=slot_state_unreadable reason=%s", error)
+            self._cannot_read(error)
 
     # --- what is shown
 
@@ -123,11 +125,17 @@ class FirmwareUpdate:
                 self._reading = False
                 if error is None:
                     (self._slots,) = found
+                    self.unreadable = ""
                 else:
-                    log.error("event=slot_state_unreadable reason=%s", error)
+                    self._cannot_read(error)
 
             self._submit(lambda: found.append(self._store.load()), read)
         return self._slots
+
+    def _cannot_read(self, error: BaseException) -> None:
+        if str(error) != self.unreadable:
+            log.error("event=slot_state_unreadable reason=%s", error)
+        self.unreadable = str(error)
 
     # --- commands
 

@@ -1,7 +1,10 @@
 """`rackctl console`: a sled's serial console, to type on, or for one command and its reply (docs/console.md)."""
 
 import argparse
+import asyncio
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +21,7 @@ from rackctl.options import add_directory, add_option, add_switch, whole_number
 from rackctl.processes import ProcessState
 from rackctl.rack import Rack
 from rackctl.state import NodeKind
-from rackctl.terminal import attach, run
+from rackctl.terminal import attach
 from sled_controller.console import CONSOLE_LINK
 
 BAUD: Final = 115200
@@ -28,8 +31,9 @@ PATIENCE_S: Final = 6.0
 def add_console(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """`rackctl console`."""
     parser.description = (
-        "Talk to a sled over its serial console. Without a command until Ctrl-]; with one its reply is printed: exit"
-        " status 2 when the sled refuses, or nobody answers. `help` lists the commands."
+        "Talk to a sled over its serial console. With a command its reply is printed; without one you type until"
+        " Ctrl-], or, where the input is no terminal, each line of it is a command. Exit status 2 when the sled"
+        " refuses, or nobody answers. `help` lists the commands."
     )
     parser.add_argument(
         "words", nargs="*", metavar="NAME [COMMAND...]", help="a sled of the rack; with --port only a command"
@@ -73,25 +77,67 @@ def _console(arguments: argparse.Namespace) -> int:
         console = Console(baud=arguments.baud)
     except ValidationError as error:
         raise RackError(f"--baud: {error.errors()[0]['msg']}") from None
-    try:
-        if not command:
-            attach(port, console)
-            return 0
-        lines = run(_asked(port, console, " ".join(command), arguments.patience))
-    except CommandNotDone as error:
-        raise RackError(f"{where} refuses: {error}") from None
-    except (BoardError, ValueError) as error:
-        raise RackError(f"{where}: {error}") from None
-    _print(arguments, lines)
-    return 0
+    line = _Line(where, port, console, arguments.patience)
+    if command:
+        _print(arguments, line.ask(" ".join(command)))
+        return 0
+    if sys.stdin is None:
+        raise RackError("console: there is no standard input; give a command")
+    if sys.stdin.isatty():
+        line.attach()
+        return 0
+    return _ask_all(arguments, line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Every method raises RackError, which says `where` it was."""
+
+    where: str
+    port: str
+    console: Console
+    patience_s: float
+
+    def ask(self, command: str) -> list[str]:
+        """The lines of the reply; raises _Refused too."""
+        try:
+            return asyncio.run(_asked(self.port, self.console, command, self.patience_s))
+        except CommandNotDone as error:
+            raise _Refused(f"{self.where} refuses: {error}") from None
+        except (BoardError, ValueError) as error:
+            raise RackError(f"{self.where}: {error}") from None
+
+    def attach(self) -> None:
+        """Until the user leaves."""
+        try:
+            attach(self.port, self.console)
+        except BoardError as error:
+            raise RackError(f"{self.where}: {error}") from None
+
+
+class _Refused(RackError):
+    """The sled said no, and why."""
+
+
+def _ask_all(arguments: argparse.Namespace, line: _Line) -> int:
+    """Each line of the input is a command; the next one is asked when its reply is there, refused or not."""
+    status = 0
+    for command in map(str.strip, sys.stdin):
+        try:
+            if command:
+                _print(arguments, line.ask(command))
+        except _Refused as error:
+            print(f"rackctl: {error}", file=sys.stderr)
+            status = 2
+    return status
 
 
 def _print(arguments: argparse.Namespace, lines: list[str]) -> None:
     if arguments.json:
         values = dict(line.split("=", 1) for line in lines if "=" in line)
-        print(json.dumps({"lines": lines, "values": values}, indent=1))
+        print(json.dumps({"lines": lines, "values": values}), flush=True)
     else:
-        print("".join(f"{line}\n" for line in lines), end="")
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
 
 
 async def _asked(port: str, console: Console, command: str, patience_s: float) -> list[str]:

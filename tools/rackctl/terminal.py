@@ -7,53 +7,47 @@ import selectors
 import sys
 import termios
 import tty
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 from sled_board.board import Console
 from sled_board.serial_port import SerialPort, opened
 
-T = TypeVar("T")
-
 LEAVE: Final = b"\x1d"
 """Ctrl-]."""
-QUIET_S: Final = 0.5
-"""After the end of an input that is no terminal: when no more comes, everything was answered."""
+QUIET_S: Final = 1.0
+"""After the end of the input, for what is still said."""
 _PIECE: Final = 4096
 
 
 def attach(port: str, console: Console) -> None:
-    """Until Ctrl-], or until nothing comes any more after the end of the input. Raises PortUnavailable, PortLost."""
-    run(_attached(port, console))
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it on a loop that waits by poll(2): epoll takes no regular file for an input."""
+    """Until Ctrl-], the end of the input, or a second after that of an input that is no terminal. Raises
+    PortUnavailable, PortLost."""
+    # poll(2): epoll takes no regular file for an input.
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.PollSelector())) as runner:
-        return runner.run(work)
+        runner.run(_attached(port, console))
 
 
 async def _attached(port: str, console: Console) -> None:
     async with opened(port, console) as line:
-        ended = asyncio.Event()
-        showing = asyncio.create_task(_show(line, ended))
+        showing = asyncio.create_task(_show(line))
         typing = asyncio.create_task(_type(line))
         try:
             with _raw(sys.stdin.fileno()):
                 await asyncio.wait({showing, typing}, return_when=asyncio.FIRST_COMPLETED)
-                if typing.done() and typing.result():
-                    return
-                ended.set()
-                await showing
+                if typing.done() and not typing.result():
+                    await asyncio.wait({showing}, timeout=QUIET_S)
+                if showing.done():
+                    showing.result()
         finally:
             for task in (showing, typing):
                 task.cancel()
             await asyncio.gather(showing, typing, return_exceptions=True)
 
 
-async def _show(line: SerialPort, ended: asyncio.Event) -> None:
-    while (data := await line.read(QUIET_S)) or not ended.is_set():
-        sys.stdout.buffer.write(data)
+async def _show(line: SerialPort) -> None:
+    while True:
+        sys.stdout.buffer.write(await line.read(QUIET_S))
         sys.stdout.buffer.flush()
 
 
@@ -76,7 +70,10 @@ async def _input(descriptor: int) -> AsyncIterator[bytes]:
             await ready.wait()
         finally:
             loop.remove_reader(descriptor)
-        data = os.read(descriptor, _PIECE)
+        try:
+            data = os.read(descriptor, _PIECE)
+        except OSError:  # it was hung up
+            return
         if not data:
             return
         yield data
@@ -93,4 +90,5 @@ def _raw(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # it was hung up
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

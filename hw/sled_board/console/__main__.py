@@ -6,24 +6,21 @@ by SIGTERM or SIGINT, with 1 when the device cannot be had or goes away, with 2 
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from sled_board import logs
 from sled_board.console.log_tail import LogTail
 from sled_board.console.port import ConsolePort
 from sled_board.console.recovery import RecoveryConsole
 from sled_board.errors import BoardError
 from sled_board.firmware_store import FirmwareStore
+from sled_board.stage.notices import RESTART_AFTER_S, RESTART_STATUS
 
 PROG: Final = "sled-recovery"
-RESTART_STATUS: Final = 85
-RESTART_AFTER_S: Final = 0.5
-"""From a command that asks for it: its reply is to reach the other end."""
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", type=Path, required=True, metavar="TTY", help="the terminal device of the console")
     parser.add_argument("--store", type=Path, required=True, metavar="FILE", help="TOML file of the firmware store")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level="INFO", format=LOG_FORMAT, stream=sys.stderr)
-    tail = LogTail(logging.Formatter(LOG_FORMAT))
-    logging.getLogger().addHandler(tail)
+    tail = logs.begin("INFO")
     try:
         status = asyncio.run(_run(FirmwareStore.open(arguments.store), arguments.device, tail))
     except (BoardError, OSError) as error:

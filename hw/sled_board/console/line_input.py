@@ -9,12 +9,14 @@ from enum import Enum, auto
 from typing import Final
 
 LINE_CHARS_MAX: Final = 256
+INTERRUPT: Final = 0x03
+"""Ctrl-C."""
 BELL: Final = b"\a"
 NEW_LINE: Final = b"\r\n"
 GIVEN_UP: Final = b"^C"
 """The echo of Ctrl-C, before a new line."""
 
-_INTERRUPT, _BACKSPACE, _LINE_FEED, _RETURN, _KILL, _ESCAPE, _DELETE = 0x03, 0x08, 0x0A, 0x0D, 0x15, 0x1B, 0x7F
+_BACKSPACE, _LINE_FEED, _RETURN, _KILL, _ESCAPE, _DELETE = 0x08, 0x0A, 0x0D, 0x15, 0x1B, 0x7F
 _ERASE: Final = b"\b \b"
 _SPACE, _TILDE = 0x20, 0x7E
 
@@ -42,6 +44,10 @@ class LineInput:
         self._after_return = False
         self._sequence = _Sequence.NONE
 
+    def reads(self, text: bytes) -> bool:
+        """Whether this is what the line has so far."""
+        return self._line == text
+
     def take(self, byte: int) -> tuple[bytes, Entered | None]:
         """One byte: what to echo, and the line that it has ended, if it has."""
         after_return, self._after_return = self._after_return, byte == _RETURN
@@ -49,7 +55,7 @@ class LineInput:
             return b"", None
         if byte in (_RETURN, _LINE_FEED):
             return NEW_LINE, self._end()
-        if byte == _INTERRUPT:
+        if byte == INTERRUPT:
             self._end()
             return GIVEN_UP + NEW_LINE, Entered("")
         if self._is_of_sequence(byte):

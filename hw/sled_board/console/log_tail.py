@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from sled_board.console.session import TEXT_CHARS_MAX, Command
+from sled_board.console.session import Command, displayed
 from sled_board.errors import CommandNotDone
 
 LINES_KEPT: Final = 200
@@ -13,7 +13,7 @@ LINES_SHOWN: Final = 20
 
 
 class LogTail(logging.Handler):
-    """Keeps LINES_KEPT lines of at most TEXT_CHARS_MAX characters.
+    """Keeps LINES_KEPT lines, as a console displays them.
 
     Further lines of one record, such as those of a traceback, begin with a space; a record's first one with what the
     formatter puts there.
@@ -30,7 +30,7 @@ class LogTail(logging.Handler):
         except Exception:  # as every handler: what cannot be formatted is said on standard error
             self.handleError(record)
             return
-        self._lines.extend(line[:TEXT_CHARS_MAX] for line in (first, *(f" {line}" for line in others)))
+        self._lines.extend(map(displayed, (first, *(f" {line}" for line in others))))
 
     def last(self, count: int) -> list[str]:
         """The last `count` lines, oldest first."""

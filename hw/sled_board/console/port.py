@@ -1,6 +1,7 @@
 """A console on a terminal device: a board's UART, or a pseudo terminal for an emulated sled; served by the event loop.
 
-Output that nobody reads is dropped, the oldest first: a console never waits and never grows.
+Nothing is read while output waits: so a console never waits for anybody, holds one read's replies at most, and a flood
+of commands is as fast as the line.
 """
 
 import asyncio
@@ -13,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from sled_board.console.session import REPLY_BYTES_MAX, ConsoleSession
+from sled_board.console.line_input import NEW_LINE
+from sled_board.console.session import ConsoleSession
 
 log = logging.getLogger(__name__)
 
-OUTPUT_BYTES_MAX: Final = 2 * REPLY_BYTES_MAX
-READ_BYTES: Final = 64
-"""At a time, so that a flood of commands leaves the event loop to others between them."""
-_INPUT_FLAGS, _LOCAL_FLAGS, _CONTROLS = 0, 3, 6
+READ_BYTES: Final = 8
+"""At a time, so that commands leave the event loop to others between them."""
+WRITE_BYTES: Final = 256
+"""At a time: what a log writes to the same device, and waits for, finds place in its buffer."""
+_INPUT_FLAGS, _OUTPUT_FLAGS, _LOCAL_FLAGS, _CONTROLS = 0, 1, 3, 6
 
 
 class ConsolePort:
@@ -40,8 +43,9 @@ class ConsolePort:
         self._waiting = bytearray()
         self._writing = False
         self._closed = False
+        self._adds_return = False
         if far is None:
-            _make_input_raw(descriptor)
+            self._adds_return = _make_input_raw(descriptor)
         self._loop.add_reader(descriptor, self._read)
         self._write(session.begin())
 
@@ -80,8 +84,7 @@ class ConsolePort:
             return
         self._closed = True
         self._loop.remove_reader(self._descriptor)
-        if self._writing:
-            self._loop.remove_writer(self._descriptor)
+        self._loop.remove_writer(self._descriptor)
         if self._link is not None:
             self._link.unlink(missing_ok=True)
         if self._before is not None:
@@ -107,26 +110,27 @@ class ConsolePort:
         self._write(self._session.receive(data))
 
     def _write(self, data: bytes) -> None:
-        self._waiting += data
-        if not self._writing:
-            self._flush()
-        del self._waiting[:-OUTPUT_BYTES_MAX]
+        """With nothing waiting."""
+        self._waiting += data.replace(NEW_LINE, b"\n") if self._adds_return else data
+        self._flush()
 
     def _flush(self) -> None:
         try:
-            while self._waiting:
-                del self._waiting[: os.write(self._descriptor, self._waiting)]
+            del self._waiting[: os.write(self._descriptor, self._waiting[:WRITE_BYTES])]
         except (BlockingIOError, InterruptedError):
-            if not self._writing:
-                self._writing = True
-                self._loop.add_writer(self._descriptor, self._flush)
-            return
+            pass
         except OSError as error:
             self._lose(error.strerror or str(error))
             return
+        if bool(self._waiting) == self._writing:
+            return
+        self._writing = bool(self._waiting)
         if self._writing:
-            self._writing = False
+            self._loop.remove_reader(self._descriptor)
+            self._loop.add_writer(self._descriptor, self._flush)
+        else:
             self._loop.remove_writer(self._descriptor)
+            self._loop.add_reader(self._descriptor, self._read)
 
     def _lose(self, reason: str) -> None:
         log.error("event=console_lost reason=%r", reason)
@@ -135,8 +139,9 @@ class ConsolePort:
             self._lost()
 
 
-def _make_input_raw(descriptor: int) -> None:
-    """Every byte comes as it is and nothing is echoed; output, which the kernel and a log share, stays as it is."""
+def _make_input_raw(descriptor: int) -> bool:
+    """Every byte comes as it is and nothing is echoed. Output, which kernel and log share, stays as it is; returns
+    whether it puts a CR before each LF."""
     attributes = termios.tcgetattr(descriptor)
     attributes[_INPUT_FLAGS] &= ~(
         termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
@@ -145,6 +150,8 @@ def _make_input_raw(descriptor: int) -> None:
     attributes[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     attributes[_CONTROLS][termios.VMIN], attributes[_CONTROLS][termios.VTIME] = 1, 0
     termios.tcsetattr(descriptor, termios.TCSANOW, attributes)
+    adds_return = termios.OPOST | termios.ONLCR
+    return bool(attributes[_OUTPUT_FLAGS] & adds_return == adds_return)
 
 
 def _make_silent(far: int) -> None:

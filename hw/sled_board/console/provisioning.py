@@ -11,7 +11,7 @@ from sled_board.network import Network
 
 USAGE: Final = f"name=N root=64HEX network={network.USAGE}"
 _KEYS: Final = ("name", "root", "network")
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -27,9 +27,13 @@ class Provisioning:
     def of(cls, name: str, root: str, network: str) -> "Provisioning":
         """Raises CommandNotDone, which says what does not fit."""
         if not _NAME.fullmatch(name):
-            raise CommandNotDone("name: is not 1 to 64 letters, digits, dots, dashes and underscores")
+            raise CommandNotDone(
+                "name: is not 1 to 64 letters, digits, and after the first one dots, dashes and underscores"
+            )
         if not _KEY.fullmatch(root):
             raise CommandNotDone(f"root: is not 64 hexadecimal digits, but {len(root)} characters")
+        if not any(bytes.fromhex(root)):
+            raise CommandNotDone("root: is no key, but zeros")
         try:
             return cls(name, bytes.fromhex(root), Network.parse(network))
         except ValueError as error:

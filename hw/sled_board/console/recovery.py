@@ -65,9 +65,9 @@ class RecoveryConsole:
         slot = _SLOTS.get(words[0]) if words else None
         if slot is None:
             raise CommandNotDone("name a slot: retry a|b")
-        self._store.change(lambda slots: self._again(slots, slot))
+        slots = self._store.change(lambda slots: self._again(slots, slot))
         self._restart()
-        return (f"slot_{slot.value}={self._store.load()[slot].state.value}", "restarting=yes")
+        return (f"slot_{slot.value}={slots[slot].state.value}", "restarting=yes")
 
     def _again(self, slots: Slots, slot: Slot) -> Slots:
         """The slot is to be started next. One that was given up is taken for what its image is: freshly stored."""

@@ -2,6 +2,9 @@
 
 Each line of a reply begins with `: `, the last one is `: ok`, or `! ` and why not, so that a program finds it between
 the messages of a kernel and a log that come over the same line.
+
+A line that echoes, as one does whose far end is open or a modem's, would have the console talk to itself for ever: once
+its own prompt comes back it is deaf and mute until Ctrl-C.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from sled_board.console.line_input import NEW_LINE, Entered, LineInput
+from sled_board.console.line_input import INTERRUPT, NEW_LINE, Entered, LineInput
 from sled_board.errors import BoardError, CommandNotDone
 from sled_board.uboot.dialogue import printable
 
@@ -46,6 +49,7 @@ class ConsoleSession:
     def __init__(self, prompt: str, commands: Sequence[Command]) -> None:
         self._prompt = f"{prompt}> ".encode("ascii")
         self._input = LineInput()
+        self._deaf = False
         told = [Command("help", "what there is to say", self._help), *commands]
         self._commands = {command.name: command for command in told}
 
@@ -57,7 +61,12 @@ class ConsoleSession:
         """Bytes came; at most REPLY_BYTES_MAX and a prompt for each that ends a line."""
         out = bytearray()
         for byte in data:
+            if self._deaf and byte != INTERRUPT:
+                continue
             echo, entered = self._input.take(byte)
+            self._deaf = self._input.reads(self._prompt)
+            if self._deaf:
+                continue
             out += echo
             if entered is not None:
                 out += self._answered(entered) + self._prompt
@@ -91,7 +100,12 @@ class ConsoleSession:
 
 
 def _line(mark: str, text: str) -> bytes:
+    return (mark + displayed(text)).encode("ascii") + NEW_LINE
+
+
+def displayed(text: str) -> str:
+    """As one line that does nothing to a terminal."""
     text = text[:TEXT_CHARS_MAX]
-    if not text.isascii() or not text.isprintable():
-        text = printable(text.encode("utf-8", "replace"))[:TEXT_CHARS_MAX]
-    return (mark + text).encode("ascii") + NEW_LINE
+    if text.isascii() and text.isprintable():
+        return text
+    return printable(text.encode("utf-8", "replace"))[:TEXT_CHARS_MAX]

@@ -6,12 +6,12 @@ options. Lines on standard output that begin with `stage:` are for whoever reads
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sled_board import logs
 from sled_board.errors import BoardError
 from sled_board.firmware_store import FirmwareStore
 from sled_board.stage.application import PythonLauncher
@@ -25,7 +25,7 @@ PROG = "sled-stage"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logs.begin("INFO")
     try:
         status = asyncio.run(_run(arguments))
     except (BoardError, OSError) as error:

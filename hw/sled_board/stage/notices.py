@@ -19,6 +19,8 @@ SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
 INTERVAL_VARIABLE: Final = "WATCHDOG_USEC"
 RESTART_STATUS: Final = 85
 """With which the firmware ends that asks to be started anew, from the slots as they are now (85 is ERESTART)."""
+RESTART_AFTER_S: Final = 0.5
+"""From a command that asks for a restart to it: the answer is to reach whoever asked."""
 NOTICE_BYTES_MAX: Final = 4096
 NOTICES_MAX: Final = 64
 """Not yet looked at; what comes on top is lost, as a datagram may be."""

@@ -1,18 +1,26 @@
 """A sled over its console: provisioned once, locked from then on, looked at, restarted."""
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import tty
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from kit import firmware, host
-from kit.console import ask, values
-from kit.firmware_store import board
+from kit.console import answer, ask, values
+from kit.firmware_store import Board, board
+from sled_board.console.provisioning import Provisioning
+from sled_board.console.request import Request
 from sled_board.errors import CommandNotDone
+from sled_board.slots import Slot, Slots
 
+from sled_controller import server
 from sled_controller.config import PROG, SledSettings
 from sled_controller.server import RESTART_STATUS, main
 from sled_controller.settings import SettingsError, build_parser, merge
@@ -20,6 +28,7 @@ from sled_controller.state_dir import StateDirectory, StateDirectoryUnusable
 
 ROOT = host.public_key(host.ROOT).hex()
 OTHER = "cd" * 32
+LIMIT_S = 30.0
 LOOPBACK = "127.0.0.1/8"
 
 
@@ -43,9 +52,11 @@ class Running:
 
     def wait_for(self, event: str) -> None:
         """Until the log has the event."""
-        with self.log.open() as log:
-            while event not in log.readline():
-                assert self.process.poll() is None, self.log.read_text()
+        deadline = time.monotonic() + LIMIT_S
+        while event not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
 
     def ended(self) -> int:
         return self.process.wait(timeout=20)
@@ -60,6 +71,22 @@ def running(folder: Path, *more: str, event: str = "event=serving") -> Iterator[
     finally:
         one.process.kill()
         one.process.wait()
+
+
+def refusal(sled: Running, command: str) -> str | None:
+    """Why the command is refused; None if it was done."""
+    try:
+        ask(sled.console, command)
+    except CommandNotDone as error:
+        return str(error)
+    return None
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def provision(root: str = ROOT, name: str = "sled-7", network: str = LOOPBACK) -> str:
@@ -159,6 +186,116 @@ def test_a_sled_on_slots_shows_them_and_is_not_restarted_before_it_is_confirmed(
             ask(sled.console, "restart")
 
 
+def settled(folder: Path) -> Board:
+    """A store whose slot A runs and was confirmed in this start."""
+    slots = board(folder)
+    slots.use(firmware.signed())
+    return slots
+
+
+def test_a_sled_on_slots_is_restarted_once_it_is_confirmed(tmp_path: Path) -> None:
+    slots = settled(tmp_path)
+    slots.store.change(lambda state: state.start()[0])
+    with running(tmp_path, "--root-public-key", ROOT, "--firmware-store", str(slots.path)) as sled:
+        slots.store.change(lambda state: state.confirm(Slot.A))
+        until(lambda: refusal(sled, "restart") is None)
+        assert sled.ended() == RESTART_STATUS
+
+
+def test_a_sled_whose_slot_state_cannot_be_read_says_so_and_is_provisioned_all_the_same(tmp_path: Path) -> None:
+    slots = settled(tmp_path)
+    (tmp_path / "state").write_bytes(b"x" * 8192)
+    with running(tmp_path, "--firmware-store", str(slots.path), event="event=unprovisioned") as sled:
+        assert values(ask(sled.console, "status"))["slot_state"].startswith("unreadable: both copies")
+        assert ask(sled.console, provision()) == ["changed=yes", "restarting=yes"]
+        assert sled.ended() == RESTART_STATUS
+
+
+def test_a_sled_that_cannot_start_stays_on_its_console_until_it_is_put_right(tmp_path: Path) -> None:
+    slots = settled(tmp_path)
+    store = ("--firmware-store", str(slots.path))
+    with running(tmp_path, *store, "--console-network", event="event=unprovisioned") as sled:
+        ask(sled.console, provision(network="192.0.2.1/24"))
+        assert sled.ended() == RESTART_STATUS
+    with running(tmp_path, *store, event="event=cannot_start") as sled:
+        status = values(ask(sled.console, "status"))
+        assert status["state"] == "failed"
+        assert status["reason"].startswith("cannot listen on 192.0.2.1:0")
+        assert "takes no other" in (refusal(sled, provision(OTHER)) or "")
+        assert ask(sled.console, provision()) == ["changed=yes", "restarting=yes"]
+        assert sled.ended() == RESTART_STATUS
+    with running(tmp_path, *store):
+        pass
+
+
+@pytest.mark.parametrize("damage", ["{", '{"name": "s", "root_public_key": "12", "network": "dhcp"}'])
+def test_a_sled_whose_provisioning_is_damaged_shows_it_and_takes_no_other(tmp_path: Path, damage: str) -> None:
+    slots = settled(tmp_path)
+    (tmp_path / "sled").mkdir()
+    (tmp_path / "sled" / "provisioned.json").write_text(damage)
+    with running(tmp_path, "--firmware-store", str(slots.path), event="event=cannot_start") as sled:
+        assert "provisioned.json: is damaged" in values(ask(sled.console, "status"))["reason"]
+        assert "is damaged" in (refusal(sled, provision()) or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "restarts"),
+    [
+        (lambda slots: slots, True),
+        (lambda slots: slots.erase(Slot.B).store(Slot.B, image_id="ab" * 32, version="2.0.0", counter=7), True),
+        (lambda slots: slots.reject(Slot.A), False),
+    ],
+)
+def test_what_was_confirmed_once_loses_no_attempt_by_a_start_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Slots], Slots], restarts: bool
+) -> None:
+    monkeypatch.setattr(server, "FAILED_STAYS_S", 0.01)
+    slots = settled(tmp_path).store.change(change)
+
+    async def story() -> bool:
+        stop = server.Stop(asyncio.get_running_loop().call_later)
+        await server._stay(slots, stop)
+        return stop.restarts
+
+    assert asyncio.run(story()) is restarts
+
+
+def test_what_is_in_test_gives_way_at_once(tmp_path: Path) -> None:
+    slots = settled(tmp_path)
+    slots.install(Slot.B, firmware.signed(firmware.recipe(version="1.5.0")))
+    slots.store.change(lambda state: state.start()[0])
+    with running(tmp_path, "--firmware-store", str(slots.path), event="event=unprovisioned") as sled:
+        (sled.state / "provisioned.json").write_text("{")
+        sled.process.terminate()
+        assert sled.ended() == 0
+    one = Running(tmp_path, "--firmware-store", str(slots.path))
+    assert one.ended() == 1
+
+
+def test_two_that_share_a_state_directory_are_locked_to_one_key(tmp_path: Path) -> None:
+    with running(tmp_path, event="event=unprovisioned") as first:
+        StateDirectory(first.state).provision(Provisioning.of("other", OTHER, "dhcp"))
+        assert "takes no other" in (refusal(first, provision()) or "")
+
+
+def test_a_console_that_goes_away_is_opened_again_when_it_is_back(tmp_path: Path) -> None:
+    link = tmp_path / "tty"
+    ours, theirs = os.openpty()
+    link.symlink_to(os.ttyname(theirs))
+    with running(tmp_path, "--console", str(link), event="event=unprovisioned") as sled:
+        os.close(theirs)
+        os.close(ours)
+        sled.wait_for("event=console_lost")
+        ours, theirs = os.openpty()
+        tty.setraw(theirs)
+        link.unlink()
+        link.symlink_to(os.ttyname(theirs))
+        assert values(answer(ours, Request("status", baud=115200, patience_s=LIMIT_S)))["state"] == "unprovisioned"
+        assert sled.process.poll() is None
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_a_console_that_cannot_be_had_keeps_no_sled_from_serving(tmp_path: Path) -> None:
     with running(
         tmp_path, "--root-public-key", ROOT, "--console", "/dev/nonesuch", event="event=console_unusable"
@@ -182,5 +319,5 @@ def test_without_a_console_the_root_key_has_to_be_a_setting(tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"name": "x", "root_public_key": "12", "network": "dhcp"}'])
 def test_a_damaged_provisioning_is_named_with_its_remedy(tmp_path: Path, damage: str) -> None:
     (tmp_path / "provisioned.json").write_text(damage)
-    with pytest.raises(StateDirectoryUnusable, match=r"provisioned\.json: is damaged; restore it"):
+    with pytest.raises(StateDirectoryUnusable, match=r"provisioned\.json: is damaged; restore it from a backup"):
         _ = StateDirectory(tmp_path).provisioning

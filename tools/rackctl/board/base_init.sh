@@ -9,6 +9,9 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 mkdir -p /run/sled /sled /dev/drives
+# The console is a way in for commands, not for signals to the kernel; a stray Ctrl-S on it must not stop the board.
+echo 0 >/proc/sys/kernel/sysrq
+stty -ixon -echo </dev/console
 echo "base: up"
 
 stage() {
@@ -27,9 +30,9 @@ done
 drives=$(cd /dev/drives && for drive in *; do [ -e "$drive" ] && printf ', "/dev/drives/%s"' "$drive"; done)
 
 if ! mount -t ext4 -o noatime "$(findfs LABEL=sled)" /sled; then
-    # Nothing says who the board is, nor where its firmware lies.
-    echo "base: recovery: the partition with the board's identity cannot be mounted"
-    setsid cttyhack sh
+    # Nothing says who the board is, nor where its firmware lies. No shell: whoever has the console has no rights here.
+    echo "base: recovery: the partition with the board's identity cannot be mounted; tried again in a minute"
+    sleep 60
     reboot -f
 fi
 

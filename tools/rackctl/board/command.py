@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -195,6 +196,8 @@ def _console(arguments: argparse.Namespace) -> int:
     machine = Machine(arguments.board_dir)
     if not machine.runs:
         raise RackError(f"{machine.folder}: is off: `rackctl board up` powers it on")
+    if sys.stdin is None:
+        raise RackError("board console: there is no standard input to type on")
     try:
         attach(machine.console_url, machine.board.console)
     except BoardError as error:

@@ -103,7 +103,8 @@ def _own_files(firmware_toml: str, console: str, wanted: Provisioning) -> tuple[
     )  # fmt: skip
     files["firmware.toml"] = Content(firmware_toml.encode())
     sled: dict[str, str | int | bool] = {
-        "state_dir": f"{MOUNTED}/state", "name": wanted.name, "listen_host": "0.0.0.0", "listen_port": NVME_PORT,
+        "state_dir": f"{MOUNTED}/state", "name": wanted.name,
+        "listen_host": wanted.network.all_addresses, "listen_port": NVME_PORT,
         "format_blank": True, "firmware_store": f"{MOUNTED}/firmware.toml",
         "console": console, "console_network": True,
     }  # fmt: skip

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from sled_board.console.port import OUTPUT_BYTES_MAX, ConsolePort
-from sled_board.console.session import Command, ConsoleSession
+from sled_board.console.port import WRITE_BYTES, ConsolePort
+from sled_board.console.session import REPLY_BYTES_MAX, Command, ConsoleSession
 
 LIMIT_S = 30.0
 BIG = "x" * 300
@@ -104,27 +104,33 @@ def test_a_link_that_was_left_over_is_replaced(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_what_nobody_reads_is_dropped_and_never_waited_for(tmp_path: Path) -> None:
+def test_what_nobody_reads_waits_and_holds_nobody_up(tmp_path: Path) -> None:
     async def story() -> None:
-        async with served(tmp_path) as (_, path):
+        async with served(tmp_path) as (port, path):
             terminal = Terminal(path)
-            await terminal.type(b"big\r" * 100)
+            await terminal.type(b"big\r" * 20)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert len(port._waiting) <= 2 * REPLY_BYTES_MAX
             await terminal.type(b"\x03hello\r")
             seen = await terminal.read_until(ends(b": world=1\r\n: ok\r\nsled> "))
-            assert b"^C\r\nsled> hello\r\n: world=1\r\n: ok\r\n" in seen
+            assert seen.count(b": " + BIG.encode()) == 20 * 200
             terminal.close()
 
     asyncio.run(story())
 
 
-def test_what_waits_is_bounded(tmp_path: Path) -> None:
+def test_a_log_finds_place_beside_a_long_reply(tmp_path: Path) -> None:
     async def story() -> None:
-        async with served(tmp_path) as (port, path):
+        async with served(tmp_path) as (_, path):
             terminal = Terminal(path)
-            for _ in range(50):
-                await terminal.type(b"big\r" * 10)
+            await terminal.type(b"big\r")
+            for _ in range(5):
                 await asyncio.sleep(0)
-                assert len(port._waiting) <= OUTPUT_BYTES_MAX
+                before = len(terminal.seen)
+                with contextlib.suppress(BlockingIOError):
+                    terminal.seen += os.read(terminal.descriptor, 1 << 16)
+                assert len(terminal.seen) - before <= 2 * WRITE_BYTES
             terminal.close()
 
     asyncio.run(story())
@@ -164,6 +170,7 @@ def test_a_device_is_raw_while_it_is_served_and_keeps_speed_and_output(tmp_path:
                 with contextlib.suppress(BlockingIOError):
                     seen += os.read(near, 4096)
                 await asyncio.sleep(0)
+        assert b"hello\r\n: world=1\r\n: ok" in seen  # one CR, which is the terminal's
         port.close()
         assert termios.tcgetattr(far) == before
         os.close(near)

@@ -22,7 +22,8 @@ def asked(between: bytes = b"") -> Request:
     """A request that has seen the prompt, and perhaps more before that."""
     one = request()
     assert one.start(0.0) == b"\x03"
-    assert one.receive(b"old: reply\r\n: ok\r\n^C\r\n" + between + b"sled> ", 0.0) == b"status\r"
+    assert one.receive(b"old: reply\r\n: ok\r\n^C\r\n" + between + b"sled> ", 0.0) == b"status"
+    assert one.receive(b"status", 0.0) == b"\r"
     return one
 
 
@@ -36,14 +37,14 @@ def test_it_speaks_with_a_console() -> None:
 
 def test_a_reply_is_found_between_other_lines() -> None:
     one = asked(between=KERNEL)
-    one.receive(b"status\r\n" + KERNEL + b": state=serving\r\n" + KERNEL + b": uptime_s=7\r\n: ok\r\n", 0.0)
+    one.receive(b"\r\n" + KERNEL + b": state=serving\r\n" + KERNEL + b": uptime_s=7\r\n: ok\r\n", 0.0)
     assert one.done
     assert one.lines == ["state=serving", "uptime_s=7"]
 
 
 def test_a_reply_may_come_in_pieces() -> None:
     one = asked()
-    for byte in b"status\r\n: state=serving\r\n: ok\r\n":
+    for byte in b"\r\n: state=serving\r\n: ok\r\n":
         assert not one.done
         one.receive(bytes((byte,)), 0.0)
     assert one.done
@@ -60,7 +61,47 @@ def test_the_reply_to_an_earlier_command_does_not_count() -> None:
 
 def test_a_refusal_is_raised_with_its_reason() -> None:
     with pytest.raises(CommandNotDone, match=r"^it is locked$"):
-        asked().receive(b"status\r\n! it is locked\r\nsled> ", 0.0)
+        asked().receive(b"\r\n! it is locked\r\nsled> ", 0.0)
+
+
+def test_a_board_that_sends_a_return_more_is_understood() -> None:
+    one = request()
+    one.start(0.0)
+    assert one.receive(b"^C\r\r\nsled> ", 0.0) == b"status"
+    assert one.receive(b"status", 0.0) == b"\r"
+    one.receive(b"\r\r\n: state=serving\r\r\n: ok\r\r\n", 0.0)
+    assert one.lines == ["state=serving"]
+
+
+def test_a_command_whose_echo_differs_is_given_up_and_typed_again() -> None:
+    one = request("provision root=1234")
+    one.start(0.0)
+    assert one.receive(b"^C\r\nsled> ", 0.0) == b"provision root=1234"
+    assert one.receive(b"provision root=1235", 1.0) == b""
+    assert one.expire(one.deadline_s) == b"\x03"
+    assert one.receive(b"^C\r\nsled> ", 4.0) == b"provision root=1234"
+    assert one.receive(b"provision root=1234", 4.0) == b"\r"
+
+
+def test_a_command_that_is_never_echoed_is_not_sent() -> None:
+    one = request()
+    one.start(0.0)
+    for _ in range(TRIES_MAX - 1):
+        assert one.receive(b"^C\r\nsled> ", 0.0) == b"status"
+        one.expire(0.0)
+    one.receive(b"^C\r\nsled> ", 0.0)
+    with pytest.raises(BoardSilent, match="does not come back as it was sent"):
+        one.expire(0.0)
+
+
+def test_a_long_reply_on_a_slow_line_is_waited_for_while_it_comes() -> None:
+    one, now_s = asked(), 0.0
+    one.receive(b"\r\n", now_s)
+    for number in range(200):
+        now_s = one.deadline_s - 0.01
+        one.receive(f": line={number}\r\n".encode(), now_s)
+    one.receive(b": ok\r\n", now_s)
+    assert len(one.lines) == 200
 
 
 def test_silence_is_met_with_a_few_more_tries() -> None:
@@ -87,15 +128,18 @@ def test_what_came_instead_is_shown() -> None:
 
 def test_a_reply_that_does_not_end_is_said() -> None:
     one = asked()
-    one.receive(b": state=serving\r\n", 0.0)
+    one.receive(b"\r\n: state=serving\r\n", 0.0)
     with pytest.raises(BoardSilent, match=r"the reply does not end.*state=serving"):
         one.expire(9.0)
 
 
-def test_a_line_without_end_is_left() -> None:
-    one = asked()
+@pytest.mark.parametrize("piece", [b"x", b"^C\r\n"])
+def test_whoever_does_not_stop_is_left(piece: bytes) -> None:
+    one, count = asked(), HEARD_BYTES_MAX // len(piece)
+    for _ in range(count // 16 - 16):
+        one.receive(piece * 16, 0.0)
     with pytest.raises(BoardSilent, match="no end of it"):
-        one.receive(b"x" * HEARD_BYTES_MAX, 0.0)
+        one.receive(piece * 512, 0.0)
 
 
 @pytest.mark.parametrize("command", ["two\rlines", "gr\u00fcn", "x" * 257])

@@ -114,6 +114,17 @@ def test_help_lists_every_command() -> None:
     ]  # fmt: skip
 
 
+def test_a_line_that_echoes_all_does_not_make_it_talk_to_itself() -> None:
+    console = session()
+    coming, rounds = console.begin() + console.receive(b"greet\r"), 0
+    while coming:
+        coming = console.receive(coming)
+        rounds += 1
+        assert rounds < 10
+    assert console.receive(b"greet\r") == b""
+    assert console.receive(b"\x03greet\r").endswith(b": ok\r\n" + PROMPT)
+
+
 def test_our_own_reply_from_a_line_that_echoes_is_not_answered() -> None:
     assert answered(": greeted=Ada") == answered("! no") == []
 
