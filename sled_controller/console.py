@@ -20,14 +20,13 @@ from sled_controller.environment import Environment
 from sled_controller.errors import SledError
 from sled_controller.fabric.controller import FIRMWARE
 from sled_controller.firmware.update import FirmwareUpdate
-from sled_controller.state_dir import StateDirectory
+from sled_controller.state_dir import CONSOLE_LINK, StateDirectory
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.subsystem import Identity
 
 log = logging.getLogger(__name__)
 
 PROMPT: Final = "sled"
-CONSOLE_LINK: Final = "console"  # in the state directory: leads to the pseudo terminal of an emulated sled
 REOPEN_SECONDS_MAX: Final = 60.0
 _NS_PER_S: Final = 1_000_000_000
 

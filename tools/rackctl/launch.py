@@ -16,6 +16,7 @@ from typing import Any, Final
 from rackctl.defaults import ENVIRONMENT, checked, seconds
 from rackctl.errors import NodeFailed
 from rackctl.processes import ProcessIdentity, identify
+from sled_controller.state_dir import CONSOLE_LINK
 
 READY_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.005
@@ -57,6 +58,8 @@ def start(command: Command, *, leashed: bool) -> Started:
     command.state_dir.mkdir(parents=True, exist_ok=True)
     command.log.parent.mkdir(parents=True, exist_ok=True)
     command.endpoints.unlink(missing_ok=True)
+    # One that was killed has left it: it may lead to another sled's by now.
+    (command.state_dir / CONSOLE_LINK).unlink(missing_ok=True)
     on_leash = leashed and threading.current_thread() is threading.main_thread()
     with command.log.open("ab") as log:
         try:

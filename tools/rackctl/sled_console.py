@@ -22,7 +22,7 @@ from rackctl.processes import ProcessState
 from rackctl.rack import Rack
 from rackctl.state import NodeKind
 from rackctl.terminal import attach
-from sled_controller.console import CONSOLE_LINK
+from sled_controller.state_dir import CONSOLE_LINK
 
 BAUD: Final = 115200
 PATIENCE_S: Final = 6.0

@@ -120,20 +120,24 @@ def test_what_nobody_reads_waits_and_holds_nobody_up(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_log_finds_place_beside_a_long_reply(tmp_path: Path) -> None:
+def test_little_is_written_at_a_time_so_that_a_log_finds_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    write = os.write
+
+    def counted(descriptor: int, data: bytes) -> int:
+        sizes.append(len(data))
+        return write(descriptor, data)
+
     async def story() -> None:
         async with served(tmp_path) as (_, path):
             terminal = Terminal(path)
             await terminal.type(b"big\r")
-            for _ in range(5):
-                await asyncio.sleep(0)
-                before = len(terminal.seen)
-                with contextlib.suppress(BlockingIOError):
-                    terminal.seen += os.read(terminal.descriptor, 1 << 16)
-                assert len(terminal.seen) - before <= 2 * WRITE_BYTES
+            monkeypatch.setattr("sled_board.console.port.os.write", counted)
+            await terminal.read_until(ends(b": ok\r\nsled> "))
             terminal.close()
 
     asyncio.run(story())
+    assert max(sizes) <= WRITE_BYTES
 
 
 def test_a_terminal_that_echoes_does_not_make_it_talk_to_itself(tmp_path: Path) -> None:
