@@ -22,6 +22,7 @@ from rackctl.board.base import BaseSystem
 from rackctl.board.machine import Machine
 from rackctl.cli import main
 from rackctl.rack import Rack, RackSize, wait_until
+from rackctl.status import status_of
 from sled_board.errors import CommandNotDone
 from sled_board.image import read_image
 from sled_board.region import Region
@@ -125,6 +126,9 @@ def join(rack: Rack, machine: Machine, folder: Path) -> None:
         lambda: blocks_on_drives(machine, written.read_bytes()) >= VOLUME_BYTES // 4096 // 16,
         "a column of the volume to be on the board's drives", STRIPES_SECONDS_MAX,
     )  # fmt: skip
+    (shown,) = [node for node in status_of(rack).data["nodes"] if node["name"] == "board-0"]
+    assert (shown["state"], shown["ports"]) == ("reachable", {"nvme": machine.nvme_address[1]})
+    assert "board-0" in status_of(rack).data["volumes"][0]["sleds"]
     for name in ("sled-0", "sled-1"):
         rack.kill(name)
     run("nbdcopy", uri, read)

@@ -279,7 +279,7 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         print(json.dumps(record, indent=1))
         return 0
     roles = rack.roles(arguments.name)
-    names = {node.id: node.name for node in rack.state.nodes}
+    names = {sled["id"]: sled["name"] for sled in rack.api.nodes()["sleds"]}
     rows = [
         ("id", record["volume"]),
         ("size", show_size(record["size_bytes"])),
@@ -288,7 +288,7 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         ("primary", roles.primary or "-"),
         ("secondary", " ".join(roles.secondaries) or "-"),
         ("members", record["health"]["stopped"] or ("exposed" if record["health"]["exposed"] else "enough")),
-        ("columns", " ".join(f"{names.get(column['sled'], '?')}/{column['nsid']}" for column in record["columns"])),
+        ("columns", " ".join(f"{names[column['sled']]}/{column['nsid']}" for column in record["columns"])),
         ("nbd", " ".join(_uris(rack, arguments.name, roles))),
         ("nvme", " ".join(f"{host}:{port}" for host, port in rack.paths(arguments.name).nvme)),
         ("hosts", " ".join(record["hosts"]) or "- (nobody by NVMe/TCP)"),

@@ -99,8 +99,10 @@ def status_of(rack: Rack) -> RackStatus:
 
 
 def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
-    now = rack.state
-    names = {node.id: node.name for node in now.nodes if node.kind is not NodeKind.AUTHORITY}
+    enrolled = rack.api.nodes()
+    ours = {node.id for node in rack.state.nodes}
+    data["nodes"] += [_elsewhere(sled) for sled in enrolled["sleds"] if sled["id"] not in ours]
+    names = {node["id"]: node["name"] for node in (*enrolled["heads"], *enrolled["sleds"])}
     for record in rack.api.volumes():
         members = [names.get(member["head"], member["head"]) for member in record["current"]]
         primary = names.get(record["primary"] or "", record["primary"])
@@ -119,3 +121,18 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
             }
         )
     data["fences"] = [dataclasses.asdict(fence) for fence in fences_seen(rack)]
+
+
+def _elsewhere(sled: dict[str, Any]) -> dict[str, Any]:
+    """A sled that was enrolled and is no process of this rack: a board."""
+    host, port = sled["address"]
+    return {
+        "name": sled["name"],
+        "kind": NodeKind.SLED.value,
+        "id": sled["id"],
+        "state": {True: "reachable", False: "unreachable", None: "enrolled"}[sled["reachable"]],
+        "pid": None,
+        "ports": {"nvme": port},
+        "resident_bytes": 0,
+        "note": f"at {host}",
+    }
