@@ -20,18 +20,17 @@ WAITING_MAX: Final = 1000
 
 def begin(level: str) -> LogTail:
     """Log from `level` on; returns what keeps the last lines."""
-    logging.basicConfig(level=level.upper(), format=FORMAT, stream=sys.stderr)
-    root = logging.getLogger()
+    formatter = logging.Formatter(FORMAT)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
     if sys.stderr.isatty():
-        (handler,) = root.handlers
-        root.removeHandler(handler)
         writer = BoundedHandler()
         listener = QueueListener(writer.queue, handler)
         listener.start()
         atexit.register(listener.stop)
-        root.addHandler(writer)
-    tail = LogTail(logging.Formatter(FORMAT))
-    root.addHandler(tail)
+        handler = writer
+    tail = LogTail(formatter)
+    logging.basicConfig(level=level.upper(), handlers=(handler, tail))
     return tail
 
 
@@ -41,6 +40,7 @@ class BoundedHandler(QueueHandler):
     def __init__(self) -> None:
         self._waiting: queue.Queue[Any] = queue.Queue()
         super().__init__(self._waiting)
+        self.setFormatter(logging.Formatter("%(message)s"))
         self._left_out = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
