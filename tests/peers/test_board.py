@@ -12,6 +12,7 @@ from kit.console import values
 from kit.peers import run
 from peers.emulated_board import (
     DRIVE_BYTES,
+    REPLY_SECONDS_MAX,
     SAID_SECONDS_MAX,
     PoweredOn,
     base_or_skip,
@@ -94,8 +95,10 @@ def test_a_bare_board_becomes_a_sled_over_its_serial_line_alone(
         assert main(("board", "flash", str(image), "--root", str(root), "--board-dir", str(machine.folder))) == 0
         assert "slot a: healthy and confirmed" in capsys.readouterr().out
 
+        console = ("console", "--port", machine.console_url, "--patience", f"{REPLY_SECONDS_MAX:g}")
+
         def ask(*words: str) -> dict[str, str]:
-            assert main(("console", "--port", machine.console_url, "--json", *words)) == 0
+            assert main((*console, "--json", *words)) == 0
             return dict(json.loads(capsys.readouterr().out)["values"])
 
         assert (ask("status")["state"], ask("identity")["locked"]) == ("unprovisioned", "no")
@@ -105,7 +108,7 @@ def test_a_bare_board_becomes_a_sled_over_its_serial_line_alone(
         wait_until(lambda: "event=serving" in said.read_text("utf-8", "replace"), "it to serve", SAID_SECONDS_MAX)
         assert "base: name=board-0 network=10.0.2.15/24,10.0.2.2" in said.read_text("utf-8", "replace")
         assert (ask("status")["state"], ask("identity")["root_key"]) == ("serving", rack.state.root_public_key)
-        assert main(("console", "--port", machine.console_url, "provision", *told[::2], f"root={'cd' * 32}")) == 2
+        assert main((*console, "provision", *told[::2], f"root={'cd' * 32}")) == 2
         assert "this sled is locked to" in capsys.readouterr().err
         join(rack, machine, tmp_path)
     finally:

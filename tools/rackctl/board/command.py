@@ -141,7 +141,7 @@ def _up(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.board_dir
     machine = Machine(folder) if Machine.is_in(folder) else None
     machine = machine or Machine.create(folder, arguments.drives, arguments.drive_size)
-    if not arguments.off:
+    if not arguments.off and not machine.runs:
         machine.power_on(hold=arguments.hold)
     facts = {
         "board": BOARD, "on": machine.runs, "provisioned": machine.identity is not None,
