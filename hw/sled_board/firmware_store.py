@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongPython
-from sled_board.image import Image, Trust, image_bytes, read_image
+from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
 from sled_board.image.fit import Buffer
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import Slot, Slots
 
 PUBLIC_BYTES: Final = 32
-_START_BYTES: Final = 8  # say how long an image is
 THIS_PYTHON: Final = f"cp{sys.version_info.major}{sys.version_info.minor}"
 """The tag of the running interpreter (PEP 425)."""
 
@@ -113,7 +112,7 @@ class FirmwareStore:
 
     def image_bytes(self, slot: Slot) -> int:
         """How long the image is that begins in the slot; raises DamagedImage."""
-        told = image_bytes(self.region(slot).read(0, _START_BYTES))
+        told = image_bytes(self.region(slot).read(0, IMAGE_START_BYTES))
         if told > self.region(slot).size:
             raise DamagedImage(f"it announces {told} bytes, the slot has {self.region(slot).size}")
         return told

@@ -4,6 +4,7 @@ At no instant is what the board has confirmed touched: the state says that a slo
 overwritten, and that it is to be tried after its last one was read back (docs/flashing.md).
 """
 
+import contextlib
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,7 +13,16 @@ from typing import Final
 
 from sled_board.board import Board
 from sled_board.board_console import PIECE_BYTES, BoardConsole
-from sled_board.errors import CommandRefused, ContentDiffers, FlashRefused, SlotStateLost
+from sled_board.errors import (
+    CommandRefused,
+    ConsoleError,
+    ContentDiffers,
+    DamagedImage,
+    FlashRefused,
+    ImageError,
+    SlotStateLost,
+    WrongHardware,
+)
 from sled_board.flash_events import (
     Activated,
     AtPrompt,
@@ -25,7 +35,7 @@ from sled_board.flash_events import (
     Verified,
 )
 from sled_board.health_watch import HealthWatch
-from sled_board.image import Image, Trust, read_image
+from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import EMPTY, Slot, Slots, SlotState
 from sled_board.uboot.dialogue import Line, steps
@@ -55,7 +65,8 @@ class Choices:
     """What the caller may choose. `rate`: the rate to transfer at, None for the fastest that the board names.
 
     `patience_s` is for the prompt, None for `PATIENCE_S` more than the board takes to start; `health_s` is for the
-    report of health. `force` begins anew where the slot state is lost; nothing else that is refused can be forced.
+    report of health. `force` begins anew where the slot state is lost and no slot holds a whole image; nothing else
+    that is refused can be forced.
     """
 
     before: Before = Before.PROMPT
@@ -72,6 +83,8 @@ def checked_image(data: bytes, board: Board, trust: Trust) -> Image:
     """The image in `data`, if `board` could take it; raises ImageError and FlashRefused. Speaks to no board."""
     image = read_image(data)
     trust.check(image, hardware=board.name)
+    if image.architecture != board.architecture:
+        raise WrongHardware(f"it is for {image.architecture}, this board has {board.architecture}")
     smallest = min(board.place(slot).size for slot in Slot)
     if len(data) > smallest:
         raise FlashRefused(f"the image has {len(data)} bytes, a slot of {board.name} has {smallest}")
@@ -81,12 +94,43 @@ def checked_image(data: bytes, board: Board, trust: Trust) -> Image:
 async def flash(line: Line, board: Board, data: bytes, trust: Trust, choices: Choices) -> AsyncIterator[Event]:
     """Flash the image `data`. What has been written stays when this ends early, and is not sent again the next time.
 
+    A board that is refused, or whose storage fails, is started all the same unless it was to stay at its prompt.
     Raises ImageError, FlashRefused, SlotStateLost, ConsoleError, ContentDiffers and FirmwareUnhealthy.
     """
     image = checked_image(data, board, trust)
     console = BoardConsole(line, board)
-    async for event in _connect(console, line, board, image, choices):
-        yield event
+    try:
+        async for event in _connect(console, line, board, image, choices):
+            yield event
+        async for event in _at_prompt(console, board, data, image, trust, choices):
+            yield event
+    except (ImageError, FlashRefused, SlotStateLost, ContentDiffers):
+        with contextlib.suppress(ConsoleError):
+            await _leave(console, board, choices)
+        raise
+    await _leave(console, board, choices)
+    if choices.after is After.STAY:
+        return
+    yield Restarted()
+    if choices.after is After.WAIT and not choices.dry_run:
+        watch = HealthWatch(image.id, patience_s=choices.health_s)
+        async for _ in steps(line, watch):
+            for report in watch.take():
+                yield report
+        yield Confirmed(watch.slot)
+
+
+async def _leave(console: BoardConsole, board: Board, choices: Choices) -> None:
+    """Start the board, or leave it as it was found."""
+    if choices.after is After.STAY:
+        await console.set_rate(board.console.baud)
+    else:
+        await console.restart()
+
+
+async def _at_prompt(
+    console: BoardConsole, board: Board, data: bytes, image: Image, trust: Trust, choices: Choices
+) -> AsyncIterator[Event]:
     store = _ConsoleState(console, board)
     slots = await store.load(image, force=choices.force)
     kept = Trust(trust.root_public, slots.key_set or trust.key_set, trust.locked)
@@ -102,17 +146,6 @@ async def flash(line: Line, board: Board, data: bytes, trust: Trust, choices: Ch
         if not choices.dry_run:
             async for event in _write(console, store, board, slots, slot, data, image):
                 yield event
-    if choices.after is After.STAY:
-        await console.set_rate(board.console.baud)
-        return
-    await console.restart()
-    yield Restarted()
-    if choices.after is After.WAIT and not choices.dry_run:
-        watch = HealthWatch(image.id, patience_s=choices.health_s)
-        async for _ in steps(line, watch):
-            for report in watch.take():
-                yield report
-        yield Confirmed(watch.slot)
 
 
 async def _connect(
@@ -128,13 +161,13 @@ async def _connect(
     release = await console.release()
     if image.bootloader_min is not None and release < image.bootloader_min:
         raise FlashRefused(f"the board has U-Boot {release}, the image needs {image.bootloader_min} or newer")
-    faster = board.console.baud_faster
-    rate = choices.rate or (faster[0] if faster else board.console.baud)
-    try:
-        await console.set_rate(rate)
-    except CommandRefused as error:
-        if choices.rate is not None:
-            raise FlashRefused(f"the board does not speak {rate} baud: {error}") from None
+    for rate in board.console.baud_faster if choices.rate is None else (choices.rate,):
+        try:
+            await console.set_rate(rate)
+            break
+        except CommandRefused as error:
+            if choices.rate is not None:
+                raise FlashRefused(f"the board does not speak {rate} baud: {error}") from None
     await console.prepare()
     yield AtPrompt(release, line.baud)
 
@@ -174,11 +207,14 @@ class _ConsoleState:
     def __init__(self, console: BoardConsole, board: Board) -> None:
         self._console = console
         self._offsets = board.storage.state.offsets
+        self._board = board
         self._copies = _Copies()
         self._store = SlotStore(self._copies)
+        self._lost = False
 
     async def load(self, image: Image, *, force: bool) -> Slots:
-        """The state that counts. With `force` a new one, of the image's generation, where it is lost."""
+        """The state that counts. With `force` a new one, of the image's generation, where it is lost, and with it all
+        that it was about: nothing is written before it is kept. Raises SlotStateLost and FlashRefused."""
         for index, offset in enumerate(self._offsets):
             self._copies.write(index * COPY_BYTES, await self._console.read(offset, COPY_BYTES))
         self._copies.written.clear()
@@ -187,17 +223,38 @@ class _ConsoleState:
         except SlotStateLost as error:
             if not force:
                 raise SlotStateLost(
-                    f"{error}; or, with --force, by flashing an image that is to be the only one"
+                    f"{error}: the board makes it anew out of its images when it is started; or, where no slot holds"
+                    " one, --force begins with this one"
                 ) from None
-            slots = Slots(counter_min=image.counter)
-            self._store.renew(slots)
-            await self._flush()
-            return slots
+            for slot in Slot:
+                if await self._holds_an_image(slot):
+                    raise FlashRefused(
+                        f"slot {slot.value} holds a whole image: start the board, which makes its slot state anew out"
+                        " of what is there; --force would forget it, and what is too old"
+                    ) from None
+            self._lost = True
+            return Slots(counter_min=image.counter)
 
     async def keep(self, slots: Slots) -> None:
         """Make it durable on the board."""
-        self._store.keep(slots)
+        if self._lost:
+            self._store.renew(slots)
+            self._lost = False
+        else:
+            self._store.keep(slots)
         await self._flush()
+
+    async def _holds_an_image(self, slot: Slot) -> bool:
+        """Whether U-Boot finds one there that is whole, whoever has signed it."""
+        place = self._board.place(slot)
+        try:
+            size = image_bytes(await self._console.read(place.offset, IMAGE_START_BYTES))
+            if size > place.size:
+                return False
+            await self._console.verify_fit(place.offset, size)
+        except (DamagedImage, CommandRefused):
+            return False
+        return True
 
     async def _flush(self) -> None:
         for offset in self._copies.written:

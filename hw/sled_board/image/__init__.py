@@ -6,13 +6,14 @@ Trust(root_public, key_set, locked).check(image, hardware="qemu-virt-arm64", cou
 
 from sled_board.image.build import Recipe, build_image
 from sled_board.image.key_set import FirmwareKey, KeySet
-from sled_board.image.reader import IMAGE_BYTES_MAX, Image, image_bytes, read_image
+from sled_board.image.reader import IMAGE_BYTES_MAX, IMAGE_START_BYTES, Image, image_bytes, read_image
 from sled_board.image.signing import Signer, sign_image, sign_key_set
 from sled_board.image.tlv import Tag
 from sled_board.image.trust import Trust
 
 __all__ = [
     "IMAGE_BYTES_MAX",
+    "IMAGE_START_BYTES",
     "FirmwareKey",
     "Image",
     "KeySet",

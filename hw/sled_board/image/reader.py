@@ -110,7 +110,7 @@ class Image:
 
 
 def image_bytes(start: Buffer) -> int:
-    """How many bytes the image has that begins with these (8 are enough): what to read of a slot.
+    """How many bytes the image has that begins with these (IMAGE_START_BYTES are enough): what to read of a slot.
 
     Raises DamagedImage when no image begins there, or one that no slot can hold.
     """
@@ -214,6 +214,7 @@ def _text(raw: bytes, what: str, grammar: re.Pattern[str]) -> str:
     return found
 
 
+IMAGE_START_BYTES: Final = 8
 IMAGE_BYTES_MAX: Final = (
     fit.FRAME_BYTES_MAX + HEADER_BYTES + TLV_AREA_BYTES_MAX + SIGNATURE_AREA_BYTES + PAYLOAD_BYTES_MAX
 )

@@ -97,7 +97,7 @@ class Command(Dialogue):
         if self._times >= TYPED_MAX:
             raise ConsoleError(
                 f"`{self.text}` came back damaged {self._times} times, and was not run: {shown(self.seen)};"
-                " look at the cable, or try a lower --baud"
+                " look at the cable, or try a lower --rate"
             )
         self._abandoned = True
         self.deadline_s = now_s + self._echo_s

@@ -36,8 +36,8 @@ class Rate(Command):
         self._enters += 1
         if self._enters > ENTERS_MAX:
             raise BoardSilent(
-                f"`{self.text}`: the board is not heard at that rate: {shown(self.seen)}; power-cycle it, and leave"
-                " that rate out"
+                f"`{self.text}`: the board is not heard at that rate: {shown(self.seen)}; power-cycle it, and give"
+                " another one with --rate"
             )
         self.deadline_s = now_s + ENTER_EVERY_S
         return b"\r"

@@ -116,7 +116,7 @@ class Sender(Dialogue):
         if self._tries > TRIES_MAX:
             raise TransferFailed(
                 f"{why} {TRIES_MAX} times at byte {self.sent_bytes} of {len(self._data)}; {shown(self.seen)};"
-                " look at the cable, or try a lower --baud"
+                " look at the cable, or try a lower --rate"
             )
         self.deadline_s = now_s + self._patience_s
         return self._last

@@ -22,7 +22,17 @@ from sled_board.errors import (
     WrongHardware,
     WrongSignature,
 )
-from sled_board.flash_events import Activated, Chosen, Confirmed, Event, NothingToDo, Reported, Restarted, Sent
+from sled_board.flash_events import (
+    Activated,
+    AtPrompt,
+    Chosen,
+    Confirmed,
+    Event,
+    NothingToDo,
+    Reported,
+    Restarted,
+    Sent,
+)
 from sled_board.flasher import After, Before, Choices, checked_image, flash
 from sled_board.image import Trust, read_image
 from sled_board.slot_store import COPY_BYTES, encode, newest
@@ -257,6 +267,72 @@ def test_a_lost_state_is_set_anew_only_by_force_and_keeps_older_generations_out(
     flashed(FakeLine(uboot), choices=Choices(after=After.STAY, force=True))
     assert state_of(uboot).counter_min == firmware.COUNTER
     assert state_of(uboot).a.state is SlotState.TEST
+
+
+def lost(**more: object) -> FakeUBoot:
+    """A board of which nobody knows what it runs, with an image in slot A."""
+    uboot = in_use(**more)
+    for offset in BOARD.storage.state.offsets:
+        put(uboot, offset, b"\x55" * COPY_BYTES)
+    return uboot
+
+
+def test_force_forgets_no_image_that_the_board_could_make_its_state_of() -> None:
+    uboot = lost()
+    with pytest.raises(FlashRefused, match="slot a holds a whole image: start the board"):
+        flashed(FakeLine(uboot), choices=Choices(after=After.STAY, force=True))
+    assert uboot.writes == 0
+
+
+@pytest.mark.parametrize("start", [b"", b"\xd0\x0d\xfe\xed\xff\xff\xff\xff", b"\xd0\x0d\xfe\xee\x00\x00\x10\x00"])
+def test_what_is_no_image_does_not_stand_in_the_way_of_force(start: bytes) -> None:
+    uboot = lost()
+    put(uboot, BOARD.storage.slot_a.offset, start.ljust(512, b"\0"))
+    flashed(FakeLine(uboot), choices=Choices(after=After.STAY, force=True))
+    assert state_of(uboot).a.state is SlotState.TEST
+
+
+def test_a_dry_run_writes_nothing_by_force_either() -> None:
+    uboot = lost()
+    put(uboot, BOARD.storage.slot_a.offset, bytes(512))
+    flashed(FakeLine(uboot), choices=Choices(after=After.STAY, force=True, dry_run=True))
+    assert uboot.writes == 0
+
+
+@pytest.mark.parametrize("after", [After.RESET, After.WAIT])
+def test_a_board_that_is_refused_is_started_all_the_same(after: After) -> None:
+    uboot = in_use(rates=(921600, 115200))
+    keep(uboot, Slots(counter_min=firmware.COUNTER + 1))
+    line = FakeLine(uboot)
+    with pytest.raises(RolledBack):
+        flashed(line, choices=Choices(after=after, rate=921600))
+    assert uboot.commands[-1] == "reset"
+    assert line.baud == 115200
+
+
+def test_a_board_that_is_refused_and_stays_speaks_its_own_rate_again() -> None:
+    uboot = in_use(rates=(921600, 115200))
+    keep(uboot, Slots(counter_min=firmware.COUNTER + 1))
+    line = FakeLine(uboot)
+    with pytest.raises(RolledBack):
+        flashed(line, choices=Choices(after=After.STAY, rate=921600))
+    assert (uboot.baud, line.baud) == (115200, 115200)
+
+
+def test_the_next_rate_is_tried_where_the_board_refuses_one() -> None:
+    console = BOARD.console.model_copy(update={"baud_faster": (921600, 460800)})
+    board = BOARD.model_copy(update={"console": console})
+    uboot = in_use(rates=(460800, 115200))
+
+    async def work() -> list[Event]:
+        return [event async for event in flash(FakeLine(uboot), board, NEW, firmware.trust(), STAY)]
+
+    assert AtPrompt("2023.01", 460800) in played(work())
+
+
+def test_an_image_of_another_architecture_is_refused_before_the_board_hears_anything() -> None:
+    with pytest.raises(WrongHardware, match="it is for arm64, this board has riscv"):
+        checked_image(NEW, BOARD.model_copy(update={"architecture": "riscv"}), firmware.trust())
 
 
 # --- faults
