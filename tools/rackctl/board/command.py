@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sled_board import network
 from sled_board.board import load_board
-from sled_board.errors import BoardError
+from sled_board.errors import BoardError, PortUnavailable
 from sled_board.flasher import After, Before
 from sled_board.image import IMAGE_BYTES_MAX
 from sled_board.network import Network
@@ -22,7 +22,7 @@ from rackctl.board.provision import Provisioning, provision
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import read_file
-from rackctl.firmware.flash import add_flash
+from rackctl.firmware.flash import DESCRIPTION, add_flash_choices, flash_job
 from rackctl.firmware.source import Source
 from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option, add_switch, whole_number
@@ -56,8 +56,9 @@ def add_board(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     _add_provision(make, defaults)
     flash = actions.add_parser("flash", help="cut its power and flash it over its serial console from power-on")
     flash.add_argument("image", type=Path, metavar="IMAGE", help="the image, a file")
-    add_flash(flash, defaults)
-    flash.set_defaults(command=_flash, write=flash.get_default("command"), before=Before.WAIT, after=After.WAIT)
+    flash.description = f"{DESCRIPTION} Its power is cut for that, and by a dry run too."
+    add_flash_choices(flash, defaults, after=After.WAIT)
+    flash.set_defaults(command=_flash)
     join = actions.add_parser("join", help="make a provisioned board a sled of a running rack")
     add_directory(join, "the rack's directory; the only running temporary rack without it", defaults)
     join.set_defaults(command=_join)
@@ -176,10 +177,16 @@ def _provision(arguments: argparse.Namespace) -> int:
 
 def _flash(arguments: argparse.Namespace) -> int:
     machine = Machine(arguments.board_dir)
+    job = flash_job(arguments, board=BOARD, before=Before.WAIT)
     machine.power_off()
     machine.power_on(hold=True)
-    arguments.board, arguments.port = BOARD, machine.console_url
-    return int(arguments.write(arguments))
+    try:
+        job.run(machine.console_url, as_json=arguments.json)
+    except PortUnavailable:  # nobody has let its processor go
+        machine.power_off()
+        machine.power_on()
+        raise
+    return 0
 
 
 def _join(arguments: argparse.Namespace) -> int:

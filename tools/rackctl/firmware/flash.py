@@ -4,11 +4,12 @@ import argparse
 import asyncio
 import sys
 import time
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sled_board.board import Board, board_names, load_board
+from sled_board.board import BAUD_RATES, Board, board_names, load_board
 from sled_board.errors import DamagedImage, WrongHardware
 from sled_board.flasher import HEALTH_S, After, Before, Choices, checked_image, flash
 from sled_board.image import IMAGE_BYTES_MAX, Image, Trust, read_image
@@ -33,43 +34,83 @@ E = TypeVar("E", bound=Enum)
 def add_flash(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """`rackctl firmware flash`; the image itself and `--json` are added with those of the other actions."""
     parser.description = DESCRIPTION
-    add_root(parser, defaults, "the root key that the board is provisioned with")
     options: list[tuple[str, str, Any, Any, str, str]] = [
-        ("--key-set", "KEY_SET", Path, None, "FILE", "a key set that is newer than that of board and image"),
-        ("--board", "BOARD", str, None, "NAME", f"{', '.join(board_names())}, or a .toml file; the image's without it"),
+        ("--board", "BOARD", str, None, "NAME", f"{_boards()}, or a .toml file; the image's without it"),
         ("--port", "PORT", str, None, "PORT", "device or URL (socket://, rfc2217://); the only one without it"),
         ("--port-filter", "PORT_FILTER", str, None, "REGEX", "of the ports' device, description and hardware id"),
         ("--before", "BEFORE", _choice(Before), Before.PROMPT, "HOW", "prompt: ask for it; wait: for power-on; reset"),
-        (
-            "--after",
-            "AFTER",
-            _choice(After),
-            After.RESET,
-            "HOW",
-            "reset; wait: until it is healthy; stay: at the prompt",
-        ),
-        ("--baud", "BAUD", whole_number, None, "RATE", "what the board speaks after power-on; its own without it"),
-        ("--rate", "RATE", whole_number, None, "RATE", "baud of the transfer; the fastest of the board without it"),
+        ("--baud", "BAUD", _rate, None, "RATE", "what the board speaks after power-on; its own without it"),
+        ("--rate", "RATE", _rate, None, "RATE", "baud of the transfer; the fastest of the board without it"),
+    ]
+    _add_options(parser, options, defaults)
+    add_flash_choices(parser, defaults, after=After.RESET)
+    parser.set_defaults(command=_flash)
+
+
+def add_flash_choices(parser: argparse.ArgumentParser, defaults: Defaults, *, after: After) -> None:
+    """The options that have nothing to do with how the board is reached."""
+    add_root(parser, defaults, "the root key that the board is provisioned with")
+    how = "reset; wait: until it is healthy; stay: at the prompt"
+    options: list[tuple[str, str, Any, Any, str, str]] = [
+        ("--key-set", "KEY_SET", Path, None, "FILE", "a key set that is newer than that of board and image"),
+        ("--after", "AFTER", _choice(After), after, "HOW", how),
         ("--prompt-seconds", "PROMPT_SECONDS", seconds, None, "S", "how long to wait for the prompt"),
         ("--health-seconds", "HEALTH_SECONDS", seconds, HEALTH_S, "S", "how long to wait for the report of health"),
     ]
+    _add_options(parser, options, defaults)
+    for flag, text in (
+        ("--skip-flashed", "do nothing where the board has confirmed this very image"),
+        ("--dry-run", "check image and board, write nothing"),
+        ("--force", "begin anew where the slot state is lost and no slot holds an image; nothing else can be forced"),
+        ("--unlocked", "the board is not locked: development keys count"),
+    ):
+        variable = f"RACKCTL_{flag.lstrip('-').replace('-', '_').upper()}"
+        add_switch(parser, flag, variable=variable, text=text, defaults=defaults)
+
+
+def _add_options(
+    parser: argparse.ArgumentParser, options: list[tuple[str, str, Any, Any, str, str]], defaults: Defaults
+) -> None:
     for flag, variable, kind, default, metavar, text in options:
         add_option(
             parser, flag, variable=f"RACKCTL_{variable}", kind=kind, default=default, metavar=metavar, text=text,
             defaults=defaults,
         )  # fmt: skip
-    for flag, text in (
-        ("--skip-flashed", "do nothing where the board has confirmed this very image"),
-        ("--dry-run", "check image and board, write nothing"),
-        ("--force", "begin anew where the board's slot state is lost; nothing else can be forced"),
-        ("--unlocked", "the board is not locked: development keys count"),
-    ):
-        variable = f"RACKCTL_{flag.lstrip('-').replace('-', '_').upper()}"
-        add_switch(parser, flag, variable=variable, text=text, defaults=defaults)
-    parser.set_defaults(command=_flash)
 
 
-def _flash(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True)
+class FlashJob:
+    """What is flashed and how, checked as far as it can be without the board."""
+
+    board: Board
+    data: bytes
+    trust: Trust
+    choices: Choices
+
+    def run(self, url: str, *, as_json: bool) -> None:
+        """Flash the board at that port, with progress on standard output; raises what `flash` and `opened` raise."""
+        progress = Progress(sys.stdout, time.monotonic, as_json=as_json)
+        try:
+            asyncio.run(self._flashed(url, progress))
+        finally:
+            progress.close()
+
+    async def _flashed(self, url: str, progress: Progress) -> None:
+        async with opened(url, self.board.console) as line:
+            async for event in flash(line, self.board, self.data, self.trust, self.choices):
+                progress.show(event)
+
+
+def flash_job(
+    arguments: argparse.Namespace,
+    *,
+    board: str | None,
+    before: Before,
+    baud: int | None = None,
+    rate: int | None = None,
+) -> FlashJob:
+    """What the options of `add_flash_choices` ask for; `board` None is the image's. Raises RackError and ImageError
+    when no board would take the image, which none has heard of by then."""
     if arguments.root is None:
         raise RackError("flash: say by which root key with --root: without one anybody's image would do")
     key_set = None if arguments.key_set is None else read_file(arguments.key_set, KEY_SET_BYTES)
@@ -79,44 +120,50 @@ def _flash(arguments: argparse.Namespace) -> int:
         image = read_image(data)
     except DamagedImage as error:
         raise DamagedImage(f"{arguments.image}: {error}") from None
-    board = _board(arguments, image)
-    checked_image(data, board, trust)
+    described = _board(board, image, baud)
+    checked_image(data, described, trust)
     choices = Choices(
-        before=arguments.before,
+        before=before,
         after=arguments.after,
-        rate=arguments.rate,
+        rate=rate,
         skip_flashed=arguments.skip_flashed,
         force=arguments.force,
         dry_run=arguments.dry_run,
         patience_s=arguments.prompt_seconds,
         health_s=arguments.health_seconds,
     )
-    url = arguments.port or find_port(arguments.port_filter)
-    progress = Progress(sys.stdout, time.monotonic, as_json=arguments.json)
-    try:
-        asyncio.run(_run(url, board, data, trust, choices, progress))
-    finally:
-        progress.close()
+    return FlashJob(described, data, trust, choices)
+
+
+def _flash(arguments: argparse.Namespace) -> int:
+    job = flash_job(arguments, board=arguments.board, before=arguments.before, baud=arguments.baud, rate=arguments.rate)
+    job.run(arguments.port or find_port(arguments.port_filter), as_json=arguments.json)
     return 0
 
 
-async def _run(url: str, board: Board, data: bytes, trust: Trust, choices: Choices, progress: Progress) -> None:
-    async with opened(url, board.console) as line:
-        async for event in flash(line, board, data, trust, choices):
-            progress.show(event)
-
-
-def _board(arguments: argparse.Namespace, image: Image) -> Board:
-    name: str | None = arguments.board
+def _board(name: str | None, image: Image, baud: int | None) -> Board:
     if name is None:
         known = [each for each in image.hardware if each in board_names()]
         if len(known) != 1:
             raise WrongHardware(f"the image is for {', '.join(image.hardware)}: say with --board which one it is")
         name = known[0]
     board = load_board(name)
-    if arguments.baud is None:
+    if baud is None:
         return board
-    return board.model_copy(update={"console": board.console.model_copy(update={"baud": arguments.baud})})
+    return board.model_copy(update={"console": board.console.model_copy(update={"baud": baud})})
+
+
+def _boards() -> str:
+    """Their names, with what nobody has tried."""
+    known = [load_board(name) for name in board_names()]
+    return ", ".join(board.name if board.tested else f"{board.name} (untested on hardware)" for board in known)
+
+
+def _rate(text: str) -> int:
+    rate = whole_number(text)
+    if rate not in BAUD_RATES:
+        raise RackError(f"{text!r} is no baud rate; take one of {', '.join(map(str, BAUD_RATES))}")
+    return rate
 
 
 def _choice(kind: type[E]) -> Any:

@@ -66,6 +66,25 @@ def test_qemu_that_ends_at_once_is_quoted(tmp_path: Path, monkeypatch: pytest.Mo
     machine.power_off()
 
 
+@pytest.mark.parametrize(("more", "told"), [((), "--root"), (("--root", "root.pub"), "image")])
+def test_a_board_keeps_its_power_when_what_it_would_be_flashed_with_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Machine.create(tmp_path / "board", 1, 16 * MIB)
+    Path("image").write_bytes(b"no image")
+    Path("root.pub").write_text("ab" * 32)
+    cuts: list[Machine] = []
+    monkeypatch.setattr(Machine, "power_off", cuts.append)
+    assert main(("board", "flash", "image", *more)) == 2
+    assert told in capsys.readouterr().err
+    assert not cuts
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

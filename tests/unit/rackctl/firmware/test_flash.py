@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,35 @@ def test_every_option_has_a_variable(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("RACKCTL_AFTER", "never")
     assert main(("firmware", "flash", "image")) == 2
     assert "RACKCTL_AFTER: 'never' is none of reset, wait, stay" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("firmware", "flash"), ("board", "flash")])
+def test_every_option_s_help_names_its_variable_and_what_it_is_without(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main((*command, "--help"))
+    helped = " ".join(capsys.readouterr().out.split())
+    options = set(re.findall(r"(?<![\w-])--(?!no-|help)[a-z-]+", helped.split("options:")[1]))
+    assert options >= {"--root", "--after", "--dry-run", "--json"}
+    for option in options - {"--json"}:
+        name = {"--root": "ROOT_PUBLIC"}.get(option, option[2:].upper().replace("-", "_"))
+        assert f"RACKCTL_{name}" in helped, option
+    assert f"RACKCTL_AFTER; default {'wait' if command[0] == 'board' else 'reset'}" in helped
+
+
+def test_boards_that_nobody_has_tried_are_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(("firmware", "flash", "--help"))
+    helped = " ".join(capsys.readouterr().out.split())
+    assert "macchiatobin (untested on hardware), qemu-virt-arm64, or a .toml file" in helped
+
+
+@pytest.mark.parametrize("option", ["--baud", "--rate"])
+def test_what_is_no_rate_is_said_before_anything_is_opened(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(("firmware", "flash", "image", option, "12345"))
+    assert "'12345' is no baud rate; take one of 9600" in capsys.readouterr().err
 
 
 def test_plain_lines_have_rate_and_time_left() -> None:
