@@ -66,6 +66,12 @@ class UBoot(_Part):
     load_address: Address
     load_bytes: Size
 
+    @model_validator(mode="after")
+    def _memory_ends(self) -> Self:
+        if self.load_address + self.load_bytes > 1 << 64:
+            raise ValueError(f"load_address {self.load_address:#x} and load_bytes {self.load_bytes:#x} go beyond 2^64")
+        return self
+
 
 class Place(_Part):
     """A stretch of the board's storage, in bytes."""
@@ -217,13 +223,13 @@ def parse_board(text: str, source: str) -> Board:
     try:
         values: dict[str, Any] = tomllib.loads(text)
         return Board.model_validate(values)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BoardInvalid(f"{source}: is not TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "board"
         more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
         raise BoardInvalid(f"{source}: {where}: {first['msg'].removeprefix('Value error, ')}{more}") from None
+    except (ValueError, RecursionError) as error:
+        raise BoardInvalid(f"{source}: is not TOML: {error}") from None
 
 
 def _folder() -> resources.abc.Traversable:

@@ -53,7 +53,7 @@ class FirmwareStore:
             described = _Description(path, tomllib.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise FirmwareStoreUnusable(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FirmwareStoreUnusable(f"{path}: is not TOML: {error}") from None
         root_public = described.value("root_public_key", str)
         try:

@@ -47,6 +47,7 @@ def recipe(
     version: str = "1.4.0",
     counter: int = COUNTER,
     hardware: tuple[str, ...] = (HARDWARE,),
+    architecture: str = "arm64",
     payloads: dict[str, Buffer] | None = None,
     tlvs: dict[int, bytes] | None = None,
 ) -> Recipe:
@@ -58,7 +59,13 @@ def recipe(
         Tag.PYTHON: b"cp311",
     }
     return Recipe(
-        version, counter, hardware, "arm64", BUILT_S, payloads or {"application": APPLICATION}, known | (tlvs or {})
+        version,
+        counter,
+        hardware,
+        architecture,
+        BUILT_S,
+        payloads or {"application": APPLICATION},
+        known | (tlvs or {}),
     )
 
 

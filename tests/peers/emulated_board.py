@@ -17,7 +17,6 @@ from rackctl.board.machine import BOARD, Machine
 from rackctl.board.packages import Missing, program
 from rackctl.board.provision import Provisioning, provision
 from rackctl.cli import main
-from rackctl.errors import RackError
 from rackctl.firmware.source import Source
 from rackctl.firmware.wheels import PYTHON
 from rackctl.peer_programs import UBOOT_ARM64, missing
@@ -43,15 +42,14 @@ def base_or_skip() -> BaseSystem:
         if not UBOOT_ARM64.exists():
             raise Missing(missing(UBOOT_ARM64.name))
         return base_system(load_board(BOARD), Source.open(ROOT), CACHE)
-    except RackError as error:
+    except Missing as error:
         pytest.skip(f"no emulated board: {error}")
 
 
 def built_image(folder: Path) -> bytes:
-    """Firmware of this checkout, signed by the tests' keys; skips the test when no package index is reached."""
+    """Firmware of this checkout, signed by the tests' keys."""
     path = folder / "image"
-    if main(("firmware", "build", "--hardware", BOARD, str(path))):
-        pytest.skip("firmware cannot be built here: does pip reach a package index?")
+    assert main(("firmware", "build", "--hardware", BOARD, str(path))) == 0
     data = sign_image(read_image(path.read_bytes()), None, firmware.key_set())
     for key in (firmware.FIRST, firmware.SECOND):
         data = sign_image(read_image(data), key)

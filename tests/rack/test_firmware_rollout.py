@@ -15,6 +15,7 @@ from kit.volumes import Volume
 from kit.writing import assert_nothing_lost, writing
 from rackctl.firmware.rollout import STATUS_ROLLED_BACK, sleds_of
 from rackctl.firmware.sled_access import NvmeAccess, SledAddress
+from rackctl.firmware.wheels import THIS_ARCHITECTURE
 from rackctl.rack import Rack, RackSize, wait_until
 from rackctl.staged_sleds import HARDWARE, SledFirmware, manager_of, managers_file
 from rackctl.state import NodeKind
@@ -30,7 +31,12 @@ FAILS_ON_THE_THIRD = f'import sys\nif "sled-2" in sys.argv:\n    raise SystemExi
 
 def image(version: str, main: str = SLED) -> bytes:
     return firmware.signed(
-        firmware.recipe(version=version, hardware=(HARDWARE,), payloads={"application": packed(main)})
+        firmware.recipe(
+            version=version,
+            hardware=(HARDWARE,),
+            architecture=THIS_ARCHITECTURE,
+            payloads={"application": packed(main)},
+        )
     )
 
 

@@ -14,6 +14,7 @@ from sled_board.slots import Slot
 
 from rackctl.errors import RackError
 from rackctl.files import create_file
+from rackctl.firmware.wheels import THIS_ARCHITECTURE
 from sled_controller.environment import SystemEntropy
 from sled_controller.fabric.dhchap.secret import Secret
 from sled_controller.firmware.host import ManagementHost
@@ -44,6 +45,8 @@ class SledFirmware:
             raise RackError(f"the sleds' firmware: {error}") from None
         if HARDWARE not in image.hardware:
             raise RackError(f"the sleds' firmware is for {', '.join(image.hardware)}: build it for {HARDWARE}")
+        if image.architecture != THIS_ARCHITECTURE:
+            raise RackError(f"the sleds' firmware is for {image.architecture}: build it for {THIS_ARCHITECTURE}")
 
 
 def managers_file(directory: Path) -> Path:

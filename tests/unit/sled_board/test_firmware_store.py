@@ -105,6 +105,8 @@ def test_a_store_that_names_no_python_is_for_the_one_that_opens_it(tmp_path: Pat
         ('"slot-b", offset = 0', '"slot-b", offset = -1', "slot_b: offset or size"),
         ('"slot-b", offset = 0', f'"slot-a", offset = {SLOT_BYTES - 1}', "slot_b: overlaps slot_a"),
         ("hardware", "hardware = ", "is not TOML"),
+        ("locked = true", "locked = " + "[" * 5000 + "]" * 5000, "is not TOML"),
+        ("locked = true", "locked = " + "9" * 5000, "is not TOML"),
     ],
 )
 def test_a_wrong_description_says_what_is_wrong(tmp_path: Path, of: str, to: str, said: str) -> None:

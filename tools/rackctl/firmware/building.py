@@ -4,9 +4,11 @@ import argparse
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from sled_board.board import board_names, load_board
 from sled_board.image import Recipe, Tag, build_image, read_image
 
 from rackctl.defaults import Defaults
@@ -15,8 +17,9 @@ from rackctl.files import write_file
 from rackctl.firmware.application import pack
 from rackctl.firmware.description import image_facts
 from rackctl.firmware.source import Source
-from rackctl.firmware.wheels import MACHINES, PYTHON_TAG, fetch
+from rackctl.firmware.wheels import MACHINES, PYTHON_TAG, THIS_ARCHITECTURE, fetch
 from rackctl.options import add_option, counter
+from rackctl.staged_sleds import HARDWARE
 
 ABOUT: Final = (
     "Build an image of the commit that is checked out: the sled controller with its Python dependencies for a base"
@@ -38,7 +41,10 @@ def add_build(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         help="a board that the image is for, by the name of its description; may be repeated",
     )
     parser.add_argument(
-        "--architecture", choices=MACHINES, default="arm64", help="of these boards, as U-Boot calls it; default arm64"
+        "--architecture",
+        choices=MACHINES,
+        help="of these boards, as U-Boot calls it; without it what their"
+        " descriptions say, this machine's for emulated sleds, arm64 for boards that are not described here",
     )
     add_option(
         parser,
@@ -70,25 +76,40 @@ def add_build(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.set_defaults(command=_build)
 
 
+def architecture_of(hardware: Sequence[str]) -> str:
+    """That of all these boards; raises RackError when they have several, or one that nothing is built for."""
+    found: set[str] = {load_board(name).architecture for name in hardware if name in board_names()}
+    found |= {THIS_ARCHITECTURE} if HARDWARE in hardware else set()
+    if len(found) > 1:
+        raise RackError(
+            f"these boards are of several architectures, {', '.join(sorted(found))}: build an image for each"
+        )
+    architecture = found.pop() if found else "arm64"
+    if architecture not in MACHINES:
+        raise RackError(f"images are built for {' and '.join(MACHINES)}, not for {architecture or 'this machine'}")
+    return architecture
+
+
 def _build(arguments: argparse.Namespace) -> int:
     try:
         from rackctl.firmware.sbom import bill
     except ImportError as error:
         raise RackError(f"{error}: building an image needs the extra `firmware` of this package") from None
     source = Source.open(arguments.source)
+    architecture = arguments.architecture or architecture_of(arguments.hardware)
     version = arguments.release or source.version
     with tempfile.TemporaryDirectory(prefix="rackctl-wheels-") as folder:
         wheels = fetch(
-            source.requirements, source.constraints, arguments.architecture, Path(folder), arguments.wheels
+            source.requirements, source.constraints, architecture, Path(folder), arguments.wheels
         )  # fmt: skip
-    sbom = bill(source, version, arguments.architecture, wheels)
+    sbom = bill(source, version, architecture, wheels)
     parts = {"the checkout": source.files()} | {wheel.file: wheel.files for wheel in wheels}
     data = build_image(
         Recipe(
             version=version,
             counter=source.counter if arguments.counter is None else arguments.counter,
             hardware=tuple(arguments.hardware),
-            architecture=arguments.architecture,
+            architecture=architecture,
             built_s=source.built_s,
             payloads={"application": pack(parts, source.built_s)},
             tlvs={

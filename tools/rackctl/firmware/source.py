@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.image.build import U32_MAX
+
 from rackctl.errors import RackError
 
 PACKAGES: Final = {
@@ -49,7 +51,7 @@ class Source:
                 root,
                 _git(root, "rev-parse", "HEAD")
                 + ("-dirty" if _git(root, "status", "--porcelain", *_of_image()) else ""),
-                int(os.environ.get(EPOCH_VARIABLE) or _git(root, "log", "-1", "--format=%ct")),
+                _epoch(os.environ.get(EPOCH_VARIABLE) or _git(root, "log", "-1", "--format=%ct")),
                 project["project"]["version"],
                 settings["rollback-counter"],
                 settings["bootloader-min"],
@@ -76,6 +78,12 @@ class Source:
 
 def _of_image() -> list[str]:
     return ["--untracked-files=no", "--", *PACKAGES.values(), "pyproject.toml", "constraints.txt"]
+
+
+def _epoch(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) > U32_MAX:
+        raise RackError(f"{EPOCH_VARIABLE}: {text[:32]!r} is no time in seconds up to {U32_MAX}")
+    return int(text)
 
 
 def _git(root: Path, *arguments: str) -> Any:

@@ -1,6 +1,7 @@
 """The Python dependencies of an application image: wheels by name, for another machine than this, pinned."""
 
 import hashlib
+import platform
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ GLIBC_MINORS: Final = range(36, 16, -1)
 """What 2.N manylinux a wheel may ask for: the base system's glibc is Debian 12's, 2.36; 2.17 is manylinux2014's."""
 MACHINES: Final = {"arm64": "aarch64", "x86_64": "x86_64"}
 """Wheels' name of what U-Boot calls an architecture."""
+THIS_ARCHITECTURE: Final = {machine: name for name, machine in MACHINES.items()}.get(platform.machine(), "")
+"""Of this machine, as U-Boot calls it; nothing where no image can be built for it."""
 DOWNLOAD_TIMEOUT_S: Final = 1800.0
 
 
@@ -101,8 +104,8 @@ def _target(architecture: str) -> list[str]:
     options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", ".".join(map(str, PYTHON))]
     for tag in (PYTHON_TAG, "abi3", "none"):
         options += ["--abi", tag]
-    for platform in platforms:
-        options += ["--platform", platform]
+    for tag in platforms:
+        options += ["--platform", tag]
     return options
 
 

@@ -17,12 +17,16 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from kit import firmware
 from kit.checkout import COMMITTED_S, git, make_checkout, make_wheel, make_wheels
 from kit.sources import ROOT, package_sources
 from rackctl.cli import main
 from rackctl.errors import RackError
 from rackctl.firmware import application, elf, wheels
+from rackctl.firmware.building import architecture_of
 from rackctl.firmware.source import PACKAGES
+from rackctl.firmware.wheels import THIS_ARCHITECTURE
+from rackctl.staged_sleds import SledFirmware
 from sled_board.image import Image, read_image
 from sled_board.stage.application import unpack
 
@@ -313,3 +317,39 @@ def test_the_extra_of_sleds_is_what_their_packages_import() -> None:
 
 NOT_IN_FIRMWARE = {"cffi", "setuptools", "serial"}
 """For building the driver over SPDK and loading it (`cryptography` brings cffi), and for flashing other boards."""
+
+
+@pytest.mark.parametrize(
+    ("hardware", "architecture"),
+    [
+        (("qemu-virt-arm64", "macchiatobin"), "arm64"),
+        (("emulated-sled",), THIS_ARCHITECTURE),
+        (("unknown",), "arm64"),
+    ],
+)
+def test_an_image_is_of_the_architecture_of_its_boards(hardware: tuple[str, ...], architecture: str) -> None:
+    assert architecture_of(hardware) == architecture
+
+
+def test_boards_of_several_architectures_have_no_image_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rackctl.firmware.building.THIS_ARCHITECTURE", "x86_64")
+    with pytest.raises(RackError, match="several architectures, arm64, x86_64: build an image for each"):
+        architecture_of(("qemu-virt-arm64", "emulated-sled"))
+    monkeypatch.setattr("rackctl.firmware.building.THIS_ARCHITECTURE", "")
+    with pytest.raises(RackError, match="not for this machine"):
+        architecture_of(("emulated-sled",))
+
+
+def test_emulated_sleds_take_no_image_of_another_architecture() -> None:
+    other = "arm64" if THIS_ARCHITECTURE == "x86_64" else "x86_64"
+    data = firmware.signed(firmware.recipe(hardware=("emulated-sled",), architecture=other))
+    with pytest.raises(RackError, match=f"is for {other}: build it for {THIS_ARCHITECTURE}"):
+        SledFirmware(data, firmware.ROOT.public).check()
+
+
+@pytest.mark.parametrize("date", ["99999999999999999", "4294967296", "-1", "now", "\u0661"])
+def test_a_date_that_no_image_can_have_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], date: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", date)
+    assert "SOURCE_DATE_EPOCH: " in refusal(capsys)
