@@ -9,11 +9,13 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import serial
 from serial.tools import list_ports
@@ -24,6 +26,7 @@ from sled_board.errors import PortLost, PortUnavailable
 POLL_S: Final = 0.1
 """How soon the thread notices that the port is to be closed."""
 WAITING_BYTES_MAX: Final = 1 << 20
+NETWORK_SCHEMES: Final = ("socket", "rfc2217")
 
 
 def find_port(pattern: str | None = None) -> str:
@@ -132,7 +135,10 @@ class SerialPort:
 @contextlib.asynccontextmanager
 async def opened(url: str, console: Console, baud: int | None = None) -> AsyncIterator[SerialPort]:
     """The port at `url`, which nobody else has meanwhile. Raises PortUnavailable."""
-    with _locked(url):
+    names = await asyncio.to_thread(_names, url)
+    with contextlib.ExitStack() as locks:
+        for name in names:
+            locks.enter_context(_locked(url, name))
         try:
             port = await asyncio.to_thread(
                 serial.serial_for_url,
@@ -152,22 +158,54 @@ async def opened(url: str, console: Console, baud: int | None = None) -> AsyncIt
             await asyncio.to_thread(opened_port.close)
 
 
-@contextlib.contextmanager
-def _locked(url: str) -> Iterator[None]:
-    """One flasher of this user and machine at a time, also where the port itself would let two in."""
-    named = url if "://" in url else os.path.realpath(url)
-    name = f"palisade-port-{os.getuid()}-{hashlib.sha256(named.encode()).hexdigest()[:16]}.lock"
-    path = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / name
+def _names(url: str) -> list[str]:
+    """What the port is locked by: its device, or each address of its host. Raises PortUnavailable."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return [os.path.realpath(url)]
+    if scheme not in NETWORK_SCHEMES:
+        return [url]
+    parts = urlsplit(url)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise PortUnavailable(f"{url}: names no host and port (1 to 65535): write {scheme}://HOST:PORT")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise PortUnavailable(f"{url}: its lock {path}: {error.strerror}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise PortUnavailable(f"{url}: another rackctl is at work on it; wait until it has ended") from None
+        raise PortUnavailable(f"{url}: {host}: {error.strerror}") from None
+    return sorted({f"{address[0]} {port}" for *_, address in found})
+
+
+@contextlib.contextmanager
+def _locked(url: str, name: str) -> Iterator[None]:
+    """One flasher of this user and machine at a time, also where the port itself would let two in. No file stays."""
+    file = f"palisade-port-{os.getuid()}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+    path = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / file
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise PortUnavailable(f"{url}: its lock {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise PortUnavailable(f"{url}: another rackctl is at work on it; wait until it has ended") from None
+        if _is_at(fd, path):
+            break
+        os.close(fd)  # whoever had it has removed the file after we had opened it
     try:
         yield
     finally:
+        path.unlink(missing_ok=True)  # before it is free: nobody else's, then
         os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False

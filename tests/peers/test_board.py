@@ -95,7 +95,7 @@ def test_a_bare_board_becomes_a_sled_over_its_serial_line_alone(
         assert main(("board", "flash", str(image), "--root", str(root), "--board-dir", str(machine.folder))) == 0
         assert "slot a: healthy and confirmed" in capsys.readouterr().out
 
-        console = ("console", "--port", machine.console_url, "--patience", f"{REPLY_SECONDS_MAX:g}")
+        console = ("console", machine.console_url, "--patience", f"{REPLY_SECONDS_MAX:g}")
 
         def ask(*words: str) -> dict[str, str]:
             assert main((*console, "--json", *words)) == 0

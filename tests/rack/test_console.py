@@ -37,6 +37,28 @@ def test_a_command_gets_its_reply(rack: Rack, capsys: pytest.CaptureFixture[str]
     assert told["locked"] == "yes"
 
 
+def test_options_may_stand_anywhere(rack: Rack, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = str(rack.directory)
+    assert main(["console", "sled-0", "--dir", directory, "log", "--patience", "9", "1"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert main(["console", "sled-0", "status", "--dir", directory]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "required: SLED|PORT"),
+        (("sled-0", "status", "--bold"), "unrecognized arguments: --bold"),
+        (("sled-0", "status", "--baud", "12345"), "'12345' is no baud rate; take one of 9600, "),
+    ],
+)
+def test_options_that_are_wrong_are_said(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["console", *words])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_log_is_shown(rack: Rack, capsys: pytest.CaptureFixture[str]) -> None:
     assert console(rack, "sled-0", "log", "200") == 0
     assert "event=serving" in capsys.readouterr().out
@@ -54,8 +76,6 @@ def test_a_refusal_is_said_with_its_reason(rack: Rack, capsys: pytest.CaptureFix
     [
         (("head-0", "status"), "head-0 is no sled"),
         (("sled-9", "status"), "'sled-9' is not in the rack"),
-        ((), "name a sled"),
-        (("sled-0", "status", "--baud", "7"), "7 is no baud rate"),
         (("sled-0", "x" * 300), "one line of at most 256"),
     ],
 )
@@ -101,7 +121,7 @@ def test_a_file_can_type(rack: Rack, tmp_path: Path) -> None:
     typed.write_text("status\n")
     with typed.open() as file:
         ended = subprocess.run(
-            [RACKCTL, "console", "--port", str(console_of(rack, "sled-0"))],
+            [RACKCTL, "console", str(console_of(rack, "sled-0"))],
             stdin=file, capture_output=True, text=True, timeout=LIMIT_S,
         )  # fmt: skip
     assert ended.returncode == 0, ended.stderr

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals_raise():
             given = sys.argv[1:] if argv is None else argv
-            arguments = build_parser(read_defaults(given)).parse_args(given, argparse.Namespace(words=list(given)))
+            arguments = _parsed(build_parser(read_defaults(given)), given)
             command: Callable[[argparse.Namespace], int] = arguments.command
             return command(arguments)
     except (RackError, BoardError) as error:
@@ -59,6 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILURE
+
+
+def _parsed(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """The options, where those of `rackctl console` may stand between the words of its command too: argparse leaves the
+    words behind such an option over."""
+    arguments, left = parser.parse_known_args(given, argparse.Namespace(words=list(given)))
+    if left and "command_words" in arguments and not any(word.startswith("-") for word in left):
+        arguments.command_words += left
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return arguments
 
 
 def build_parser(defaults: Defaults) -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sled_board.board import BAUD_RATES
+
 from rackctl.defaults import ENVIRONMENT, Defaults, Given, checked
 from rackctl.errors import RackError, SizeInvalid
 from rackctl.rack import DEVICE_BYTES_DEFAULT, HEADS_DEFAULT, SLEDS_DEFAULT, RackSize
@@ -86,6 +88,14 @@ def counter(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) >= 1 << 32:
         raise RackError(f"{text!r} is not a rollback counter, 0 to 2^32 - 1")
     return int(text)
+
+
+def baud_rate(text: str) -> int:
+    """Bits per second, of those that serial ports know."""
+    rate = whole_number(text)
+    if rate not in BAUD_RATES:
+        raise RackError(f"{text!r} is no baud rate; take one of {', '.join(map(str, BAUD_RATES))}")
+    return rate
 
 
 def named_size(text: str) -> tuple[str, int]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import ValidationError
 from sled_board.board import Console
 from sled_board.console.request import Request
 from sled_board.errors import BoardError, CommandNotDone
@@ -17,7 +16,7 @@ from sled_board.uboot.dialogue import hold
 
 from rackctl.defaults import Defaults, seconds
 from rackctl.errors import NodeNotRunning, RackError
-from rackctl.options import add_directory, add_option, add_switch, whole_number
+from rackctl.options import add_directory, add_option, add_switch, baud_rate
 from rackctl.processes import ProcessState
 from rackctl.rack import Rack
 from rackctl.state import NodeKind
@@ -32,15 +31,20 @@ def add_console(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """`rackctl console`."""
     parser.description = (
         "Talk to a sled over its serial console. With a command its reply is printed; without one you type until"
-        " Ctrl-], or, where the input is no terminal, each line of it is a command. Exit status 2 when the sled"
-        " refuses, or nobody answers. `help` lists the commands."
+        " Ctrl-], or, where the input is no terminal, each line of it is a command. `help` lists the commands."
+    )
+    parser.epilog = (
+        "Exit status: 0 done; 2 the sled refuses, or nobody answers; 128 + N ended by signal N. After `restart` and"
+        " `provision` an emulated sled that runs from no firmware slots stays ended: `rackctl node restart` starts it."
     )
     parser.add_argument(
-        "words", nargs="*", metavar="NAME [COMMAND...]", help="a sled of the rack; with --port only a command"
+        "where",
+        metavar="SLED|PORT",
+        help="a sled of the rack; or a device (/dev/ttyUSB0) or URL (socket://, rfc2217://)",
     )
+    parser.add_argument("command_words", nargs="*", metavar="COMMAND", help="one command and its parameters")
     for flag, variable, kind, default, metavar, text in (
-        ("--port", "RACKCTL_CONSOLE_PORT", str, None, "PORT", "a device or URL (socket://, rfc2217://)"),
-        ("--baud", "RACKCTL_CONSOLE_BAUD", whole_number, BAUD, "RATE", "bits per second"),
+        ("--baud", "RACKCTL_CONSOLE_BAUD", baud_rate, BAUD, "RATE", "bits per second"),
         ("--patience", "RACKCTL_CONSOLE_PATIENCE", seconds, PATIENCE_S, "S", "how long a command may go unanswered"),
     ):
         add_option(
@@ -65,19 +69,10 @@ def console_of(rack: Rack, name: str) -> Path:
 
 
 def _console(arguments: argparse.Namespace) -> int:
-    words: list[str] = arguments.words
-    if arguments.port is not None:
-        where, port, command = arguments.port, arguments.port, words
-    elif words:
-        where, command = words[0], words[1:]
-        port = str(console_of(Rack.find(arguments.dir), where))
-    else:
-        raise RackError("console: name a sled, or a port with --port")
-    try:
-        console = Console(baud=arguments.baud)
-    except ValidationError as error:
-        raise RackError(f"--baud: {error.errors()[0]['msg']}") from None
-    line = _Line(where, port, console, arguments.patience)
+    where: str = arguments.where
+    command: list[str] = arguments.command_words
+    port = where if "/" in where else str(console_of(Rack.find(arguments.dir), where))
+    line = _Line(where, port, Console(baud=arguments.baud), arguments.patience)
     if command:
         _print(arguments, line.ask(" ".join(command)))
         return 0

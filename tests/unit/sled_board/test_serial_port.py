@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import pty
 import re
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +97,74 @@ def test_a_device_is_had_by_one_at_a_time() -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def test_two_names_of_one_host_are_one_port() -> None:
+    async def work(server: socket.socket) -> None:
+        number = server.getsockname()[1]
+        async with opened(f"socket://127.0.0.1:{number}", CONSOLE):
+            with pytest.raises(PortUnavailable, match="another rackctl is at work on it"):
+                async with opened(f"socket://localhost:{number}", CONSOLE):
+                    pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asyncio.run(work(server))
+
+
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def test_a_lock_leaves_no_file_and_one_that_was_left_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    seen: list[Path] = []
+
+    async def work() -> None:
+        async with opened("loop://", CONSOLE):
+            seen.extend(files(tmp_path))
+
+    asyncio.run(work())
+    assert (len(seen), files(tmp_path)) == (1, [])
+    seen[0].touch()  # by a process that was killed
+    asyncio.run(work())
+    assert (len(seen), files(tmp_path)) == (2, [])
+
+
+def test_a_lock_whose_file_was_removed_while_somebody_waited_to_open_it_is_not_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's last act, removal, between our opening and our locking of the file."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    locked: list[int] = []
+    flock = fcntl.flock
+
+    def removing(fd: int, operation: int) -> None:
+        if not locked:
+            files(tmp_path)[0].unlink()
+        locked.append(fd)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removing)
+
+    async def work() -> None:
+        async with opened("loop://", CONSOLE):
+            assert len(files(tmp_path)) == 1
+
+    asyncio.run(work())
+    assert len(locked) == 2
+
+
+@pytest.mark.parametrize("url", ["socket://", "socket://127.0.0.1", "socket://h:99999", "rfc2217://h", "rfc2217://h:0"])
+def test_an_address_without_host_or_port_is_said_to_be_that(url: str) -> None:
+    async def work() -> None:
+        async with opened(url, CONSOLE):
+            pass
+
+    scheme = url.partition(":")[0]
+    with pytest.raises(PortUnavailable, match=f"names no host and port .*write {scheme}://HOST:PORT"):
+        asyncio.run(work())
 
 
 @pytest.mark.parametrize("url", ["/dev/nonesuch", "nonsense://x", "socket://127.0.0.1:1"])

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sled_board.board import BAUD_RATES, Board, board_names, load_board
+from sled_board.board import Board, board_names, load_board
 from sled_board.errors import DamagedImage, WrongHardware
 from sled_board.flasher import HEALTH_S, After, Before, Choices, checked_image, flash
 from sled_board.image import IMAGE_BYTES_MAX, Image, Trust, read_image
@@ -21,7 +21,7 @@ from rackctl.errors import RackError
 from rackctl.files import read_file
 from rackctl.firmware.flash_progress import Progress
 from rackctl.keys import add_root
-from rackctl.options import add_option, add_switch, whole_number
+from rackctl.options import add_option, add_switch, baud_rate
 from rackctl.signers import read_public
 
 DESCRIPTION: Final = (
@@ -39,8 +39,8 @@ def add_flash(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         ("--port", "PORT", str, None, "PORT", "device or URL (socket://, rfc2217://); the only one without it"),
         ("--port-filter", "PORT_FILTER", str, None, "REGEX", "of the ports' device, description and hardware id"),
         ("--before", "BEFORE", _choice(Before), Before.PROMPT, "HOW", "prompt: ask for it; wait: for power-on; reset"),
-        ("--baud", "BAUD", _rate, None, "RATE", "what the board speaks after power-on; its own without it"),
-        ("--rate", "RATE", _rate, None, "RATE", "baud of the transfer; the fastest of the board without it"),
+        ("--baud", "BAUD", baud_rate, None, "RATE", "what the board speaks after power-on; its own without it"),
+        ("--rate", "RATE", baud_rate, None, "RATE", "baud of the transfer; the fastest of the board without it"),
     ]
     _add_options(parser, options, defaults)
     add_flash_choices(parser, defaults, after=After.RESET)
@@ -157,13 +157,6 @@ def _boards() -> str:
     """Their names, with what nobody has tried."""
     known = [load_board(name) for name in board_names()]
     return ", ".join(board.name if board.tested else f"{board.name} (untested on hardware)" for board in known)
-
-
-def _rate(text: str) -> int:
-    rate = whole_number(text)
-    if rate not in BAUD_RATES:
-        raise RackError(f"{text!r} is no baud rate; take one of {', '.join(map(str, BAUD_RATES))}")
-    return rate
 
 
 def _choice(kind: type[E]) -> Any:
