@@ -24,14 +24,17 @@ from rackctl.firmware.command import add_firmware
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.keys import add_keys
 from rackctl.options import (
+    OTHER_STATUSES,
     add_directory,
     add_option,
     add_size,
     add_switch,
+    checked_by,
     named_size,
     named_sizes,
     size_of,
     whole_number,
+    whole_number_64,
 )
 from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
@@ -112,7 +115,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     _add_volume(commands.add_parser("volume", help="create, list, show, delete and recover volumes"), defaults)
     _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
-    add_firmware(commands.add_parser("firmware", help="build, sign, verify and look into firmware images"), defaults)
+    add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
     add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
     add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
@@ -129,12 +132,23 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
         help="create a volume first; may be repeated [RACKCTL_VOLUME, separated by commas]",
     )
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD...", help="the command and its arguments")
+    run.epilog = f"Exit status: the command's; {OTHER_STATUSES}"
     run.set_defaults(command=_run)
 
     add_chaos(
         commands.add_parser("chaos", help="attack a rack of its own under load, and check what it promises"), defaults
     )
+    _tell_statuses(parser)
     return parser
+
+
+def _tell_statuses(parser: argparse.ArgumentParser) -> None:
+    """At the end of every help that says nothing of its own."""
+    parser.epilog = parser.epilog or f"Exit status: 0 done; {OTHER_STATUSES}"
+    for action in parser._actions:  # there is no other way to them
+        if isinstance(action, argparse._SubParsersAction):
+            for name in action.choices:
+                _tell_statuses(action.choices[name])
 
 
 def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
@@ -178,7 +192,7 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         action.add_argument("name", metavar="NAME")
         action.add_argument(
             "--epoch",
-            type=whole_number,
+            type=checked_by(whole_number_64),
             required=action is recover,
             metavar="E",
             help="the highest epoch seen on any sled or log" + ("" if action is recover else " [the record's]"),

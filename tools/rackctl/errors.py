@@ -1,8 +1,14 @@
 """What can go wrong with a rack and is expected to: `rackctl` prints it and ends with status 2."""
 
+import re
+
 
 class RackError(Exception):
     """Base of all expected failures; the text names the thing, the cause and the way out."""
+
+
+class FileUnreadable(RackError):
+    """A file that was named cannot be read, or is too long for what it should be."""
 
 
 class RackNotFound(RackError):
@@ -49,3 +55,8 @@ class WaitedTooLong(RackError):
 
 class SizeInvalid(RackError):
     """A size is not a whole number of 4096-byte blocks, or not a size at all."""
+
+
+def reason_of(error: Exception) -> str:
+    """An error's name for programs: `WrongHardware` as `wrong-hardware`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()

@@ -5,18 +5,18 @@ import os
 import tempfile
 from pathlib import Path
 
-from rackctl.errors import RackError
+from rackctl.errors import FileUnreadable, RackError
 
 
 def read_file(path: Path, bytes_max: int) -> bytes:
-    """The content; raises RackError when it cannot be read or is longer than `bytes_max`."""
+    """The content; raises FileUnreadable when it cannot be read or is longer than `bytes_max`."""
     try:
         with path.open("rb") as file:
             data = file.read(bytes_max + 1)
     except OSError as error:
-        raise RackError(f"{path}: cannot be read: {error.strerror}") from None
+        raise FileUnreadable(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > bytes_max:
-        raise RackError(f"{path}: has more than {bytes_max} bytes, too many for what it should be")
+        raise FileUnreadable(f"{path}: has more than {bytes_max} bytes, too many for what it should be")
     return data
 
 

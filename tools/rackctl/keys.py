@@ -16,7 +16,7 @@ from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import create_file, read_file, write_file
 from rackctl.host_secrets import add_generate
-from rackctl.options import add_option, add_switch, whole_number
+from rackctl.options import add_option, add_switch, checked_by, whole_number, whole_number_64
 from rackctl.signers import (
     KEY_FILE_BYTES_MAX,
     FileSigner,
@@ -81,13 +81,17 @@ def _add_sign_set(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.add_argument("output", type=Path, metavar="FILE", help="where the signed set goes; replaced if it is there")
     parser.add_argument(
         "--version",
-        type=whole_number,
+        type=checked_by(whole_number_64),
         required=True,
         metavar="N",
         help="boards keep the set with the highest: one more than that of the set before",
     )
     parser.add_argument(
-        "--threshold", type=whole_number, required=True, metavar="M", help="how many of the keys must sign an image"
+        "--threshold",
+        type=checked_by(whole_number),
+        required=True,
+        metavar="M",
+        help="how many of the keys must sign an image",
     )
     for flag, text in (("--key", "a key"), ("--development-key", "a key that does not count on locked boards")):
         parser.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sled_board.board import BAUD_RATES
 
@@ -12,6 +12,9 @@ from rackctl.errors import RackError, SizeInvalid
 from rackctl.rack import DEVICE_BYTES_DEFAULT, HEADS_DEFAULT, SLEDS_DEFAULT, RackSize
 from rackctl.sizes import parse_size
 
+OTHER_STATUSES: Final = (
+    "2 anything else, with one line on standard error that says what is wrong; 128 + N ended by signal N."
+)
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off", "")
 
@@ -32,7 +35,7 @@ def add_option(
     shown = "" if default is None else f"; default {default}"
     parser.add_argument(
         flag,
-        type=_checked(kind),
+        type=checked_by(kind),
         default=default if given is None else checked(kind, given),
         metavar=metavar,
         help=f"{text} [{variable}{shown}]",
@@ -83,6 +86,13 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def whole_number_64(text: str) -> int:
+    """A positive decimal number of 64 bits."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 20 or not 0 < int(text) < 1 << 64:
+        raise RackError(f"{text!r} is not a whole number, 1 to 2^64 - 1")
+    return int(text)
+
+
 def counter(text: str) -> int:
     """A rollback counter, 0 to 2^32 - 1."""
     if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) >= 1 << 32:
@@ -111,8 +121,8 @@ def named_sizes(text: str) -> list[tuple[str, int]]:
     return [named_size(part) for part in text.split(",") if part]
 
 
-def _checked(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """argparse shows the text of an ArgumentTypeError; of any other error only the type's name."""
+def checked_by(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`kind` as argparse's `type`: that shows the text of an ArgumentTypeError, of any other error only its name."""
 
     def convert(text: str) -> Any:
         try:

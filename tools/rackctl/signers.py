@@ -49,8 +49,10 @@ class CommandSigner:
         """The signature, 64 bytes; raises SigningFailed."""
         try:
             argv = shlex.split(self.command)
+            if not argv:
+                raise SigningFailed("the signing command is empty")
             done = subprocess.run(argv, input=message, stdout=subprocess.PIPE, timeout=COMMAND_TIMEOUT_S, check=False)
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise SigningFailed(f"the signing command {self.command!r} cannot be split into words: {error}") from None
         except OSError as error:
             raise SigningFailed(f"the signing command cannot be run: {argv[0]}: {error.strerror}") from None

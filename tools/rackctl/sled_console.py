@@ -34,8 +34,8 @@ def add_console(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         " Ctrl-], or, where the input is no terminal, each line of it is a command. `help` lists the commands."
     )
     parser.epilog = (
-        "Exit status: 0 done; 2 the sled refuses, or nobody answers; 128 + N ended by signal N. After `restart` and"
-        " `provision` an emulated sled that runs from no firmware slots stays ended: `rackctl node restart` starts it."
+        "After `restart` and `provision` an emulated sled that runs from no firmware slots stays ended: `rackctl node"
+        " restart` starts it. Exit status: 0 done; 2 the sled refuses, or nobody answers; 128 + N ended by signal N."
     )
     parser.add_argument(
         "where",

@@ -1,9 +1,12 @@
 """Expected failures end in one place: one clear message and status 2; help explains every option."""
 
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rackctl.cli import main
+from rackctl.cli import build_parser, main
+from rackctl.defaults import Defaults
 from rackctl.options import named_size, named_sizes
 
 
@@ -71,6 +74,19 @@ def test_a_volume_needs_a_name_and_a_size_in_blocks(capsys: pytest.CaptureFixtur
 def test_volumes_are_read_as_name_and_size() -> None:
     assert named_size("data:1GiB") == ("data", 1 << 30)
     assert named_sizes("a:4k,b:8k") == [("a", 4096), ("b", 8192)]
+
+
+def test_every_help_has_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name in action.choices:
+                    yield from walk(action.choices[name])
+
+    parsers = list(walk(build_parser(Defaults({}))))
+    assert len(parsers) > 40
+    assert [parser.prog for parser in parsers if "Exit status: " not in parser.format_help()] == []
 
 
 @pytest.mark.parametrize("command", [[], ["up"], ["down"], ["status"], ["run"], ["volume", "create"], ["node", "kill"]])

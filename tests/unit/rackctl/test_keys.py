@@ -94,6 +94,17 @@ def test_a_key_set_is_signed_and_shown(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(told(capsys, "keys", "show", "set", "--json"))["root"] is None
 
 
+def test_the_version_of_a_key_set_has_64_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    save_keys()
+    asked = ("keys", "sign-set", "set", "--root", "root", "--threshold", "1", "--key", "first.pub", "--version")
+    told(capsys, *asked, str((1 << 64) - 1))
+    assert KeySet.parse(Path("set").read_bytes()).version == (1 << 64) - 1
+    for version in ("0", str(1 << 64), "-1", "1e3"):
+        with pytest.raises(SystemExit):
+            main((*asked, version))
+        assert f"argument --version: '{version}' is not a whole number, 1 to 2^64 - 1" in capsys.readouterr().err
+
+
 def test_a_key_set_of_another_root_or_a_damaged_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     save_keys()
     Path("set").write_bytes(firmware.key_set())
@@ -148,7 +159,7 @@ def test_a_public_key_may_be_hex(capsys: pytest.CaptureFixture[str]) -> None:
     ("command", "why"),
     [
         ("'", "cannot be split"),
-        ("", "cannot be split"),
+        ("", "is empty"),
         ("./nowhere", "cannot be run: ./nowhere: No such file"),
         ("false", "ended with status 1: false"),
         ("true", "wrote 0 bytes, a signature has 64"),

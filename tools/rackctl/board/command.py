@@ -23,6 +23,7 @@ from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import read_file
 from rackctl.firmware.flash import DESCRIPTION, add_flash_choices, flash_job
+from rackctl.firmware.flash_progress import failure_shown
 from rackctl.firmware.source import Source
 from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option, add_switch, whole_number
@@ -176,16 +177,17 @@ def _provision(arguments: argparse.Namespace) -> int:
 
 
 def _flash(arguments: argparse.Namespace) -> int:
-    machine = Machine(arguments.board_dir)
-    job = flash_job(arguments, board=BOARD, before=Before.WAIT)
-    machine.power_off()
-    machine.power_on(hold=True)
-    try:
-        job.run(machine.console_url, as_json=arguments.json)
-    except PortUnavailable:  # nobody has let its processor go
+    with failure_shown(as_json=arguments.json):
+        machine = Machine(arguments.board_dir)
+        job = flash_job(arguments, board=BOARD, before=Before.WAIT)
         machine.power_off()
-        machine.power_on()
-        raise
+        machine.power_on(hold=True)
+        try:
+            job.run(machine.console_url, as_json=arguments.json)
+        except PortUnavailable:  # nobody has let its processor go
+            machine.power_off()
+            machine.power_on()
+            raise
     return 0
 
 

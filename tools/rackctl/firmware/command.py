@@ -3,38 +3,32 @@
 import argparse
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sled_board.errors import BoardError, DamagedImage, WrongSignature
-from sled_board.image import IMAGE_BYTES_MAX, Image, KeySet, Trust, read_image, sign_image
-from sled_board.image.layout import KEY_SET_BYTES
+from sled_board.errors import BoardError, DamagedImage
+from sled_board.image import Image, Trust, read_image, sign_image
 
 from rackctl.defaults import Defaults
-from rackctl.errors import RackError
+from rackctl.errors import FileUnreadable, RackError, reason_of
 from rackctl.files import read_file, write_file
 from rackctl.firmware.building import add_build
 from rackctl.firmware.description import image_facts, image_rows
 from rackctl.firmware.flash import add_flash
+from rackctl.firmware.image_files import read_image_file, read_key_set_file
 from rackctl.firmware.rollout import add_rollout
 from rackctl.keys import add_root
-from rackctl.options import add_option, add_switch, counter
+from rackctl.options import OTHER_STATUSES, add_option, add_switch, counter
 from rackctl.signers import read_public
 from rackctl.signing_options import HOW_COMMANDS_SIGN, add_signer, signer_of
 
-STATUSES: Final = (
-    "Exit status: 0 done (for verify: the image is trusted); 2 anything else, with one line on standard error that"
-    " says what is wrong; 128 + N ended by signal N."
-)
 SBOM_BYTES_MAX: Final = 16 << 20
 KEY_SET: Final = "key-set"
 
 
 def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """`rackctl firmware ...`."""
-    parser.epilog = STATUSES
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     add_build(actions.add_parser("build", help="build an image and its bill of materials of a commit"), defaults)
     _add_sign(actions.add_parser("sign", help="add a signature to an image, or renew its key set"), defaults)
@@ -51,7 +45,6 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     rollout = actions.add_parser("rollout", help="update the sleds of a rack one after the other, and watch over it")
     add_rollout(rollout, defaults)
     for action in actions.choices.values():
-        action.epilog = action.epilog or STATUSES
         action.add_argument("image", type=Path, metavar="IMAGE", help="the image, a file")
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 
@@ -71,6 +64,7 @@ def _add_sign(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
 
 def _add_verify(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.description = "Check an image as a board does that is provisioned with this root key."
+    parser.epilog = f"Exit status: 0 the image is trusted; {OTHER_STATUSES}"
     add_root(parser, defaults, "the root key that the board is provisioned with")
     _add_key_set(parser, defaults, "the key set that the board keeps; the newer of it and the image's counts")
     add_option(
@@ -120,11 +114,11 @@ def _add_key_set(parser: argparse.ArgumentParser, defaults: Defaults, text: str)
 
 
 def _sign(arguments: argparse.Namespace) -> int:
-    image = load_image(arguments.image)
+    image = read_image_file(arguments.image)[1]
     signer = signer_of(arguments, "--key")
     if signer is None and arguments.key_set is None:
         raise RackError("nothing to do: say which key signs (--key or --key-command), or give a new --key-set")
-    signed = sign_image(image, signer, _read_key_set(arguments.key_set))
+    signed = sign_image(image, signer, read_key_set_file(arguments.key_set))
     output: Path = arguments.output or arguments.image
     write_file(output, signed)
     now = read_image(signed)
@@ -138,18 +132,18 @@ def _sign(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     if arguments.root is None:
         raise RackError("verify: say by which root key with --root: without one anybody's image would do")
-    trust = Trust(read_public(arguments.root), _read_key_set(arguments.key_set), locked=not arguments.unlocked)
     facts: dict[str, Any] = {}
     try:
-        image = load_image(arguments.image)
+        trust = Trust(read_public(arguments.root), read_key_set_file(arguments.key_set), locked=not arguments.unlocked)
+        image = read_image_file(arguments.image)[1]
         facts = image_facts(image)
         hardware = arguments.hardware or image.hardware[0]
         trust.check(image, hardware=hardware, counter_min=arguments.counter_min)
         if arguments.sbom is not None:
             _check_sbom(image, arguments.sbom)
-    except BoardError as error:
+    except (BoardError, FileUnreadable) as error:
         if arguments.json:
-            print(json.dumps({"trusted": False, "reason": _reason(error), "why": str(error)} | facts, indent=1))
+            print(json.dumps({"trusted": False, "reason": reason_of(error), "why": str(error)} | facts, indent=1))
         raise
     if arguments.json:
         print(json.dumps({"trusted": True, "reason": None, "why": None} | facts, indent=1))
@@ -159,13 +153,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    image = load_image(arguments.image)
+    image = read_image_file(arguments.image)[1]
     print(json.dumps(image_facts(image), indent=1) if arguments.json else _as_text(image_rows(image)))
     return 0
 
 
 def _extract(arguments: argparse.Namespace) -> int:
-    image = load_image(arguments.image)
+    image = read_image_file(arguments.image)[1]
     if arguments.payload == KEY_SET:
         if image.key_set is None:
             raise RackError(f"{arguments.image}: carries no key set; `rackctl firmware sign --key-set` puts one in")
@@ -179,35 +173,11 @@ def _extract(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def load_image(path: Path) -> Image:
-    """The image in a file, not yet trusted; raises RackError or, with the file's name, DamagedImage."""
-    try:
-        return read_image(read_file(path, IMAGE_BYTES_MAX))
-    except DamagedImage as error:
-        raise DamagedImage(f"{path}: {error}") from None
-
-
-def _read_key_set(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    data = read_file(path, KEY_SET_BYTES)
-    try:
-        KeySet.parse(data)
-    except WrongSignature as error:
-        raise WrongSignature(f"{path}: {error}") from None
-    return data
-
-
 def _check_sbom(image: Image, path: Path) -> None:
     found = hashlib.sha256(read_file(path, SBOM_BYTES_MAX)).digest()
     if found != image.sbom_sha256:
         told = "names none" if image.sbom_sha256 is None else f"names SHA-256 {image.sbom_sha256.hex()}"
         raise DamagedImage(f"{path} is not its bill of materials: SHA-256 {found.hex()}, the image {told}")
-
-
-def _reason(error: BoardError) -> str:
-    """`WrongHardware` as `wrong-hardware`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
 
 
 def _as_text(rows: Sequence[tuple[str, str]]) -> str:

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sled_board.board import Board, board_names, load_board
-from sled_board.errors import DamagedImage, WrongHardware
+from sled_board.errors import WrongHardware
 from sled_board.flasher import HEALTH_S, After, Before, Choices, checked_image, flash
-from sled_board.image import IMAGE_BYTES_MAX, Image, Trust, read_image
-from sled_board.image.layout import KEY_SET_BYTES
+from sled_board.image import Image, Trust
 from sled_board.serial_port import find_port, opened
 
 from rackctl.defaults import Defaults, seconds
 from rackctl.errors import RackError
-from rackctl.files import read_file
-from rackctl.firmware.flash_progress import Progress
+from rackctl.firmware.flash_progress import Progress, failure_shown
+from rackctl.firmware.image_files import read_image_file, read_key_set_file
 from rackctl.keys import add_root
 from rackctl.options import add_option, add_switch, baud_rate
 from rackctl.signers import read_public
@@ -113,13 +112,8 @@ def flash_job(
     when no board would take the image, which none has heard of by then."""
     if arguments.root is None:
         raise RackError("flash: say by which root key with --root: without one anybody's image would do")
-    key_set = None if arguments.key_set is None else read_file(arguments.key_set, KEY_SET_BYTES)
-    trust = Trust(read_public(arguments.root), key_set, locked=not arguments.unlocked)
-    data = read_file(arguments.image, IMAGE_BYTES_MAX)
-    try:
-        image = read_image(data)
-    except DamagedImage as error:
-        raise DamagedImage(f"{arguments.image}: {error}") from None
+    trust = Trust(read_public(arguments.root), read_key_set_file(arguments.key_set), locked=not arguments.unlocked)
+    data, image = read_image_file(arguments.image)
     described = _board(board, image, baud)
     checked_image(data, described, trust)
     choices = Choices(
@@ -136,8 +130,11 @@ def flash_job(
 
 
 def _flash(arguments: argparse.Namespace) -> int:
-    job = flash_job(arguments, board=arguments.board, before=arguments.before, baud=arguments.baud, rate=arguments.rate)
-    job.run(arguments.port or find_port(arguments.port_filter), as_json=arguments.json)
+    with failure_shown(as_json=arguments.json):
+        job = flash_job(
+            arguments, board=arguments.board, before=arguments.before, baud=arguments.baud, rate=arguments.rate
+        )
+        job.run(arguments.port or find_port(arguments.port_filter), as_json=arguments.json)
     return 0
 
 

@@ -1,11 +1,13 @@
 """How a flash is shown: a line that moves on a terminal, plain lines elsewhere, JSON lines for programs."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from enum import Enum
 from typing import Any, Final, TextIO
 
+from sled_board.errors import BoardError
 from sled_board.flash_events import (
     Activated,
     AtPrompt,
@@ -19,6 +21,8 @@ from sled_board.flash_events import (
     Verified,
 )
 from sled_board.slots import Slot, Slots
+
+from rackctl.errors import RackError, reason_of
 
 PLAIN_STEP: Final = 0.1
 """A plain line for each tenth of the image."""
@@ -36,6 +40,7 @@ class Progress:
         self._moving = out.isatty() and not as_json
         self._began_s: float | None = None
         self._shown = 0.0
+        self._last: Sent | None = None
         self._open = False
 
     def show(self, event: Event) -> None:
@@ -60,8 +65,8 @@ class Progress:
             self._began_s = now_s
         whole = event.done_bytes == event.total_bytes
         if self._json:
-            if whole or now_s - self._shown >= JSON_STEP_S:
-                self._shown = now_s
+            if event != self._last and (whole or now_s - self._shown >= JSON_STEP_S):
+                self._shown, self._last = now_s, event
                 self._print(json.dumps(as_facts(event)))
             return
         part = event.done_bytes / event.total_bytes
@@ -78,6 +83,17 @@ class Progress:
     def _print(self, line: str) -> None:
         self.close()
         print(line, file=self._out, flush=True)
+
+
+@contextlib.contextmanager
+def failure_shown(*, as_json: bool) -> Iterator[None]:
+    """For programs a failure is an event too, the last one; it is raised all the same."""
+    try:
+        yield
+    except (BoardError, RackError) as error:
+        if as_json:
+            print(json.dumps({"event": "failed", "reason": reason_of(error), "why": str(error)}), flush=True)
+        raise
 
 
 def as_facts(event: Event) -> dict[str, Any]:

@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from sled_board.image import IMAGE_BYTES_MAX, Image, read_image
+from sled_board.errors import ImageError, RolledBack
+from sled_board.image import Image, Trust
 from sled_board.slots import Slot, Slots, SlotState
 
 from rackctl.defaults import Defaults, seconds
 from rackctl.errors import RackError
-from rackctl.files import read_file
 from rackctl.firmware.gate import POLL_S, Gate, GateClosed
+from rackctl.firmware.image_files import read_image_file
 from rackctl.firmware.sled_access import NvmeAccess, SledAccess, SledAddress, SledRefused
+from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option
 from rackctl.rack import Rack
+from rackctl.signers import read_public
 from rackctl.staged_sleds import manager_of, managers_file
 from sled_controller.environment import Environment
 
@@ -47,11 +50,15 @@ class Halted(RackError):
 
 @dataclass(slots=True)
 class Rollout:
-    """One rollout. `say(event, sled, words)` is told what happens; `sled_timeout_s` is for a sled to be back."""
+    """One rollout. `say(event, sled, words)` is told what happens; `sled_timeout_s` is for a sled to be back.
+
+    With `root_public`, which the sleds are provisioned with, an image that is not signed under it is sent to none.
+    """
 
     access: SledAccess
     gate: Gate
     say: Callable[[str, str, str], None]
+    root_public: bytes | None = None
     sled_timeout_s: float = SLED_TIMEOUT_S
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -59,9 +66,9 @@ class Rollout:
     """Sleds that may run the new image, with the slot of what they ran before."""
 
     def run(self, sleds: Sequence[SledAddress], data: bytes, image: Image) -> int:
-        """Update all; the exit status. Raises RackError when nothing was begun."""
+        """Update all; the exit status. Raises RackError and ImageError when nothing was begun."""
         for sled in sleds:
-            self.access.slots(sled)  # each of them is there and knows us, or nothing is begun
+            self._check(image, sled, self.access.slots(sled))  # it is there, knows us, and would take the image
         self.gate.wait()
         try:
             for sled in sleds:
@@ -71,6 +78,21 @@ class Rollout:
             return self._roll_back()
         self.say("done", "", f"{len(self._updated)} of {len(sleds)} sleds were updated to {image.version}")
         return 0
+
+    def _check(self, image: Image, sled: SledAddress, slots: Slots) -> None:
+        """Refuse what this sled would refuse, as far as that can be known: sending it would cost what is in its other
+        slot. Development keys are left to the sled, which knows whether it is locked."""
+        if image.counter < slots.counter_min:
+            raise RolledBack(
+                f"{sled.name}: the image's rollback counter is {image.counter}, the sled accepts"
+                f" {slots.counter_min} and above"
+            )
+        if self.root_public is not None:
+            trust = Trust(self.root_public, slots.key_set or None, locked=False)
+            try:
+                trust.check(image, hardware=image.hardware[0])
+            except ImageError as error:
+                raise type(error)(f"{sled.name}: {error}") from None
 
     def _update(self, sled: SledAddress, data: bytes, image: Image) -> None:
         slots = self.access.slots(sled)
@@ -165,19 +187,21 @@ def add_rollout(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         text="TOML file of management hosts, of which the first is who we are; the rack's own without it",
         defaults=defaults,
     )
-    for flag, default, text in (
-        ("--settle", SETTLE_S, "for how long the rack has to be healthy before the next sled"),
-        ("--gate-timeout", GATE_TIMEOUT_S, "how long that may take"),
-        ("--sled-timeout", SLED_TIMEOUT_S, "how long a sled may take to be back"),
+    add_root(parser, defaults, "the root key of the sleds' firmware; with it a wrong signature is seen before all else")
+    for flag, variable, default, text in (
+        ("--settle", "RACKCTL_SETTLE", SETTLE_S, "for how long the rack has to be healthy before the next sled"),
+        ("--gate-timeout", "RACKCTL_GATE_TIMEOUT", GATE_TIMEOUT_S, "how long that may take"),
+        ("--sled-timeout", "RACKCTL_SLED_TIMEOUT", SLED_TIMEOUT_S, "how long a sled may take to be back"),
     ):
-        parser.add_argument(flag, type=seconds, default=default, metavar="S", help=f"{text}; default {default:g}")
+        add_option(
+            parser, flag, variable=variable, kind=seconds, default=default, metavar="S", text=text, defaults=defaults
+        )
     parser.set_defaults(command=_rollout)
 
 
 def _rollout(arguments: argparse.Namespace) -> int:
     rack = Rack.find(arguments.dir)
-    data = read_file(arguments.image, IMAGE_BYTES_MAX)
-    image = read_image(data)
+    data, image = read_image_file(arguments.image)
     path = arguments.managers or managers_file(rack.directory)
     if not path.exists():
         raise RackError(f"{path}: is not there: sleds of this rack run from no firmware slots (rackctl up --firmware)")
@@ -185,6 +209,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
         NvmeAccess(manager_of(path), Environment()),
         Gate(rack.api, arguments.settle, arguments.gate_timeout),
         _say_json if arguments.json else _say_text,
+        None if arguments.root is None else read_public(arguments.root),
         arguments.sled_timeout,
     )
     return rollout.run(sleds_of(rack.api.nodes()), data, image)

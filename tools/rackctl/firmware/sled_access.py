@@ -9,7 +9,7 @@ from sled_board.slots import Slot, Slots
 
 from rackctl.errors import RackError
 from sled_controller.environment import Environment
-from sled_controller.errors import SledError
+from sled_controller.errors import CommandFailed, SledError
 from sled_controller.firmware.host import ManagementHost, managed
 from sled_controller.firmware.update import SLOT_NUMBERS, CommitAction
 
@@ -85,5 +85,7 @@ class NvmeAccess:
 def _run(sled: SledAddress, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     try:
         return asyncio.run(work())
+    except CommandFailed as error:
+        raise SledRefused(f"{sled.name}: {error}; its log says why: `rackctl console {sled.name} log`") from None
     except SledError as error:
         raise SledRefused(f"{sled.name}: {error}") from None

@@ -55,6 +55,8 @@ def fetch(
         # pip answers what depends on the Python version for the one that runs it.
         wanted = ".".join(map(str, PYTHON))
         raise RackError(f"the base system has Python {wanted}: build with that, this is {sys.version.split()[0]}")
+    if offline is not None and not offline.is_dir():
+        raise RackError(f"{offline}: is no folder of wheels")
     source = ["--no-index", "--find-links", str(offline)] if offline else []
     argv = [
         sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", *source,

@@ -220,6 +220,10 @@ def test_a_dependency_that_is_not_there_is_named(capsys: pytest.CaptureFixture[s
     assert "eeded" in said
 
 
+def test_a_folder_of_wheels_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "elsewhere: is no folder of wheels" in refusal(capsys, "--wheels", "elsewhere")
+
+
 def test_a_wheel_for_another_machine_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tiny" in refusal(capsys, "--architecture", "x86_64")
 

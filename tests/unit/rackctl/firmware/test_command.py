@@ -83,6 +83,7 @@ def test_a_failed_signature_leaves_the_image_as_it_was(capsys: pytest.CaptureFix
     ("argv", "why"),
     [
         (("sign", "image"), "nothing to do"),
+        (("sign", "image", "--key-command", "", "--key-public", "third.pub"), "the signing command is empty"),
         (("sign", "unsigned", "--key", "first"), "carries no key set yet"),
         (("sign", "image", "--key", "developer"), "is not in key set 1"),
         (("sign", "image", "--key", "first.pub"), "is no private key"),
@@ -138,6 +139,14 @@ def test_what_a_board_would_refuse_is_refused_with_its_reason(
     told_ = json.loads(found.out)
     assert (told_["trusted"], told_["reason"]) == (False, reason)
     assert f"rackctl: {told_['why']}\n" == found.err == said
+
+
+def test_a_file_that_cannot_be_read_is_an_object_for_programs_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (("nonesuch", "--root", "root.pub"), ("image", "--root", "nonesuch")):
+        assert main(("firmware", "verify", *argv, "--json")) == 2
+        told_ = json.loads(capsys.readouterr().out)
+        why = "nonesuch: cannot be read: No such file or directory"
+        assert told_ == {"trusted": False, "reason": "file-unreadable", "why": why}
 
 
 def test_an_open_board_takes_a_development_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ EVENTS: tuple[Event, ...] = (
     Sent(1024, 4096, 1024),
     Sent(3072, 4096, 1024),
     Sent(4096, 4096, 1024),
+    Sent(4096, 4096, 1024),
     Verified(Slot.B, 0xC0FFEE),
     Activated(Slot.B),
     Restarted(),
@@ -93,6 +94,11 @@ def test_what_cannot_be_flashed_is_one_line_and_no_port_is_opened(
     assert told in found.err
     assert found.err.count("\n") == 1
     assert found.out == ""
+    assert main(("firmware", "flash", *argv, "--json")) == 2
+    found = capsys.readouterr()
+    event = json.loads(found.out)
+    assert event["event"] == "failed"
+    assert f"rackctl: {event['why']}\n" == found.err
 
 
 def test_every_option_has_a_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,15 +151,15 @@ def test_plain_lines_have_rate_and_time_left() -> None:
 
 def test_a_terminal_has_one_line_that_moves_and_is_ended() -> None:
     text = shown(Terminal())
-    assert text.count("\r[") == 4
-    assert text.count("\n") == len(EVENTS) - 4 + 1
+    assert text.count("\r[") == 5
+    assert text.count("\n") == len(EVENTS) - 5 + 1
     assert shown(Terminal(), events=EVENTS[:4]).endswith("\n")
 
 
 def test_programs_get_a_line_of_json_for_each_event() -> None:
     found = [json.loads(line) for line in shown(io.StringIO(), as_json=True).splitlines()]
     assert found[1] == {"event": "chosen", "slot": "b", "before": {"a": "confirmed", "b": "empty"}}
-    assert {"event": "sent", "done_bytes": 4096, "total_bytes": 4096, "skipped_bytes": 1024} in found
+    assert found.count({"event": "sent", "done_bytes": 4096, "total_bytes": 4096, "skipped_bytes": 1024}) == 1
     assert found[-2] == {"event": "reported", "stage": "healthy", "fields": {"slot": "b", "version": "1.1.0"}}
     assert json.loads(shown(io.StringIO(), as_json=True, events=(NothingToDo(Slot.A),))) == {
         "event": "nothing-to-do",

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kit import firmware
+from rackctl.cli import main
 from rackctl.firmware.gate import Gate, GateClosed
 from rackctl.firmware.rollout import STATUS_ROLLED_BACK, STATUS_STUCK, Rollout
 from rackctl.firmware.sled_access import SledAddress, SledRefused
+from rackctl.rack import Rack
+from sled_board.errors import RolledBack, WrongSignature
 from sled_board.image import read_image
 from sled_board.slots import Slot, SlotRecord, Slots, SlotState
 
@@ -99,7 +103,7 @@ class Bench:
         self.events: list[tuple[str, str]] = []
         self.now_s = 0.0
 
-    def run(self) -> int:
+    def run(self, root_public: bytes | None = None) -> int:
         def say(event: str, sled: str, words: str) -> None:
             if event != "sent":
                 self.events.append((event, sled))
@@ -107,7 +111,7 @@ class Bench:
         def sleep(seconds: float) -> None:
             self.now_s += seconds
 
-        rollout = Rollout(self.access, self.gate, say, 10.0, lambda: self.now_s, sleep)
+        rollout = Rollout(self.access, self.gate, say, root_public, 10.0, lambda: self.now_s, sleep)
         return rollout.run(SLEDS, DATA, IMAGE)
 
     @property
@@ -192,6 +196,36 @@ def test_nothing_is_begun_where_a_sled_is_away_or_the_rack_is_not_healthy(bench:
     with pytest.raises(SledRefused, match="sled-2"):
         bench.run()
     assert bench.events == []
+
+
+def test_what_one_of_the_sleds_would_refuse_is_sent_to_none(bench: Bench) -> None:
+    one = bench.access.sleds["sled-2"]
+    assert bench.run(firmware.ROOT.public) == 0
+    bench.events.clear()
+    with pytest.raises(WrongSignature, match="sled-0: "):
+        bench.run(firmware.FIRST.public)
+    one.slots = replace(one.slots, key_set=firmware.key_set(7, 3, (firmware.FIRST, firmware.SECOND, firmware.THIRD)))
+    with pytest.raises(WrongSignature, match="sled-2: signed by 2 of the 3 keys of key set 7, 3 must sign"):
+        bench.run(firmware.ROOT.public)
+    one.slots = replace(one.slots, counter_min=IMAGE.counter + 1)
+    with pytest.raises(RolledBack, match="sled-2: the image's rollback counter is 3, the sled accepts 4 and above"):
+        bench.run()
+    assert bench.events == []
+
+
+def test_a_damaged_image_is_named_and_every_option_has_a_variable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(DATA[:-1])
+    monkeypatch.setattr(Rack, "find", lambda _: None)
+    assert main(("firmware", "rollout", str(damaged))) == 2
+    assert f"rackctl: {damaged}: " in capsys.readouterr().err
+    for name in ("SETTLE", "GATE_TIMEOUT", "SLED_TIMEOUT"):
+        monkeypatch.setenv(f"RACKCTL_{name}", "never")
+        assert main(("firmware", "rollout", str(damaged))) == 2
+        assert f"RACKCTL_{name}: 'never' is not a positive number of seconds" in capsys.readouterr().err
+        monkeypatch.delenv(f"RACKCTL_{name}")
 
 
 def test_a_sled_that_runs_from_no_slot_halts(bench: Bench) -> None:
