@@ -5,6 +5,7 @@ The stage and the sled controller open the same one, by a TOML file that whoever
 """
 
 import json
+import platform
 import sys
 import tomllib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongPython
+from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongHardware, WrongPython
 from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
 from sled_board.image.fit import Buffer
 from sled_board.region import Region
@@ -23,17 +24,21 @@ from sled_board.slots import Slot, Slots
 PUBLIC_BYTES: Final = 32
 THIS_PYTHON: Final = f"cp{sys.version_info.major}{sys.version_info.minor}"
 """The tag of the running interpreter (PEP 425)."""
+_MACHINES: Final = {"aarch64": "arm64"}
+THIS_ARCHITECTURE: Final = _MACHINES.get(platform.machine(), platform.machine())
+"""Of this machine, as U-Boot calls it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FirmwareStore:
     """`root_public` (32 raw bytes) signs the sets of firmware keys; on a `locked` board development keys do not count;
-    `python` is the interpreter that starts applications.
+    `architecture` (as U-Boot calls it) and `python` (its tag, PEP 425) are what applications are run by.
 
     Everything here reads and writes the board's storage, waits for it, and raises OSError when that fails.
     """
 
     hardware: str
+    architecture: str
     python: str
     root_public: bytes
     locked: bool
@@ -71,6 +76,7 @@ class FirmwareStore:
                 raise FirmwareStoreUnusable(f"{path}: {other}: overlaps {one}")
         return cls(
             described.value("hardware", str),
+            described.value("architecture", str, THIS_ARCHITECTURE),
             described.value("python", str, THIS_PYTHON),
             root,
             described.value("locked", bool),
@@ -80,8 +86,8 @@ class FirmwareStore:
     def described(self, path: Callable[[Path], str]) -> str:
         """The TOML that `open` reads; `path` gives the name by which the reader finds the file of a region."""
         values: dict[str, str | bool] = {
-            "hardware": self.hardware, "python": self.python, "root_public_key": self.root_public.hex(),
-            "locked": self.locked,
+            "hardware": self.hardware, "architecture": self.architecture, "python": self.python,
+            "root_public_key": self.root_public.hex(), "locked": self.locked,
         }  # fmt: skip
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]  # TOML has JSON's texts
         for key, region in (("state", self.state_area), ("slot_a", self.slot_a), ("slot_b", self.slot_b)):
@@ -118,8 +124,8 @@ class FirmwareStore:
         return told
 
     def verified(self, slot: Slot, slots: Slots) -> Image:
-        """The image in a slot, whole, signed, for this board and its Python, and not too old. This is where trust is
-        decided: nothing is started, stored or activated without it. Raises ImageError.
+        """The image in a slot, whole, signed, for this board, its processor and its Python, and not too old.
+        This is where trust is decided: nothing is started, stored or activated without it. Raises ImageError.
 
         The slot is read where it lies and not held in memory; the image is a view of it.
         """
@@ -143,6 +149,8 @@ class FirmwareStore:
     def _checked(self, data: Buffer, slots: Slots) -> Image:
         image = read_image(data)
         self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
+        if image.architecture != self.architecture:
+            raise WrongHardware(f"it is for {image.architecture}, this board has {self.architecture}")
         if image.python not in (None, self.python):
             raise WrongPython(f"it needs a base system with {image.python}; this one has {self.python}")
         return image

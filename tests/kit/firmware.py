@@ -9,6 +9,7 @@ from sled_board.image import sign_key_set as signed_by
 from sled_board.image.fit import Buffer
 
 HARDWARE = "qemu-virt-arm64"
+ARCHITECTURE = "arm64"
 COUNTER = 3
 BUILT_S = 1_700_000_000
 APPLICATION = b"the sled controller" * 20
@@ -47,7 +48,7 @@ def recipe(
     version: str = "1.4.0",
     counter: int = COUNTER,
     hardware: tuple[str, ...] = (HARDWARE,),
-    architecture: str = "arm64",
+    architecture: str = ARCHITECTURE,
     payloads: dict[str, Buffer] | None = None,
     tlvs: dict[int, bytes] | None = None,
 ) -> Recipe:

@@ -46,6 +46,6 @@ def board(folder: Path, *, locked: bool = True, slot_bytes: int = SLOT_BYTES) ->
         with region.path.open("wb") as file:
             file.truncate(region.size)
     path = folder / "firmware.toml"
-    store = FirmwareStore(firmware.HARDWARE, "cp311", firmware.ROOT.public, locked, *regions)
+    store = FirmwareStore(firmware.HARDWARE, firmware.ARCHITECTURE, "cp311", firmware.ROOT.public, locked, *regions)
     path.write_text(store.described(lambda file: file.name), encoding="utf-8")
     return Board(path, FirmwareStore.open(path))

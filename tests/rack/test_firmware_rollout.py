@@ -15,10 +15,10 @@ from kit.volumes import Volume
 from kit.writing import assert_nothing_lost, writing
 from rackctl.firmware.rollout import STATUS_ROLLED_BACK, sleds_of
 from rackctl.firmware.sled_access import NvmeAccess, SledAddress
-from rackctl.firmware.wheels import THIS_ARCHITECTURE
 from rackctl.rack import Rack, RackSize, wait_until
 from rackctl.staged_sleds import HARDWARE, SledFirmware, manager_of, managers_file
 from rackctl.state import NodeKind
+from sled_board.firmware_store import THIS_ARCHITECTURE
 from sled_board.slots import Slots
 
 from sled_controller.environment import Environment

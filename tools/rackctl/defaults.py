@@ -23,6 +23,9 @@ KEYS: Final[Mapping[str, str]] = {
     "firmware": "RACKCTL_FIRMWARE",
     "firmware_root": "RACKCTL_FIRMWARE_ROOT",
     "managers": "RACKCTL_MANAGERS",
+    "settle": "RACKCTL_SETTLE",
+    "gate_timeout": "RACKCTL_GATE_TIMEOUT",
+    "sled_timeout": "RACKCTL_SLED_TIMEOUT",
 }
 """Keys of the file, and the variables that are stronger."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from sled_board.errors import ImageError
-from sled_board.firmware_store import THIS_PYTHON, FirmwareStore
+from sled_board.firmware_store import THIS_ARCHITECTURE, THIS_PYTHON, FirmwareStore
 from sled_board.image import read_image
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES
@@ -14,7 +14,6 @@ from sled_board.slots import Slot
 
 from rackctl.errors import RackError
 from rackctl.files import create_file
-from rackctl.firmware.wheels import THIS_ARCHITECTURE
 from sled_controller.environment import SystemEntropy
 from sled_controller.fabric.dhchap.secret import Secret
 from sled_controller.firmware.host import ManagementHost
@@ -85,7 +84,7 @@ def equip(state_dir: Path, firmware: SledFirmware) -> None:
     for region in regions:
         with region.path.open("xb") as file:
             file.truncate(region.size)
-    store = FirmwareStore(HARDWARE, THIS_PYTHON, firmware.root_public, False, *regions)
+    store = FirmwareStore(HARDWARE, THIS_ARCHITECTURE, THIS_PYTHON, firmware.root_public, False, *regions)
     store.change(lambda slots: store.installed(Slot.A, firmware.image, slots))
     create_file(path, store.described(lambda file: file.name).encode())
 

@@ -14,7 +14,7 @@ from sled_board.errors import (
     WrongPython,
     WrongSignature,
 )
-from sled_board.firmware_store import THIS_PYTHON, FirmwareStore
+from sled_board.firmware_store import THIS_ARCHITECTURE, THIS_PYTHON, FirmwareStore
 from sled_board.image.tlv import Tag
 from sled_board.slots import Slot, Slots
 
@@ -85,6 +85,22 @@ def test_development_keys_count_until_the_board_is_locked(tmp_path: Path) -> Non
                 one.store.verified(A, Slots())
         else:
             assert one.store.verified(A, Slots()).version == "1.4.0"
+
+
+def test_an_image_for_another_processor_is_not_taken_wherever_it_comes_from(tmp_path: Path) -> None:
+    one = board(tmp_path)
+    data = firmware.signed(firmware.recipe(architecture="x86_64"))
+    one.write(Slot.A, data)
+    with pytest.raises(WrongHardware, match="it is for x86_64, this board has arm64"):
+        one.store.verified(Slot.A, Slots())
+    with pytest.raises(WrongHardware):
+        one.store.loaded(Slot.A, Slots())
+
+
+def test_a_store_that_names_no_architecture_is_for_the_machine_that_opens_it(tmp_path: Path) -> None:
+    path = board(tmp_path).path
+    path.write_text(path.read_text().replace('architecture = "arm64"', ""))
+    assert FirmwareStore.open(path).architecture == THIS_ARCHITECTURE
 
 
 def test_a_store_that_names_no_python_is_for_the_one_that_opens_it(tmp_path: Path) -> None:

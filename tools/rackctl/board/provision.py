@@ -67,7 +67,7 @@ def _store(storage: Path, board: Board, wanted: Provisioning) -> FirmwareStore:
     first, second = sorted(board.storage.state.offsets)
     places = [board.place(slot) for slot in (Slot.A, Slot.B)]
     return FirmwareStore(
-        board.name, PYTHON_TAG, wanted.root_public, wanted.locked,
+        board.name, board.architecture, PYTHON_TAG, wanted.root_public, wanted.locked,
         Region(storage, first, 2 * (second - first)),
         *(Region(storage, place.offset, place.size) for place in places),
     )  # fmt: skip

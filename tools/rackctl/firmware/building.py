@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from sled_board.board import board_names, load_board
+from sled_board.firmware_store import THIS_ARCHITECTURE
 from sled_board.image import Recipe, Tag, build_image, read_image
 
 from rackctl.defaults import Defaults
@@ -17,7 +18,7 @@ from rackctl.files import write_file
 from rackctl.firmware.application import pack
 from rackctl.firmware.description import image_facts
 from rackctl.firmware.source import Source
-from rackctl.firmware.wheels import MACHINES, PYTHON_TAG, THIS_ARCHITECTURE, fetch
+from rackctl.firmware.wheels import MACHINES, PYTHON_TAG, fetch
 from rackctl.options import add_option, counter
 from rackctl.staged_sleds import HARDWARE
 
@@ -86,7 +87,7 @@ def architecture_of(hardware: Sequence[str]) -> str:
         )
     architecture = found.pop() if found else "arm64"
     if architecture not in MACHINES:
-        raise RackError(f"images are built for {' and '.join(MACHINES)}, not for {architecture or 'this machine'}")
+        raise RackError(f"images are built for {' and '.join(MACHINES)}, not for {architecture}")
     return architecture
 
 

@@ -1,7 +1,6 @@
 """The Python dependencies of an application image: wheels by name, for another machine than this, pinned."""
 
 import hashlib
-import platform
 import re
 import subprocess
 import sys
@@ -22,8 +21,6 @@ GLIBC_MINORS: Final = range(36, 16, -1)
 """What 2.N manylinux a wheel may ask for: the base system's glibc is Debian 12's, 2.36; 2.17 is manylinux2014's."""
 MACHINES: Final = {"arm64": "aarch64", "x86_64": "x86_64"}
 """Wheels' name of what U-Boot calls an architecture."""
-THIS_ARCHITECTURE: Final = {machine: name for name, machine in MACHINES.items()}.get(platform.machine(), "")
-"""Of this machine, as U-Boot calls it; nothing where no image can be built for it."""
 DOWNLOAD_TIMEOUT_S: Final = 1800.0
 
 
