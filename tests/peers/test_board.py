@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,11 +89,8 @@ def test_a_bare_board_becomes_a_sled_over_its_serial_line_alone(
     tmp_path: Path, base: BaseSystem, rack: Rack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = provisioned(tmp_path / "board", base, None)
-    image, root = tmp_path / "image", tmp_path / "root.pub"
-    image.write_bytes(built_image(tmp_path))
-    root.write_text(firmware.ROOT.public.hex())
     try:
-        assert main(("board", "flash", str(image), "--root", str(root), "--board-dir", str(machine.folder))) == 0
+        assert flash(machine, built_image(tmp_path), tmp_path) == 0
         assert "slot a: healthy and confirmed" in capsys.readouterr().out
 
         console = ("console", machine.console_url, "--patience", f"{REPLY_SECONDS_MAX:g}")
@@ -104,9 +102,8 @@ def test_a_bare_board_becomes_a_sled_over_its_serial_line_alone(
         assert (ask("status")["state"], ask("identity")["locked"]) == ("unprovisioned", "no")
         told = ("name=board-0", f"root={rack.state.root_public_key}", "network=10.0.2.15/24,10.0.2.2")
         assert ask("provision", *told)["restarting"] == "yes"
-        said = machine.console_log
-        wait_until(lambda: "event=serving" in said.read_text("utf-8", "replace"), "it to serve", SAID_SECONDS_MAX)
-        assert "base: name=board-0 network=10.0.2.15/24,10.0.2.2" in said.read_text("utf-8", "replace")
+        said = wait_until_said(machine, "event=serving")
+        assert "base: name=board-0 network=10.0.2.15/24,10.0.2.2" in said
         assert (ask("status")["state"], ask("identity")["root_key"]) == ("serving", rack.state.root_public_key)
         assert main((*console, "provision", *told[::2], f"root={'cd' * 32}")) == 2
         assert "this sled is locked to" in capsys.readouterr().err
@@ -138,16 +135,19 @@ def join(rack: Rack, machine: Machine, folder: Path) -> None:
     assert read.read_bytes() == written.read_bytes()
 
 
-def test_firmware_that_does_not_start_is_rolled_back(machine: Machine) -> None:
+def test_bad_firmware_that_was_flashed_is_rolled_back(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = firmware.signed(firmware.recipe(version="9.9.9", payloads={"application": packed("raise SystemExit(3)")}))
-    put_to_the_test(machine, bad)
-    with PoweredOn(machine) as board:
-        board.wait(
-            "stage: event=starting slot=b version=9.9.9 .*attempts_left=2", "stage: event=ended slot=b .*status=3",
-            "stage: event=starting slot=b version=9.9.9 .*attempts_left=1",
-            "stage: event=starting slot=b version=9.9.9 .*attempts_left=0",
-            "stage: event=starting slot=a .*state=confirmed", "stage: event=healthy slot=a",
-        )  # fmt: skip
+    kept(machine, lambda slots: slots.confirm(Slot.A))
+    try:
+        assert flash(machine, bad, tmp_path) == 2
+        told = capsys.readouterr()
+        assert re.findall(r"board: (\w+ slot=\w)", told.out) == ["starting slot=b", "ended slot=b"] * 3
+        assert "the board gave the new firmware up and started another one" in told.err
+        wait_until_said(machine, r"starting slot=b version=9\.9\.9.*event=healthy slot=a")
+    finally:
+        machine.power_off()
 
 
 def test_an_image_that_was_damaged_in_its_slot_is_never_started(machine: Machine) -> None:
@@ -157,6 +157,24 @@ def test_an_image_that_was_damaged_in_its_slot_is_never_started(machine: Machine
     with PoweredOn(machine) as board:
         board.wait("event=rejected slot=b", "stage: event=starting slot=a .*state=confirmed", "event=healthy slot=a")
     assert "event=starting slot=b" not in board.said
+
+
+def flash(machine: Machine, image: bytes, folder: Path) -> int:
+    """The status of `rackctl board flash`."""
+    file, root = folder / "flashed", folder / "root.pub"
+    file.write_bytes(image)
+    root.write_text(firmware.ROOT.public.hex())
+    return main(("board", "flash", str(file), "--root", str(root), "--board-dir", str(machine.folder)))
+
+
+def wait_until_said(machine: Machine, pattern: str) -> str:
+    """All that the board has said, since it was made, once something like that is in it."""
+
+    def said() -> str | None:
+        text = machine.console_log.read_text("utf-8", "replace")
+        return text if re.search(pattern, text, re.DOTALL) else None
+
+    return wait_until(said, f"the board to say {pattern!r}", SAID_SECONDS_MAX)
 
 
 def blocks_on_drives(machine: Machine, data: bytes) -> int:
