@@ -36,7 +36,8 @@ class QemuBoard:
             self._process = subprocess.Popen(
                 [
                     self._qemu, "-M", "virt", "-cpu", "cortex-a57", "-m", "256", "-display", "none", "-monitor", "none",
-                    "-nic", "none", "-bios", str(firmware), "-serial", f"tcp:127.0.0.1:{port},server=on,wait=on",
+                    "-nic", "none", "-bios", str(firmware),
+                    "-serial", f"tcp:127.0.0.1:{port},server=on,wait=on,nodelay=on",
                     "-drive", f"if=none,id=storage,format=raw,file={storage}",
                     "-device", "virtio-blk-device,drive=storage",
                 ],

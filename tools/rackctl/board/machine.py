@@ -177,7 +177,7 @@ class Machine:
             yield from ("-device", f"nvme,drive=drive{index},serial=DRIVE{index},{blocks}")
         forward = f"hostfwd=tcp:{HOST}:{self._kept.nvme_port}-:{NVME_PORT}"
         yield from ("-netdev", f"user,id=net,{forward}", "-device", "virtio-net-pci,netdev=net,romfile=")
-        served = f"fd={console},server=on,wait={'on' if hold else 'off'}"
+        served = f"fd={console},server=on,wait={'on' if hold else 'off'},nodelay=on"
         yield from ("-chardev", f"socket,id=console,{served},logfile={self.console_log},logappend=on")
         yield from ("-serial", "chardev:console")
 
