@@ -17,6 +17,7 @@ from typing import Any, Final
 from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongHardware, WrongPython
 from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
 from sled_board.image.fit import Buffer
+from sled_board.image.layout import APPLICATION
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import Slot, Slots
@@ -149,6 +150,7 @@ class FirmwareStore:
     def _checked(self, data: Buffer, slots: Slots) -> Image:
         image = read_image(data)
         self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
+        image.payload(APPLICATION)
         if image.architecture != self.architecture:
             raise WrongHardware(f"it is for {image.architecture}, this board has {self.architecture}")
         if image.python not in (None, self.python):

@@ -36,6 +36,7 @@ from sled_board.flash_events import (
 )
 from sled_board.health_watch import HealthWatch
 from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
+from sled_board.image.layout import APPLICATION
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import EMPTY, Slot, Slots, SlotState
 from sled_board.uboot.dialogue import Line, steps
@@ -83,6 +84,7 @@ def checked_image(data: bytes, board: Board, trust: Trust) -> Image:
     """The image in `data`, if `board` could take it; raises ImageError and FlashRefused. Speaks to no board."""
     image = read_image(data)
     trust.check(image, hardware=board.name)
+    image.payload(APPLICATION)
     if image.architecture != board.architecture:
         raise WrongHardware(f"it is for {image.architecture}, this board has {board.architecture}")
     smallest = min(board.place(slot).size for slot in Slot)

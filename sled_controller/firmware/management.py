@@ -53,20 +53,26 @@ class ManagementHosts:
         try:
             if path.stat().st_mode & _OTHERS:
                 raise ManagementHostsUnusable(f"{path}: others may read its secrets; chmod 600 it")
-            hosts = _Hosts.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).host
+            return cls.parse(path.read_bytes(), str(path))
         except OSError as error:
             raise ManagementHostsUnusable(f"{path}: cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def parse(cls, data: bytes, source: str) -> "ManagementHosts":
+        """From that TOML itself; raises ManagementHostsUnusable, which names `source`."""
+        try:
+            hosts = _Hosts.model_validate(tomllib.loads(data.decode("utf-8"))).host
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ManagementHostsUnusable(f"{path}: {where}: {error.errors()[0]['msg']}") from None
+            raise ManagementHostsUnusable(f"{source}: {where}: {error.errors()[0]['msg']}") from None
         except (ValueError, RecursionError) as error:
-            raise ManagementHostsUnusable(f"{path}: is not TOML: {error}") from None
+            raise ManagementHostsUnusable(f"{source}: is not TOML: {error}") from None
         known: dict[str, Terms] = {}
         for host in hosts:
             try:
                 known[host.nqn] = host.terms()
             except (SecretMalformed, ValueError) as error:
-                raise ManagementHostsUnusable(f"{path}: {host.nqn}: {error}") from None
+                raise ManagementHostsUnusable(f"{source}: {host.nqn}: {error}") from None
         return cls(known)
 
     @property

@@ -36,12 +36,14 @@ from rackctl.options import (
     whole_number,
     whole_number_64,
 )
+from rackctl.output import discard_output
 from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
 from rackctl.sled_console import add_console
 from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
 from rackctl.status import status_of
 from rackctl.table import aligned
+from sled_controller.errors import SledError
 
 EXIT_FAILURE: Final = 2
 
@@ -53,14 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             given = sys.argv[1:] if argv is None else argv
             arguments = _parsed(build_parser(read_defaults(given)), given)
             command: Callable[[argparse.Namespace], int] = arguments.command
-            return command(arguments)
-    except (RackError, BoardError) as error:
+            status = command(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
+    except (RackError, BoardError, SledError) as error:
         print(f"rackctl: {error}", file=sys.stderr)
         return EXIT_FAILURE
     except Interrupted as interrupted:
         return SIGNAL_EXIT + interrupted.number
     except BrokenPipeError:
-        sys.stderr.close()
+        discard_output()
+        return EXIT_FAILURE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"rackctl: {where}{error.strerror or error}", file=sys.stderr)
+        discard_output()
         return EXIT_FAILURE
 
 

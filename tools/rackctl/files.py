@@ -21,32 +21,42 @@ def read_file(path: Path, bytes_max: int) -> bytes:
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put a file there, or replace it, in one step and durably; raises RackError and leaves what was there."""
+    """Put a file there, or replace it (behind a symbolic link, what that leads to), in one step and durably; a device
+    or a pipe is written to. Raises RackError and leaves what was there."""
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
+        target = path.resolve()
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
-            os.rename(name, path)
+            os.rename(name, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
-    except OSError as error:
-        raise RackError(f"{path}: cannot be written: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to themselves
+        raise RackError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def create_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write a file that must not be there yet; raises RackError."""
+    """Write a file that must not be there yet; raises RackError and leaves none."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except FileExistsError:
         raise RackError(f"{path}: is there already, and is not overwritten: choose another name") from None
     except OSError as error:

@@ -16,7 +16,7 @@ from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import create_file, read_file, write_file
 from rackctl.host_secrets import add_generate
-from rackctl.options import add_option, add_switch, checked_by, whole_number, whole_number_64
+from rackctl.options import add_option, add_switch, checked_by, new_file, whole_number, whole_number_64
 from rackctl.signers import (
     KEY_FILE_BYTES_MAX,
     FileSigner,
@@ -47,7 +47,7 @@ def add_keys(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         action = actions.add_parser(
             name, help=text, description=f"{text.capitalize()}: FILE, readable by its owner only, and FILE.pub."
         )
-        action.add_argument("file", type=Path, metavar="FILE", help="the private key, PKCS #8 in PEM")
+        action.add_argument("file", type=checked_by(new_file), metavar="FILE", help="the private key, PKCS #8 in PEM")
         add_passphrase(action, defaults)
         action.set_defaults(command=_new, root=name == "root")
     _add_sign_set(actions.add_parser("sign-set", help="sign the set of keys that may sign firmware"), defaults)
@@ -113,7 +113,11 @@ def _new(arguments: argparse.Namespace) -> int:
     if beside.exists():
         raise RackError(f"{beside}: is there already, and is not overwritten: choose another name")
     create_file(arguments.file, private_pem(signer.private, passphrase), mode=0o600)
-    write_file(beside, public_pem(signer.public))
+    try:
+        write_file(beside, public_pem(signer.public))
+    except RackError:
+        arguments.file.unlink(missing_ok=True)  # nobody has used it yet, and it would be in the way of the next try
+        raise
     files = {"private": str(arguments.file), "public_file": str(beside)}
     _print(
         arguments, _key_facts(signer.public) | files, _key_rows(signer.public, private=arguments.file, beside=beside)

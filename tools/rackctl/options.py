@@ -100,6 +100,13 @@ def counter(text: str) -> int:
     return int(text)
 
 
+def new_file(text: str) -> Path:
+    """Where a file is to go: no folder."""
+    if not Path(text).name or Path(text).is_dir():
+        raise RackError(f"{text!r} names no file")
+    return Path(text)
+
+
 def baud_rate(text: str) -> int:
     """Bits per second, of those that serial ports know."""
     rate = whole_number(text)

@@ -45,6 +45,8 @@ TLV_AREA: Final = GreedyRange(Struct("type" / Int16ul, "value" / Prefixed(Int16u
 
 KEY_ID_BYTES: Final = 8
 PUBLIC_BYTES: Final = 32
+APPLICATION: Final = "application"
+"""The payload that is started."""
 SIGNATURE_BYTES: Final = 64
 
 KEY_SET_MAGIC: Final = b"PLFK"

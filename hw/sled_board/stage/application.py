@@ -18,11 +18,11 @@ from typing import Final, Protocol
 
 from sled_board.errors import DamagedImage
 from sled_board.image import Image
+from sled_board.image.layout import APPLICATION
 from sled_board.stage.notices import INTERVAL_VARIABLE, SOCKET_VARIABLE, Notice, receiving
 
 log = logging.getLogger(__name__)
 
-PAYLOAD: Final = "application"
 UNPACKED_BYTES_MAX: Final = 1 << 30
 UNPACKED_FILES_MAX: Final = 50_000
 TERMINATE_SECONDS_MAX: Final = 10.0
@@ -98,7 +98,7 @@ class PythonLauncher:
     async def launched(self, image: Image) -> AsyncIterator[Child]:
         """A `Launcher`'s."""
         folder = self.run / _FOLDER
-        await asyncio.to_thread(unpack, image.payload(PAYLOAD), folder)
+        await asyncio.to_thread(unpack, image.payload(APPLICATION), folder)
         if self.prepare is not None:
             await _prepare(self.prepare)
         with receiving() as (address, notices):

@@ -1,6 +1,8 @@
 """Expected failures end in one place: one clear message and status 2; help explains every option."""
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +76,34 @@ def test_a_volume_needs_a_name_and_a_size_in_blocks(capsys: pytest.CaptureFixtur
 def test_volumes_are_read_as_name_and_size() -> None:
     assert named_size("data:1GiB") == ("data", 1 << 30)
     assert named_sizes("a:4k,b:8k") == [("a", 4096), ("b", 8192)]
+
+
+@pytest.mark.parametrize("argv", [["keys", "new", "key"], ["keys", "gen-dhchap"]])
+def test_an_output_that_is_full_is_one_line(argv: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "rackctl.cli", *argv], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == "rackctl: No space left on device\n"
+
+
+def test_an_error_of_the_system_is_one_line_with_its_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = refusal(capsys, "board", "up", "--off", "--board-dir", str(tmp_path / "file"))
+    assert said == f"rackctl: {tmp_path}/file: File exists\n"
+
+
+def test_management_hosts_that_cannot_be_used_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "managers"
+    path.write_text("[[host]]\n")
+    path.chmod(0o600)
+    root = tmp_path / "root.pub"
+    root.write_text("ab" * 32)
+    told = ("board", "provision", "--name", "x", "--root", str(root), "--management-hosts", str(path))
+    assert f"{path}: host.0.nqn: Field required" in refusal(capsys, *told)
 
 
 def test_every_help_has_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from kit import firmware
 from rackctl.cli import main
+from rackctl.errors import RackError
 from rackctl.signers import CommandSigner, private_pem, public_pem, read_private, read_public
 from sled_board.errors import SigningFailed
 from sled_board.image import KeySet
@@ -92,6 +93,26 @@ def test_a_key_set_is_signed_and_shown(capsys: pytest.CaptureFixture[str]) -> No
     assert "signed by    root key" in shown
     assert "not checked" in told(capsys, "keys", "show", "set")
     assert json.loads(told(capsys, "keys", "show", "set", "--json"))["root"] is None
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_key_needs_a_file(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit):
+        main(("keys", "new", name))
+    assert f"argument FILE: {name!r} names no file" in capsys.readouterr().err
+
+
+def test_half_a_pair_of_keys_is_not_left_in_the_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise RackError(f"{path}: cannot be written: No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rackctl.keys.write_file", full)
+        assert "No space left" in refusal(capsys, "keys", "new", "key")
+    assert not Path("key").exists()
+    told(capsys, "keys", "new", "key")
 
 
 def test_the_version_of_a_key_set_has_64_bits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from rackctl.options import add_directory, add_option, add_switch, whole_number
 from rackctl.signers import read_public
 from rackctl.sizes import parse_size
 from rackctl.terminal import attach
+from sled_controller.firmware.management import ManagementHosts
 
 ABOUT: Final = (
     "A board on this machine: QEMU's arm64 `virt` with Debian's U-Boot, storage for firmware and NVMe drives."
@@ -165,7 +166,7 @@ def _provision(arguments: argparse.Namespace) -> int:
     wanted = Provisioning(
         arguments.name, arguments.network, read_public(arguments.root), not arguments.unlocked, rack_root,
         None if image is None else read_file(image, IMAGE_BYTES_MAX),
-        None if managers is None else read_file(managers, MANAGEMENT_BYTES_MAX),
+        None if managers is None else _management_hosts(managers),
     )  # fmt: skip
     machine = Machine(arguments.board_dir)
     base = _built(arguments)
@@ -174,6 +175,13 @@ def _provision(arguments: argparse.Namespace) -> int:
         machine.keep_identity(identity)
     _print(arguments, {key: identity[key] for key in ("name", "id", "public_key", "nqn")})
     return 0
+
+
+def _management_hosts(path: Path) -> bytes:
+    """The file, if a sled can use it: the board is provisioned once."""
+    data = read_file(path, MANAGEMENT_BYTES_MAX)
+    ManagementHosts.parse(data, str(path))
+    return data
 
 
 def _flash(arguments: argparse.Namespace) -> int:

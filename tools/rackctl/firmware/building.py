@@ -11,6 +11,7 @@ from typing import Final
 from sled_board.board import board_names, load_board
 from sled_board.firmware_store import THIS_ARCHITECTURE
 from sled_board.image import Recipe, Tag, build_image, read_image
+from sled_board.image.layout import APPLICATION
 
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
@@ -77,15 +78,18 @@ def add_build(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.set_defaults(command=_build)
 
 
-def architecture_of(hardware: Sequence[str]) -> str:
-    """That of all these boards; raises RackError when they have several, or one that nothing is built for."""
+def architecture_of(hardware: Sequence[str], wanted: str | None = None) -> str:
+    """That of all these boards; raises RackError when they have several, another one than `wanted`, or one that nothing
+    is built for."""
     found: set[str] = {load_board(name).architecture for name in hardware if name in board_names()}
     found |= {THIS_ARCHITECTURE} if HARDWARE in hardware else set()
     if len(found) > 1:
         raise RackError(
             f"these boards are of several architectures, {', '.join(sorted(found))}: build an image for each"
         )
-    architecture = found.pop() if found else "arm64"
+    architecture = found.pop() if found else wanted or "arm64"
+    if wanted not in (None, architecture):
+        raise RackError(f"{' '.join(hardware)}: of the architecture {architecture}, not {wanted}")
     if architecture not in MACHINES:
         raise RackError(f"images are built for {' and '.join(MACHINES)}, not for {architecture}")
     return architecture
@@ -97,7 +101,7 @@ def _build(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise RackError(f"{error}: building an image needs the extra `firmware` of this package") from None
     source = Source.open(arguments.source)
-    architecture = arguments.architecture or architecture_of(arguments.hardware)
+    architecture = architecture_of(arguments.hardware, arguments.architecture)
     version = arguments.release or source.version
     with tempfile.TemporaryDirectory(prefix="rackctl-wheels-") as folder:
         wheels = fetch(
@@ -112,7 +116,7 @@ def _build(arguments: argparse.Namespace) -> int:
             hardware=tuple(arguments.hardware),
             architecture=architecture,
             built_s=source.built_s,
-            payloads={"application": pack(parts, source.built_s)},
+            payloads={APPLICATION: pack(parts, source.built_s)},
             tlvs={
                 Tag.BUILD_ID: source.build_id.encode(),
                 Tag.SBOM_SHA256: hashlib.sha256(sbom).digest(),

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.board import board_names, load_board
 from sled_board.errors import BoardError, DamagedImage
+from sled_board.flasher import checked_image
 from sled_board.image import Image, Trust, read_image, sign_image
+from sled_board.image.layout import APPLICATION
 
 from rackctl.defaults import Defaults
-from rackctl.errors import FileUnreadable, RackError, reason_of
+from rackctl.errors import RackError, reason_of
 from rackctl.files import read_file, write_file
 from rackctl.firmware.building import add_build
 from rackctl.firmware.description import image_facts, image_rows
@@ -19,7 +22,7 @@ from rackctl.firmware.flash import add_flash
 from rackctl.firmware.image_files import read_image_file, read_key_set_file
 from rackctl.firmware.rollout import add_rollout
 from rackctl.keys import add_root
-from rackctl.options import OTHER_STATUSES, add_option, add_switch, counter
+from rackctl.options import OTHER_STATUSES, add_option, add_switch, checked_by, counter, new_file
 from rackctl.signers import read_public
 from rackctl.signing_options import HOW_COMMANDS_SIGN, add_signer, signer_of
 
@@ -37,7 +40,7 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     inspect.set_defaults(command=_inspect)
     extract = actions.add_parser("extract", help="take a payload or the key set out of an image, checked for damage")
     extract.add_argument(
-        "--payload", default="application", metavar="NAME", help=f"its name, or {KEY_SET}; default application"
+        "--payload", default=APPLICATION, metavar="NAME", help=f"its name, or {KEY_SET}; default {APPLICATION}"
     )
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where it goes")
     extract.set_defaults(command=_extract)
@@ -45,7 +48,7 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     rollout = actions.add_parser("rollout", help="update the sleds of a rack one after the other, and watch over it")
     add_rollout(rollout, defaults)
     for action in actions.choices.values():
-        action.add_argument("image", type=Path, metavar="IMAGE", help="the image, a file")
+        action.add_argument("image", type=checked_by(new_file), metavar="IMAGE", help="the image, a file")
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 
 
@@ -130,18 +133,21 @@ def _sign(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    if arguments.root is None:
-        raise RackError("verify: say by which root key with --root: without one anybody's image would do")
     facts: dict[str, Any] = {}
     try:
+        if arguments.root is None:
+            raise RackError("verify: say by which root key with --root: without one anybody's image would do")
         trust = Trust(read_public(arguments.root), read_key_set_file(arguments.key_set), locked=not arguments.unlocked)
-        image = read_image_file(arguments.image)[1]
+        data, image = read_image_file(arguments.image)
         facts = image_facts(image)
         hardware = arguments.hardware or image.hardware[0]
+        if hardware in board_names():
+            checked_image(data, load_board(hardware), trust)
         trust.check(image, hardware=hardware, counter_min=arguments.counter_min)
+        image.payload(APPLICATION)
         if arguments.sbom is not None:
             _check_sbom(image, arguments.sbom)
-    except (BoardError, FileUnreadable) as error:
+    except (BoardError, RackError) as error:
         if arguments.json:
             print(json.dumps({"trusted": False, "reason": reason_of(error), "why": str(error)} | facts, indent=1))
         raise

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from rackctl.errors import ApiUnreachable, RackError
+from rackctl.errors import ApiRefused, ApiUnreachable, RackError
 
 POLL_S: Final = 0.2
 
@@ -67,10 +67,11 @@ class Gate:
     _marked: dict[str, int] = field(default_factory=dict)
 
     def mark(self) -> None:
-        """Something has changed: what was reported until now is history. An authority that is away says nothing."""
+        """Something has changed: what was reported until now is history. An authority that is away, or has
+        no answer, says nothing."""
         try:
             self._marked = reported(self.api.nodes())
-        except ApiUnreachable:
+        except (ApiUnreachable, ApiRefused):
             self._marked = {}
 
     def wait(self) -> None:
@@ -100,5 +101,5 @@ class Gate:
             if stale or not fresh:
                 return [f"no fresh report of {' '.join(stale) or 'any head'}"]
             return problems(self.api.volumes(), nodes)
-        except ApiUnreachable as error:
+        except (ApiUnreachable, ApiRefused) as error:
             return [str(error)]

@@ -5,9 +5,11 @@ to be healthy (`gate`). What fails halts the rollout and takes the sleds that we
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +20,12 @@ from sled_board.slots import Slot, Slots, SlotState
 
 from rackctl.defaults import Defaults, seconds
 from rackctl.errors import RackError
-from rackctl.firmware.gate import POLL_S, Gate, GateClosed
+from rackctl.firmware.gate import POLL_S, Gate
 from rackctl.firmware.image_files import read_image_file
 from rackctl.firmware.sled_access import NvmeAccess, SledAccess, SledAddress, SledRefused
 from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option
+from rackctl.output import discard_output
 from rackctl.rack import Rack
 from rackctl.signers import read_public
 from rackctl.staged_sleds import manager_of, managers_file
@@ -73,7 +76,7 @@ class Rollout:
         try:
             for sled in sleds:
                 self._update(sled, data, image)
-        except (SledRefused, GateClosed, Halted) as error:
+        except RackError as error:
             self.say("halted", "", str(error))
             return self._roll_back()
         self.say("done", "", f"{len(self._updated)} of {len(sleds)} sleds were updated to {image.version}")
@@ -123,7 +126,7 @@ class Rollout:
         for sled, former in reversed(self._updated):
             try:
                 self._take_back(sled, former)
-            except (SledRefused, GateClosed, Halted) as error:
+            except RackError as error:
                 stuck = True
                 self.say("not_taken_back", sled.name, str(error))
         return STATUS_STUCK if stuck else STATUS_ROLLED_BACK
@@ -203,7 +206,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
     rack = Rack.find(arguments.dir)
     data, image = read_image_file(arguments.image)
     path = arguments.managers or managers_file(rack.directory)
-    if not path.exists():
+    if arguments.managers is None and not path.exists():
         raise RackError(f"{path}: is not there: sleds of this rack run from no firmware slots (rackctl up --firmware)")
     rollout = Rollout(
         NvmeAccess(manager_of(path), Environment()),
@@ -212,7 +215,24 @@ def _rollout(arguments: argparse.Namespace) -> int:
         None if arguments.root is None else read_public(arguments.root),
         arguments.sled_timeout,
     )
-    return rollout.run(sleds_of(rack.api.nodes()), data, image)
+    with alone(rack.directory):
+        return rollout.run(sleds_of(rack.api.nodes()), data, image)
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """No other rollout in this rack meanwhile: two would take two sleds down at once. Raises RackError."""
+    path = directory / "rollout.lock"
+    try:
+        file = path.open("a", encoding="ascii")
+    except OSError as error:
+        raise RackError(f"{path}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RackError(f"{directory}: another rollout is at work there; wait until it has ended") from None
+        yield
 
 
 def sleds_of(nodes: dict[str, Any]) -> list[SledAddress]:
@@ -222,8 +242,16 @@ def sleds_of(nodes: dict[str, Any]) -> list[SledAddress]:
 
 
 def _say_text(event: str, sled: str, words: str) -> None:
-    print(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}", flush=True)
+    _say(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}")
 
 
 def _say_json(event: str, sled: str, words: str) -> None:
-    print(json.dumps({"event": event, "sled": sled or None, "text": words}), flush=True)
+    _say(json.dumps({"event": event, "sled": sled or None, "text": words}))
+
+
+def _say(line: str) -> None:
+    """A reader that has gone, or a full disk, is no reason to leave a rack half updated."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        discard_output()

@@ -351,6 +351,23 @@ def test_emulated_sleds_take_no_image_of_another_architecture() -> None:
         SledFirmware(data, firmware.ROOT.public).check()
 
 
+def test_emulated_sleds_take_no_image_that_is_not_signed_for_them_or_has_nothing_to_start() -> None:
+    data = firmware.signed(firmware.recipe(hardware=("emulated-sled",), architecture=THIS_ARCHITECTURE))
+    SledFirmware(data, firmware.ROOT.public).check()
+    with pytest.raises(RackError, match="is not signed by root key"):
+        SledFirmware(data, firmware.FIRST.public).check()
+    recipe = firmware.recipe(hardware=("emulated-sled",), architecture=THIS_ARCHITECTURE, payloads={"other": b"data"})
+    with pytest.raises(RackError, match="no payload application, only other"):
+        SledFirmware(firmware.signed(recipe), firmware.ROOT.public).check()
+
+
+def test_an_architecture_that_the_board_has_not_is_refused() -> None:
+    assert architecture_of(("qemu-virt-arm64",), "arm64") == "arm64"
+    assert architecture_of(("unknown",), "x86_64") == "x86_64"
+    with pytest.raises(RackError, match="qemu-virt-arm64: of the architecture arm64, not x86_64"):
+        architecture_of(("qemu-virt-arm64",), "x86_64")
+
+
 @pytest.mark.parametrize("date", ["99999999999999999", "4294967296", "-1", "now", "\u0661"])
 def test_a_date_that_no_image_can_have_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], date: str

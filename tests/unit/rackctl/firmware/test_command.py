@@ -126,6 +126,10 @@ def test_a_trusted_image_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> No
         (("image", "--root", "root.pub", "--sbom", "set"), "damaged-image"),
         (("root", "--root", "root.pub"), "damaged-image"),
         (("development", "--root", "root.pub"), "development-key"),
+        (("x86", "--root", "root.pub", "--hardware", "qemu-virt-arm64"), "wrong-hardware"),
+        (("nothing", "--root", "root.pub"), "damaged-image"),
+        (("image",), "rack-error"),
+        (("image", "--root", "root"), "rack-error"),
     ],
 )
 def test_what_a_board_would_refuse_is_refused_with_its_reason(
@@ -133,6 +137,8 @@ def test_what_a_board_would_refuse_is_refused_with_its_reason(
 ) -> None:
     under = firmware.key_set(1, 1, (firmware.DEVELOPER,))
     Path("development").write_bytes(firmware.signed(keys=(firmware.DEVELOPER,), under=under))
+    Path("x86").write_bytes(firmware.signed(firmware.recipe(architecture="x86_64")))
+    Path("nothing").write_bytes(firmware.signed(firmware.recipe(payloads={"other": b"data"})))
     said = refusal(capsys, "verify", *argv)
     assert main(("firmware", "verify", *argv, "--json")) == 2
     found = capsys.readouterr()

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from rackctl.errors import ApiUnreachable
+from rackctl.errors import ApiRefused, ApiUnreachable
 from rackctl.firmware.gate import Gate, GateClosed, problems
 
 HEADS = ["head-a", "head-b"]
@@ -50,6 +50,26 @@ def test_a_volume_that_is_not_whole_closes_the_gate(changes: dict[str, Any], sai
 def test_a_sled_that_nobody_reaches_closes_the_gate() -> None:
     assert problems([], nodes(reachable=False)) == ["sled sled-0 is not reachable"]
     assert problems([], nodes(reachable=None)) == []  # no volume is there that would use it
+
+
+def test_an_authority_that_refuses_closes_the_gate() -> None:
+    class Busy:
+        def nodes(self) -> dict[str, Any]:
+            raise ApiRefused(503, "the store is busy", "")
+
+        def volumes(self) -> list[dict[str, Any]]:
+            raise AssertionError
+
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    gate = Gate(Busy(), 1.0, 10.0, lambda: now_s, sleep)
+    gate.mark()
+    with pytest.raises(GateClosed, match="the store is busy"):
+        gate.wait()
 
 
 class FakeApi:

@@ -1,5 +1,7 @@
 """Sled by sled; what fails halts, and whoever was updated goes back, last first."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +9,9 @@ from pathlib import Path
 import pytest
 from kit import firmware
 from rackctl.cli import main
+from rackctl.errors import ApiRefused, RackError
 from rackctl.firmware.gate import Gate, GateClosed
-from rackctl.firmware.rollout import STATUS_ROLLED_BACK, STATUS_STUCK, Rollout
+from rackctl.firmware.rollout import STATUS_ROLLED_BACK, STATUS_STUCK, Rollout, alone
 from rackctl.firmware.sled_access import SledAddress, SledRefused
 from rackctl.rack import Rack
 from sled_board.errors import RolledBack, WrongSignature
@@ -85,6 +88,7 @@ class FakeGate(Gate):
     def __init__(self) -> None:
         super().__init__(None, 0.0, 0.0)  # type: ignore[arg-type]
         self.closed: set[int] = set()
+        self.refused: set[int] = set()
         self.passages = 0
 
     def mark(self) -> None:
@@ -94,6 +98,8 @@ class FakeGate(Gate):
         self.passages += 1
         if self.passages - 1 in self.closed:
             raise GateClosed("the rack is not healthy")
+        if self.passages - 1 in self.refused:
+            raise ApiRefused(503, "busy", "")
 
 
 class Bench:
@@ -226,6 +232,26 @@ def test_a_damaged_image_is_named_and_every_option_has_a_variable(
         assert main(("firmware", "rollout", str(damaged))) == 2
         assert f"RACKCTL_{name}: 'never' is not a positive number of seconds" in capsys.readouterr().err
         monkeypatch.delenv(f"RACKCTL_{name}")
+
+
+def test_an_authority_that_refuses_in_the_middle_halts_and_the_sleds_go_back(bench: Bench) -> None:
+    bench.gate.refused = {2}
+    assert bench.run() == STATUS_ROLLED_BACK
+    assert bench.versions == ["1.0.0"] * 3
+
+
+def test_two_rollouts_at_once_are_one_and_a_refusal(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(RackError, match="another rollout is at work there"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_a_rollout_goes_on_when_nobody_listens_any_more() -> None:
+    told = "from rackctl.firmware.rollout import _say_text as say\nfor n in range(9): say('sent', 'sled-0', '9 %')\n"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", told], stdout=full, stderr=subprocess.PIPE, check=True)
+    assert ended.stderr == b""
 
 
 def test_a_sled_that_runs_from_no_slot_halts(bench: Bench) -> None:
