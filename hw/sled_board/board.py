@@ -59,9 +59,9 @@ class UBoot(_Part):
     """
 
     compatible: Line | None = None
-    prompt: str = Field(min_length=2, max_length=40)
+    prompt: str = Field(min_length=2, max_length=40, pattern=r"^[ -~]+$")
     autoboot: Line
-    autoboot_key: str = Field(min_length=1, max_length=16)
+    autoboot_key: str = Field(min_length=1, max_length=16, pattern=r"^[\x01-\x7f]+$")
     boot_s: float = Field(default=30.0, gt=0, le=600, strict=False)
     load_address: Address
     load_bytes: Size

@@ -12,6 +12,7 @@ import re
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,10 @@ from sled_board.errors import PortLost, PortUnavailable
 POLL_S: Final = 0.1
 """How soon the thread notices that the port is to be closed."""
 WAITING_BYTES_MAX: Final = 1 << 20
+WRITE_SECONDS_MAX: Final = 10.0
+"""For some hundred bytes: longer takes only who holds the line up by flow control."""
+_REFUSALS: Final = (serial.SerialException, OSError, ValueError, KeyError, TypeError, re.error)
+"""What pyserial raises for ports that are not to be had, its parsers' errors among them."""
 NETWORK_SCHEMES: Final = ("socket", "rfc2217")
 
 
@@ -87,6 +92,11 @@ class SerialPort:
         """Return when all of `data` has been handed over. Raises PortLost."""
         try:
             await asyncio.to_thread(self._port.write, data)
+        except serial.SerialTimeoutException:
+            raise PortLost(
+                f"{self.url}: nothing could be sent for {WRITE_SECONDS_MAX:g} s: the other end holds the line up by"
+                " flow control; look at its cable, and at flow_control of the board"
+            ) from None
         except (serial.SerialException, OSError) as error:
             raise PortLost(f"{self.url}: {error}") from None
 
@@ -94,6 +104,11 @@ class SerialPort:
         """Speak at another rate, once everything written has left. Raises PortLost."""
 
         def change() -> None:
+            deadline = time.monotonic() + WRITE_SECONDS_MAX
+            while getattr(self._port, "out_waiting", 0):
+                if time.monotonic() > deadline:
+                    raise serial.SerialTimeoutException("the other end takes nothing more")
+                time.sleep(0.001)
             self._port.flush()
             self._port.baudrate = baud
 
@@ -106,6 +121,8 @@ class SerialPort:
         """Give the port back."""
         self._closing.set()
         self._thread.join(timeout=10 * POLL_S)
+        with contextlib.suppress(serial.SerialException, OSError):
+            self._port.reset_output_buffer()  # what the other end does not take would be waited for
         with contextlib.suppress(serial.SerialException, OSError):
             self._port.close()
 
@@ -135,22 +152,14 @@ class SerialPort:
 @contextlib.asynccontextmanager
 async def opened(url: str, console: Console, baud: int | None = None) -> AsyncIterator[SerialPort]:
     """The port at `url`, which nobody else has meanwhile. Raises PortUnavailable."""
-    names = await asyncio.to_thread(_names, url)
     with contextlib.ExitStack() as locks:
-        for name in names:
-            locks.enter_context(_locked(url, name))
         try:
-            port = await asyncio.to_thread(
-                serial.serial_for_url,
-                url,
-                baudrate=baud or console.baud,
-                timeout=POLL_S,
-                rtscts=console.flow_control == "rtscts",
-                xonxoff=console.flow_control == "xonxoff",
-                **({} if "://" in url else {"exclusive": True}),
-            )
-        except (serial.SerialException, OSError, ValueError) as error:
-            raise PortUnavailable(f"{url}: {error}") from None
+            port = await asyncio.to_thread(_prepared, url, console, baud or console.baud)
+            for name in await asyncio.to_thread(_names, port.port):
+                locks.enter_context(_locked(url, name))
+            await asyncio.to_thread(port.open)
+        except _REFUSALS as error:
+            raise PortUnavailable(f"{url}: {_reason(error)}") from None
         opened_port = SerialPort(url, port)
         try:
             yield opened_port
@@ -158,25 +167,44 @@ async def opened(url: str, console: Console, baud: int | None = None) -> AsyncIt
             await asyncio.to_thread(opened_port.close)
 
 
-def _names(url: str) -> list[str]:
-    """What the port is locked by: its device, or each address of its host. Raises PortUnavailable."""
-    scheme, separator, _ = url.partition("://")
+def _prepared(url: str, console: Console, baud: int) -> Any:
+    """The port, not open yet: its name is then that of the device behind `hwgrep://`, `spy://` and `alt://`."""
+    port = serial.serial_for_url(
+        url,
+        do_not_open=True,
+        baudrate=baud,
+        timeout=POLL_S,
+        rtscts=console.flow_control == "rtscts",
+        xonxoff=console.flow_control == "xonxoff",
+    )
+    if not port.port.lower().startswith("rfc2217:"):  # which knows no such time, and gives a dead peer up by itself
+        port.write_timeout = WRITE_SECONDS_MAX
+    if "://" not in port.port:
+        port.exclusive = True
+    return port
+
+
+def _names(port: str) -> list[str]:
+    """What the port is locked by: its device, or each address of its host. Raises ValueError and OSError."""
+    scheme, separator, _ = port.lower().partition("://")
     if not separator:
-        return [os.path.realpath(url)]
+        return [os.path.realpath(port)]
     if scheme not in NETWORK_SCHEMES:
-        return [url]
-    parts = urlsplit(url)
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or not port:
-        raise PortUnavailable(f"{url}: names no host and port (1 to 65535): write {scheme}://HOST:PORT")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise PortUnavailable(f"{url}: {host}: {error.strerror}") from None
-    return sorted({f"{address[0]} {port}" for *_, address in found})
+        return [port]
+    parts = urlsplit(port)
+    with contextlib.suppress(ValueError):  # `port` is a number out of range
+        if parts.hostname and parts.port:
+            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+            return sorted({f"{address[0]} {parts.port}" for *_, address in found})
+    raise ValueError(f"names no host and port (1 to 65535): write {scheme}://HOST:PORT")
+
+
+def _reason(error: Exception) -> str:
+    """In words; pyserial wraps the system's own into several layers of text."""
+    if isinstance(error, KeyError):
+        return f"there is no such option as {error}"
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number is not None and number > 0 else str(error) or type(error).__name__
 
 
 @contextlib.contextmanager

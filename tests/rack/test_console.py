@@ -47,7 +47,7 @@ def test_options_may_stand_anywhere(rack: Rack, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "required: SLED|PORT"),
+        ((), "required: SLED|PORT\n"),
         (("sled-0", "status", "--bold"), "unrecognized arguments: --bold"),
         (("sled-0", "status", "--baud", "12345"), "'12345' is no baud rate; take one of 9600, "),
     ],
@@ -77,6 +77,7 @@ def test_a_refusal_is_said_with_its_reason(rack: Rack, capsys: pytest.CaptureFix
         (("head-0", "status"), "head-0 is no sled"),
         (("sled-9", "status"), "'sled-9' is not in the rack"),
         (("sled-0", "x" * 300), "one line of at most 256"),
+        (("sled-0", ""), "the command is empty"),
     ],
 )
 def test_what_cannot_be_asked_is_said(

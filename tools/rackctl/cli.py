@@ -79,7 +79,7 @@ def _parsed(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.N
     words behind such an option over."""
     arguments, left = parser.parse_known_args(given, argparse.Namespace(words=list(given)))
     if left and "command_words" in arguments and not any(word.startswith("-") for word in left):
-        arguments.command_words += left
+        arguments.command_words = [*arguments.command_words, *left]
     elif left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     return arguments

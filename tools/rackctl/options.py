@@ -1,13 +1,13 @@
 """Command line options that can each be given by an environment variable or a file too; the flag is stronger."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from sled_board.board import BAUD_RATES
 
-from rackctl.defaults import ENVIRONMENT, Defaults, Given, checked
+from rackctl.defaults import ENVIRONMENT, Defaults, Given
 from rackctl.errors import RackError, SizeInvalid
 from rackctl.rack import DEVICE_BYTES_DEFAULT, HEADS_DEFAULT, SLEDS_DEFAULT, RackSize
 from rackctl.sizes import parse_size
@@ -19,8 +19,35 @@ TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off", "")
 
 
+class _FromElsewhere(str):
+    """A default that a variable or a file gives. argparse converts a default that is text when the command is the one
+    that is called: what is wrong there is in nobody else's way."""
+
+    source: str
+
+    @classmethod
+    def of(cls, given: Given) -> Self:
+        """The text, which knows where it came from."""
+        text = cls(given.text)
+        text.source = given.source
+        return text
+
+
+class _InsteadOf(argparse.Action):
+    """An option that is stronger than what a variable says of `others`, which are options for the same thing."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, others: Sequence[str], **more: Any) -> None:
+        super().__init__(option_strings, dest, **more)
+        self._others = others
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
+        setattr(namespace, self.dest, values)
+        for other in self._others:
+            setattr(namespace, other, None)
+
+
 def add_option(
-    parser: argparse.ArgumentParser,
+    parser: argparse._ActionsContainer,
     flag: str,
     *,
     variable: str,
@@ -29,16 +56,22 @@ def add_option(
     metavar: str,
     text: str,
     defaults: Defaults = ENVIRONMENT,
+    instead_of: Sequence[str] = (),
 ) -> None:
-    """An option with a value. A value from elsewhere is checked like one from the command line."""
+    """An option with a value. A value from elsewhere is checked like one from the command line.
+
+    `instead_of` are attributes of options that this one replaces: a flag is stronger than a variable of theirs.
+    """
     given = defaults.given(variable)
     shown = "" if default is None else f"; default {default}"
+    more: dict[str, Any] = {"action": _InsteadOf, "others": instead_of} if instead_of else {}
     parser.add_argument(
         flag,
         type=checked_by(kind),
-        default=default if given is None else checked(kind, given),
+        default=default if given is None else _FromElsewhere.of(given),
         metavar=metavar,
         help=f"{text} [{variable}{shown}]",
+        **more,
     )
 
 
@@ -46,13 +79,21 @@ def add_switch(
     parser: argparse.ArgumentParser, flag: str, *, variable: str, text: str, defaults: Defaults = ENVIRONMENT
 ) -> None:
     """An option that is there or not."""
-    given = defaults.given(variable) or Given("", variable)
-    word = given.text.lower()
-    if word not in (*TRUE_WORDS, *FALSE_WORDS):
-        raise RackError(f"{given.source}: {given.text!r} is neither yes nor no: write 1 or 0")
-    parser.add_argument(
-        flag, action=argparse.BooleanOptionalAction, default=word in TRUE_WORDS, help=f"{text} [{variable}]"
+    given = defaults.given(variable)
+    action = parser.add_argument(
+        flag,
+        action=argparse.BooleanOptionalAction,
+        default=False if given is None else _FromElsewhere.of(given),
+        help=f"{text} [{variable}]",
     )
+    action.type = checked_by(_yes_or_no)
+
+
+def _yes_or_no(text: str) -> bool:
+    word = text.lower()
+    if word not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise RackError(f"{text!r} is neither yes nor no: write 1 or 0")
+    return word in TRUE_WORDS
 
 
 def add_directory(parser: argparse.ArgumentParser, text: str, defaults: Defaults = ENVIRONMENT) -> None:
@@ -135,6 +176,8 @@ def checked_by(kind: Callable[[str], Any]) -> Callable[[str], Any]:
         try:
             return kind(text)
         except (RackError, ValueError) as error:
+            if isinstance(text, _FromElsewhere):
+                raise RackError(f"{text.source}: {error}") from None
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert

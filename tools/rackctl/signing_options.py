@@ -33,13 +33,15 @@ def add_passphrase(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
 
 def add_signer(parser: argparse.ArgumentParser, defaults: Defaults, flag: str, variable: str, whose: str) -> None:
     """`FLAG`, `FLAG-command` and `FLAG-public`, as `RACKCTL_VARIABLE...` too."""
-    for suffix, kind, metavar, text in (
-        ("", Path, "FILE", f"{whose}, a file that `rackctl keys` or OpenSSL made"),
-        ("-command", str, "COMMAND", "a command that signs with it instead"),
-        ("-public", Path, "FILE", "the public key that the command is to sign with"),
+    name = flag.lstrip("-").replace("-", "_")
+    either = parser.add_mutually_exclusive_group()
+    for to, suffix, kind, metavar, text, instead_of in (
+        (either, "", Path, "FILE", f"{whose}, a file that `rackctl keys` or OpenSSL made", (f"{name}_command",)),
+        (either, "-command", str, "COMMAND", "a command that signs with it instead", (name,)),
+        (parser, "-public", Path, "FILE", "the public key that the command is to sign with", ()),
     ):
         add_option(
-            parser,
+            to,
             flag + suffix,
             variable=variable + suffix.replace("-", "_").upper(),
             kind=kind,
@@ -47,6 +49,7 @@ def add_signer(parser: argparse.ArgumentParser, defaults: Defaults, flag: str, v
             metavar=metavar,
             text=text,
             defaults=defaults,
+            instead_of=instead_of,
         )
     add_passphrase(parser, defaults)
 

@@ -42,7 +42,9 @@ def add_console(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         metavar="SLED|PORT",
         help="a sled of the rack; or a device (/dev/ttyUSB0) or URL (socket://, rfc2217://)",
     )
-    parser.add_argument("command_words", nargs="*", metavar="COMMAND", help="one command and its parameters")
+    parser.add_argument(
+        "command_words", nargs="*", default=[], metavar="COMMAND", help="one command and its parameters"
+    )
     for flag, variable, kind, default, metavar, text in (
         ("--baud", "RACKCTL_CONSOLE_BAUD", baud_rate, BAUD, "RATE", "bits per second"),
         ("--patience", "RACKCTL_CONSOLE_PATIENCE", seconds, PATIENCE_S, "S", "how long a command may go unanswered"),
@@ -71,6 +73,8 @@ def console_of(rack: Rack, name: str) -> Path:
 def _console(arguments: argparse.Namespace) -> int:
     where: str = arguments.where
     command: list[str] = arguments.command_words
+    if command and not " ".join(command).strip():
+        raise RackError("console: the command is empty")
     port = where if "/" in where else str(console_of(Rack.find(arguments.dir), where))
     line = _Line(where, port, Console(baud=arguments.baud), arguments.patience)
     if command:

@@ -26,7 +26,7 @@ def memory_of(output: str, address: int, size: int) -> bytes:
     for row in output.splitlines():
         found = _ROW.match(row)
         if found is None or int(found[1], 16) != address + len(data):
-            raise ConsoleError(f"md.b printed something else: {shown(row.encode())}")
+            raise ConsoleError(f"md.b printed something else: the line is noisy; {shown(row.encode())}")
         data += bytes.fromhex(found[2])
     if len(data) != size:
         raise ConsoleError(f"md.b printed {len(data)} bytes of {size}")

@@ -106,6 +106,17 @@ def test_management_hosts_that_cannot_be_used_are_one_line(
     assert f"{path}: host.0.nqn: Field required" in refusal(capsys, *told)
 
 
+def test_a_wrong_variable_is_in_the_way_of_its_own_command_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RACKCTL_AFTER", "never")
+    monkeypatch.setenv("RACKCTL_FORCE", "maybe")
+    assert main(["keys", "gen-dhchap"]) == 0
+    assert "variable RACKCTL_" in refusal(capsys, "firmware", "flash", "image")
+    monkeypatch.delenv("RACKCTL_AFTER")
+    assert "RACKCTL_FORCE: 'maybe' is neither yes nor no" in refusal(capsys, "firmware", "flash", "image")
+
+
 def test_every_help_has_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
     def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
         yield parser

@@ -207,6 +207,19 @@ def test_a_command_signs_a_key_set_like_a_file(capsys: pytest.CaptureFixture[str
     said = refusal(capsys, *asked, "--root-public", "root.pub", "--key", "second.pub")
     assert "does not verify" in said
     assert Path("set").read_bytes() == firmware.key_set(1, 1, (firmware.FIRST,))
-    assert "exclude each other" in refusal(
-        capsys, *asked, "--root-public", "root.pub", "--root", "root", "--key", "second.pub"
-    )
+    with pytest.raises(SystemExit):
+        main((*asked, "--root-public", "root.pub", "--root", "root", "--key", "second.pub"))
+    assert "argument --root: not allowed with argument --root-command" in capsys.readouterr().err
+
+
+def test_a_flag_is_stronger_than_a_variable_of_the_other_way_to_sign(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_keys()
+    Path("signature").write_bytes(firmware.key_set(1, 1, (firmware.FIRST,))[-64:])
+    asked = ("keys", "sign-set", "set", "--version", "1", "--threshold", "1", "--key", "first.pub")
+    monkeypatch.setenv("RACKCTL_ROOT", "nonesuch")
+    told(capsys, *asked, "--root-command", "cat signature", "--root-public", "root.pub")
+    monkeypatch.setenv("RACKCTL_ROOT_COMMAND", "cat signature")
+    assert "exclude each other" in refusal(capsys, *asked)
+    told(capsys, *asked, "--root", "root")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import serial
 import serial.rfc2217
+from sled_board import serial_port
 from sled_board.board import load_board
 from sled_board.errors import PortLost, PortUnavailable
 from sled_board.serial_port import find_port, list_ports, opened
@@ -104,7 +105,7 @@ def test_two_names_of_one_host_are_one_port() -> None:
         number = server.getsockname()[1]
         async with opened(f"socket://127.0.0.1:{number}", CONSOLE):
             with pytest.raises(PortUnavailable, match="another rackctl is at work on it"):
-                async with opened(f"socket://localhost:{number}", CONSOLE):
+                async with opened(f"SOCKET://localhost:{number}", CONSOLE):
                     pass
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -113,6 +114,41 @@ def test_two_names_of_one_host_are_one_port() -> None:
 
 def files(folder: Path) -> list[Path]:
     return list(folder.iterdir())
+
+
+@pytest.mark.parametrize("wrapped", ["spy://{}", "alt://{}?class=PosixPollSerial", "{}"])
+def test_a_device_has_one_lock_whatever_it_is_wrapped_in(wrapped: str) -> None:
+    async def work(path: str) -> None:
+        async with opened(path, CONSOLE):
+            with pytest.raises(PortUnavailable, match="another rackctl is at work on it"):
+                async with opened(wrapped.format(path), CONSOLE):
+                    pass
+
+    ours, theirs = pty.openpty()
+    try:
+        asyncio.run(work(os.ttyname(theirs)))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_line_that_is_held_up_by_flow_control_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XOFF from the other end, and no XON."""
+    monkeypatch.setattr(serial_port, "WRITE_SECONDS_MAX", 0.3)
+    console = CONSOLE.model_copy(update={"flow_control": "xonxoff"})
+
+    async def work(ours: int, path: str) -> None:
+        async with opened(path, console) as line:
+            os.write(ours, b"\x13")
+            with pytest.raises(PortLost, match="the other end holds the line up by flow control"):
+                await line.write(bytes(1 << 16))
+
+    ours, theirs = pty.openpty()
+    try:
+        asyncio.run(work(ours, os.ttyname(theirs)))
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_a_lock_leaves_no_file_and_one_that_was_left_is_no_hindrance(
@@ -154,6 +190,18 @@ def test_a_lock_whose_file_was_removed_while_somebody_waited_to_open_it_is_not_h
 
     asyncio.run(work())
     assert len(locked) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["hwgrep://[", "hwgrep://no such port", "loop://?logging=zzz", "socket://[::1", "socket://127.0.0.1:1?x=y"]
+)
+def test_whatever_pyserial_makes_of_a_port_is_one_error(url: str) -> None:
+    async def work() -> None:
+        async with opened(url, CONSOLE):
+            pass
+
+    with pytest.raises(PortUnavailable, match=re.escape(url)):
+        asyncio.run(work())
 
 
 @pytest.mark.parametrize("url", ["socket://", "socket://127.0.0.1", "socket://h:99999", "rfc2217://h", "rfc2217://h:0"])

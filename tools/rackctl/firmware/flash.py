@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sled_board.board import Board, board_names, load_board
-from sled_board.errors import WrongHardware
+from sled_board.errors import FlashRefused, ImageError, WrongHardware
 from sled_board.flasher import HEALTH_S, After, Before, Choices, checked_image, flash
 from sled_board.image import Image, Trust
 from sled_board.serial_port import find_port, opened
@@ -33,10 +33,17 @@ E = TypeVar("E", bound=Enum)
 def add_flash(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """`rackctl firmware flash`; the image itself and `--json` are added with those of the other actions."""
     parser.description = DESCRIPTION
+    which = parser.add_mutually_exclusive_group()
+    for flag, metavar, text, other in (
+        ("--port", "PORT", "device or URL (socket://, rfc2217://); the only one without it", "port_filter"),
+        ("--port-filter", "REGEX", "of the ports' device, description and hardware id", "port"),
+    ):
+        add_option(
+            which, flag, variable=f"RACKCTL_{flag[2:].replace('-', '_').upper()}", kind=str, default=None,
+            metavar=metavar, text=text, defaults=defaults, instead_of=(other,),
+        )  # fmt: skip
     options: list[tuple[str, str, Any, Any, str, str]] = [
         ("--board", "BOARD", str, None, "NAME", f"{_boards()}, or a .toml file; the image's without it"),
-        ("--port", "PORT", str, None, "PORT", "device or URL (socket://, rfc2217://); the only one without it"),
-        ("--port-filter", "PORT_FILTER", str, None, "REGEX", "of the ports' device, description and hardware id"),
         ("--before", "BEFORE", _choice(Before), Before.PROMPT, "HOW", "prompt: ask for it; wait: for power-on; reset"),
         ("--baud", "BAUD", baud_rate, None, "RATE", "what the board speaks after power-on; its own without it"),
         ("--rate", "RATE", baud_rate, None, "RATE", "baud of the transfer; the fastest of the board without it"),
@@ -115,7 +122,10 @@ def flash_job(
     trust = Trust(read_public(arguments.root), read_key_set_file(arguments.key_set), locked=not arguments.unlocked)
     data, image = read_image_file(arguments.image)
     described = _board(board, image, baud)
-    checked_image(data, described, trust)
+    try:
+        checked_image(data, described, trust)
+    except (ImageError, FlashRefused) as error:
+        raise type(error)(f"{arguments.image}: {error}") from None
     choices = Choices(
         before=before,
         after=arguments.after,
@@ -141,6 +151,8 @@ def _flash(arguments: argparse.Namespace) -> int:
 def _board(name: str | None, image: Image, baud: int | None) -> Board:
     if name is None:
         known = [each for each in image.hardware if each in board_names()]
+        if not known:
+            raise WrongHardware(f"the image is for {', '.join(image.hardware)}: no board that is described here")
         if len(known) != 1:
             raise WrongHardware(f"the image is for {', '.join(image.hardware)}: say with --board which one it is")
         name = known[0]

@@ -48,6 +48,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("root.pub").write_bytes(public_pem(firmware.ROOT.public))
     Path("image").write_bytes(firmware.signed())
     Path("other").write_bytes(firmware.signed(firmware.recipe(hardware=("one", "other"))))
+    Path("both").write_bytes(firmware.signed(firmware.recipe(hardware=("macchiatobin", "qemu-virt-arm64"))))
     Path("unsigned").write_bytes(firmware.signed(keys=(firmware.FIRST,)))
     Path("damaged").write_bytes(firmware.signed()[:-1])
     monkeypatch.setattr(module, "opened", lambda *_: pytest.fail("a port was opened"))
@@ -77,10 +78,11 @@ def shown(out: io.StringIO, *, as_json: bool = False, events: tuple[Event, ...] 
         (("image", "--root", "nonesuch"), "nonesuch"),
         (("damaged", "--root", "root.pub"), "damaged: "),
         (("unsigned", "--root", "root.pub"), "signed by 1 of"),
-        (("other", "--root", "root.pub"), "the image is for one, other: say with --board"),
+        (("both", "--root", "root.pub"), "the image is for macchiatobin, qemu-virt-arm64: say with --board"),
+        (("other", "--root", "root.pub"), "the image is for one, other: no board that is described here"),
         (
             ("other", "--root", "root.pub", "--board", "macchiatobin"),
-            "it is for one, other; this board is macchiatobin",
+            "other: it is for one, other; this board is macchiatobin",
         ),
         (("image", "--root", "root.pub", "--board", "nonesuch"), "no board is named 'nonesuch'; there are"),
         (("image", "--root", "root.pub", "--port-filter", "no such port"), "serial port"),
@@ -109,6 +111,17 @@ def test_every_option_has_a_variable(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("RACKCTL_AFTER", "never")
     assert main(("firmware", "flash", "image")) == 2
     assert "RACKCTL_AFTER: 'never' is none of reset, wait, stay" in capsys.readouterr().err
+
+
+def test_a_filter_on_the_command_line_goes_before_a_port_from_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RACKCTL_PORT", "/dev/nonesuch")
+    assert main(("firmware", "flash", "image", "--root", "root.pub", "--port-filter", "(")) == 2
+    assert "'(' is no regular expression" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(("firmware", "flash", "image", "--port", "p", "--port-filter", "("))
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [("firmware", "flash"), ("board", "flash")])
