@@ -1,6 +1,7 @@
 """Expected failures end in one place: one clear message and status 2; help explains every option."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,25 @@ def test_a_volume_needs_a_name_and_a_size_in_blocks(capsys: pytest.CaptureFixtur
 def test_volumes_are_read_as_name_and_size() -> None:
     assert named_size("data:1GiB") == ("data", 1 << 30)
     assert named_sizes("a:4k,b:8k") == [("a", 4096), ("b", 8192)]
+
+
+CTRL_C_WHILE_LOADING = """
+import importlib.abc, os, signal, sys
+
+class Press(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "rackctl.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+from rackctl.program import main
+main()
+"""
+
+
+def test_ctrl_c_while_it_is_loaded_leaves_no_traceback() -> None:
+    ended = subprocess.run([sys.executable, "-c", CTRL_C_WHILE_LOADING], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
 
 
 @pytest.mark.parametrize("argv", [["keys", "new", "key"], ["keys", "gen-dhchap"]])
