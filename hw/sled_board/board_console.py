@@ -48,7 +48,7 @@ class BoardConsole:
                 if baud != self._line.baud:
                     await self._line.set_baud(baud)
                 try:
-                    await self._prompt(probing=True, patience_s=RATE_PROBE_S)
+                    await self._prompt(probing=True, patience_s=min(RATE_PROBE_S, patience_s))
                 except BoardSilent:
                     continue
                 return
