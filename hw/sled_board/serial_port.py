@@ -5,12 +5,14 @@ pyserial waits in its calls, so a thread of each port reads; what it has read wa
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import socket
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +31,8 @@ POLL_S: Final = 0.1
 WAITING_BYTES_MAX: Final = 1 << 20
 WRITE_SECONDS_MAX: Final = 10.0
 """For some hundred bytes: longer takes only who holds the line up by flow control."""
-_REFUSALS: Final = (serial.SerialException, OSError, ValueError, KeyError, TypeError, re.error)
+_LOSSES: Final = (serial.SerialException, OSError, termios.error)
+_REFUSALS: Final = (*_LOSSES, ValueError, KeyError, TypeError, re.error)
 """What pyserial raises for ports that are not to be had, its parsers' errors among them."""
 NETWORK_SCHEMES: Final = ("socket", "rfc2217")
 
@@ -67,6 +70,7 @@ class SerialPort:
         self._arrived = asyncio.Event()
         self._closing = threading.Event()
         self._lost: str | None = None
+        self._stuck = False
         self._thread = threading.Thread(target=self._read_all, name=f"read {url}", daemon=True)
         self._thread.start()
 
@@ -93,12 +97,10 @@ class SerialPort:
         try:
             await asyncio.to_thread(self._port.write, data)
         except serial.SerialTimeoutException:
-            raise PortLost(
-                f"{self.url}: nothing could be sent for {WRITE_SECONDS_MAX:g} s: the other end holds the line up by"
-                " flow control; look at its cable, and at flow_control of the board"
-            ) from None
-        except (serial.SerialException, OSError) as error:
-            raise PortLost(f"{self.url}: {error}") from None
+            self._stuck = True
+            raise PortLost(f"{self.url}: {self._held_up}") from None
+        except _LOSSES as error:
+            raise PortLost(f"{self.url}: {_reason(error)}") from None
 
     async def set_baud(self, baud: int) -> None:
         """Speak at another rate, once everything written has left. Raises PortLost."""
@@ -107,31 +109,42 @@ class SerialPort:
             deadline = time.monotonic() + WRITE_SECONDS_MAX
             while getattr(self._port, "out_waiting", 0):
                 if time.monotonic() > deadline:
-                    raise serial.SerialTimeoutException("the other end takes nothing more")
+                    self._stuck = True
+                    raise serial.SerialTimeoutException(self._held_up)
                 time.sleep(0.001)
             self._port.flush()
             self._port.baudrate = baud
 
         try:
             await asyncio.to_thread(change)
-        except (serial.SerialException, OSError, ValueError) as error:
-            raise PortLost(f"{self.url}: {baud} baud: {error}") from None
+        except (*_LOSSES, ValueError) as error:
+            raise PortLost(f"{self.url}: {baud} baud: {_reason(error)}") from None
 
     def close(self) -> None:
         """Give the port back."""
         self._closing.set()
         self._thread.join(timeout=10 * POLL_S)
-        with contextlib.suppress(serial.SerialException, OSError):
-            self._port.reset_output_buffer()  # what the other end does not take would be waited for
-        with contextlib.suppress(serial.SerialException, OSError):
+        if self._stuck:
+            with contextlib.suppress(*_LOSSES):
+                self._port.reset_output_buffer()  # what the other end does not take would be waited for
+        with contextlib.suppress(*_LOSSES):
             self._port.close()
+
+    @property
+    def _held_up(self) -> str:
+        said = f"what was written could not be sent within {WRITE_SECONDS_MAX:g} s"
+        if self._port.rtscts or self._port.xonxoff:
+            said += (
+                ": the other end holds the line up by flow control; look at the cable, and at flow_control of the board"
+            )
+        return said
 
     def _read_all(self) -> None:
         while not self._closing.is_set():
             try:
                 # socket:// says 0 or 1 for what is there, whatever is; so one byte and then what has followed.
                 data = self._port.read(max(1, self._port.in_waiting))
-            except (serial.SerialException, OSError, TypeError) as error:
+            except Exception as error:  # pyserial's are of every kind once its port is gone
                 self._tell(b"", str(error) or type(error).__name__)
                 return
             if data:
@@ -192,18 +205,26 @@ def _names(port: str) -> list[str]:
     if scheme not in NETWORK_SCHEMES:
         return [port]
     parts = urlsplit(port)
-    with contextlib.suppress(ValueError):  # `port` is a number out of range
-        if parts.hostname and parts.port:
-            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
-            return sorted({f"{address[0]} {parts.port}" for *_, address in found})
-    raise ValueError(f"names no host and port (1 to 65535): write {scheme}://HOST:PORT")
+    try:
+        host, number = parts.hostname, parts.port
+    except ValueError:  # out of range
+        host, number = None, None
+    if not host or not number:
+        raise ValueError(f"names no host and port (1 to 65535): write {scheme}://HOST:PORT")
+    try:
+        found = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ValueError(f"{host}: {getattr(error, 'strerror', None) or 'is no name of a host'}") from None
+    return sorted({f"{address[0]} {number}" for *_, address in found})
 
 
 def _reason(error: Exception) -> str:
     """In words; pyserial wraps the system's own into several layers of text."""
     if isinstance(error, KeyError):
-        return f"there is no such option as {error}"
-    number = getattr(error, "errno", None)
+        return "has an option that is unknown, or a value that is"
+    number = error.args[0] if isinstance(error, termios.error) else getattr(error, "errno", None)
+    if number == errno.EWOULDBLOCK:
+        return "another program has it locked"
     return os.strerror(number) if number is not None and number > 0 else str(error) or type(error).__name__
 
 

@@ -42,6 +42,9 @@ def test_options_may_stand_anywhere(rack: Rack, capsys: pytest.CaptureFixture[st
     assert main(["console", "sled-0", "--dir", directory, "log", "--patience", "9", "1"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
     assert main(["console", "sled-0", "status", "--dir", directory]) == 0
+    assert main(["console", "sled-0", "--dir", directory, "--", "log", "1"]) == 0
+    assert main(["console", "sled-0", "log", "--dir", directory, "-1"]) == 2
+    assert "sled-0 refuses" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ class OperatorApi:
                 "`rackctl status` shows whether it runs, `rackctl node restart authority` starts it"
             ) from None
         if reply.is_success:
-            return reply.json() if reply.content else None
+            try:
+                return reply.json() if reply.content else None
+            except ValueError:
+                raise ApiRefused(reply.status_code, f"the authority's answer is not JSON: {reply.text!r:.80}") from None
         text, kind = _problem(reply)
         raise ApiRefused(reply.status_code, text, kind)
 

@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,10 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
     """The options, where those of `rackctl console` may stand between the words of its command too: argparse leaves the
-    words behind such an option over."""
+    words behind such an option over. Behind `--` nothing is an option."""
     arguments, left = parser.parse_known_args(given, argparse.Namespace(words=list(given)))
-    if left and "command_words" in arguments and not any(word.startswith("-") for word in left):
-        arguments.command_words = [*arguments.command_words, *left]
+    dashes = left.index("--") if "--" in left else len(left)
+    words = [*left[:dashes], *left[dashes + 1 :]]
+    if "command_words" in arguments and not any(re.match(r"-(?!\d+$)", word) for word in left[:dashes]):
+        arguments.command_words = [*arguments.command_words, *words]
     elif left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     return arguments

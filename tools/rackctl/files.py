@@ -24,8 +24,8 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Put a file there, or replace it (behind a symbolic link, what that leads to), in one step and durably; a device
     or a pipe is written to. Raises RackError and leaves what was there."""
     try:
-        if path.exists() and not path.is_file():
-            with path.open("wb") as stream:
+        if path.exists() and (not path.is_file() or path.absolute().is_relative_to("/dev")):
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
                 stream.write(data)
             return
         target = path.resolve()

@@ -5,7 +5,8 @@ import signal
 
 def main() -> int:
     """The exit status of the command."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from rackctl import cli  # takes its time
 
     return cli.main()

@@ -104,14 +104,18 @@ class _Line:
         except CommandNotDone as error:
             raise _Refused(f"{self.where} refuses: {error}") from None
         except (BoardError, ValueError) as error:
-            raise RackError(f"{self.where}: {error}") from None
+            raise self._named(error) from None
 
     def attach(self) -> None:
         """Until the user leaves."""
         try:
             attach(self.port, self.console)
         except BoardError as error:
-            raise RackError(f"{self.where}: {error}") from None
+            raise self._named(error) from None
+
+    def _named(self, error: Exception) -> RackError:
+        """With `where` it was, once."""
+        return RackError(str(error) if str(error).startswith(self.where) else f"{self.where}: {error}")
 
 
 class _Refused(RackError):

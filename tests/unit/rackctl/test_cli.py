@@ -108,6 +108,13 @@ def test_an_output_that_is_full_is_one_line(argv: list[str], tmp_path: Path) -> 
     assert ended.stderr == "rackctl: No space left on device\n"
 
 
+def test_without_an_output_an_error_is_still_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    argv = [sys.executable, "-m", "rackctl.cli", "board", "up", "--off", "--board-dir", str(tmp_path / "file")]
+    ended = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *argv], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, f"rackctl: {tmp_path}/file: File exists\n")
+
+
 def test_an_error_of_the_system_is_one_line_with_its_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said = refusal(capsys, "board", "up", "--off", "--board-dir", str(tmp_path / "file"))

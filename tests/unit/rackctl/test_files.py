@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,15 @@ def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_file_that_standard_output_leads_to_is_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"before\n")
+    told = "from pathlib import Path\nfrom rackctl.files import write_file\nwrite_file(Path('/dev/stdout'), b'data')"
+    with path.open("ab") as log:
+        subprocess.run([sys.executable, "-c", told], stdout=log, check=True)
+    assert path.read_bytes() == b"before\ndata"
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder", "loop"])

@@ -52,6 +52,7 @@ def test_a_file_of_ones_own_is_a_board_too(tmp_path: Path) -> None:
         ('location = "none"', 'location = "floppy"', "environment.location"),
         ('interface = "virtio"', 'interface = "tape"', "storage.interface"),
         ('prompt = "=> "', 'prompt = ""', "uboot.prompt"),
+        ('prompt = "=> "', 'prompt = "\\u2192 "', "uboot.prompt"),
         ("[console]", "[console", "is not TOML"),
         ("baud = 115200", "baud = " + "9" * 5000, "is not TOML"),
         ("load_address = 0x40200000", "load_address = 0xfffffffffffffff0", "go beyond 2^64"),

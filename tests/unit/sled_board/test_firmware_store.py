@@ -58,6 +58,7 @@ def test_who_signed_for_which_board_and_how_old_it_is_matter(tmp_path: Path, emp
         (firmware.signed(firmware.recipe(hardware=("another-board",))), Slots(), WrongHardware),
         (firmware.signed(), Slots(counter_min=firmware.COUNTER + 1), RolledBack),
         (firmware.signed(firmware.recipe(tlvs={Tag.PYTHON: b"cp312"})), Slots(), WrongPython),
+        (firmware.signed(firmware.recipe(payloads={"other": b"data"})), Slots(), DamagedImage),
     ]
     for data, slots, error in refused:
         empty.write(A, data)

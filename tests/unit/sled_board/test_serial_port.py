@@ -19,6 +19,7 @@ from sled_board.board import load_board
 from sled_board.errors import PortLost, PortUnavailable
 from sled_board.serial_port import find_port, list_ports, opened
 
+XON, XOFF = b"\x11", b"\x13"
 CONSOLE = load_board("qemu-virt-arm64").console
 
 
@@ -132,20 +133,78 @@ def test_a_device_has_one_lock_whatever_it_is_wrapped_in(wrapped: str) -> None:
         os.close(theirs)
 
 
+async def little_by_little(line: serial_port.SerialPort) -> None:
+    """Far less than a terminal takes; its XOFF counts once the kernel has found time for it."""
+    for _ in range(100):
+        await line.write(bytes(10))
+        await asyncio.sleep(0.01)
+
+
 def test_a_line_that_is_held_up_by_flow_control_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """XOFF from the other end, and no XON."""
+    """XOFF from the other end; and XON, after which all is well."""
     monkeypatch.setattr(serial_port, "WRITE_SECONDS_MAX", 0.3)
     console = CONSOLE.model_copy(update={"flow_control": "xonxoff"})
 
     async def work(ours: int, path: str) -> None:
         async with opened(path, console) as line:
-            os.write(ours, b"\x13")
-            with pytest.raises(PortLost, match="the other end holds the line up by flow control"):
-                await line.write(bytes(1 << 16))
+            os.write(ours, XOFF)
+            with pytest.raises(PortLost, match=r"not be sent within 0.3 s: the other end holds the line up by flow"):
+                await little_by_little(line)
+        async with opened(path, console) as line:
+            os.write(ours, XOFF + XON)
+            await line.write(bytes(300))
+            assert len(os.read(ours, 1000)) == 300
 
     ours, theirs = pty.openpty()
     try:
         asyncio.run(work(ours, os.ttyname(theirs)))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_device_that_goes_away_is_a_lost_port_and_nothing_else() -> None:
+    async def work(ours: int, path: str) -> None:
+        async with opened(path, CONSOLE) as line:
+            os.close(ours)
+            with pytest.raises(PortLost, match=re.escape(path)):
+                await line.read(10.0)
+            with pytest.raises(PortLost, match=re.escape(path)):
+                await line.set_baud(57600)
+            with pytest.raises(PortLost, match=re.escape(path)):
+                await line.write(b"data")
+
+    ours, theirs = pty.openpty()
+    path = os.ttyname(theirs)
+    os.close(theirs)
+    asyncio.run(work(ours, path))
+    assert not [fd for fd in os.listdir("/proc/self/fd") if os.path.realpath(f"/proc/self/fd/{fd}").startswith(path)]
+
+
+def test_what_was_written_is_not_taken_back_when_the_port_is_closed() -> None:
+    async def work(path: str) -> None:
+        async with opened(path, CONSOLE) as line:
+            await line.write(bytes(range(32, 127)))
+
+    ours, theirs = pty.openpty()
+    try:
+        asyncio.run(work(os.ttyname(theirs)))
+        assert os.read(ours, 1000) == bytes(range(32, 127))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_device_that_another_program_has_locked_is_said_to_be() -> None:
+    async def work(path: str) -> None:
+        async with opened(path, CONSOLE):
+            pass
+
+    ours, theirs = pty.openpty()
+    try:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        with pytest.raises(PortUnavailable, match="another program has it locked"):
+            asyncio.run(work(os.ttyname(theirs)))
     finally:
         os.close(ours)
         os.close(theirs)
@@ -201,6 +260,16 @@ def test_whatever_pyserial_makes_of_a_port_is_one_error(url: str) -> None:
             pass
 
     with pytest.raises(PortUnavailable, match=re.escape(url)):
+        asyncio.run(work())
+
+
+@pytest.mark.parametrize("url", ["socket://a..b:1", f"socket://{'x' * 64}:1"])
+def test_a_host_that_has_no_address_is_named(url: str) -> None:
+    async def work() -> None:
+        async with opened(url, CONSOLE):
+            pass
+
+    with pytest.raises(PortUnavailable, match=re.escape(f"{url}: {url[9:-2]}: ")):
         asyncio.run(work())
 
 

@@ -23,6 +23,7 @@ from rackctl.firmware.image_files import read_image_file, read_key_set_file
 from rackctl.firmware.rollout import add_rollout
 from rackctl.keys import add_root
 from rackctl.options import OTHER_STATUSES, add_option, add_switch, checked_by, counter, new_file
+from rackctl.output import say
 from rackctl.signers import read_public
 from rackctl.signing_options import HOW_COMMANDS_SIGN, add_signer, signer_of
 
@@ -47,8 +48,9 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     add_flash(actions.add_parser("flash", help="write an image onto a board over its serial console"), defaults)
     rollout = actions.add_parser("rollout", help="update the sleds of a rack one after the other, and watch over it")
     add_rollout(rollout, defaults)
-    for action in actions.choices.values():
-        action.add_argument("image", type=checked_by(new_file), metavar="IMAGE", help="the image, a file")
+    for name, action in actions.choices.items():
+        kind = checked_by(new_file) if name == "build" else Path
+        action.add_argument("image", type=kind, metavar="IMAGE", help="the image, a file")
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
 
 
@@ -149,7 +151,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             _check_sbom(image, arguments.sbom)
     except (BoardError, RackError) as error:
         if arguments.json:
-            print(json.dumps({"trusted": False, "reason": reason_of(error), "why": str(error)} | facts, indent=1))
+            say(json.dumps({"trusted": False, "reason": reason_of(error), "why": str(error)} | facts, indent=1))
         raise
     if arguments.json:
         print(json.dumps({"trusted": True, "reason": None, "why": None} | facts, indent=1))

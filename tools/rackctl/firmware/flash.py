@@ -144,6 +144,8 @@ def _flash(arguments: argparse.Namespace) -> int:
         job = flash_job(
             arguments, board=arguments.board, before=arguments.before, baud=arguments.baud, rate=arguments.rate
         )
+        if arguments.port and arguments.port_filter:
+            raise RackError("RACKCTL_PORT and RACKCTL_PORT_FILTER exclude each other: give one of them, or --port")
         job.run(arguments.port or find_port(arguments.port_filter), as_json=arguments.json)
     return 0
 

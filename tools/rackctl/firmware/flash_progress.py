@@ -23,6 +23,7 @@ from sled_board.flash_events import (
 from sled_board.slots import Slot, Slots
 
 from rackctl.errors import RackError, reason_of
+from rackctl.output import say
 
 PLAIN_STEP: Final = 0.1
 """A plain line for each tenth of the image."""
@@ -90,9 +91,9 @@ def failure_shown(*, as_json: bool) -> Iterator[None]:
     """For programs a failure is an event too, the last one; it is raised all the same."""
     try:
         yield
-    except (BoardError, RackError) as error:
+    except (BoardError, RackError, OSError) as error:
         if as_json:
-            print(json.dumps({"event": "failed", "reason": reason_of(error), "why": str(error)}), flush=True)
+            say(json.dumps({"event": "failed", "reason": reason_of(error), "why": str(error)}))
         raise
 
 

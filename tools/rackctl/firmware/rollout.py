@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from rackctl.firmware.image_files import read_image_file
 from rackctl.firmware.sled_access import NvmeAccess, SledAccess, SledAddress, SledRefused
 from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option
-from rackctl.output import discard_output
+from rackctl.output import say
 from rackctl.rack import Rack
 from rackctl.signers import read_public
 from rackctl.staged_sleds import manager_of, managers_file
@@ -76,8 +77,8 @@ class Rollout:
         try:
             for sled in sleds:
                 self._update(sled, data, image)
-        except RackError as error:
-            self.say("halted", "", str(error))
+        except Exception as error:  # whatever it is, the rack is not left as it is now
+            self.say("halted", "", _reason(error))
             return self._roll_back()
         self.say("done", "", f"{len(self._updated)} of {len(sleds)} sleds were updated to {image.version}")
         return 0
@@ -126,9 +127,9 @@ class Rollout:
         for sled, former in reversed(self._updated):
             try:
                 self._take_back(sled, former)
-            except RackError as error:
+            except Exception as error:
                 stuck = True
-                self.say("not_taken_back", sled.name, str(error))
+                self.say("not_taken_back", sled.name, _reason(error))
         return STATUS_STUCK if stuck else STATUS_ROLLED_BACK
 
     def _take_back(self, sled: SledAddress, former: Slot) -> None:
@@ -175,6 +176,10 @@ class Rollout:
             self.sleep(POLL_S)
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, RackError) else f"{type(error).__name__}: {error}"
+
+
 def add_rollout(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     """The options of the command; IMAGE and `--json` are every firmware command's."""
     parser.description = ABOUT
@@ -215,8 +220,18 @@ def _rollout(arguments: argparse.Namespace) -> int:
         None if arguments.root is None else read_public(arguments.root),
         arguments.sled_timeout,
     )
-    with alone(rack.directory):
+    with alone(rack.directory), without_a_terminal():
         return rollout.run(sleds_of(rack.api.nodes()), data, image)
+
+
+@contextlib.contextmanager
+def without_a_terminal() -> Iterator[None]:
+    """A terminal that is closed, as that of a broken connection, does not end what was begun."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextlib.contextmanager
@@ -230,8 +245,10 @@ def alone(directory: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RackError(f"{directory}: another rollout is at work there; wait until it has ended") from None
+        except OSError as error:
+            raise RackError(f"{path}: {error.strerror}") from None
         yield
 
 
@@ -242,16 +259,8 @@ def sleds_of(nodes: dict[str, Any]) -> list[SledAddress]:
 
 
 def _say_text(event: str, sled: str, words: str) -> None:
-    _say(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}")
+    say(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}")
 
 
 def _say_json(event: str, sled: str, words: str) -> None:
-    _say(json.dumps({"event": event, "sled": sled or None, "text": words}))
-
-
-def _say(line: str) -> None:
-    """A reader that has gone, or a full disk, is no reason to leave a rack half updated."""
-    try:
-        print(line, flush=True)
-    except OSError:
-        discard_output()
+    say(json.dumps({"event": event, "sled": sled or None, "text": words}))

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("image").write_bytes(firmware.signed())
     Path("other").write_bytes(firmware.signed(firmware.recipe(hardware=("one", "other"))))
     Path("both").write_bytes(firmware.signed(firmware.recipe(hardware=("macchiatobin", "qemu-virt-arm64"))))
+    Path("nothing").write_bytes(firmware.signed(firmware.recipe(payloads={"other": b"data"})))
     Path("unsigned").write_bytes(firmware.signed(keys=(firmware.FIRST,)))
     Path("damaged").write_bytes(firmware.signed()[:-1])
     monkeypatch.setattr(module, "opened", lambda *_: pytest.fail("a port was opened"))
@@ -78,6 +81,7 @@ def shown(out: io.StringIO, *, as_json: bool = False, events: tuple[Event, ...] 
         (("image", "--root", "nonesuch"), "nonesuch"),
         (("damaged", "--root", "root.pub"), "damaged: "),
         (("unsigned", "--root", "root.pub"), "signed by 1 of"),
+        (("nothing", "--root", "root.pub"), "nothing: it has no payload application"),
         (("both", "--root", "root.pub"), "the image is for macchiatobin, qemu-virt-arm64: say with --board"),
         (("other", "--root", "root.pub"), "the image is for one, other: no board that is described here"),
         (
@@ -111,6 +115,29 @@ def test_every_option_has_a_variable(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setenv("RACKCTL_AFTER", "never")
     assert main(("firmware", "flash", "image")) == 2
     assert "RACKCTL_AFTER: 'never' is none of reset, wait, stay" in capsys.readouterr().err
+
+
+def test_a_board_s_flash_that_fails_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(("board", "flash", "image", "--root", "root.pub", "--board-dir", "nonesuch", "--json")) == 2
+    found = capsys.readouterr()
+    assert json.loads(found.out)["event"] == "failed"
+    assert "nonesuch: holds no board" in found.err
+
+
+def test_a_failure_that_nobody_reads_is_said_all_the_same() -> None:
+    argv = [sys.executable, "-m", "rackctl.cli", "firmware", "flash", "nonesuch", "--root", "root.pub", "--json"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "rackctl: nonesuch: cannot be read: No such file or directory\n")
+
+
+def test_two_variables_that_exclude_each_other_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RACKCTL_PORT", "/dev/nonesuch")
+    monkeypatch.setenv("RACKCTL_PORT_FILTER", "usb")
+    assert main(("firmware", "flash", "image", "--root", "root.pub")) == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_a_filter_on_the_command_line_goes_before_a_port_from_elsewhere(

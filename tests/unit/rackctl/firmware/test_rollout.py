@@ -1,10 +1,12 @@
 """Sled by sled; what fails halts, and whoever was updated goes back, last first."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kit import firmware
@@ -17,6 +19,9 @@ from rackctl.rack import Rack
 from sled_board.errors import RolledBack, WrongSignature
 from sled_board.image import read_image
 from sled_board.slots import Slot, SlotRecord, Slots, SlotState
+
+from sled_controller.environment import SystemEntropy
+from sled_controller.fabric.dhchap.secret import Secret
 
 DATA = firmware.signed()
 IMAGE = read_image(DATA)
@@ -88,7 +93,7 @@ class FakeGate(Gate):
     def __init__(self) -> None:
         super().__init__(None, 0.0, 0.0)  # type: ignore[arg-type]
         self.closed: set[int] = set()
-        self.refused: set[int] = set()
+        self.refused: dict[int, Exception] = {}
         self.passages = 0
 
     def mark(self) -> None:
@@ -99,7 +104,7 @@ class FakeGate(Gate):
         if self.passages - 1 in self.closed:
             raise GateClosed("the rack is not healthy")
         if self.passages - 1 in self.refused:
-            raise ApiRefused(503, "busy", "")
+            raise self.refused[self.passages - 1]
 
 
 class Bench:
@@ -234,10 +239,16 @@ def test_a_damaged_image_is_named_and_every_option_has_a_variable(
         monkeypatch.delenv(f"RACKCTL_{name}")
 
 
-def test_an_authority_that_refuses_in_the_middle_halts_and_the_sleds_go_back(bench: Bench) -> None:
-    bench.gate.refused = {2}
+@pytest.mark.parametrize("error", [ApiRefused(503, "busy"), OSError(24, "Too many open files"), KeyError("sleds")])
+def test_whatever_comes_in_the_middle_halts_and_the_sleds_go_back(bench: Bench, error: Exception) -> None:
+    bench.gate.refused = {2: error}
     assert bench.run() == STATUS_ROLLED_BACK
     assert bench.versions == ["1.0.0"] * 3
+    bench.events.clear()
+    bench.gate.refused = {bench.gate.passages + number: error for number in (2, 3)}
+    assert bench.run() == STATUS_STUCK
+    assert ("not_taken_back", "sled-1") in bench.events
+    assert ("taken_back", "sled-0") in bench.events
 
 
 def test_two_rollouts_at_once_are_one_and_a_refusal(tmp_path: Path) -> None:
@@ -245,6 +256,34 @@ def test_two_rollouts_at_once_are_one_and_a_refusal(tmp_path: Path) -> None:
         pass
     with alone(tmp_path):
         pass
+
+
+def test_the_command_refuses_beside_another_rollout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, managers = tmp_path / "image", tmp_path / "managers"
+    image.write_bytes(DATA)
+    secret = Secret.generate(SystemEntropy()).text()
+    managers.write_text(f'[[host]]\nnqn = "nqn.2014-08.org.example:one"\nsecret = "{secret}"\n')
+    managers.chmod(0o600)
+    monkeypatch.setattr(Rack, "find", lambda _: SimpleNamespace(directory=tmp_path, api=None))
+    with alone(tmp_path):
+        assert main(("firmware", "rollout", str(image), "--managers", str(managers))) == 2
+    assert "another rollout is at work there" in capsys.readouterr().err
+
+
+def test_a_rollout_goes_on_when_its_terminal_is_closed() -> None:
+    told = """
+import os, signal
+from rackctl.firmware.rollout import _say_text as say, without_a_terminal
+with without_a_terminal():
+    os.kill(os.getpid(), signal.SIGHUP)
+    say("sent", "sled-\u00e9", "9 %")
+raise SystemExit(7)
+"""
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run([sys.executable, "-c", told], capture_output=True, env=plain)
+    assert (ended.returncode, ended.stdout) == (7, b"sled-\\xe9: sent: 9 %\n")
 
 
 def test_a_rollout_goes_on_when_nobody_listens_any_more() -> None:
