@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -268,7 +268,9 @@ class Rack:
 
     def roles(self, volume: str) -> Roles:
         """Who serves and who follows, by the record."""
-        record = self.api.volume(volume)
+        return self._roles(self.api.volume(volume))
+
+    def _roles(self, record: Mapping[str, Any]) -> Roles:
         names = {node.id: node.name for node in self.state.of_kind(NodeKind.HEAD)}
         primary = names.get(record["primary"] or "")
         members = [names.get(member["head"], member["head"]) for member in record["current"]]
@@ -299,11 +301,15 @@ class Rack:
         return wait_until(served, f"volume {volume} to be served", timeout_s)
 
     def wait_members(self, volume: str, count: int, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
-        """Wait until `count` heads hold everything, so that one fewer may be lost."""
+        """Wait until `count` heads hold everything, so that one fewer may be lost; and until it is said so."""
 
         def enough() -> Roles | None:
-            roles = self.roles(volume)
-            return roles if roles.primary and 1 + len(roles.secondaries) >= count else None
+            record = self.api.volume(volume)
+            roles = self._roles(record)
+            if not roles.primary or 1 + len(roles.secondaries) < count:
+                return None
+            # The primary's report, which is up to a second older than the record, may say otherwise.
+            return None if count > 1 and record["health"]["exposed"] else roles
 
         return wait_until(enough, f"volume {volume} to have {count} members", timeout_s)
 
