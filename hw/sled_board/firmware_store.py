@@ -14,10 +14,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
-from sled_board.errors import DamagedImage, FirmwareStoreUnusable, WrongHardware, WrongPython
+from sled_board.errors import DamagedImage, FirmwareStoreUnusable
 from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
 from sled_board.image.fit import Buffer
-from sled_board.image.layout import APPLICATION
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import Slot, Slots
@@ -25,8 +24,11 @@ from sled_board.slots import Slot, Slots
 PUBLIC_BYTES: Final = 32
 THIS_PYTHON: Final = f"cp{sys.version_info.major}{sys.version_info.minor}"
 """The tag of the running interpreter (PEP 425)."""
-_MACHINES: Final = {"aarch64": "arm64"}
-THIS_ARCHITECTURE: Final = _MACHINES.get(platform.machine(), platform.machine())
+MACHINES: Final = {"arm64": "aarch64", "x86_64": "x86_64"}
+"""What Linux, and wheels, call what U-Boot calls an architecture: those that images are built for."""
+THIS_ARCHITECTURE: Final = next(
+    (name for name, machine in MACHINES.items() if machine == platform.machine()), platform.machine()
+)
 """Of this machine, as U-Boot calls it."""
 
 
@@ -150,11 +152,7 @@ class FirmwareStore:
     def _checked(self, data: Buffer, slots: Slots) -> Image:
         image = read_image(data)
         self.trust(slots).check(image, hardware=self.hardware, counter_min=slots.counter_min)
-        image.payload(APPLICATION)
-        if image.architecture != self.architecture:
-            raise WrongHardware(f"it is for {image.architecture}, this board has {self.architecture}")
-        if image.python not in (None, self.python):
-            raise WrongPython(f"it needs a base system with {image.python}; this one has {self.python}")
+        image.check_startable(architecture=self.architecture, python=self.python)
         return image
 
 

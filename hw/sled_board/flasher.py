@@ -21,7 +21,6 @@ from sled_board.errors import (
     FlashRefused,
     ImageError,
     SlotStateLost,
-    WrongHardware,
 )
 from sled_board.flash_events import (
     Activated,
@@ -36,7 +35,6 @@ from sled_board.flash_events import (
 )
 from sled_board.health_watch import HealthWatch
 from sled_board.image import IMAGE_START_BYTES, Image, Trust, image_bytes, read_image
-from sled_board.image.layout import APPLICATION
 from sled_board.slot_store import COPY_BYTES, SlotStore
 from sled_board.slots import EMPTY, Slot, Slots, SlotState
 from sled_board.uboot.dialogue import Line, steps
@@ -80,13 +78,11 @@ class Choices:
     health_s: float = HEALTH_S
 
 
-def checked_image(data: bytes, board: Board, trust: Trust) -> Image:
+def checked_image(data: bytes, board: Board, trust: Trust, counter_min: int = 0) -> Image:
     """The image in `data`, if `board` could take it; raises ImageError and FlashRefused. Speaks to no board."""
     image = read_image(data)
-    trust.check(image, hardware=board.name)
-    image.payload(APPLICATION)
-    if image.architecture != board.architecture:
-        raise WrongHardware(f"it is for {image.architecture}, this board has {board.architecture}")
+    trust.check(image, hardware=board.name, counter_min=counter_min)
+    image.check_startable(architecture=board.architecture)
     smallest = min(board.place(slot).size for slot in Slot)
     if len(data) > smallest:
         raise FlashRefused(f"the image has {len(data)} bytes, a slot of {board.name} has {smallest}")

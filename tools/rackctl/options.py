@@ -15,6 +15,7 @@ from rackctl.sizes import parse_size
 OTHER_STATUSES: Final = (
     "2 anything else, with one line on standard error that says what is wrong; 128 + N ended by signal N."
 )
+DIGITS_MAX: Final = 20
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off", "")
 
@@ -122,22 +123,22 @@ def size_of(arguments: argparse.Namespace) -> RackSize:
 
 def whole_number(text: str) -> int:
     """A positive decimal number."""
-    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not int(text):
-        raise RackError(f"{text!r} is not a whole number from 1")
-    return int(text)
+    return _number(text, 1, 10**9, "a whole number from 1")
 
 
 def whole_number_64(text: str) -> int:
     """A positive decimal number of 64 bits."""
-    if not text.isascii() or not text.isdecimal() or len(text) > 20 or not 0 < int(text) < 1 << 64:
-        raise RackError(f"{text!r} is not a whole number, 1 to 2^64 - 1")
-    return int(text)
+    return _number(text, 1, 1 << 64, "a whole number, 1 to 2^64 - 1")
 
 
 def counter(text: str) -> int:
     """A rollback counter, 0 to 2^32 - 1."""
-    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) >= 1 << 32:
-        raise RackError(f"{text!r} is not a rollback counter, 0 to 2^32 - 1")
+    return _number(text, 0, 1 << 32, "a rollback counter, 0 to 2^32 - 1")
+
+
+def _number(text: str, low: int, end: int, what: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > DIGITS_MAX or not low <= int(text) < end:
+        raise RackError(f"{text!r} is not {what}")
     return int(text)
 
 

@@ -8,7 +8,6 @@ from typing import Final
 from sled_board.errors import ImageError
 from sled_board.firmware_store import THIS_ARCHITECTURE, THIS_PYTHON, FirmwareStore
 from sled_board.image import Trust, read_image
-from sled_board.image.layout import APPLICATION
 from sled_board.region import Region
 from sled_board.slot_store import COPY_BYTES
 from sled_board.slots import Slot
@@ -41,7 +40,7 @@ class SledFirmware:
         """Raises RackError when no sled would start it."""
         try:
             image = read_image(self.image)
-            image.payload(APPLICATION)
+            image.check_startable(architecture=image.architecture)
             Trust(self.root_public, locked=False).check(image, hardware=image.hardware[0])
         except ImageError as error:
             raise RackError(f"the sleds' firmware: {error}") from None

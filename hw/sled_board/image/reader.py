@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from construct import ConstructError
 
-from sled_board.errors import DamagedImage
+from sled_board.errors import DamagedImage, WrongHardware, WrongPython
 from sled_board.image import fit
 from sled_board.image.fit import Buffer
 from sled_board.image.layout import (
+    APPLICATION,
     HARDWARE_MAX,
     HEADER,
     HEADER_BYTES,
@@ -97,6 +98,17 @@ class Image:
     def python(self) -> str | None:
         """The tag of the interpreter that the base system must have, for example `cp311`."""
         return self._text(Tag.PYTHON)
+
+    def check_startable(self, *, architecture: str, python: str | None = None) -> None:
+        """Return when there is something to start, for this processor and, where it is known, this Python.
+
+        Raises DamagedImage, WrongHardware or WrongPython.
+        """
+        self.payload(APPLICATION)
+        if self.architecture != architecture:
+            raise WrongHardware(f"it is for {self.architecture}, this board has {architecture}")
+        if python is not None and self.python not in (None, python):
+            raise WrongPython(f"it needs a base system with {self.python}; this one has {python}")
 
     def payload(self, name: str) -> memoryview:
         """The bytes of one payload; raises DamagedImage when the image has none of that name."""

@@ -8,6 +8,8 @@ import pty
 import re
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,17 @@ from sled_board.serial_port import find_port, list_ports, opened
 
 XON, XOFF = b"\x11", b"\x13"
 CONSOLE = load_board("qemu-virt-arm64").console
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[int, str]]:
+    """Our end of a pseudo terminal, and the device that the other end is."""
+    ours, theirs = pty.openpty()
+    try:
+        yield ours, os.ttyname(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 async def read_all(line: object, count: int) -> bytes:
@@ -93,12 +106,8 @@ def test_a_device_is_had_by_one_at_a_time() -> None:
             await line.set_baud(57600)
             assert line.baud == 57600
 
-    ours, theirs = pty.openpty()
-    try:
-        asyncio.run(work(os.ttyname(theirs)))
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    with terminal() as (_, path):
+        asyncio.run(work(path))
 
 
 def test_two_names_of_one_host_are_one_port() -> None:
@@ -125,12 +134,8 @@ def test_a_device_has_one_lock_whatever_it_is_wrapped_in(wrapped: str) -> None:
                 async with opened(wrapped.format(path), CONSOLE):
                     pass
 
-    ours, theirs = pty.openpty()
-    try:
-        asyncio.run(work(os.ttyname(theirs)))
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    with terminal() as (_, path):
+        asyncio.run(work(path))
 
 
 async def little_by_little(line: serial_port.SerialPort) -> None:
@@ -157,12 +162,45 @@ def test_a_line_that_is_held_up_by_flow_control_is_given_up(monkeypatch: pytest.
             while not received.endswith(b"and on"):
                 received += os.read(ours, 1000)
 
-    ours, theirs = pty.openpty()
-    try:
-        asyncio.run(work(ours, os.ttyname(theirs)))
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    with terminal() as (ours, path):
+        asyncio.run(work(ours, path))
+
+
+class Full:
+    """A device of pyserial's whose output goes nowhere."""
+
+    out_waiting, in_waiting, baudrate, rtscts, xonxoff = 5, 0, 9600, True, False
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def read(self, _: int) -> bytes:
+        time.sleep(0.01)
+        return b""
+
+    def reset_output_buffer(self) -> None:
+        self.calls.append("reset")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def test_what_never_leaves_is_not_waited_for_when_the_rate_is_changed_or_the_port_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serial_port, "WRITE_SECONDS_MAX", 0.05)
+
+    async def work(device: Full, change: bool) -> None:
+        port = serial_port.SerialPort("there", device)
+        if change:
+            with pytest.raises(PortLost, match=r"57600 baud: .* holds the line up by flow control"):
+                await port.set_baud(57600)
+        port.close()
+
+    for change, calls in ((True, ["reset", "close"]), (False, ["close"])):
+        device = Full()
+        asyncio.run(work(device, change))
+        assert device.calls == calls
 
 
 def test_a_device_that_goes_away_is_a_lost_port_and_nothing_else() -> None:
@@ -188,13 +226,9 @@ def test_what_was_written_is_not_taken_back_when_the_port_is_closed() -> None:
         async with opened(path, CONSOLE) as line:
             await line.write(bytes(range(32, 127)))
 
-    ours, theirs = pty.openpty()
-    try:
-        asyncio.run(work(os.ttyname(theirs)))
+    with terminal() as (ours, path):
+        asyncio.run(work(path))
         assert os.read(ours, 1000) == bytes(range(32, 127))
-    finally:
-        os.close(ours)
-        os.close(theirs)
 
 
 def test_a_device_that_another_program_has_locked_is_said_to_be() -> None:
@@ -202,14 +236,10 @@ def test_a_device_that_another_program_has_locked_is_said_to_be() -> None:
         async with opened(path, CONSOLE):
             pass
 
-    ours, theirs = pty.openpty()
-    try:
-        fcntl.flock(theirs, fcntl.LOCK_EX)
+    with terminal() as (_, path), Path(path).open("rb", buffering=0) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(PortUnavailable, match="another program has it locked"):
-            asyncio.run(work(os.ttyname(theirs)))
-    finally:
-        os.close(ours)
-        os.close(theirs)
+            asyncio.run(work(path))
 
 
 def test_a_lock_leaves_no_file_and_one_that_was_left_is_no_hindrance(

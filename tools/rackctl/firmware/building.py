@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from sled_board.board import board_names, load_board
-from sled_board.firmware_store import THIS_ARCHITECTURE
+from sled_board.firmware_store import MACHINES, THIS_ARCHITECTURE
 from sled_board.image import Recipe, Tag, build_image, read_image
 from sled_board.image.layout import APPLICATION
 
@@ -19,7 +19,7 @@ from rackctl.files import write_file
 from rackctl.firmware.application import pack
 from rackctl.firmware.description import image_facts
 from rackctl.firmware.source import Source
-from rackctl.firmware.wheels import MACHINES, PYTHON_TAG, fetch
+from rackctl.firmware.wheels import PYTHON_TAG, fetch
 from rackctl.options import add_option, counter
 from rackctl.staged_sleds import HARDWARE
 

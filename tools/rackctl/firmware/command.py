@@ -144,9 +144,10 @@ def _verify(arguments: argparse.Namespace) -> int:
         facts = image_facts(image)
         hardware = arguments.hardware or image.hardware[0]
         if hardware in board_names():
-            checked_image(data, load_board(hardware), trust)
-        trust.check(image, hardware=hardware, counter_min=arguments.counter_min)
-        image.payload(APPLICATION)
+            checked_image(data, load_board(hardware), trust, arguments.counter_min)
+        else:
+            trust.check(image, hardware=hardware, counter_min=arguments.counter_min)
+            image.check_startable(architecture=image.architecture)
         if arguments.sbom is not None:
             _check_sbom(image, arguments.sbom)
     except (BoardError, RackError) as error:

@@ -12,6 +12,8 @@ from email.parser import BytesParser
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from sled_board.firmware_store import MACHINES
+
 from rackctl.errors import RackError
 
 PYTHON: Final = (3, 11)
@@ -19,8 +21,6 @@ PYTHON_TAG: Final = "cp311"
 """The interpreter of the base system."""
 GLIBC_MINORS: Final = range(36, 16, -1)
 """What 2.N manylinux a wheel may ask for: the base system's glibc is Debian 12's, 2.36; 2.17 is manylinux2014's."""
-MACHINES: Final = {"arm64": "aarch64", "x86_64": "x86_64"}
-"""Wheels' name of what U-Boot calls an architecture."""
 DOWNLOAD_TIMEOUT_S: Final = 1800.0
 
 
