@@ -6,9 +6,15 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from head_node.cluster.lease import LeaseTerms
+from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from sled_controller.settings import Settings
 
 PROG = "head-node"
+DEFAULTS = Limits()
+STRIPES_BYTES_MIN = 32 << 20
+"""Three of the widest stripes at once: less than one in memory would never be destaged."""
+LOG_BYTES_MIN = 128 << 20
+"""The largest request takes up to twice its 32 MiB: it must find room in a log in which nothing else is left."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -49,6 +55,21 @@ class HeadSettings(Settings):
     silence_ms: Annotated[int, Field(ge=10)] | None = Field(
         default=None, description="silence after which a member is removed; default 60 % of the TTL"
     )
+    log_segment_bytes: Annotated[int, Field(ge=SEGMENT_BYTES_MIN, multiple_of=4096)] = Field(
+        default=DEFAULTS.segment_bytes, description="size of a write log's segment files, of logs made from now on"
+    )
+    log_bytes_max: Annotated[int, Field(ge=LOG_BYTES_MIN)] = Field(
+        default=DEFAULTS.log_bytes_max,
+        description="size of a volume's write log at which its clients wait; at least four segments",
+    )
+    overlay_bytes_max: Annotated[int, Field(ge=STRIPES_BYTES_MIN)] = Field(
+        default=DEFAULTS.overlay_bytes_max,
+        description="memory for blocks of a volume that are in no stripe yet; its clients wait when it is full",
+    )
+    unanswered_bytes_max: Annotated[int, Field(ge=1 << 20)] = Field(
+        default=DEFAULTS.unanswered_bytes_max,
+        description="data of a volume's writes under way; its clients wait when there is more",
+    )
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
         default="info", description="least level to log: debug, info, warning or error"
     )
@@ -56,6 +77,11 @@ class HeadSettings(Settings):
     @model_validator(mode="after")
     def _lease_fits(self) -> Self:
         self.terms()
+        return self
+
+    @model_validator(mode="after")
+    def _log_fits(self) -> Self:
+        self.limits()
         return self
 
     def terms(self) -> LeaseTerms:
@@ -67,3 +93,7 @@ class HeadSettings(Settings):
             self.heartbeat_ms or scaled.heartbeat_ms,
             self.silence_ms or scaled.silence_ms,
         )
+
+    def limits(self) -> Limits:
+        """The bounds of each volume's engine; raises ValueError when they do not fit together."""
+        return Limits(self.log_segment_bytes, self.log_bytes_max, self.overlay_bytes_max, self.unanswered_bytes_max)

@@ -143,7 +143,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
         client = AuthorityClient(
             settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public
         )
-        logs = LogDirectories(HostRoot(settings.state_dir / "volumes"), state.head, env)
+        logs = LogDirectories(HostRoot(settings.state_dir / "volumes"), state.head, env, settings.limits())
 
         def make_client(sled: SledRecord) -> SledClient:
             host, port = sled.address

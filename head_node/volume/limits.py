@@ -1,8 +1,14 @@
 """Bounds of one engine."""
 
 from dataclasses import dataclass
+from typing import Final
 
-from head_node.volume.segments import BATCH_BYTES_MAX
+from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.records import RECORD_BYTES_MAX
+from head_node.volume.segments import MARK, aligned
+
+SEGMENT_BYTES_MIN: Final = BLOCK_BYTES + aligned(MARK.size + RECORD_BYTES_MAX)
+"""The largest record is a batch of its own, and must fit behind a segment's header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +25,8 @@ class Limits:
     """Client data admitted and not yet acknowledged."""
 
     def __post_init__(self) -> None:
-        if self.segment_bytes < 2 * BATCH_BYTES_MAX or self.segment_bytes % 4096:
-            raise ValueError(f"segment_bytes {self.segment_bytes}: whole blocks, at least {2 * BATCH_BYTES_MAX}")
+        if self.segment_bytes < SEGMENT_BYTES_MIN or self.segment_bytes % BLOCK_BYTES:
+            raise ValueError(f"segment_bytes {self.segment_bytes}: whole blocks, at least {SEGMENT_BYTES_MIN}")
         if self.log_bytes_max < 4 * self.segment_bytes:
             raise ValueError(f"log_bytes_max {self.log_bytes_max}: at least four segments")
 

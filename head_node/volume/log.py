@@ -15,7 +15,7 @@ from uuid import UUID
 from head_node.files import Directory, LogFile
 from head_node.volume.errors import LogCorrupt, LogDiverged, LogFailed
 from head_node.volume.interface import BLOCK_BYTES
-from head_node.volume.records import RECORD_BYTES_MAX, Record, parse_records
+from head_node.volume.records import Record, parse_records
 from head_node.volume.segments import (
     BATCH_BYTES_MAX,
     MARK,
@@ -44,7 +44,6 @@ RETRY_SECONDS: Final = 0.5
 """How long to wait before asking again for a segment file that the disk had no room for."""
 
 _PADDING: Final = memoryview(bytes(BLOCK_BYTES))
-_CHUNK_BYTES_MAX: Final = BATCH_BYTES_MAX - BLOCK_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ class WriteLog:
         self._directory = directory
         self._log_id = log_id
         self._segment_bytes = segment_bytes
+        self._chunk_bytes_max = min(BATCH_BYTES_MAX, segment_bytes - BLOCK_BYTES) - MARK.size
         self.position = position
         self.durable = position.opnum
         self.failed: LogFailed | None = None
@@ -217,7 +217,8 @@ class WriteLog:
         """Add one record (or several in one buffer) that ends at `position`; `kick` sends it off."""
         size = len(header) if data is None else len(header) + len(data)
         chunk = self._chunks[-1] if self._chunks else None
-        if chunk is None or chunk.size + size > _CHUNK_BYTES_MAX or len(chunk.buffers) >= BUFFERS_PER_BATCH_MAX - 1:
+        bytes_max = self._chunk_bytes_max
+        if chunk is None or chunk.size + size > bytes_max or len(chunk.buffers) >= BUFFERS_PER_BATCH_MAX - 1:
             chunk = _Chunk(self.position)
             self._chunks.append(chunk)
         chunk.buffers.append(header)
@@ -495,5 +496,3 @@ def _cut_chunk(chunk: _Chunk, opnum: int) -> _Chunk:
     cut.size, cut.last = len(cut.buffers[0]), opnum
     return cut
 
-
-assert RECORD_BYTES_MAX <= _CHUNK_BYTES_MAX

@@ -4,6 +4,7 @@ import pytest
 
 from head_node.cluster.lease import LeaseTerms
 from head_node.config import PROG, HeadSettings
+from head_node.volume.limits import Limits
 from sled_controller.settings import SettingsError, merge
 
 NEEDED = {"state_dir": "/x", "name": "head-0", "authority_url": "http://127.0.0.1:1"}
@@ -18,6 +19,13 @@ def test_another_ttl_keeps_the_proportions() -> None:
     assert settings.terms() == LeaseTerms(2000, 200, 300, 1200)
 
 
+def test_the_bounds_of_an_engine_are_those_that_were_set() -> None:
+    assert merge(HeadSettings, PROG, NEEDED, {}).limits() == Limits()
+    variables = {"HEAD_NODE_LOG_SEGMENT_BYTES": "2097152", "HEAD_NODE_LOG_BYTES_MAX": "134217728"}
+    small = merge(HeadSettings, PROG, NEEDED, variables).limits()
+    assert (small.segment_bytes, small.log_bytes_max) == (2 << 20, 128 << 20)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -26,6 +34,9 @@ def test_another_ttl_keeps_the_proportions() -> None:
         ({"nbd_port": "70000"}, "nbd_port"),
         ({"authority_url": "somewhere"}, "authority_url"),
         ({"lease_ttl_ms": "1"}, "lease_ttl_ms"),
+        ({"log_segment_bytes": "1048576"}, "log_segment_bytes"),
+        ({"log_segment_bytes": "268435456"}, "at least four segments"),
+        ({"overlay_bytes_max": "1"}, "overlay_bytes_max"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, str], named: str) -> None:

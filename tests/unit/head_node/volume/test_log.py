@@ -18,7 +18,8 @@ from head_node.volume.errors import (
     VolumeStopped,
 )
 from head_node.volume.interface import BLOCK_BYTES
-from head_node.volume.limits import Limits
+from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
+from head_node.volume.records import RECORD_BLOCKS_MAX
 from head_node.volume.segments import MARK_MAGIC
 
 SEGMENT = "segment-000001"
@@ -398,3 +399,27 @@ class Losing(random.Random):
 
     def random(self) -> float:
         return 0.99
+
+
+def test_the_smallest_segments_hold_the_largest_records() -> None:
+    async def scenario() -> None:
+        bench = Bench(size_blocks=1024)
+        await bench.create(Limits(SEGMENT_BYTES_MIN, log_bytes_max=16 * SEGMENT_BYTES_MIN))
+        await bench.engine.wait_committed(await bench.engine.lead(1, [None] * 6))
+        content = pattern(1, 3 * RECORD_BLOCKS_MAX)
+        assert await bench.write(0, content) == 0
+        assert await bench.write(0, pattern(2)) == 0
+        assert "segment-000004" in bench.disk.files
+        bench.disk.crash()
+        await bench.open()
+        await bench.engine.wait_committed(await bench.engine.lead(2, [None] * 6))
+        assert await bench.read(0) == pattern(2)
+        assert await bench.read(1, 3 * RECORD_BLOCKS_MAX - 1) == content[BLOCK_BYTES:]
+        await bench.engine.close()
+
+    run(scenario())
+
+
+def test_segments_below_the_largest_record_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least"):
+        Limits(segment_bytes=SEGMENT_BYTES_MIN - BLOCK_BYTES)
