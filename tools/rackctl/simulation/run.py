@@ -10,8 +10,11 @@ from random import Random
 
 from head_node.export.errors import ExportError
 from head_node.volume.geometry import Geometry
+from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from rackctl.consistency.history import Violation
 from rackctl.consistency.workload import Tally
+from rackctl.simulation.branches import branches
 from rackctl.simulation.director import BEGIN_S, Director
 from rackctl.simulation.faults import Fault, Kind, Suspended, plan, suspended
 from rackctl.simulation.loop import Stuck
@@ -32,23 +35,36 @@ class Setting:
 
     @classmethod
     def drawn(cls, random: Random) -> "Setting":
-        """A setting by luck: two heads or three, wide stripes or narrow ones, a lease short or long, busy or idle."""
+        """A setting by luck: two heads or three, wide stripes or narrow ones, a lease short or long, busy or idle; logs,
+        caches and columns so small that they fill up within seconds, or larger ones."""
         heads, heads_per_volume = random.choice(((2, 2), (2, 2), (3, 3), (3, 2)))
         shape = Shape(
             heads=heads,
             heads_per_volume=heads_per_volume,
             geometry=random.choice((Geometry(4, 2, 4), Geometry(2, 1, 4), Geometry(2, 2, 8))),
-            volumes=random.choice((1, 1, 2)),
-            volume_blocks=random.choice((96, 256)),
+            volumes=random.choice((1, 1, 2, 4)),
+            volume_blocks=random.choice((96, 96, 256)),
             drives_per_sled=random.choice((1, 1, 2)),
             ttl_ms=random.choice((500, 1000, 1000)),
             credential_term_ms=random.choice((20_000, 600_000)),
             head_drift=random.choice((DRIFT_MAX, DRIFT_MAX, DRIFT_BOUND)),
+            limits=_limits(random),
+            spare_slots=random.choice((12, 12, 20, 64)),
         )
         # Seconds of work, and the mean pause of a client: from a few busy seconds to two quiet minutes.
         seconds, think_s = random.choice(((6.0, 0.01), (12.0, 0.03), (24.0, 0.1), (120.0, 1.0)))
-        habits = Habits(random.choice((1, 2, 4)), think_s)
+        habits = Habits(random.choice((1, 2, 4)), think_s, blocks_max=random.choice((8, 24)))
         return cls(shape, seconds, random.randrange(1, 4), habits)
+
+
+def _limits(random: Random) -> Limits:
+    segment_bytes, segments = random.choice(((SEGMENT_BYTES_MIN, 4), (SEGMENT_BYTES_MIN, 6), (2 << 20, 5), (8 << 20, 4)))
+    return Limits(
+        segment_bytes=segment_bytes,
+        log_bytes_max=segment_bytes * segments,
+        overlay_bytes_max=random.choice((48 * BLOCK_BYTES, 128 << 20)),
+        unanswered_bytes_max=random.choice((16 * BLOCK_BYTES, 32 << 20)),
+    )
 
 
 @dataclass(slots=True)
@@ -72,6 +88,8 @@ class Report:
     answers_watched: int = 0
     writes_watched: int = 0
     nonces_watched: int = 0
+    taken: bytes = b""
+    """One byte for each of `branches().names`: 1 when the run took that branch."""
     suspended: frozenset[Suspended] = frozenset()
     timeline: Sequence[Line] = ()
 
@@ -99,7 +117,7 @@ def simulate(seed: str, *, faults: Sequence[Fault] | None = None, log_level: int
     quiet = logging.getLogger("httpx")
     quiet.setLevel(logging.WARNING)
     try:
-        with world.watchers.installed():
+        with setting.shape.sized(), world.watchers.installed(), branches().counted():
             world.loop.run_until_complete(world.director.spawn(director.main(), name="director"))
             world.alive()
     except (Violation, Stuck, ExportError) as error:
@@ -127,4 +145,5 @@ def _fill_in(report: Report, world: World, director: Director) -> None:
     report.answers_watched = watchers.answers.answers_total
     report.writes_watched = watchers.fences.writes_total
     report.nonces_watched = watchers.nonces.nonces_total
+    report.taken = bytes(branches().taken)
     report.timeline = world.timeline

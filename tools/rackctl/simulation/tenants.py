@@ -25,10 +25,11 @@ END_SECONDS_MAX: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How clients work: requests under way at once, and the mean pause before each."""
+    """How clients work: requests under way at once, the mean pause before each, and how many blocks the largest have."""
 
     depth: int
     think_s: float
+    blocks_max: int = 8
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ class Tenants:
         blocks = world.shape.volume_blocks
         programme = Programme(
             f"client-{self._number()}", range(blocks * 3 // 4), range(blocks * 3 // 4, blocks), habits.depth,
-            habits.think_s,
+            habits.think_s, habits.blocks_max,
         )  # fmt: skip
         return self._spawn(tenant, programme, [head.nbd_address for head in world.heads])
 

@@ -1,13 +1,15 @@
 """A whole rack in one process: authority, sleds, heads and clients on virtual time, from one seed."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
+from unittest import mock
 from uuid import UUID
 
 import httpx
@@ -15,7 +17,8 @@ import httpx
 from head_node.authority.authority import Policy
 from head_node.authority.ledger import volume_key
 from head_node.cluster.lease import LeaseTerms
-from head_node.store.records import VolumeRecord, VolumeState, column_blocks
+from head_node.store import records
+from head_node.store.records import SPARE_SLOTS, VolumeRecord, VolumeState, column_blocks
 from head_node.volume.geometry import Geometry
 from head_node.volume.limits import Limits
 from rackctl.consistency.history import Violation
@@ -46,6 +49,10 @@ class Shape:
     credential_term_ms: int = 600_000
     head_drift: float = DRIFT_MAX
     """How far heads' boot clocks are from true time, as a fraction."""
+    limits: Limits = field(default_factory=lambda: Limits(segment_bytes=8 << 20, log_bytes_max=32 << 20))
+    """Of each volume's engine."""
+    spare_slots: int = SPARE_SLOTS
+    """What columns have beyond twice the volume's size: with few of them overwriting makes compaction necessary."""
 
     @property
     def sleds(self) -> int:
@@ -54,8 +61,15 @@ class Shape:
     @property
     def drive_blocks(self) -> int:
         """Room for the columns of all volumes at once, on each drive, and for one that comes and goes."""
-        column = column_blocks(self.volume_blocks * 4096, self.geometry)
+        with self.sized():
+            column = column_blocks(self.volume_blocks * 4096, self.geometry)
         return 4096 + (self.volumes + 1) * column
+
+    @contextlib.contextmanager
+    def sized(self) -> Iterator[None]:
+        """Columns are as large as this rack's while the block runs."""
+        with mock.patch.object(records, "SPARE_SLOTS", self.spare_slots):
+            yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ class World:
         self.network = Network(self.loop, self.stream("network"))
         self.http = HttpServers(self.network)
         self.terms = LeaseTerms.scaled(shape.ttl_ms)
-        self.limits = Limits(segment_bytes=8 << 20, log_bytes_max=32 << 20)
+        self.limits = shape.limits
         self.watchers = Watchers(self)
         self.violations: list[Violation] = []
         self.timeline: list[Line] = []
