@@ -495,4 +495,3 @@ def _cut_chunk(chunk: _Chunk, opnum: int) -> _Chunk:
     cut.buffers = [body[: offset_of(body, chunk.before.opnum + 1, opnum + 1)]]
     cut.size, cut.last = len(cut.buffers[0]), opnum
     return cut
-

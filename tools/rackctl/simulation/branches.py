@@ -1,4 +1,4 @@
-"""Which branches of the engine a run has taken: each is a counter, and one that no run ever takes is a hole in the tests.
+"""Which branches of the engine a run has taken: each is a counter, and one that no run takes is a hole in the tests.
 
 Nothing of this is in production code. The sources are compiled again with a probe in every branch (both ways of an
 `if`, the body of a loop, each `except`, each function) and the functions that exist get the new code in place, so it

@@ -12,8 +12,8 @@ _EXCLUSIVE = frozenset({Kind.REVOKE, Kind.VOLUME, Kind.FREEZE, Kind.RESTORE})
 """The operator does one of these at a time."""
 TERM_MS_MAX = 30_000
 """A frozen volume is recovered after the term of all credentials (F7): a longer one is too long to wait for."""
-_OF_ALL_SLEDS = frozenset({Kind.ISOLATE, Kind.BLIND, Kind.REVIVE})
-"""A head that these cut off may write stripes that lack what it could not reach."""
+_OF_ALL_SLEDS = frozenset({Kind.ISOLATE, Kind.BLIND, Kind.REVIVE, Kind.LOG_TAIL_LOST})
+"""A head that these cut off may write stripes that lack what it could not reach; or everything loses its power."""
 
 
 class Budget:
@@ -37,16 +37,17 @@ class Budget:
         if fault.kind in _EXCLUSIVE:
             return self._operator_refusal(fault)
         touched = self._touched(fault)
+        sleds = self._sleds_touched(fault)
         if fault.kind in DAMAGES_A_LOG:
-            return self._log_refusal()
+            refused = self._log_refusal()
+            return "stripes need every sled" if refused is None and not self._may_miss(sleds) else refused
         if self._log_damaged is not None and (touched & self._heads or "authority" in touched):
-            if self._whole():
+            if self._whole() and not any(active.kind in DAMAGES_A_LOG for active in self._active):
                 self._log_damaged = None
             else:
                 return f"{self._log_damaged} has lost its log and is not a member again"
         if touched & (self._heads | {"authority"}) and any(kind is Kind.REVOKE for kind in self._at_work()):
             return "a head is being revoked"
-        sleds = self._sleds_touched(fault)
         if fault.kind is Kind.DRIVE_AWAY and self._world.shape.drives_per_sled < 2:
             return "a sled without any drive does not start"
         if fault.kind in DAMAGES_A_SLED and not self._may_damage(sleds):

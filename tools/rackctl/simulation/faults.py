@@ -1,6 +1,6 @@
 """Faults and operator's actions of a simulated rack: what there is, and a plan of them drawn from the seed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -35,16 +35,26 @@ class Kind(StrEnum):
     SLOW_LINK = "slow-link"
     RESETS = "resets"
     WALL_JUMP = "wall-jump"
+    DAY_JUMP = "day-jump"
+    BUSY = "busy"
+    NO_DESCRIPTORS = "no-descriptors"
     SLOW_LOG = "slow-log"
     LOG_FULL = "log-full"
     LOG_ERROR = "log-error"
     LOG_WIPE = "log-wipe"
     LOG_ROT = "log-rot"
+    LOG_SYNC_LOST = "log-sync-lost"
+    LOG_UNREADABLE = "log-unreadable"
+    LOG_LIES = "log-lies"
+    LOG_TAIL_LOST = "log-tail-lost"
+    LOG_FILES_FAIL = "log-files-fail"
+    LOG_FILES_SLOW = "log-files-slow"
     DRIVE_ERROR = "drive-error"
     DRIVE_SILENT = "drive-silent"
     DRIVE_ROT = "drive-rot"
     DRIVE_MISDIRECTS = "drive-misdirects"
     DRIVE_AWAY = "drive-away"
+    DRIVE_LIES = "drive-lies"
     SLED_LIES = "sled-lies"
     STORE_UNCERTAIN = "store-uncertain"
     REVOKE = "revoke"
@@ -54,9 +64,19 @@ class Kind(StrEnum):
     RESTORE = "restore"
 
 
-DAMAGES_A_SLED: Final = frozenset({Kind.DRIVE_ROT, Kind.DRIVE_MISDIRECTS, Kind.DRIVE_ERROR})
+NOT_YET: Final = frozenset({
+    Kind.LOG_SYNC_LOST, Kind.LOG_UNREADABLE, Kind.LOG_LIES, Kind.LOG_TAIL_LOST, Kind.LOG_FILES_FAIL,
+    Kind.LOG_FILES_SLOW, Kind.DRIVE_LIES, Kind.DAY_JUMP, Kind.BUSY, Kind.NO_DESCRIPTORS,
+})  # fmt: skip
+"""What the code under test does not survive yet: plans leave these out, unless a run is asked for them (`--also`)."""
+DRAWN: Final = frozenset(Kind) - NOT_YET
+"""The kinds that plans draw."""
+DAMAGES_A_SLED: Final = frozenset({Kind.DRIVE_ROT, Kind.DRIVE_MISDIRECTS, Kind.DRIVE_ERROR, Kind.DRIVE_LIES})
 """What a sled holds may be wrong or unreadable for good."""
-DAMAGES_A_LOG: Final = frozenset({Kind.LOG_ERROR, Kind.LOG_WIPE, Kind.LOG_ROT})
+DAMAGES_A_LOG: Final = frozenset({
+    Kind.LOG_ERROR, Kind.LOG_WIPE, Kind.LOG_ROT, Kind.LOG_SYNC_LOST, Kind.LOG_UNREADABLE, Kind.LOG_LIES,
+    Kind.LOG_TAIL_LOST,
+})  # fmt: skip
 """A head loses what it has promised to keep."""
 OPERATORS: Final = frozenset({Kind.REVOKE, Kind.ROTATE_KEYS, Kind.VOLUME, Kind.FREEZE, Kind.RESTORE})
 """Nothing goes wrong by these; what has begun is brought to its end."""
@@ -76,14 +96,24 @@ _SUSPENDS: Final = {
     Kind.LOG_ERROR: {Suspended.MEMBERSHIP},
     Kind.LOG_WIPE: {Suspended.MEMBERSHIP},
     Kind.LOG_ROT: {Suspended.MEMBERSHIP},
+    Kind.LOG_SYNC_LOST: {Suspended.MEMBERSHIP},
+    Kind.LOG_UNREADABLE: {Suspended.MEMBERSHIP},
+    Kind.LOG_LIES: {Suspended.MEMBERSHIP},
+    Kind.LOG_TAIL_LOST: {Suspended.MEMBERSHIP, Suspended.SERVICE},
+    Kind.LOG_FILES_FAIL: {Suspended.SERVICE},
+    Kind.LOG_FILES_SLOW: {Suspended.SERVICE},
     Kind.DRIVE_SILENT: {Suspended.SERVICE},
     Kind.DRIVE_ERROR: {Suspended.REDUNDANCY},
     Kind.DRIVE_ROT: {Suspended.REDUNDANCY},
     Kind.DRIVE_MISDIRECTS: {Suspended.REDUNDANCY},
     Kind.DRIVE_AWAY: {Suspended.REDUNDANCY},
+    Kind.DRIVE_LIES: {Suspended.REDUNDANCY},
     Kind.SLED_LIES: {Suspended.REDUNDANCY},
     Kind.RACK_POWER_LOSS: {Suspended.SERVICE},
     Kind.WALL_JUMP: {Suspended.TIME, Suspended.SERVICE},
+    Kind.DAY_JUMP: {Suspended.TIME, Suspended.SERVICE},
+    Kind.BUSY: {Suspended.SERVICE},
+    Kind.NO_DESCRIPTORS: {Suspended.SERVICE},
     Kind.SLOW_LOG: {Suspended.SERVICE},
     Kind.REVOKE: {Suspended.MEMBERSHIP},
     Kind.FREEZE: {Suspended.SERVICE},
@@ -147,11 +177,16 @@ MIXES: Final = (
         }),
     Mix("drives", 60, {
         Kind.DRIVE_ERROR: 1.0, Kind.DRIVE_SILENT: 1.0, Kind.DRIVE_ROT: 4.0, Kind.DRIVE_MISDIRECTS: 1.0,
-        Kind.DRIVE_AWAY: 1.0, Kind.SLED_LIES: 1.0, Kind.POWER_LOSS: 2.0, Kind.KILL: 1.0,
+        Kind.DRIVE_AWAY: 1.0, Kind.SLED_LIES: 1.0, Kind.DRIVE_LIES: 1.0, Kind.POWER_LOSS: 2.0, Kind.KILL: 1.0,
     }),
     Mix("logs", 40, {
         Kind.SLOW_LOG: 2.0, Kind.LOG_FULL: 1.0, Kind.LOG_ERROR: 2.0, Kind.LOG_WIPE: 2.0, Kind.LOG_ROT: 2.0,
+        Kind.LOG_SYNC_LOST: 2.0, Kind.LOG_UNREADABLE: 2.0, Kind.LOG_LIES: 2.0, Kind.LOG_TAIL_LOST: 2.0,
         Kind.KILL: 2.0, Kind.POWER_LOSS: 2.0,
+    }),
+    Mix("machines", 40, {
+        Kind.LOG_FILES_FAIL: 2.0, Kind.LOG_FILES_SLOW: 2.0, Kind.BUSY: 4.0, Kind.NO_DESCRIPTORS: 2.0,
+        Kind.DAY_JUMP: 1.0, Kind.LOG_FULL: 1.0, Kind.SLOW_LOG: 1.0, Kind.KILL: 2.0, Kind.CUT: 1.0,
     }),
     Mix("power", 20, {Kind.RACK_POWER_LOSS: 2.0, Kind.POWER_LOSS: 3.0}),
     Mix("operator", 30, {
@@ -167,8 +202,8 @@ _LONG: Final = frozenset({Kind.BLIND, Kind.REVIVE, Kind.RESTORE})
 """What matters here is what others do meanwhile."""
 
 
-def plan(random: Random, world: "World", start_s: float, end_s: float) -> list[Fault]:
-    """Faults between two moments, by the luck of `random`."""
+def plan(random: Random, world: "World", start_s: float, end_s: float, drawn: Collection[Kind] = DRAWN) -> list[Fault]:
+    """Faults of kinds in `drawn` between two moments, by the luck of `random`."""
     mix = random.choice(MIXES)
     # As many in a long run as in half a minute: what has to happen in between has time to.
     count = round(mix.faults_per_minute / 60 * min(end_s - start_s, 30.0) * random.choice((0.3, 1.0, 2.0)))
@@ -176,6 +211,7 @@ def plan(random: Random, world: "World", start_s: float, end_s: float) -> list[F
     for number in range(count):
         step = random.choice(STEPS) if mix.at_steps and random.random() < 0.5 else None
         weights = mix.weights if step is None or mix.at_steps is None else mix.at_steps
+        weights = {kind: weight for kind, weight in weights.items() if kind in drawn}
         kind = random.choices(list(weights), list(weights.values()))[0]
         seconds = random.uniform(*(SECONDS[-1] if kind in _LONG else random.choice(SECONDS)))
         targets = _targets(random, kind, world, mix) if step is None else _targets_at_step(random, kind)
@@ -201,6 +237,10 @@ def _targets(random: Random, kind: Kind, world: "World", mix: Mix) -> tuple[str,
         return tuple(random.sample(heads, 1 if kind is Kind.PAUSE else 2))
     if kind in (Kind.RACK_POWER_LOSS, Kind.VOLUME):
         return ()
+    if kind in (Kind.BUSY, Kind.NO_DESCRIPTORS):
+        return (random.choice((PRIMARY, PRIMARY, random.choice(heads), random.choice(sleds), AUTHORITY)),)
+    if kind is Kind.DAY_JUMP:
+        return (random.choice((PRIMARY, random.choice(heads))),)
     if kind in (Kind.STORE_UNCERTAIN, Kind.ROTATE_KEYS, Kind.FREEZE, Kind.RESTORE):
         return (AUTHORITY,)
     if kind in (Kind.CUT, Kind.SPLIT, Kind.SLOW_LINK, Kind.RESETS):

@@ -6,6 +6,7 @@ with its server, and silence until a timeout.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -70,7 +71,12 @@ class Exchange:
         if self._client.state is ProcessState.PAUSED:  # stopped in the middle of a turn
             self._client.call(self.send)
             return
-        self._servers.network.deliver(self._client.node, self.target, lambda: self._servers.begin(self))
+        network = self._servers.network
+        if self._client.node in network.without_descriptors:
+            self._fail(httpx.ConnectError("too many open files", request=self._request))
+            return
+        begin = partial(self._servers.begin, self)
+        network.deliver(self._client.node, self.target, begin, self._client.now_s - network.loop.time())
 
     def give_up(self) -> None:
         """The client waits no longer; a server that looks is told."""

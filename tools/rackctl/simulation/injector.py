@@ -1,6 +1,7 @@
 """Makes the faults of a plan happen to a world, within the budget, and mends everything at the end."""
 
 import asyncio
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 STEP_DELAY_S: Final = (0.0, 0.02)
 """How long after a step a fault that waits for it begins: within what the step leads to."""
 CLOCK_READINGS_MAX: Final = 60
+DAY_MS: Final = 86_400_000
 
 
 class Injector:
@@ -273,6 +275,35 @@ class Injector:
         for node in self._targets(fault):
             node.clock.wall_offset_ms = 0
 
+    def _jump_a_day(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            node.clock.wall_offset_ms += random.choice((-DAY_MS, DAY_MS))
+
+    def _be_busy(self, fault: Fault, random: Random) -> None:
+        """Its one thread has much to compute, or gets little of a processor."""
+        ttl_s = self._world.shape.ttl_ms / 1000
+        turn_s, work_s = random.choice(((0.0, 0.2 * ttl_s), (0.0, 1.2 * ttl_s), (2e-4, 0.0), (2e-4, 0.05 * ttl_s)))
+        for node in self._targets(fault):
+            node.slow_down(turn_s, work_s)
+
+    def _rest(self, fault: Fault) -> None:
+        for node in self._targets(fault):
+            node.slow_down(0.0, 0.0)
+
+    def _use_up_descriptors(self, fault: Fault, random: Random) -> None:
+        for node in self._targets(fault):
+            self._world.network.without_descriptors.add(node.address)
+            if isinstance(node, HeadNode):
+                node.disk.no_descriptors = True
+
+    def _give_back_descriptors(self, fault: Fault) -> None:
+        for node in self._targets(fault):
+            self._world.network.without_descriptors.discard(node.address)
+            if isinstance(node, HeadNode):
+                node.disk.no_descriptors = False
+            # Who ended because it could not open a file is started again.
+            node.start()
+
     def _slow_log(self, fault: Fault, random: Random) -> None:
         self._head(fault).sync_slowness = random.choice((10.0, 300.0, 3000.0))
 
@@ -281,7 +312,72 @@ class Injector:
         disk.capacity_bytes = disk.used_bytes()
 
     def _fail_log(self, fault: Fault, random: Random) -> None:
-        self._head(fault).disk.fail_commits = True
+        disk = self._head(fault).disk
+        disk.fail_commits, disk.clean_when_failed = True, fault.kind is Kind.LOG_SYNC_LOST
+
+    def _fail_reads(self, fault: Fault, random: Random) -> None:
+        """All of the log for a while, or some sectors for good."""
+        disk = self._head(fault).disk
+        if random.random() < 0.5:
+            disk.fail_reads = True
+            return
+        segments = [content for path, content in sorted(disk.files.items()) if "/segment-" in path]
+        for content in random.sample(segments, min(len(segments), 2)):
+            used = range(min(len(content.durable), 1 << 20) // 4096)
+            content.unreadable |= {lba for lba in random.sample(used, 20) if any(content.read(lba * 4096, 4096))}
+
+    def _lie(self, fault: Fault, random: Random) -> None:
+        self._head(fault).disk.lies = True
+
+    def _fail_files(self, fault: Fault, random: Random) -> None:
+        disk = self._head(fault).disk
+        if fault.kind is Kind.LOG_FILES_FAIL:
+            disk.fail_files = random.choice((errno.EIO, errno.ENOSPC, errno.EMFILE))
+        else:
+            most_s = random.choice((0.1, 1.0, 5.0))
+            disk.files_slow_s = lambda: random.uniform(0.0, most_s)
+
+    def _lose_tail(self, fault: Fault, random: Random) -> None:
+        """The power of everything goes, and a disk that had lied about its last commits has lost them."""
+        head = self._head(fault)
+        for node in self._world.nodes:
+            node.power_cut()
+        for path in head.disk.lose_tails(random.randrange(1, 4)):
+            self._world.note("fault", f"{head.name} has lost a commit of {path}")
+
+    def _start_all(self, fault: Fault) -> None:
+        """In any order: who lost its tail may be the first one."""
+        nodes = list(self._world.nodes)
+        random = self._world.stream(f"starts after {fault.number}")
+        if random.random() < 0.5:
+            self._head(fault).start()
+        random.shuffle(nodes)
+        for node in nodes:
+            self._later(random.choice((0.0, random.uniform(0.0, 3.0))), node.start)
+
+    def _lose_power_and_start(self, fault: Fault) -> None:
+        """What the disk has not written is gone: a failed sync after a restart that trusts it, a lie with the power."""
+        head = self._head(fault)
+        random = self._world.stream(f"power after {fault.number}")
+        if fault.kind is Kind.LOG_SYNC_LOST:
+            self._mend_log(head)
+            head.kill()
+            head.start()
+            self._later(random.uniform(0.1, 2.0), self._cut_and_start, fault)
+        else:
+            self._cut_and_start(fault)
+
+    def _cut_and_start(self, fault: Fault) -> None:
+        for node in self._targets(fault):
+            node.power_cut()
+            if isinstance(node, HeadNode):
+                self._mend_log(node)
+            elif isinstance(node, SledNode):
+                self._mend_sled(node)
+            node.start()
+
+    def _lie_as_drive(self, fault: Fault, random: Random) -> None:
+        self._drive(fault, random).lying.lies = True
 
     def _wipe_log(self, fault: Fault, random: Random) -> None:
         head = self._head(fault)
@@ -301,14 +397,17 @@ class Injector:
     def _mend_head(self, fault: Fault) -> None:
         head = self._head(fault)
         self._mend_log(head)
-        if fault.kind is Kind.LOG_ERROR:
+        if fault.kind in (Kind.LOG_ERROR, Kind.LOG_UNREADABLE):
             head.kill()
         head.start()
 
     def _mend_log(self, head: HeadNode) -> None:
         head.sync_slowness = 1.0
-        head.disk.capacity_bytes = 1 << 40
-        head.disk.fail_commits = False
+        disk = head.disk
+        disk.capacity_bytes = 1 << 40
+        disk.fail_commits = disk.clean_when_failed = disk.fail_reads = disk.lies = False
+        disk.fail_files = disk.files_slow_s = None
+        disk.settle()
 
     def _fail_drive(self, fault: Fault, random: Random) -> None:
         status = random.choice((Status.UNRECOVERED_READ_ERROR, Status.INTERNAL_ERROR))
@@ -340,6 +439,7 @@ class Injector:
         for drive in sled.drives:
             drive.errors.rules.clear()
             drive.death.revive()
+            drive.lying.lies = False
             if not drive.present:
                 drive.present = True
                 sled.kill()
@@ -475,16 +575,26 @@ _BEGIN: Final[dict[Kind, Callable[[Injector, Fault, Random], None]]] = {
     Kind.SLOW_LINK: Injector._slow,
     Kind.RESETS: Injector._reset_connections,
     Kind.WALL_JUMP: Injector._jump,
+    Kind.DAY_JUMP: Injector._jump_a_day,
+    Kind.BUSY: Injector._be_busy,
+    Kind.NO_DESCRIPTORS: Injector._use_up_descriptors,
     Kind.SLOW_LOG: Injector._slow_log,
     Kind.LOG_FULL: Injector._fill_log,
     Kind.LOG_ERROR: Injector._fail_log,
     Kind.LOG_WIPE: Injector._wipe_log,
     Kind.LOG_ROT: Injector._rot_log,
+    Kind.LOG_SYNC_LOST: Injector._fail_log,
+    Kind.LOG_UNREADABLE: Injector._fail_reads,
+    Kind.LOG_LIES: Injector._lie,
+    Kind.LOG_TAIL_LOST: Injector._lose_tail,
+    Kind.LOG_FILES_FAIL: Injector._fail_files,
+    Kind.LOG_FILES_SLOW: Injector._fail_files,
     Kind.DRIVE_ERROR: Injector._fail_drive,
     Kind.DRIVE_SILENT: Injector._silence_drive,
     Kind.DRIVE_ROT: Injector._rot_drive,
     Kind.DRIVE_MISDIRECTS: Injector._misdirect,
     Kind.DRIVE_AWAY: Injector._take_drive,
+    Kind.DRIVE_LIES: Injector._lie_as_drive,
     Kind.SLED_LIES: Injector._confuse_sled,
     Kind.STORE_UNCERTAIN: Injector._lose_commit,
     Kind.REVOKE: Injector._revoke,
@@ -508,14 +618,24 @@ _END: Final[dict[Kind, Callable[[Injector, Fault], None]]] = {
     Kind.REVIVE: Injector._end_revival,
     Kind.SLOW_LINK: Injector._heal,
     Kind.WALL_JUMP: Injector._unjump,
+    Kind.DAY_JUMP: Injector._unjump,
+    Kind.BUSY: Injector._rest,
+    Kind.NO_DESCRIPTORS: Injector._give_back_descriptors,
     Kind.SLOW_LOG: Injector._mend_head,
     Kind.LOG_FULL: Injector._mend_head,
     Kind.LOG_ERROR: Injector._mend_head,
     Kind.LOG_WIPE: Injector._mend_head,
     Kind.LOG_ROT: Injector._mend_head,
+    Kind.LOG_SYNC_LOST: Injector._lose_power_and_start,
+    Kind.LOG_UNREADABLE: Injector._mend_head,
+    Kind.LOG_LIES: Injector._lose_power_and_start,
+    Kind.LOG_TAIL_LOST: Injector._start_all,
+    Kind.LOG_FILES_FAIL: Injector._mend_head,
+    Kind.LOG_FILES_SLOW: Injector._mend_head,
     Kind.DRIVE_ERROR: Injector._mend_drives,
     Kind.DRIVE_SILENT: Injector._restart_mended,
     Kind.DRIVE_AWAY: Injector._restart_mended,
+    Kind.DRIVE_LIES: Injector._cut_and_start,
     Kind.SLED_LIES: Injector._restart_mended,
     Kind.REVOKE: Injector._replace,
     Kind.VOLUME: Injector._remove_volume,

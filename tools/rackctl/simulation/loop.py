@@ -49,7 +49,14 @@ class Process:
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
         self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.busy_until_s = 0.0
+        """Until then it computes: what falls due waits, and its clock says so already."""
+        self.turn_cost_s = 0.0
+        """What each callback costs, on a processor that has more to do than this."""
+        self.work_cost_s = 0.0
+        """What one encoding, application or decoding costs."""
         self._held: list[asyncio.Handle] = []
+        self._deferred: list[asyncio.Handle] = []
 
     @property
     def running(self) -> bool:
@@ -58,6 +65,30 @@ class Process:
     @property
     def dead(self) -> bool:
         return self.state is ProcessState.DEAD
+
+    @property
+    def now_s(self) -> float:
+        """The moment that its own instructions have reached."""
+        return max(self.loop.time(), self.busy_until_s)
+
+    def work(self, seconds: float) -> None:
+        """Compute for a while."""
+        self.busy_until_s = self.now_s + seconds
+
+    @property
+    def computing(self) -> bool:
+        """Whether what falls due now has to wait."""
+        return bool(self._deferred) or self.busy_until_s > self.loop.time()
+
+    def defer(self, handle: asyncio.Handle) -> None:
+        """Called by the loop with what is due while the process computes."""
+        if not self._deferred:
+            self.loop.call_at(self.busy_until_s, self._go_on, context=NOBODY)
+        self._deferred.append(handle)
+
+    def _go_on(self) -> None:
+        deferred, self._deferred = self._deferred, []
+        self.loop.push(deferred)
 
     def call(self, callback: Callable[..., object], *args: Any) -> None:
         """Have `callback` run in the process, in a later turn."""
@@ -71,6 +102,7 @@ class Process:
         """SIGSTOP: nothing of it runs, its sockets stay open."""
         if self.state is ProcessState.RUNNING:
             self.state = ProcessState.PAUSED
+            self._held, self._deferred = self._deferred, []
 
     def resume(self) -> None:
         """SIGCONT: everything that fell due meanwhile is done now, in the order in which it fell due."""
@@ -83,6 +115,7 @@ class Process:
         """SIGKILL: not one instruction more. Its tasks are kept, lest the collector runs their `finally` clauses."""
         self.state = ProcessState.DEAD
         self._held.clear()
+        self._deferred.clear()
         self.loop.bury(self)
 
     def hold(self, handle: asyncio.Handle) -> None:
@@ -179,10 +212,16 @@ class SimulationLoop(asyncio.BaseEventLoop):
         if handle.cancelled():
             return
         process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
-        if process is None or process.state is ProcessState.RUNNING:
+        if process is None:
             handle._run()
-        else:
+        elif process.state is not ProcessState.RUNNING:
             process.hold(handle)
+        elif process.computing:
+            process.defer(handle)
+        else:
+            handle._run()
+            if process.turn_cost_s:
+                process.work(process.turn_cost_s)
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a selector."""

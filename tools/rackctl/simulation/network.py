@@ -81,6 +81,8 @@ class Network:
         self._next_port = FIRST_FREE_PORT
         self._next_number = 0
         self._waiting: list[tuple[tuple[str, str], Callable[[], None]]] = []
+        self.without_descriptors: set[str] = set()
+        """Nodes on which no process gets another socket."""
         self.endpoints: dict[Endpoint, None] = {}
         """Every socket that is connected and whose process has not closed it."""
         loop.network = self
@@ -150,8 +152,8 @@ class Network:
             else:
                 self._waiting.append((pair, act))
 
-    def deliver(self, source: str, target: str, act: Callable[[], None]) -> None:
-        """Run `act` (outside of any process) when a message sent now arrives."""
+    def deliver(self, source: str, target: str, act: Callable[[], None], delay_s: float = 0.0) -> None:
+        """Run `act` (outside of any process) when a message sent now, or `delay_s` later, arrives."""
 
         def arrive() -> None:
             if self.passable(source, target):
@@ -159,7 +161,7 @@ class Network:
             else:
                 self.when_passable(source, target, arrive)
 
-        self.loop.call_later(self.latency(source, target), arrive, context=NOBODY)
+        self.loop.call_later(delay_s + self.latency(source, target), arrive, context=NOBODY)
 
     # sockets
 
@@ -189,6 +191,8 @@ class Network:
     ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         """Connect the calling process. Raises ConnectionRefusedError; waits for ever while nobody answers."""
         process = PROCESS.get()
+        if process.node in self.without_descriptors:
+            raise OSError(24, "too many open files")
         own: Address = (process.node, self._free_port())
         established: asyncio.Future[Endpoint | None] = self.loop.create_future()
 
@@ -209,7 +213,7 @@ class Network:
             far.accept(listener.factory)
             self.deliver(address[0], process.node, lambda: answered(near))
 
-        self.deliver(process.node, address[0], syn_arrives)
+        self.deliver(process.node, address[0], syn_arrives, process.now_s - self.loop.time())
         try:
             endpoint = await established
         except BaseException:

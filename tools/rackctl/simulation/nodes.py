@@ -27,8 +27,9 @@ from sled_controller.storage import superblock
 from sled_controller.storage.errors import StorageError
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.subsystem import Identity, Subsystem
+from spdk_bindings.device import Buffer, Device, Done
 from spdk_bindings.emulator import MemoryDevice
-from spdk_bindings.faults import BitRot, DeadDevice, Misdirected, StatusFault
+from spdk_bindings.faults import BitRot, DeadDevice, Misdirected, StatusFault, Wrapper
 from spdk_bindings.volatile_cache import VolatileCache
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class NodeClock:
         self.wall_offset_ms = random.randrange(-500, 500)
         self.on_read: Callable[[], None] | None = None
         """Called with each reading of the boot clock."""
+        self.process: Process | None = None
+        """Who looks: one that computes is further on than the loop."""
         self._boot_ns = 0
         self._uptime_ns = 0
         self.reboot()
@@ -73,10 +76,13 @@ class NodeClock:
     def boottime_ns(self) -> int:
         if self.on_read is not None:
             self.on_read()
-        return self._uptime_ns + int((self._loop.now_ns - self._boot_ns) * self._rate)
+        return self._uptime_ns + int((self._now_ns() - self._boot_ns) * self._rate)
 
     def wall_ms(self) -> int:
-        return EPOCH_MS + self._loop.now_ns // 1_000_000 + self.wall_offset_ms
+        return EPOCH_MS + self._now_ns() // 1_000_000 + self.wall_offset_ms
+
+    def _now_ns(self) -> int:
+        return self._loop.now_ns if self.process is None else round(self.process.now_s * NS)
 
 
 class SeededEntropy:
@@ -110,6 +116,7 @@ class Node:
         self.ending = False
         """It was told to end in good order and has not yet."""
         self.starts = 0
+        self.turn_cost_s = self.work_cost_s = 0.0
 
     @property
     def up(self) -> bool:
@@ -131,6 +138,8 @@ class Node:
             self.world.network.power_on(self.address)
         self.starts += 1
         self.process = Process(self.world.loop, self.address, f"{self.name}#{self.starts}")
+        self.process.turn_cost_s, self.process.work_cost_s = self.turn_cost_s, self.work_cost_s
+        self.clock.process = self.process
         entropy = SeededEntropy(self.world.stream(f"{self.name} entropy {self.starts}"))
         self.process.spawn(self._supervise(Environment(self.clock, entropy)), name=self.name)
 
@@ -154,6 +163,12 @@ class Node:
         self.world.network.power_loss(self.address)
         self.crashed()
         self.power_lost()
+
+    def slow_down(self, turn_cost_s: float, work_cost_s: float) -> None:
+        """Make each callback, and each encoding or application of records, cost so much time of its one thread."""
+        self.turn_cost_s, self.work_cost_s = turn_cost_s, work_cost_s
+        if self.process is not None:
+            self.process.turn_cost_s, self.process.work_cost_s = turn_cost_s, work_cost_s
 
     def pause(self) -> None:
         """SIGSTOP."""
@@ -253,6 +268,23 @@ class AuthorityNode(Node):
         self.store.on_put = self.world.watchers.stored
 
 
+class LyingDevice(Wrapper):
+    """A drive that says that data of volumes is on its medium when it is in its cache.
+
+    What it says of its metadata is true: a sled whose fences are not where the drive says cannot keep them (F2), and no
+    design survives that.
+    """
+
+    def __init__(self, device: Device, data_lba: int) -> None:
+        super().__init__(device)
+        self.lies = False
+        self._data_lba = data_lba
+
+    def write(self, lba: int, data: Buffer, fua: bool, done: Done) -> int:
+        """Write, into the cache only while it lies."""
+        return self.device.write(lba, data, fua and not (self.lies and lba >= self._data_lba), done)
+
+
 class Drive:
     """One drive of a sled: medium, volatile cache, and the faults that a run may switch on."""
 
@@ -263,7 +295,8 @@ class Drive:
         self.misdirected = Misdirected(self.rot)
         self.errors = StatusFault(self.misdirected)
         self.death = DeadDevice(self.errors)
-        self.device = world.watchers.device(sled, self.death)
+        self.lying = LyingDevice(self.death, superblock.plan(blocks, 0, bytes(16), bytes(16)).data_lba)
+        self.device = world.watchers.device(sled, self.lying)
         self.present = True
 
     def data_blocks(self) -> list[int]:

@@ -4,7 +4,7 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -15,8 +15,9 @@ from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from rackctl.consistency.history import Violation
 from rackctl.consistency.workload import Tally
 from rackctl.simulation.branches import branches
+from rackctl.simulation.costs import costing
 from rackctl.simulation.director import BEGIN_S, Director
-from rackctl.simulation.faults import Fault, Kind, Suspended, plan, suspended
+from rackctl.simulation.faults import DRAWN, Fault, Kind, Suspended, plan, suspended
 from rackctl.simulation.loop import Stuck
 from rackctl.simulation.nodes import DRIFT_BOUND, DRIFT_MAX
 from rackctl.simulation.tenants import Habits
@@ -35,8 +36,8 @@ class Setting:
 
     @classmethod
     def drawn(cls, random: Random) -> "Setting":
-        """A setting by luck: two heads or three, wide stripes or narrow ones, a lease short or long, busy or idle; logs,
-        caches and columns so small that they fill up within seconds, or larger ones."""
+        """A setting by luck: two heads or three, wide stripes or narrow ones, a lease short or long, busy or idle, and
+        logs, caches and columns so small that they fill up within seconds, or larger ones."""
         heads, heads_per_volume = random.choice(((2, 2), (2, 2), (3, 3), (3, 2)))
         shape = Shape(
             heads=heads,
@@ -58,7 +59,8 @@ class Setting:
 
 
 def _limits(random: Random) -> Limits:
-    segment_bytes, segments = random.choice(((SEGMENT_BYTES_MIN, 4), (SEGMENT_BYTES_MIN, 6), (2 << 20, 5), (8 << 20, 4)))
+    smallest = SEGMENT_BYTES_MIN
+    segment_bytes, segments = random.choice(((smallest, 4), (smallest, 6), (2 << 20, 5), (8 << 20, 4)))
     return Limits(
         segment_bytes=segment_bytes,
         log_bytes_max=segment_bytes * segments,
@@ -94,14 +96,22 @@ class Report:
     timeline: Sequence[Line] = ()
 
 
-def simulate(seed: str, *, faults: Sequence[Fault] | None = None, log_level: int = logging.INFO) -> Report:
-    """Run one seed; `faults` replaces the plan that the seed would draw (a shrinker leaves some out).
+def simulate(
+    seed: str,
+    *,
+    faults: Sequence[Fault] | None = None,
+    also: Collection[Kind] = (),
+    log_level: int = logging.INFO,
+) -> Report:
+    """Run one seed; `faults` replaces the plan that the seed would draw (a shrinker leaves some out), `also` are kinds
+    that it may draw beside those of `faults.DRAWN`.
 
     The same arguments give the same report, bit for bit.
     """
     setting = Setting.drawn(Random(f"{seed}/setting"))
     world = World(seed, setting.shape)
-    planned = plan(world.stream("faults"), world, BEGIN_S, BEGIN_S + setting.seconds) if faults is None else faults
+    end_s = BEGIN_S + setting.seconds
+    planned = plan(world.stream("faults"), world, BEGIN_S, end_s, DRAWN | set(also)) if faults is None else faults
     report = Report(seed, setting, planned, suspended=suspended(planned))
     director = Director(world, setting.seconds, setting.clients, setting.habits, planned, report.tally)
     begun_s = time.process_time()
@@ -117,7 +127,7 @@ def simulate(seed: str, *, faults: Sequence[Fault] | None = None, log_level: int
     quiet = logging.getLogger("httpx")
     quiet.setLevel(logging.WARNING)
     try:
-        with setting.shape.sized(), world.watchers.installed(), branches().counted():
+        with setting.shape.sized(), world.watchers.installed(), costing(), branches().counted():
             world.loop.run_until_complete(world.director.spawn(director.main(), name="director"))
             world.alive()
     except (Violation, Stuck, ExportError) as error:

@@ -19,6 +19,7 @@ READ_BYTES_MAX: Final = 256 * 1024
 """At most this much reaches a protocol at once, as with asyncio's own transport."""
 SPLIT_CHANCE: Final = 0.2
 """How often a write arrives in two pieces."""
+ACCEPT_RETRY_S: Final = 1.0
 HIGH_WATER_BYTES: Final = 64 * 1024
 
 _ESTABLISHED: Final = 1
@@ -87,8 +88,13 @@ class Endpoint:
         """Give the listening process a connection, when it has a turn."""
 
         def made() -> None:
-            if not self._closed:
-                self.open(factory())
+            if self._closed:
+                return
+            if self.node in self._network.without_descriptors:
+                # accept() fails and the connection stays in the backlog; asyncio tries again after a second.
+                self._network.loop.call_later(ACCEPT_RETRY_S, self.process.call, made, context=NOBODY)
+                return
+            self.open(factory())
 
         self.process.call(made)
 
@@ -168,7 +174,7 @@ class Endpoint:
     def _send(self, length: int, arrive: Callable[[], None]) -> None:
         network = self._network
         link = network.link(self.node, self.peer.node)
-        earliest = network.loop.time() + network.latency(self.node, self.peer.node)
+        earliest = self.process.now_s + network.latency(self.node, self.peer.node)
         self._last_arrival_s = max(self._last_arrival_s, earliest) + length / link.bytes_per_s
         self._in_flight.append((self._last_arrival_s, arrive))
         self._expect()

@@ -25,7 +25,7 @@ END_SECONDS_MAX: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How clients work: requests under way at once, the mean pause before each, and how many blocks the largest have."""
+    """How clients work: requests under way at once, the mean pause before each, the blocks of the largest."""
 
     depth: int
     think_s: float
