@@ -10,6 +10,7 @@ from rackctl.chaos.plan import Nodes, draw
 from rackctl.chaos.report import Report
 from rackctl.chaos.run import Setting, run
 from rackctl.chaos.seclusion import seclude
+from rackctl.consistency.history_file import HistoryFile
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.interrupts import undisturbed
@@ -40,6 +41,10 @@ def add_chaos(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there as text too")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write it there as JUnit XML")
     parser.add_argument(
+        "--history", type=Path, metavar="FILE",
+        help="write what clients did and saw there, one JSON line per operation (docs/testing.md)",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep the rack there; without it only one that broke a promise stays"
     )
     parser.set_defaults(command=_chaos)
@@ -58,11 +63,14 @@ def _chaos(arguments: argparse.Namespace) -> int:
     if keep is not None and keep.exists() and not (keep.is_dir() and not any(keep.iterdir())):
         raise RackError(f"{keep}: is no empty directory: choose another one to keep the rack in")
     denied = seclude(["-m", "rackctl.cli", *arguments.words]) if arguments.namespaces else "--no-namespaces was given"
+    history = _begin_history(arguments.history)
     directory = keep or Path(tempfile.mkdtemp(prefix="palisade-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     done: Report | None = None
     try:
-        setting = Setting(arguments.seed, arguments.minutes, size, directory, denied, keep is not None, arguments.fio)
+        setting = Setting(
+            arguments.seed, arguments.minutes, size, directory, denied, keep is not None, arguments.fio, history
+        )
         done = run(setting, lambda line: print(line, flush=True))
     finally:
         if keep is None and (done is None or done.all_held):
@@ -93,6 +101,13 @@ def _minutes(text: str) -> float:
     if not 0.1 <= value <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes from 0.1 on")
     return value
+
+
+def _begin_history(path: Path | None) -> HistoryFile | None:
+    try:
+        return None if path is None else HistoryFile(path)
+    except OSError as error:
+        raise RackError(f"{path}: cannot be written: {error.strerror}; choose another file") from None
 
 
 def _write(path: Path, content: str) -> None:

@@ -26,6 +26,7 @@ from rackctl.chaos.watch import RecordWatch
 from rackctl.consistency import flushes, linearizability
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
+from rackctl.consistency.history_file import HistoryFile
 from rackctl.errors import ApiRefused, ApiUnreachable, NodeFailed, WaitedTooLong
 from rackctl.evidence import engine_of_primary
 from rackctl.interrupts import raise_if_interrupted, undisturbed
@@ -56,6 +57,8 @@ class Setting:
     """The directory stays; without it only when a promise was broken."""
     fio: bool
     """fio works beside our own clients, where it is installed."""
+    history: HistoryFile | None = None
+    """For all that clients did and saw."""
 
     @property
     def nodes(self) -> Nodes:
@@ -129,6 +132,9 @@ class _Run:
             VOLUME, VOLUME_BLOCKS, heads, self._setting.seed,
             lambda error: self._findings.accuse(Promise.WHOLE, str(error)),
         )  # fmt: skip
+        if self._setting.history is not None:
+            load.history.on_forgotten = self._setting.history.write
+            stack.callback(self._setting.history.finish, load.history)
         stack.callback(load.close)
         passes = self._begin_fio(rack, stack)
         injector = Injector(rack, self._setting.nodes, machine, lambda: watch.members, self._note)

@@ -6,6 +6,7 @@ share, 0 for zeroes. Only a block is atomic (D3), so a write of several is sever
 
 import struct
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -44,6 +45,13 @@ class Operation:
     invoked_ns: int
     returned_ns: int | None = None
     fua: bool = False
+    failed: bool = False
+    """A read that was answered with an error: it has returned no value, and says nothing."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it was answered, and not with an error."""
+        return self.returned_ns is not None and not self.failed
 
     def __str__(self) -> str:
         end = "open" if self.returned_ns is None else f"{self.returned_ns / 1e9:.6f}"
@@ -67,8 +75,11 @@ class History:
     blocks: dict[int, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     flushes: list[Flush] = field(default_factory=list)
     last_value: int = ZERO
+    failed_reads: list[Operation] = field(default_factory=list)
     forgotten: int = 0
     """How many operations were checked and are not kept."""
+    on_forgotten: Callable[[Iterable[Operation]], None] = lambda operations: None
+    """Called with operations that were checked and are not kept."""
 
     def new_value(self) -> int:
         """A value that was never written."""
@@ -91,6 +102,10 @@ class History:
         """A read of one block has returned `value`."""
         self.blocks[lba].append(Operation(client, Kind.READ, lba, value, invoked_ns, now_ns))
 
+    def read_failed(self, client: str, lba: int, invoked_ns: int, now_ns: int) -> None:
+        """A read of one block was answered with an error."""
+        self.failed_reads.append(Operation(client, Kind.READ, lba, ZERO, invoked_ns, now_ns, failed=True))
+
     def forget(self) -> None:
         """Keep of what was checked only what later operations depend on: what the last read of each block returned, and
         writes that may still take effect. Call it when none but those are open. Whatever older value is read afterwards
@@ -111,7 +126,11 @@ class History:
                 and write.value not in seen
                 and (write.returned_ns is None or (write.value == last.value and write.value != ZERO))
             ] + [last]
+            kept = set(map(id, self.blocks[lba]))
+            self.on_forgotten(operation for operation in operations if id(operation) not in kept)
         self.forgotten += before - self.operations
+        self.on_forgotten(self.failed_reads)
+        self.failed_reads = []
 
     @property
     def operations(self) -> int:

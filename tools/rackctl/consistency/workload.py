@@ -159,7 +159,7 @@ class Client:
             writes = self._writes(lba, values, fua=fua)
             self._await(nbd, nbd.write(lba * BLOCK_BYTES, data, fua=fua), writes, None)
         else:
-            self._await(nbd, nbd.read(lba * BLOCK_BYTES, count * BLOCK_BYTES), [], lba)
+            self._await(nbd, nbd.read(lba * BLOCK_BYTES, count * BLOCK_BYTES), [], range(lba, lba + count))
 
     def _writes(self, lba: int, values: list[int], *, fua: bool = False) -> list[Operation]:
         now_ns = self._clock_ns()
@@ -171,7 +171,7 @@ class Client:
         nbd: NbdClient,
         answer: "asyncio.Future[Any]",
         begun: Sequence[Operation | Flush],
-        read_lba: int | None,
+        read: range | None,
     ) -> None:
         """`begun` has returned when there is an answer that is no error."""
         invoked_ns = self._clock_ns()
@@ -183,6 +183,8 @@ class Client:
             error = None if done.cancelled() else done.exception()
             if done.cancelled() or isinstance(error, NbdCommandFailed):
                 self._tally.fail(asyncio.get_running_loop().time(), repr(error))
+                for lba in read or ():
+                    self._history.read_failed(self._programme.name, lba, invoked_ns, self._clock_ns())
             elif error is not None:
                 if self._nbd is nbd:
                     self._nbd = None
@@ -192,8 +194,8 @@ class Client:
                 now_ns = self._clock_ns()
                 for operation in begun:
                     operation.returned_ns = now_ns
-                if read_lba is not None:
-                    self._note_read(read_lba, done.result(), invoked_ns, now_ns)
+                if read is not None:
+                    self._note_read(read.start, done.result(), invoked_ns, now_ns)
 
         answer.add_done_callback(answered)
 

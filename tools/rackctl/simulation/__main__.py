@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from head_node.cluster.states import TRANSITIONS
+from rackctl.consistency.history_file import HistoryFile
 from rackctl.simulation.faults import DRAWN, Kind
 from rackctl.simulation.run import Report, simulate
 from rackctl.simulation.shrink import shrink
@@ -36,6 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first-failure", action="store_true", help="stop at the first seed that fails")
     parser.add_argument("--seed", metavar="S", help="run this seed alone and show its timeline")
     parser.add_argument("--lines", type=int, default=200, metavar="N", help="of the timeline, the last N (default 200)")
+    parser.add_argument(
+        "--history",
+        metavar="NAME",
+        help="with --seed: write what clients did and saw to NAME-VOLUME.jsonl",
+    )
     parser.add_argument("--quiet", action="store_true", help="warnings and faults only in the timeline")
     parser.add_argument(
         "--also",
@@ -78,13 +85,16 @@ def _run_many(arguments: argparse.Namespace) -> int:
 def _bare(seed: str, also: Sequence[Kind], log_level: int) -> Report:
     """A report without its timeline, which is too much to send between processes."""
     report = simulate(seed, also=also, log_level=log_level)
-    report.timeline = ()
+    report.timeline, report.histories = (), {}
     return report
 
 
 def _replay(arguments: argparse.Namespace) -> int:
     level = logging.WARNING if arguments.quiet else logging.INFO
     report = simulate(arguments.seed, also=arguments.also, log_level=level)
+    if arguments.history is not None:
+        for volume, history in report.histories.items():
+            HistoryFile(Path(f"{arguments.history}-{volume}.jsonl")).finish(history)
     if report.failure is not None and arguments.shrink:
         report = shrink(report, lambda line: print(line, flush=True))
     for line in report.timeline[-arguments.lines :]:

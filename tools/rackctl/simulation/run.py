@@ -4,7 +4,7 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -12,7 +12,7 @@ from head_node.export.errors import ExportError
 from head_node.volume.geometry import Geometry
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
-from rackctl.consistency.history import Violation
+from rackctl.consistency.history import History, Violation
 from rackctl.consistency.workload import Tally
 from rackctl.simulation.branches import branches
 from rackctl.simulation.costs import costing
@@ -94,6 +94,8 @@ class Report:
     """One byte for each of `branches().names`: 1 when the run took that branch."""
     suspended: frozenset[Suspended] = frozenset()
     timeline: Sequence[Line] = ()
+    histories: Mapping[str, History] = field(default_factory=dict)
+    """What clients did and saw, by volume."""
 
 
 def simulate(
@@ -157,3 +159,5 @@ def _fill_in(report: Report, world: World, director: Director) -> None:
     report.nonces_watched = watchers.nonces.nonces_total
     report.taken = bytes(branches().taken)
     report.timeline = world.timeline
+    tenants = director.tenants
+    report.histories = {tenant.name: tenant.history for tenant in (*tenants.live, *tenants.gone)}
