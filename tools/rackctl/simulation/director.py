@@ -1,13 +1,13 @@
 """The course of a run: build up, work under faults, mend, rest, read everything through each head, check, tear down."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from head_node.export.nbd_client import NbdClient
 from rackctl.consistency.workload import Tally, read_all
 from rackctl.simulation import rest
-from rackctl.simulation.faults import Fault
+from rackctl.simulation.faults import Fault, Kind
 from rackctl.simulation.injector import Injector
 from rackctl.simulation.tenants import Habits, Tenant, Tenants
 from rackctl.simulation.world import World
@@ -29,14 +29,15 @@ class Director:
     """Does it for one world. Raises Violation, Stuck, ExportError from `main`."""
 
     def __init__(
-        self, world: World, seconds: float, clients: int, habits: Habits, faults: Sequence[Fault], tally: Tally
-    ) -> None:
+        self, world: World, seconds: float, clients: int, habits: Habits, faults: Sequence[Fault], tally: Tally,
+        drawn: Collection[Kind],
+    ) -> None:  # fmt: skip
         self._world = world
         self._seconds = seconds
         self._clients = clients
         self._faults = faults
         self.tenants = Tenants(world, habits, tally)
-        self.injector = Injector(world, self.tenants)
+        self.injector = Injector(world, self.tenants, drawn)
 
     async def main(self) -> None:
         """See the module."""

@@ -3,7 +3,7 @@
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -26,14 +26,18 @@ STEP_DELAY_S: Final = (0.0, 0.02)
 """How long after a step a fault that waits for it begins: within what the step leads to."""
 CLOCK_READINGS_MAX: Final = 60
 DAY_MS: Final = 86_400_000
+SECOND_FAULTS_FROM: Final = 10_000
+"""Numbers of faults that follow from others."""
 
 
 class Injector:
     """Makes faults happen to a world, and mends everything at the end."""
 
-    def __init__(self, world: "World", tenants: Tenants) -> None:
+    def __init__(self, world: "World", tenants: Tenants, drawn: Collection[Kind]) -> None:
+        """Second faults, which follow from a first one, are of kinds in `drawn` too."""
         self._world = world
         self._tenants = tenants
+        self._drawn = drawn
         self._budget = Budget(world)
         self._nodes: dict[str, Node] = {node.name: node for node in world.nodes}
         self.begun: Counter[Kind] = Counter()
@@ -355,17 +359,17 @@ class Injector:
         for node in nodes:
             self._later(random.choice((0.0, random.uniform(0.0, 3.0))), node.start)
 
-    def _lose_power_and_start(self, fault: Fault) -> None:
-        """What the disk has not written is gone: a failed sync after a restart that trusts it, a lie with the power."""
-        head = self._head(fault)
+    def _restart_and_lose_power(self, fault: Fault) -> None:
+        """Let the head trust the pages that were never written; then the power of everything goes, as soon as another
+        fault may happen, and another head loses the end of its log with it (D1: one head and the power)."""
+        self._mend_head(fault)
         random = self._world.stream(f"power after {fault.number}")
-        if fault.kind is Kind.LOG_SYNC_LOST:
-            self._mend_log(head)
-            head.kill()
-            head.start()
-            self._later(random.uniform(0.1, 2.0), self._cut_and_start, fault)
-        else:
-            self._cut_and_start(fault)
+        others = [head.name for head in self._world.heads if head.name not in fault.targets]
+        targets = (random.choice(others),) if Kind.LOG_TAIL_LOST in self._drawn else ()
+        kind = Kind.LOG_TAIL_LOST if targets else Kind.RACK_POWER_LOSS
+        number, at_s = fault.number + SECOND_FAULTS_FROM, self._world.loop.time() + random.uniform(0.3, 2.0)
+        second = Fault(number, at_s, 0.1, kind, targets)
+        self._due.append(self._world.loop.call_at(at_s, self._begin, second, context=NOBODY))
 
     def _cut_and_start(self, fault: Fault) -> None:
         for node in self._targets(fault):
@@ -397,7 +401,7 @@ class Injector:
     def _mend_head(self, fault: Fault) -> None:
         head = self._head(fault)
         self._mend_log(head)
-        if fault.kind in (Kind.LOG_ERROR, Kind.LOG_UNREADABLE):
+        if fault.kind in (Kind.LOG_ERROR, Kind.LOG_SYNC_LOST, Kind.LOG_UNREADABLE):
             head.kill()
         head.start()
 
@@ -626,9 +630,9 @@ _END: Final[dict[Kind, Callable[[Injector, Fault], None]]] = {
     Kind.LOG_ERROR: Injector._mend_head,
     Kind.LOG_WIPE: Injector._mend_head,
     Kind.LOG_ROT: Injector._mend_head,
-    Kind.LOG_SYNC_LOST: Injector._lose_power_and_start,
+    Kind.LOG_SYNC_LOST: Injector._restart_and_lose_power,
     Kind.LOG_UNREADABLE: Injector._mend_head,
-    Kind.LOG_LIES: Injector._lose_power_and_start,
+    Kind.LOG_LIES: Injector._cut_and_start,
     Kind.LOG_TAIL_LOST: Injector._start_all,
     Kind.LOG_FILES_FAIL: Injector._mend_head,
     Kind.LOG_FILES_SLOW: Injector._mend_head,

@@ -113,9 +113,10 @@ def simulate(
     setting = Setting.drawn(Random(f"{seed}/setting"))
     world = World(seed, setting.shape)
     end_s = BEGIN_S + setting.seconds
-    planned = plan(world.stream("faults"), world, BEGIN_S, end_s, DRAWN | set(also)) if faults is None else faults
+    drawn = DRAWN | set(also)
+    planned = plan(world.stream("faults"), world, BEGIN_S, end_s, drawn) if faults is None else faults
     report = Report(seed, setting, planned, suspended=suspended(planned))
-    director = Director(world, setting.seconds, setting.clients, setting.habits, planned, report.tally)
+    director = Director(world, setting.seconds, setting.clients, setting.habits, planned, report.tally, drawn)
     begun_s = time.process_time()
     collecting = gc.isenabled()
     gc.collect()  # the last run's world is one large cycle
