@@ -10,14 +10,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from head_node.cluster.states import TRANSITIONS
 from rackctl.consistency.history_file import HistoryFile
-from rackctl.simulation.faults import DRAWN, Kind
+from rackctl.simulation.coverage import RUNS_FOR_HOLES, Coverage, as_lines, choose, reached
+from rackctl.simulation.faults import Kind
 from rackctl.simulation.run import Report, simulate
 from rackctl.simulation.shrink import shrink
 
-SEEDS_FOR_COVERAGE = 100
-"""With fewer seeds a fault that never happened says nothing."""
+CHOSEN_TIMES = 2
+"""How often chosen seeds reach each thing, where they can: a change of the code moves some of them elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="how many seeds to run (default 100)")
     parser.add_argument("--first", type=int, default=0, metavar="K", help="the first of them (default 0)")
     parser.add_argument("--jobs", type=int, default=2, metavar="J", help="processes (default 2)")
-    parser.add_argument("--first-failure", action="store_true", help="stop at the first seed that fails")
+    parser.add_argument(
+        "--first-failure", action="store_true", help="stop at the first seed that fails; ask for no coverage"
+    )
+    parser.add_argument("--rare", type=int, default=0, metavar="N", help="show what at most N runs have reached")
+    parser.add_argument("--choose", type=Path, metavar="FILE", help="write the fewest seeds that reach as much")
     parser.add_argument("--seed", metavar="S", help="run this seed alone and show its timeline")
     parser.add_argument("--lines", type=int, default=200, metavar="N", help="of the timeline, the last N (default 200)")
     parser.add_argument(
@@ -62,9 +66,13 @@ def _run_many(arguments: argparse.Namespace) -> int:
     begun_s = time.perf_counter()
     reports: list[Report] = []
     failed: list[Report] = []
+    coverage = Coverage()
+    found: dict[str, set[str]] = {}
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for report in pool.map(partial(_bare, also=arguments.also, log_level=logging.INFO), seeds, chunksize=4):
             reports.append(report)
+            coverage.add(report)
+            found[report.seed] = reached(report)
             if report.failure is not None:
                 failed.append(report)
                 print(f"seed {report.seed} failed after {report.virtual_s:.3f} s: {report.failure}", flush=True)
@@ -76,10 +84,19 @@ def _run_many(arguments: argparse.Namespace) -> int:
     _summary(reports, time.perf_counter() - begun_s, arguments.jobs)
     for report in failed:
         print(f"replay with: make sim SEED={report.seed}")
-    holes = _holes(reports) if len(reports) >= SEEDS_FOR_COVERAGE else []
+    if arguments.choose is not None:
+        chosen = choose(found, {report.seed: report.cpu_s for report in reports}, CHOSEN_TIMES)
+        arguments.choose.write_text(as_lines(chosen), encoding="utf-8")
+        print(f"{len(chosen)} seeds chosen")
+    if arguments.rare:
+        for count, name in coverage.rarest(arguments.rare):
+            print(f"reached by {count} of {coverage.runs}: {name}")
+    if arguments.first_failure or len(reports) < RUNS_FOR_HOLES:
+        return 1 if failed else 0
+    holes = coverage.holes
     for hole in holes:
-        print(f"never happened: {hole}")
-    return 1 if failed else 0
+        print(f"never reached: {hole}")
+    return 1 if failed or holes else 0
 
 
 def _bare(seed: str, also: Sequence[Kind], log_level: int) -> Report:
@@ -127,16 +144,6 @@ def _summary(reports: Iterable[Report], wall_s: float, jobs: int) -> None:
     )
     for kind in Kind:
         print(f"  {kind.value:<16} {begun[kind]:>6} begun {refused[kind]:>6} not admitted")
-
-
-def _holes(reports: Sequence[Report]) -> list[str]:
-    """Faults and state transitions that no run has seen."""
-    begun = set().union(*(report.begun for report in reports))
-    seen = set().union(*(report.transitions for report in reports))
-    holes = [f"fault {kind.value}" for kind in Kind if kind in DRAWN and kind not in begun]
-    for old, news in TRANSITIONS.items():
-        holes += sorted(f"{old.value} to {new.value}" for new in news if (old.value, new.value) not in seen)
-    return holes
 
 
 if __name__ == "__main__":

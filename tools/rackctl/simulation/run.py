@@ -20,6 +20,7 @@ from rackctl.simulation.director import BEGIN_S, Director
 from rackctl.simulation.faults import DRAWN, Fault, Kind, Suspended, plan, suspended
 from rackctl.simulation.loop import Stuck
 from rackctl.simulation.nodes import DRIFT_BOUND, DRIFT_MAX
+from rackctl.simulation.situations import Situation, Situations
 from rackctl.simulation.tenants import Habits
 from rackctl.simulation.world import Line, Shape, TimelineHandler, World
 
@@ -92,6 +93,7 @@ class Report:
     nonces_watched: int = 0
     taken: bytes = b""
     """One byte for each of `branches().names`: 1 when the run took that branch."""
+    situations: Counter[Situation] = field(default_factory=Counter)
     suspended: frozenset[Suspended] = frozenset()
     timeline: Sequence[Line] = ()
     histories: Mapping[str, History] = field(default_factory=dict)
@@ -116,6 +118,7 @@ def simulate(
     drawn = DRAWN | set(also)
     planned = plan(world.stream("faults"), world, BEGIN_S, end_s, drawn) if faults is None else faults
     report = Report(seed, setting, planned, suspended=suspended(planned))
+    situations = Situations()
     director = Director(world, setting.seconds, setting.clients, setting.habits, planned, report.tally, drawn)
     begun_s = time.process_time()
     collecting = gc.isenabled()
@@ -130,7 +133,7 @@ def simulate(
     quiet = logging.getLogger("httpx")
     quiet.setLevel(logging.WARNING)
     try:
-        with setting.shape.sized(), world.watchers.installed(), costing(), branches().counted():
+        with setting.shape.sized(), world.watchers.installed(), situations.watched(), costing(), branches().counted():
             world.loop.run_until_complete(world.director.spawn(director.main(), name="director"))
             world.alive()
     except (Violation, Stuck, ExportError) as error:
@@ -144,11 +147,11 @@ def simulate(
         if collecting:
             gc.enable()
     report.cpu_s = time.process_time() - begun_s
-    _fill_in(report, world, director)
+    _fill_in(report, world, director, situations)
     return report
 
 
-def _fill_in(report: Report, world: World, director: Director) -> None:
+def _fill_in(report: Report, world: World, director: Director, situations: Situations) -> None:
     watchers = world.watchers
     report.digest, report.virtual_s, report.turns = world.digest, world.loop.time(), world.loop.turns
     report.operations = director.tenants.operations
@@ -159,6 +162,7 @@ def _fill_in(report: Report, world: World, director: Director) -> None:
     report.writes_watched = watchers.fences.writes_total
     report.nonces_watched = watchers.nonces.nonces_total
     report.taken = bytes(branches().taken)
+    report.situations = situations.seen
     report.timeline = world.timeline
     tenants = director.tenants
     report.histories = {tenant.name: tenant.history for tenant in (*tenants.live, *tenants.gone)}
