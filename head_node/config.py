@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from head_node.cluster.lease import LeaseTerms
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
-from sled_controller.settings import Settings
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
+from sled_controller.settings import PeerSilence, Settings
 
 PROG = "head-node"
 DEFAULTS = Limits()
@@ -70,6 +71,7 @@ class HeadSettings(Settings):
         default=DEFAULTS.unanswered_bytes_max,
         description="data of a volume's writes under way; its clients wait when there is more",
     )
+    peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
         default="info", description="least level to log: debug, info, warning or error"
     )

@@ -155,6 +155,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
         head = Head(
             state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
             open_engine=logs.open, remove_log=logs.remove, terms=settings.terms(), env=env,
+            peer_silence_s=settings.peer_silence_s,
         )  # fmt: skip
         try:
             await run(head, client, settings, state)

@@ -5,9 +5,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, IPvAnyAddress, ValidationInfo, field_validator
 
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.pdu import DEFAULT_PORT
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
-from sled_controller.settings import Settings
+from sled_controller.settings import PeerSilence, Settings
 from spdk_bindings.device import BLOCK_BYTES
 
 PROG: Final = "sled-controller"
@@ -83,6 +84,7 @@ class SledSettings(SpdkSettings):
         "a console may be given it there instead",
     )  # fmt: skip
     connections_max: int = Field(CONNECTIONS_MAX, ge=2, le=4096, description="connections of heads at the same time")
+    peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     @property

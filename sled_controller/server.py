@@ -105,7 +105,7 @@ async def _serve(
         call_later = asyncio.get_running_loop().call_later
         managers = None if settings.management_hosts is None else ManagementHosts.read(settings.management_hosts)
         subsystem = Subsystem(identity, storage, env, call_later, advertised, firmware=firmware, managers=managers)
-        server = TargetServer(subsystem, settings.connections_max)
+        server = TargetServer(subsystem, settings.connections_max, silence_s=settings.peer_silence_s)
         try:
             host, port = await server.start(settings.listen_host, settings.listen_port)
         except OSError as error:

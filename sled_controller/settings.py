@@ -20,6 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Model = TypeVar("Model", bound="Settings")
 
+PeerSilence = Annotated[
+    int,
+    Field(
+        ge=6, le=32767,
+        description="seconds without a sign of life after which a connection ends whose peer has vanished (power lost, "
+        "cable cut); an idle peer that is up stays connected",
+    ),
+]  # fmt: skip
+
 
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, values do not change once loaded."""

@@ -25,7 +25,8 @@ from head_node.authority.keyring import load_root_key
 from head_node.store.errors import StoreError
 from head_node.store.sqlite import SqliteStore
 from sled_controller.environment import Environment
-from sled_controller.settings import Settings, load
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
+from sled_controller.settings import PeerSilence, Settings, load
 
 PROG = "rack-authority"
 STORE_FILE = "authority.db"
@@ -41,6 +42,7 @@ class AuthoritySettings(Settings):
     state_dir: Path = Field(description="directory of the store, the root key, the operator token and endpoints.json")
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="port to listen on; 0 takes a free one")
+    peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
         default="info", description="least level to log: debug, info, warning or error"
     )
@@ -91,6 +93,7 @@ async def serve(settings: AuthoritySettings) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     env = Environment.of_program(settings.clock_faults)
     listener = listen(settings.host, settings.port)
+    watch_peer(listener, settings.peer_silence_s)
     with contextlib.closing(listener):
         store = await SqliteStore.open(folder / STORE_FILE)
         try:

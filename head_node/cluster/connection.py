@@ -13,6 +13,7 @@ from head_node.cluster.frames import FrameType, decode_refused, encode_refused
 from head_node.cluster.link import Authenticated, Frame, LinkContext, LinkState, PeerLink
 from head_node.export.peer import reset
 from sled_controller.environment import Environment
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.session import PeerHandshake
 from spdk_bindings.device import Buffer
 
@@ -39,8 +40,9 @@ class PeerConnection(asyncio.Protocol):
     `on_closed`, which is called exactly once, with the reason. A handler that raises ClusterError ends the link.
     `on_gone` belongs to whoever made the connection."""
 
-    def __init__(self, link: PeerLink, *, initiator: bool) -> None:
+    def __init__(self, link: PeerLink, *, initiator: bool, silence_s: int = PEER_SILENCE_SECONDS) -> None:
         self._link = link
+        self._silence_s = silence_s
         self._initiator = initiator
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -72,6 +74,7 @@ class PeerConnection(asyncio.Protocol):
             socket.abort()
             return
         socket.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+        watch_peer(socket.get_extra_info("socket"), self._silence_s)
         self._timeout = self._loop.call_later(HANDSHAKE_SECONDS_MAX, self._too_slow)
         self._link.start(initiator=self._initiator)
         self._flush()
@@ -234,8 +237,9 @@ class PeerListener:
 
     def __init__(
         self, key: Ed25519PrivateKey, own_id: UUID, peers: Callable[[], Collection[bytes]], accept: Acceptor,
-        env: Environment,
+        env: Environment, silence_s: int = PEER_SILENCE_SECONDS,
     ) -> None:  # fmt: skip
+        self._silence_s = silence_s
         self._key = key
         self._own_id = own_id
         self._peers = peers
@@ -265,7 +269,7 @@ class PeerListener:
 
     def _stranger(self) -> PeerConnection:
         handshake = PeerHandshake.responder(self._key, frozenset(self._peers()), self._env)
-        connection = PeerConnection(PeerLink(handshake), initiator=False)
+        connection = PeerConnection(PeerLink(handshake), initiator=False, silence_s=self._silence_s)
         if len(self._strangers) >= STRANGERS_MAX:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]

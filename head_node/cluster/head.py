@@ -32,6 +32,7 @@ from head_node.store.records import Address, RackView, VolumeRecord, VolumeState
 from head_node.volume.engine import VolumeEngine
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.keyset import KeySet
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Head:
     def __init__(
         self, head: UUID, key: Ed25519PrivateKey, authority: Authority, *, root_public: Callable[[], bytes | None],
         make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog, terms: LeaseTerms, env: Environment,
+        peer_silence_s: int = PEER_SILENCE_SECONDS,
     ) -> None:  # fmt: skip
         self.head = head
         self._key = key
@@ -70,10 +72,10 @@ class Head:
         self.controllers: dict[UUID, VolumeController] = {}
         self.watch = AuthorityWatch(authority)
         self.sleds = Sleds(make_client, env)
-        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env)
+        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s)
         self.directory = VolumeDirectory(head, self.controllers, self._dial)
-        self.nbd = NbdServer(self.directory, env)
-        self.nvme = NvmeServer(env, serial=head.hex[:20].upper())
+        self.nbd = NbdServer(self.directory, env, peer_silence_s=peer_silence_s)
+        self.nvme = NvmeServer(env, serial=head.hex[:20].upper(), peer_silence_s=peer_silence_s)
         self._authority = authority
         self._key_set: KeySet | None = None
         self.key_set_bytes: bytes | None = None

@@ -16,6 +16,7 @@ from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.nbd_protocol import Chunk, Command, CommandFlag, NbdError
 from head_node.export.replies import HOLE_BYTES_MIN, chunk, data_and_hole_chunks, merge_extents
+from head_node.export.requests import Terms, judge, whole_blocks
 from head_node.volume.interface import ServedVolume
 from spdk_bindings.device import Buffer
 
@@ -50,18 +51,6 @@ they would cost its memory for as long as a write beside them is in flight."""
 
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
 
-_ALLOWED_FLAGS: Final[dict[int, int]] = {
-    Command.READ: CommandFlag.DF | CommandFlag.FUA,
-    Command.WRITE: CommandFlag.FUA,
-    Command.DISC: CommandFlag.FUA,
-    Command.FLUSH: CommandFlag.FUA,
-    Command.TRIM: CommandFlag.FUA,
-    Command.CACHE: CommandFlag.FUA,
-    Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
-    Command.BLOCK_STATUS: CommandFlag.REQ_ONE | CommandFlag.FUA,
-}
-"""FUA is tolerated on every command (specification, "Command flags"); nothing hangs on it: all is durable when done."""
-
 _READ, _WRITE = int(Command.READ), int(Command.WRITE)
 _FUA, _DF = int(CommandFlag.FUA), int(CommandFlag.DF)
 _OFFSET_DATA = int(Chunk.OFFSET_DATA)
@@ -72,8 +61,13 @@ class Phase(Enum):
 
     ACTIVE = auto()
     DISCONNECTING = auto()  # DISC has come: answer what is in flight, take nothing more
+    ENDED = auto()  # the client closed its side without DISC: answer what the volume has begun
     BROKEN = auto()  # the byte stream lost its framing: reset
     DROPPED = auto()  # the owner let go of it: answers are thrown away
+
+
+_LAST: Final = (Phase.DISCONNECTING, Phase.ENDED)
+"""Nothing more is taken; the end of the connection follows the last answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +110,14 @@ class Transmission:
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.output_blocked = False
+        self.abandoned = False
+        """A request of a client that had closed its side was not begun: it gets no answer, so reset the connection."""
+        self.limited = False
+        """What has come is kept back, by more than a turn's share or a client that has answers to read first."""
         self._volume = volume
         self._size_bytes = volume.size_bytes
         self._structured = structured
-        self._allocation = allocation
+        self._terms = Terms(volume.size_bytes, structured, allocation)
         self._wake = wake
         self._peer_gone = peer_gone
         self._evict = evict
@@ -156,7 +154,7 @@ class Transmission:
     @property
     def finished(self) -> bool:
         """Nothing more will come out: close once the output is written."""
-        return self.phase is Phase.DISCONNECTING and self.in_flight == 0
+        return self.phase in _LAST and self.in_flight == 0
 
     def get_buffer(self) -> memoryview:
         """Where to put the next bytes of the connection; never empty."""
@@ -208,6 +206,14 @@ class Transmission:
             self._awake = True
             self._parse()
 
+    def end_of_input(self) -> bool:
+        """The client has closed its side, and all that it sent was received. Whether answers may follow: not where
+        requests wait, as a client that is gone looks the same, and may have repeated them elsewhere.
+        """
+        if self.phase is Phase.ACTIVE and not self.limited and self._volume.ready():
+            self.phase = Phase.ENDED
+        return self.phase in _LAST
+
     def drop(self) -> None:
         """The connection is gone or has to go: answer nothing any more; what waits here never gets to the volume."""
         if self.phase is not Phase.DROPPED:
@@ -240,12 +246,16 @@ class Transmission:
 
     def _gone(self) -> bool:
         # Whoever closed after DISC has a right to the end of what came before it.
-        return self.phase is Phase.DROPPED or (self.phase is Phase.ACTIVE and self._peer_gone())
+        if self.phase is Phase.ENDED or (self.phase is Phase.ACTIVE and self._peer_gone()):
+            self.abandoned = True
+            self._notify()
+            return True
+        return self.phase is Phase.DROPPED
 
     # --- the parse loop ---------------------------------------------------------------------------------------------
 
     def _parse(self) -> None:
-        self._stalled = False
+        self._stalled = self.limited = False
         share = TURN_SHARE
         unpack = nbd.REQUEST.unpack_from
         slab, start, end = self._slab, self._start, self._end
@@ -261,8 +271,11 @@ class Transmission:
                     break
             elif end - start < 28:
                 break
-            if self.in_flight >= requests_max or self.output_blocked or not ready():
+            if self.in_flight >= requests_max or not ready():
                 self._stall()
+                break
+            if self.output_blocked:
+                self._stalled = True
                 break
             if share <= 0 or self._output_bytes > OUTPUT_BYTES_MAX:
                 self._stalled = self._turn_over = True
@@ -374,7 +387,7 @@ class Transmission:
         return start + taken
 
     def _stall(self) -> None:
-        self._stalled = True
+        self._stalled = self.limited = True
         if not self._ready_asked and not self._volume.ready():
             self._ready_asked = True
             self._volume.on_ready(self._volume_ready)
@@ -399,7 +412,7 @@ class Transmission:
         if command == Command.DISC:
             self.phase = Phase.DISCONNECTING
             return
-        error, text = self._judge(flags, command, offset, length)
+        error, text = judge(self._terms, flags, command, offset, length)
         if error:
             if command == Command.WRITE and length:
                 self._skip_bytes = length
@@ -407,6 +420,8 @@ class Transmission:
             else:
                 self._reject(cookie, command, error, text)
             return
+        if command == Command.TRIM:
+            offset, length = whole_blocks(offset, length)
         if command == Command.CACHE or (length == 0 and command != Command.FLUSH):
             self._succeed(cookie, command)
             return
@@ -423,31 +438,6 @@ class Transmission:
             one = bool(flags & CommandFlag.REQ_ONE)
             asked = min(length, EXTENTS_BYTES_MAX)
             self._volume.extents(offset, asked, partial(self._extents_done, cookie, asked, one), self._gone)
-
-    def _judge(self, flags: int, command: int, offset: int, length: int) -> tuple[int, str]:
-        """Error number and text for a request that cannot be done, (0, "") for one that can."""
-        allowed = _ALLOWED_FLAGS.get(command)
-        if allowed is None:
-            return NbdError.EINVAL, f"unknown command {command}"
-        if flags & ~int(allowed):  # the complement of an IntFlag knows no foreign bits
-            return NbdError.EINVAL, f"flags {flags:#x} do not go with command {command}"
-        if flags & CommandFlag.DF and not self._structured:
-            return NbdError.EINVAL, "DF needs structured replies"
-        if command == Command.FLUSH:
-            return 0, ""
-        if command in (Command.READ, Command.WRITE) and length > nbd.PAYLOAD_BYTES_MAX:
-            return NbdError.EOVERFLOW, f"{length} bytes, at most {nbd.PAYLOAD_BYTES_MAX} in one request"
-        if (offset | length) & _BLOCK_MASK:
-            return NbdError.EINVAL, f"offset {offset} and length {length} must be multiples of {nbd.BLOCK_BYTES_MIN}"
-        if offset + length > self._size_bytes:
-            grows = command in (Command.WRITE, Command.WRITE_ZEROES)
-            return (NbdError.ENOSPC if grows else NbdError.EINVAL), f"the export ends at {self._size_bytes}"
-        if command == Command.BLOCK_STATUS:
-            if not self._allocation:
-                return NbdError.EINVAL, f"{nbd.META_CONTEXT_ALLOCATION} was not negotiated"
-            if not length:
-                return NbdError.EINVAL, "a block status of nothing"
-        return 0, ""
 
     # --- replies ----------------------------------------------------------------------------------------------------
 

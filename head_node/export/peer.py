@@ -1,4 +1,4 @@
-"""Two things that a byte stream's transport does not offer: a hard reset, and whether the peer is still there."""
+"""What a byte stream's transport does not offer: a hard reset, whether the peer is still there, and goes on."""
 
 import asyncio
 import socket
@@ -7,6 +7,7 @@ from typing import Final
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _TCP_ESTABLISHED: Final = 1  # linux/include/net/tcp_states.h; first byte of struct tcp_info
+_TCP_CLOSE_WAIT: Final = 8
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -25,12 +26,36 @@ def peer_is_gone(transport: asyncio.Transport) -> bool:
 
     Those must not be acted upon any more: the client may have gone elsewhere and repeated them, and newer ones.
     """
+    return _state(transport) != _TCP_ESTABLISHED
+
+
+def peer_has_closed(transport: asyncio.Transport) -> bool:
+    """Whether the peer has closed in order, and may still take answers: what it sent can be read up to its end."""
+    return _state(transport) == _TCP_CLOSE_WAIT
+
+
+def _state(transport: asyncio.Transport) -> int:
+    """The state of the connection for the kernel, 0 when there is none any more."""
     if transport.is_closing():
-        return True
+        return 0
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
+        return _TCP_ESTABLISHED
     try:
-        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED)
+        return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0])
     except (OSError, ValueError):
-        return True
+        return 0
+
+
+class Standstill:
+    """How long a number has not changed, as far as it was looked at."""
+
+    def __init__(self) -> None:
+        self._value = -1
+        self._since_s = 0.0
+
+    def seconds(self, value: int, now_s: float) -> float:
+        """Look at it: it is `value` now."""
+        if value != self._value:
+            self._value, self._since_s = value, now_s
+        return now_s - self._since_s

@@ -4,8 +4,9 @@ The client's head negotiates and then passes bytes on unread; the primary's head
 ever sent twice, and no link outlives its client: bytes of a client that went elsewhere must not take effect late.
 
 Frames begin with one byte: OPEN (version, mode) first, then DATA, CREDIT (how many more DATA bytes the other
-may send), HEARTBEAT, and END after the last reply to a client that disconnected. Each side reads at all times; unread
-DATA is bounded by the credit given out, so a link that falls silent is a dead one.
+may send), HEARTBEAT, CLOSED when the client has closed its side, and END: from the client's side after its last byte,
+from the primary's after the last reply. Each side reads at all times; unread DATA is bounded by the credit given out,
+so a link that falls silent is a dead one.
 """
 
 import logging
@@ -22,7 +23,7 @@ from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 
-RELAY_VERSION: Final = 1
+RELAY_VERSION: Final = 2
 WINDOW_BYTES: Final = 1024 * 1024
 """DATA bytes that may be under way in each direction: several loop turns of a fast link. Every relayed client may cost
 this much on both heads, beside the common budget."""
@@ -37,6 +38,7 @@ class Frame(IntEnum):
     CREDIT = 3
     HEARTBEAT = 4
     END = 5
+    CLOSED = 6
 
 
 class Mode(IntFlag):
@@ -78,8 +80,11 @@ class LinkOwner(Protocol):
     def link_drained(self) -> None:
         """All that waited for credit has gone out."""
 
+    def link_closed(self) -> None:
+        """The client has closed its side; DATA may follow, then END (on the primary's side only)."""
+
     def link_ended(self) -> None:
-        """The other side is done in good order (on the client's side only)."""
+        """The other side has sent its last DATA."""
 
     def link_beat(self) -> None:
         """A heartbeat interval has passed: look after whatever else may have died."""
@@ -129,8 +134,13 @@ class RelayLink:
                 self.pending_bytes += len(buffer)
         self._pump()
 
+    def note_closed(self) -> None:
+        """Say, ahead of the DATA that waits for credit, that the client has closed its side."""
+        if not self.closed:
+            self._transport.send([bytes((Frame.CLOSED,))])
+
     def end(self) -> None:
-        """Say that nothing follows what was sent. The other side then resets the link."""
+        """Say that nothing follows what was sent."""
         if not self._ended:
             self._ended = self._ending = True
             self._pump()
@@ -189,6 +199,8 @@ class RelayLink:
         elif kind == Frame.OPEN and len(frame) == 3 and frame[1] == RELAY_VERSION and not self._opened:
             self._opened = True
             self._owner.link_opened(Mode(frame[2] & 3))
+        elif kind == Frame.CLOSED:
+            self._owner.link_closed()
         elif kind == Frame.END:
             self._owner.link_ended()
         elif kind != Frame.HEARTBEAT:

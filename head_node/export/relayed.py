@@ -11,7 +11,7 @@ from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.interface import LocalExport, RelayTransport
 from head_node.export.nbd_server import Limits, Phase, Transmission
-from head_node.export.peer import peer_is_gone
+from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone
 from head_node.export.relay import DATA_BYTES_MAX, WINDOW_BYTES, Mode, RelayLink, RelayTiming
 from sled_controller.environment import Clock
 
@@ -44,6 +44,8 @@ class RelayedClient:
         self._ended = False
         self._counters = counters
         self._client_blocked = False
+        self._closed_noted = False
+        self._input_over = False
         self._consumed_bytes = 0
         self._buffer = memoryview(bytearray(DATA_BYTES_MAX))
         self._link = RelayLink(upstream, self, clock, asyncio.get_running_loop(), timing)
@@ -64,6 +66,12 @@ class RelayedClient:
         self._link.send_data([data])
         if self._link.pending_bytes > PENDING_BYTES_MAX and self._client.is_reading():
             self._client.pause_reading()
+
+    def end_of_input(self) -> None:
+        """The client has closed its side, and may wait for answers."""
+        self._input_over = True
+        self._note_closed()
+        self._link.end()
 
     def block_client(self, blocked: bool) -> None:
         """The client's socket takes no more replies (True), or does again: give credit accordingly."""
@@ -89,21 +97,21 @@ class RelayedClient:
             self._link.consumed(len(data))
 
     def link_drained(self) -> None:
-        if self._client.is_closing() or self._client.is_reading():
+        if self._client.is_closing() or self._client.is_reading() or self._input_over:
             return
-        if peer_is_gone(self._client):
-            self._link.lose("the client is gone")
-        else:
+        if self._still_there():
             self._client.resume_reading()
+
+    def link_closed(self) -> None:
+        self._link.lose("a CLOSED frame from the primary")
 
     def link_ended(self) -> None:
         self._ended = True
         self._link.lose("")
 
     def link_beat(self) -> None:
-        if not self._client.is_reading() and peer_is_gone(self._client):
-            self._link.lose("the client is gone")
-        elif self._moved():
+        read = self._client.is_reading() and not self._input_over
+        if (read or self._still_there()) and self._moved():
             self._link.lose("this head serves the volume by now")
 
     def link_lost(self, reason: str) -> None:
@@ -111,6 +119,22 @@ class RelayedClient:
         if not self._ended:
             self._counters.relays_lost += 1
         self._on_end("" if self._ended else reason)
+
+    def _still_there(self) -> bool:
+        """Whether the client, whose socket is not being read, can still take answers; the link is lost if not."""
+        if not peer_is_gone(self._client):
+            return True
+        if not peer_has_closed(self._client):
+            self._link.lose("the client is gone")
+            return False
+        self._note_closed()
+        return not self._link.closed
+
+    def _note_closed(self) -> None:
+        """The primary has to know before the rest comes, which may wait: it begins nothing that has to wait there."""
+        if not self._closed_noted:
+            self._closed_noted = True
+            self._link.note_closed()
 
 
 class RelayedTransmission:
@@ -128,6 +152,7 @@ class RelayedTransmission:
         limits: Limits,
         budget: MemoryBudget,
         counters: NbdCounters,
+        peer_silence_s: int,
         on_end: Callable[["RelayedTransmission"], None],
     ) -> None:
         self.volume_id: UUID = export.volume_id
@@ -136,7 +161,12 @@ class RelayedTransmission:
         self._budget = budget
         self._counters = counters
         self._on_end = on_end
+        self._peer_silence_s = peer_silence_s
+        self._unsent = Standstill()
         self._core: Transmission | None = None
+        self._client_closed = False
+        self._input_over = False
+        self._rejection_logged = False
         self._waiting: deque[bytes] = deque()
         self._loop = asyncio.get_running_loop()
         self._link = RelayLink(transport, self, clock, self._loop, timing)
@@ -157,7 +187,7 @@ class RelayedTransmission:
             structured=Mode.STRUCTURED in mode,
             allocation=Mode.ALLOCATION in mode,
             wake=self._wake,
-            peer_gone=lambda: not self._link.alive(),
+            peer_gone=lambda: self._client_closed or not self._link.alive(),
             unsent=lambda: self._link.pending_bytes,
             evict=self._evict,
             counters=self._counters,
@@ -181,11 +211,18 @@ class RelayedTransmission:
             core.output_blocked = False
             self._go_on()
 
+    def link_closed(self) -> None:
+        self._client_closed = True
+        self._reply()
+
     def link_ended(self) -> None:
-        self._link.lose("an END frame from the client's side")
+        self._input_over = True
+        self._reply()
 
     def link_beat(self) -> None:
-        pass
+        unsent_s = self._unsent.seconds(self._link.pending_bytes, self._loop.time())
+        if self._core is not None and self._core.finished and unsent_s > self._peer_silence_s:
+            self._evict(f"it read no answer for {self._peer_silence_s} s after it had disconnected")
 
     def link_lost(self, reason: str) -> None:
         self._counters.relays_open -= 1
@@ -239,5 +276,15 @@ class RelayedTransmission:
         if core.phase is Phase.BROKEN:
             log.warning("event=nbd_garbage relayed=1 volume=%s reason=%s", self.volume_id, core.fault)
             self._link.lose(core.fault)
-        elif core.finished:
+            return
+        if core.first_rejection and not self._rejection_logged:
+            self._rejection_logged = True
+            log.warning("event=nbd_bad_request relayed=1 volume=%s reason=%s", self.volume_id, core.first_rejection)
+        if core.abandoned or (self._client_closed and core.limited):
+            self._link.lose("the client is gone")
+            return
+        if self._input_over and not self._waiting and not core.stalled and not core.end_of_input():
+            self._link.lose("the client is gone")
+            return
+        if core.finished:
             self._link.end()

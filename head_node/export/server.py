@@ -14,10 +14,11 @@ from head_node.export.interface import ExportDirectory, LocalExport, RelayTransp
 from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
 from head_node.export.nbd_protocol import PAYLOAD_BYTES_MAX, OptionReply
 from head_node.export.nbd_server import SLAB_BYTES, Limits, Phase, Transmission
-from head_node.export.peer import peer_is_gone, reset
+from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone, reset
 from head_node.export.relay import WINDOW_BYTES, Mode, RelayTiming
 from head_node.export.relayed import PENDING_BYTES_MAX, RelayedClient, RelayedTransmission
 from sled_controller.environment import Environment
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, PROBES, has_vanished, watch_peer
 from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ CONNECTION_BYTES_MAX: Final = (
 )
 """What a client may cost beside the common budget: received, in flight, replies made and unsent; if it is relayed also
 what is under way and waits for credit, both ways."""
+CLOSED_SECONDS_MAX: Final = 10.0
+"""How long a client that has closed its side may keep its place for answers: most that close are gone."""
 BUDGET_SECONDS: Final = 0.01
 """How often memory is looked after while a client waits for some."""
 
@@ -56,6 +59,8 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._name = ""
         self._rejection_logged = False
         self._reset = False
+        self._closed_s: float | None = None
+        self._unsent = Standstill()
 
     # --- BufferedProtocol -------------------------------------------------------------------------------------------
 
@@ -66,6 +71,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             self.reset_client("")
             return
         self._transport.set_write_buffer_limits(high=OUTPUT_BYTES_MAX)
+        watch_peer(transport.get_extra_info("socket"), self._server.peer_silence_s, unread_too=False)
         self._deadline = self._loop.call_later(self._server.negotiation_s_max, self._negotiation_late)
         self._transport.writelines(self._negotiation.data_to_send())
 
@@ -91,8 +97,16 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._bug(error)
 
     def eof_received(self) -> bool:
-        """A client may half-close after DISC and still wait for its replies; any other end of file is the end."""
-        return self._core is not None and self._core.phase is Phase.DISCONNECTING
+        """A client may close its side and wait for the answers to what was taken; not in the negotiation."""
+        if self._reset or (self._core is None and self._relay is None):
+            return False
+        if self._core is not None and not self._core.end_of_input():
+            return False
+        self._closed_s = self._loop.time()
+        if self._relay is not None:
+            self._relay.end_of_input()
+        self._reply()
+        return True
 
     def pause_writing(self) -> None:
         if self._core is not None:
@@ -137,6 +151,17 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._server.counters.connections_reset += 1
             log.warning("event=nbd_client_reset peer=%s volume=%s reason=%s", self._peer, self.volume_id, reason)
         reset(self._transport)
+
+    def look_after(self, now_s: float) -> None:
+        """Take the place back from a client that has vanished, or that is at its end and takes no answers."""
+        silence_s, unsent_bytes = self._server.peer_silence_s, self._transport.get_write_buffer_size()
+        unsent_s = self._unsent.seconds(unsent_bytes, now_s)
+        if has_vanished(self._transport, silence_s):
+            self.reset_client(f"its machine did not answer for {silence_s} s")
+        elif self._transport.is_closing() and unsent_s > silence_s:
+            self.reset_client(f"it read no answer for {silence_s} s after it had disconnected")
+        elif self._closed_s is not None and not unsent_bytes and now_s - self._closed_s > CLOSED_SECONDS_MAX:
+            self.reset_client(f"not all is answered {CLOSED_SECONDS_MAX} s after it closed its side")
 
     def _stop_negotiation(self) -> None:
         if self._deadline is not None:
@@ -269,7 +294,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         core = self._core
         if core is None or self._reset:
             return
-        if core.stalled and peer_is_gone(self._transport):
+        if core.stalled and peer_is_gone(self._transport) and (core.limited or not peer_has_closed(self._transport)):
             self.reset_client("the client is gone")
             return
         try:
@@ -291,8 +316,8 @@ class NbdConnection(asyncio.BufferedProtocol):
         if core is None or self._reset:
             return
         core.handed_over(self._write(core.take_output()))
-        if core.phase is Phase.BROKEN:
-            self.reset_client(core.fault)
+        if core.phase is Phase.BROKEN or core.abandoned:
+            self.reset_client(core.fault or "the client is gone")
             return
         if core.first_rejection and not self._rejection_logged:
             self._rejection_logged = True
@@ -315,7 +340,9 @@ class NbdConnection(asyncio.BufferedProtocol):
         return size
 
     def _resume_reading(self) -> None:
-        if not self._reset and not self._transport.is_closing() and not self._transport.is_reading():
+        if not (
+            self._reset or self._closed_s is not None or self._transport.is_closing() or self._transport.is_reading()
+        ):
             self._transport.resume_reading()
 
 
@@ -332,6 +359,7 @@ class NbdServer:
         limits: Limits | None = None,
         budget: MemoryBudget | None = None,
         relay_timing: RelayTiming | None = None,
+        peer_silence_s: int = PEER_SILENCE_SECONDS,
     ) -> None:
         self.exports = exports
         self.env = env
@@ -342,17 +370,20 @@ class NbdServer:
         assert self.budget.own_bytes + self.budget.common_bytes >= PAYLOAD_BYTES_MAX
         self.budget.begin_waiting = self._watch_budget
         self.timing = relay_timing or RelayTiming()
+        self.peer_silence_s = peer_silence_s
         self._connections_max = connections_max
         self._connections: dict[NbdConnection, None] = {}  # a dict keeps an order, a set of objects has none
         self._relayed: dict[RelayedTransmission, None] = {}
         self._server: asyncio.Server | None = None
         self._budget_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._refusals = Burst(log, "nbd_connections_refused", f"limit_{connections_max}")
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: NbdConnection(self), host, port)
+        self._look_timer = loop.call_later(self._look_seconds, self._look_after_clients)
         name = self._server.sockets[0].getsockname()
         return name[0], name[1]
 
@@ -364,8 +395,9 @@ class NbdServer:
             connection.reset_client("the server is stopping")
         for relayed in list(self._relayed):
             relayed.lose("the server is stopping")
-        if self._budget_timer is not None:
-            self._budget_timer.cancel()
+        for timer in (self._budget_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
         self._refusals.close()
         if self._server is not None:
             await self._server.wait_closed()
@@ -393,6 +425,7 @@ class NbdServer:
             limits=self.limits,
             budget=self.budget,
             counters=self.counters,
+            peer_silence_s=self.peer_silence_s,
             on_end=lambda ended: self._relayed.pop(ended, None),
         )
         self._relayed[relayed] = None
@@ -425,6 +458,16 @@ class NbdServer:
         stranger.reset_client("")
         self.forget(stranger)
         return True
+
+    @property
+    def _look_seconds(self) -> float:
+        return self.peer_silence_s / (2 * PROBES)
+
+    def _look_after_clients(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._look_timer = loop.call_later(self._look_seconds, self._look_after_clients)
+        for connection in list(self._connections):
+            connection.look_after(loop.time())
 
     def _watch_budget(self) -> None:
         if self._budget_timer is None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final, cast
 
 from sled_controller.fabric.associations import Standing
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.fabric.port import Port
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES
 from sled_controller.fabric.standard_controller import LOG_BYTES_MAX
@@ -48,6 +49,7 @@ class QueueConnection(asyncio.BufferedProtocol):
             transport.abort()
             return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        watch_peer(transport.get_extra_info("socket"), self._server.silence_s)
         host, port = transport.get_extra_info("sockname")[:2]
         self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port))
         self.share(self._server.held_share)
@@ -176,9 +178,15 @@ class TargetServer:
     """
 
     def __init__(
-        self, port: Port, connections_max: int = CONNECTIONS_MAX, *, peer_is_gone: PeerIsGone | None = None
+        self,
+        port: Port,
+        connections_max: int = CONNECTIONS_MAX,
+        *,
+        peer_is_gone: PeerIsGone | None = None,
+        silence_s: int = PEER_SILENCE_SECONDS,
     ) -> None:
         self.port = port
+        self.silence_s = silence_s
         self.peer_is_gone = peer_is_gone
         self._connections_max = connections_max
         self._connections: dict[QueueConnection, None] = {}  # oldest first

@@ -27,7 +27,7 @@ from head_node.export import nbd_protocol as nbd
 from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.nbd_server import Transmission
-from head_node.export.relay import Frame, Mode, RelayLink, RelayTiming
+from head_node.export.relay import RELAY_VERSION, Frame, Mode, RelayLink, RelayTiming
 from head_node.main import StateDirectory as HeadStateDirectory
 from head_node.main import StateDirectoryUnusable as HeadStateUnusable
 from head_node.store.errors import RecordMalformed
@@ -250,8 +250,9 @@ def relay_frames(data: bytes) -> None:
 
 def relay_seeds() -> list[bytes]:
     frames: list[Buffer] = [
-        bytes((Frame.OPEN, 1, 3)), bytes((Frame.DATA,)) + b"abc", bytes((Frame.CREDIT,)) + nbd.U32.pack(100),
-        bytes((Frame.HEARTBEAT,)), bytes((Frame.END,)),
+        bytes((Frame.OPEN, RELAY_VERSION, 3)), bytes((Frame.DATA,)) + b"abc",
+        bytes((Frame.CREDIT,)) + nbd.U32.pack(100), bytes((Frame.HEARTBEAT,)),
+        bytes((Frame.CLOSED,)), bytes((Frame.END,)),
     ]  # fmt: skip
     return [b"".join(bytes((len(frame),)) + bytes(frame) for frame in frames)]
 

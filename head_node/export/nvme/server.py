@@ -18,6 +18,7 @@ from head_node.volume.interface import ServedVolume
 from sled_controller.environment import Environment
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.port import NvmSubsystem
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES, Allocate
 from sled_controller.fabric.target_server import WRITE_BUFFER_BYTES_MAX, TargetServer
@@ -46,14 +47,21 @@ class Offer:
 class NvmeServer:
     """The port. `update` follows the rack's view, `set_access` what this head is to a volume."""
 
-    def __init__(self, env: Environment, *, serial: str, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self,
+        env: Environment,
+        *,
+        serial: str,
+        connections_max: int = CONNECTIONS_MAX,
+        peer_silence_s: int = PEER_SILENCE_SECONDS,
+    ) -> None:
         self.env = env
         self.limits = LIMITS
         self.allocate: Allocate = bytearray
         self.settled = False  # until the first view says what is exported
         self.counters = NvmeCounters()
         self.discovery = DiscoverySubsystem(self._entries, serial=serial, model=MODEL, firmware=FIRMWARE)
-        self._server = TargetServer(self, connections_max, peer_is_gone=peer_is_gone)
+        self._server = TargetServer(self, connections_max, peer_is_gone=peer_is_gone, silence_s=peer_silence_s)
         self._by_nqn: dict[str, VolumeSubsystem] = {}
         self._by_volume: dict[UUID, VolumeSubsystem] = {}
         self._offers: tuple[Offer, ...] = ()

@@ -109,7 +109,7 @@ def test_extents_are_cut_at_the_range_and_the_bound() -> None:
         (request(Command.WRITE_ZEROES, SIZE, K4), NbdError.ENOSPC),
         (request(Command.TRIM, SIZE, K4), NbdError.EINVAL),
         (request(Command.TRIM, 0, K4, flags=CommandFlag.NO_HOLE), NbdError.EINVAL),
-        (request(Command.CACHE, 77, K4), NbdError.EINVAL),
+        (request(Command.CACHE, SIZE, K4), NbdError.EINVAL),
         (request(Command.BLOCK_STATUS, 0, K4), NbdError.EINVAL),
         (request(8, 0, K4), NbdError.EINVAL),
         (request(0xFFFF, 1, 2), NbdError.EINVAL),

@@ -14,7 +14,7 @@ from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegot
 from head_node.export.interface import LocalExport, RelayTransport, RemoteExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
 from head_node.export.nbd_server import Limits
-from head_node.export.relay import WINDOW_BYTES, Frame, RelayTiming
+from head_node.export.relay import RELAY_VERSION, WINDOW_BYTES, Frame, RelayTiming
 from head_node.export.server import NbdServer
 from head_node.volume.interface import ServedVolume
 from sled_controller.environment import Environment
@@ -284,7 +284,7 @@ def test_requests_stopped_for_want_of_credit_go_on_when_it_comes_in_bits() -> No
         collector = Collector()
         near.start(collector)
         primary.accept_relay(far, LocalExport(VOLUME_ID, volume))
-        near.send([bytes((Frame.OPEN, 1, 0))])
+        near.send([bytes((Frame.OPEN, RELAY_VERSION, 0))])
 
         def read(cookie: int, length: int) -> None:
             request = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.Command.READ, cookie, 0, length)
@@ -369,7 +369,7 @@ def test_data_beyond_the_credit_ends_the_link() -> None:
         primary = NbdServer(one_volume(volume), Environment())
         near, far = link_pair()
         primary.accept_relay(far, LocalExport(VOLUME_ID, volume))
-        near.send([bytes((Frame.OPEN, 1, 0))])
+        near.send([bytes((Frame.OPEN, RELAY_VERSION, 0))])
         write = b"\x25\x60\x95\x13\0\0\0\1" + bytes(16) + (K4).to_bytes(4, "big") + bytes(K4)
         for _ in range(2 + 3 * WINDOW_BYTES // len(write) // 40):
             near.send([bytes((Frame.DATA,)), write * 40])
