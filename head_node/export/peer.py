@@ -48,13 +48,13 @@ def _state(transport: asyncio.Transport) -> int:
 
 
 class Standstill:
-    """How long a number has not changed, as far as it was looked at."""
+    """How long something has not changed, as far as it was looked at."""
 
     def __init__(self) -> None:
-        self._value = -1
+        self._value: object = None
         self._since_s = 0.0
 
-    def seconds(self, value: int, now_s: float) -> float:
+    def seconds(self, value: object, now_s: float) -> float:
         """Look at it: it is `value` now."""
         if value != self._value:
             self._value, self._since_s = value, now_s

@@ -44,6 +44,7 @@ class RelayedClient:
         self._ended = False
         self._counters = counters
         self._client_blocked = False
+        self.answered_bytes = 0
         self._closed_noted = False
         self._input_over = False
         self._consumed_bytes = 0
@@ -90,6 +91,7 @@ class RelayedClient:
         self._link.lose("an OPEN frame from the primary")
 
     def link_data(self, data: memoryview) -> None:
+        self.answered_bytes += len(data)
         self._client.write(bytes(data))
         if self._client_blocked:
             self._consumed_bytes += len(data)
@@ -220,8 +222,9 @@ class RelayedTransmission:
         self._reply()
 
     def link_beat(self) -> None:
-        unsent_s = self._unsent.seconds(self._link.pending_bytes, self._loop.time())
-        if self._core is not None and self._core.finished and unsent_s > self._peer_silence_s:
+        finished = self._core is not None and self._core.finished
+        still_s = self._unsent.seconds((self._link.pending_bytes, finished), self._loop.time())
+        if finished and still_s > self._peer_silence_s:
             self._evict(f"it read no answer for {self._peer_silence_s} s after it had disconnected")
 
     def link_lost(self, reason: str) -> None:

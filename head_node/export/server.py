@@ -36,7 +36,7 @@ CONNECTION_BYTES_MAX: Final = (
 """What a client may cost beside the common budget: received, in flight, replies made and unsent; if it is relayed also
 what is under way and waits for credit, both ways."""
 CLOSED_SECONDS_MAX: Final = 10.0
-"""How long a client that has closed its side may keep its place for answers: most that close are gone."""
+"""How long a client that has closed its side keeps its place while nothing is answered: most that close are gone."""
 BUDGET_SECONDS: Final = 0.01
 """How often memory is looked after while a client waits for some."""
 
@@ -60,7 +60,8 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._rejection_logged = False
         self._reset = False
         self._closed_s: float | None = None
-        self._unsent = Standstill()
+        self._answers = Standstill()
+        self._answered_bytes = 0
 
     # --- BufferedProtocol -------------------------------------------------------------------------------------------
 
@@ -155,13 +156,19 @@ class NbdConnection(asyncio.BufferedProtocol):
     def look_after(self, now_s: float) -> None:
         """Take the place back from a client that has vanished, or that is at its end and takes no answers."""
         silence_s, unsent_bytes = self._server.peer_silence_s, self._transport.get_write_buffer_size()
-        unsent_s = self._unsent.seconds(unsent_bytes, now_s)
+        answered_bytes = self._answered_bytes if self._relay is None else self._relay.answered_bytes
+        still_s = self._answers.seconds((answered_bytes, unsent_bytes), now_s)
+        ended = self._closed_s is not None or self._transport.is_closing()
         if has_vanished(self._transport, silence_s):
             self.reset_client(f"its machine did not answer for {silence_s} s")
-        elif self._transport.is_closing() and unsent_s > silence_s:
+        elif ended and unsent_bytes and still_s > silence_s:
             self.reset_client(f"it read no answer for {silence_s} s after it had disconnected")
-        elif self._closed_s is not None and not unsent_bytes and now_s - self._closed_s > CLOSED_SECONDS_MAX:
-            self.reset_client(f"not all is answered {CLOSED_SECONDS_MAX} s after it closed its side")
+        elif (
+            self._closed_s is not None
+            and not unsent_bytes
+            and min(still_s, now_s - self._closed_s) > CLOSED_SECONDS_MAX
+        ):
+            self.reset_client(f"it closed its side, and nothing was answered for {CLOSED_SECONDS_MAX} s")
 
     def _stop_negotiation(self) -> None:
         if self._deadline is not None:
@@ -315,7 +322,9 @@ class NbdConnection(asyncio.BufferedProtocol):
         core = self._core
         if core is None or self._reset:
             return
-        core.handed_over(self._write(core.take_output()))
+        size = self._write(core.take_output())
+        self._answered_bytes += size
+        core.handed_over(size)
         if core.phase is Phase.BROKEN or core.abandoned:
             self.reset_client(core.fault or "the client is gone")
             return

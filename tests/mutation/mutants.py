@@ -49,6 +49,8 @@ ATTACH = "sled_controller/attach.py"
 STORAGE = "sled_controller/storage/sled_storage.py"
 SESSION = "sled_controller/session.py"
 VENDOR_IO = "sled_controller/fabric/vendor_io.py"
+NBD_SERVER = "head_node/export/nbd_server.py"
+RELAYED = "head_node/export/relayed.py"
 
 MUTANTS = (
     one(
@@ -306,8 +308,62 @@ MUTANTS = (
     one(
         "gone-clients-served", "relay: unadmitted requests of a peer that is gone are dropped",
         "head_node/export/peer.py",
-        "        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED)\n",
-        "        return False\n", EXPORT,
+        "    return _state(transport) != _TCP_ESTABLISHED\n", "    return False\n", EXPORT,
+    ),
+    one(
+        "ended-clients-served", "relay: what waits in the volume is not begun for a client that closed its side",
+        NBD_SERVER,
+        "        if self.phase is Phase.ENDED or (self.phase is Phase.ACTIVE and self._peer_gone()):\n",
+        "        if self.phase is Phase.ACTIVE and self._peer_gone():\n", EXPORT,
+    ),
+    one(
+        "limits-forgotten-at-the-end", "relay: what a bound keeps back is not begun for a client that closed its side",
+        RELAYED, "        if core.abandoned or (self._client_closed and core.limited):\n", "        if core.abandoned:\n",
+        EXPORT,
+    ),
+    one(
+        "half-close-ends-at-once", "NBD: a client that closes its side gets the answers to what was begun", NBD_SERVER,
+        "        if self.phase is Phase.ACTIVE and not self.limited and self._volume.ready():\n", "        if False:\n",
+        EXPORT,
+    ),
+    one(
+        "relay-drops-at-end-of-file", "relay: a client's end reaches the primary behind what it sent", RELAYED,
+        "        self._input_over = True\n        self._note_closed()\n        self._link.end()\n",
+        "        self._link.lose(\"the client is gone\")\n", EXPORT,
+    ),
+    one(
+        "turns-share-is-a-bound", "NBD: a turn's share keeps nothing back for good", "head_node/export/server.py",
+        " and (core.limited or not peer_has_closed(self._transport)):\n", ":\n", EXPORT,
+    ),
+    one(
+        "hints-round-outward", "NBD: a trim forgets whole blocks only", "head_node/export/requests.py",
+        "    start, end = (offset + _BLOCK_MASK) & ~_BLOCK_MASK, (offset + length) & ~_BLOCK_MASK\n",
+        "    start, end = offset & ~_BLOCK_MASK, (offset + length + _BLOCK_MASK) & ~_BLOCK_MASK\n", EXPORT,
+    ),
+    one(
+        "hints-need-alignment", "NBD: a hint of any alignment succeeds", "head_node/export/requests.py",
+        " & _BLOCK_MASK and command not in _HINTS:\n", " & _BLOCK_MASK:\n", EXPORT,
+    ),
+    one(
+        "vanished-clients-stay", "NBD: a place comes free when the client's machine has vanished",
+        "head_node/export/server.py", "        if has_vanished(self._transport, silence_s):\n", "        if False:\n", EXPORT,
+    ),
+    one(
+        "closed-clients-stay", "NBD: a client that closed its side keeps its place for a stated time only",
+        "head_node/export/server.py", " and min(still_s, now_s - self._closed_s) > CLOSED_SECONDS_MAX:\n", " and False:\n", EXPORT,
+    ),
+    one(
+        "goodbye-unread-for-ever", "relay: a client that disconnected and reads nothing gives its place back", RELAYED,
+        "        if finished and still_s > self._peer_silence_s:\n",
+        "        if False:\n", EXPORT,
+    ),
+    one(
+        "slow-readers-cut", "NBD: a client that is alive may read as slowly as it likes", "head_node/export/server.py",
+        ", unread_too=False)\n", ")\n", EXPORT,
+    ),
+    one(
+        "idle-peers-not-asked", "ports: an idle peer is asked for a sign of life", "sled_controller/fabric/keepalive.py",
+        "        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)\n", "", SLED,
     ),
     one(
         "relay-closes-softly", "relay: ended by reset, so that nothing unsent arrives later", "head_node/export/peer.py",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from kit.pressure import eventually
 from kit.volumes import Volume
 from kit.writing import assert_nothing_lost, writing
 from rackctl.rack import Rack
@@ -77,6 +78,45 @@ def test_a_request_that_cannot_be_is_refused_and_the_connection_goes_on(volume: 
         assert client.ask(FLUSH, 0, 0) == 0, what
     assert client.ask(READ, SIZE - 4096, 4096) == 0
     assert client.exactly(4096) == bytes(4096)
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+@pytest.mark.parametrize("goodbye", [False, True])
+def test_a_client_that_closes_its_side_gets_its_answers_and_an_orderly_end(
+    volume: Volume, relayed: bool, goodbye: bool
+) -> None:
+    client = Client(port_of(volume.rack, volume.secondary if relayed else volume.primary), volume.name)
+    writes = b"".join(
+        REQUEST.pack(0x25609513, 0, WRITE, at, at * 4096, 4096) + bytes([at + 1]) * 4096 for at in range(60)
+    )
+    client.socket.sendall(writes + (REQUEST.pack(0x25609513, 0, 2, 99, 0, 0) if goodbye else b""))
+    client.socket.shutdown(socket.SHUT_WR)
+    answers = client.exactly(60 * 16)
+    assert {struct.unpack_from(">IIQ", answers, at)[:2] for at in range(0, len(answers), 16)} == {(0x67446698, 0)}
+    assert client.socket.recv(1) == b"", "an orderly end"
+    again = Client(port_of(volume.rack, volume.primary), volume.name)
+    assert again.ask(READ, 0, 60 * 4096) == 0
+    assert again.exactly(60 * 4096) == b"".join(bytes([at + 1]) * 4096 for at in range(60))
+    assert again.ask(TRIM, 512, 3 * 4096) == 0, "a hint of any alignment succeeds"
+    assert again.ask(READ, 0, 5 * 4096) == 0
+    assert again.exactly(5 * 4096) == b"\1" * 4096 + bytes(2 * 4096) + b"\4" * 4096 + b"\5" * 4096
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+def test_what_was_sent_before_a_disconnect_is_done_though_the_client_closes_at_once(
+    volume: Volume, relayed: bool
+) -> None:
+    client = Client(port_of(volume.rack, volume.secondary if relayed else volume.primary), volume.name)
+    writes = b"".join(REQUEST.pack(0x25609513, 0, WRITE, at, at * 4096, 4096) + b"w" * 4096 for at in range(40))
+    client.socket.sendall(writes + REQUEST.pack(0x25609513, 0, 2, 99, 0, 0))
+    client.socket.close()
+    again = Client(port_of(volume.rack, volume.primary), volume.name)
+
+    def all_there() -> bool:
+        assert again.ask(READ, 0, 40 * 4096) == 0
+        return again.exactly(40 * 4096) == b"w" * 40 * 4096
+
+    eventually(all_there, lambda: "not all was written")
 
 
 def poke(port: int, data: bytes) -> None:

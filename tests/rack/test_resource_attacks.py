@@ -197,6 +197,27 @@ def test_an_attack_on_a_port_costs_no_more_than_is_said_and_nobody_else_anything
     tell(story())
 
 
+KEEPALIVE = "02"
+"""The timer of an idle socket that will be asked for a sign of life (/proc/net/tcp, proc(5))."""
+
+
+def timer_of_accepted(client: socket.socket) -> str:
+    """Which timer runs for the other end of a connection on this machine."""
+    here, there = (f"0100007F:{end[1]:04X}" for end in (client.getsockname(), client.getpeername()))
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        rows = [line.split() for line in file]
+    return next((row[5].partition(":")[0] for row in rows if row[1:4] == [there, here, "01"]), "")
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "status"])
+def test_every_port_with_few_places_asks_an_idle_peer_for_a_sign_of_life(rack: Rack, name: str) -> None:
+    """But the status pages, where a connection lasts five seconds whatever its peer does."""
+    _, who, service, _ = ATTACKS[name]
+    node = rack.node({"primary": "head-0", "secondary": "head-1"}.get(who, who))
+    with socket.create_connection(("127.0.0.1", node.ports[service]), timeout=10) as peer:
+        eventually(lambda: timer_of_accepted(peer) == KEEPALIVE, lambda: timer_of_accepted(peer))
+
+
 async def until_acknowledged(writer: VerifiedWriter, seconds: float) -> None:
     """Writes go on being acknowledged for so long, and a thousand of them."""
     end_s = asyncio.get_running_loop().time() + seconds
