@@ -350,7 +350,7 @@ MUTANTS = (
     ),
     one(
         "closed-clients-stay", "NBD: a client that closed its side keeps its place for a stated time only",
-        "head_node/export/server.py", " and min(still_s, now_s - self._closed_s) > CLOSED_SECONDS_MAX:\n", " and False:\n", EXPORT,
+        "head_node/export/server.py", "            and min(still_s, now_s - self._closed_s) > CLOSED_SECONDS_MAX\n", "            and False\n", EXPORT,
     ),
     one(
         "goodbye-unread-for-ever", "relay: a client that disconnected and reads nothing gives its place back", RELAYED,
