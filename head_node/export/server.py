@@ -102,6 +102,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         if self._reset or (self._core is None and self._relay is None):
             return False
         if self._core is not None and not self._core.end_of_input():
+            self.reset_client("the client is gone")
             return False
         self._closed_s = self._loop.time()
         if self._relay is not None:

@@ -236,8 +236,7 @@ def test_a_request_that_waits_in_the_volume_is_not_begun_for_a_client_that_close
         await until(waiting[0])
         begun.append(not waiting[0]())
         assert begun == [False]
-        data, _ = await client.rest()
-        assert data == b""
+        assert await client.rest() == (b"", False)
         await client.all_places_free()
 
     play(runner, path, story)

@@ -1,6 +1,7 @@
 """The NBD server on sockets: many clients, bounds, resets, and one client's nonsense that is nobody else's trouble."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from head_node.volume.reservations import (
 )
 from head_node.volume.reservations import Command as ReservationCommand
 from sled_controller.environment import Environment
+from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from spdk_bindings.nvme import Status
 
 SIZE = 8 << 20
@@ -358,5 +360,19 @@ def test_a_bug_in_one_connection_costs_that_connection_only() -> None:
             await good.flush()
             assert server.counters.internal_errors == 1
             await good.close()
+
+    run(scenario())
+
+
+def test_the_kernel_asks_an_idle_client_for_a_sign_of_life_and_gives_none_up_for_what_it_has_not_read() -> None:
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE))) as (server, address):
+            client = await NbdClient.connect([address], "vol")
+            (connection,) = server._connections
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == PEER_SILENCE_SECONDS // 2
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+            await client.close()
 
     run(scenario())
