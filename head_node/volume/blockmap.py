@@ -1,7 +1,8 @@
 """Block map: lba -> (slot, index in the stripe, opnum, CRC-32C), in copy-on-write pages.
 
 An entry only moves to a higher opnum, or by a MOVE while it still names the place that the block moves out of. A ZERO
-leaves a tombstone: its opnum without a place. Pages exist only where something was written.
+leaves a tombstone: its opnum without a place. A LOST leaves a marker: its opnum at no place that can be read. Pages
+exist only where something was written.
 """
 
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,6 +16,8 @@ PAGE_SHIFT: Final = 12
 PAGE_BLOCKS: Final = 1 << PAGE_SHIFT
 NOWHERE: Final = (1 << 32) - 1
 """Slot of a tombstone or of a block never written."""
+LOST: Final = NOWHERE - 1
+"""Slot of a block that was declared lost: it reads as an error until it is written or trimmed."""
 ENTRY: Final = np.dtype([("opnum", "<u8"), ("slot", "<u4"), ("crc", "<u4"), ("index", "<u2"), ("reserved", "<u2")])
 
 _EMPTY: Final = np.zeros(1, ENTRY)
@@ -39,6 +42,8 @@ class BlockMap:
         self.pages: dict[int, Page] = {}
         self._owned: set[int] = set()
         """Pages that no snapshot shares."""
+        self.lost_count = 0
+        """Blocks with the LOST marker."""
 
     def snapshot(self) -> dict[int, Page]:
         """The pages as they are now; they never change (the map copies a page before its next change)."""
@@ -49,9 +54,10 @@ class BlockMap:
         """Take over pages that nobody else changes."""
         self.pages = pages
         self._owned.clear()
+        self.lost_count = sum(int(np.count_nonzero(page["slot"] == LOST)) for page in pages.values())
 
     def find(self, lba: int) -> Place | None:
-        """Where a block is, None if it reads as zeroes."""
+        """Where a block is, None if it reads as zeroes; its slot is LOST if it was declared lost."""
         page = self.pages.get(lba >> PAGE_SHIFT)
         if page is None:
             return None
@@ -76,7 +82,7 @@ class BlockMap:
         return out
 
     def find_data(self, lba: int, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-        """True for every block of a range that is in a stripe."""
+        """True for every block of a range that does not read as zeroes."""
         present = np.zeros(count, np.bool_)
         stop = lba + count
         at = lba
@@ -126,8 +132,32 @@ class BlockMap:
             new["index"], new["reserved"] = indexes[chosen], 0
             page[at] = new
             placed += len(at)
-            lost.append(old["slot"][old["slot"] != NOWHERE])
+            lost.append(self._left(old["slot"]))
         return np.concatenate(lost), placed
+
+    def _left(self, slots: Numbers) -> Numbers:
+        """Of the slots that entries named until now: those that are places."""
+        self.lost_count -= int(np.count_nonzero(slots == LOST))
+        return slots[slots < LOST]
+
+    def lose(self, lbas: Numbers, opnums: Numbers, slots: Numbers) -> Numbers:
+        """Mark blocks LOST where the map still names that version in that slot; returns the slots that lost a block,
+        with repeats."""
+        gone: list[Numbers] = [np.empty(0, np.uint32)]
+        numbers = lbas >> PAGE_SHIFT
+        for number in np.unique(numbers).tolist():
+            if number not in self.pages:
+                continue
+            chosen = np.flatnonzero(numbers == number)
+            page = self._writable(int(number))
+            at = (lbas[chosen] & PAGE_BLOCKS - 1).astype(np.intp)
+            old = page[at]
+            keep = (old["opnum"] == opnums[chosen]) & (old["slot"] == slots[chosen])
+            at = at[keep]
+            page["slot"][at] = LOST
+            self.lost_count += len(at)
+            gone.append(old["slot"][keep])
+        return np.concatenate(gone)
 
     def bury(self, lba: int, count: int, opnum: int) -> Numbers:
         """A ZERO: tombstones in the pages that exist; returns the slots that lost a block, with repeats."""
@@ -144,7 +174,7 @@ class BlockMap:
             piece = page[max(lba - base, 0) : min(stop - base, PAGE_BLOCKS)]
             older = piece["opnum"] < opnum
             slots = piece["slot"][older]
-            lost.append(slots[slots != NOWHERE])
+            lost.append(self._left(slots))
             piece["slot"][older] = NOWHERE
             piece["opnum"][older] = opnum
         return np.concatenate(lost) if lost else np.empty(0, np.uint32)

@@ -40,7 +40,9 @@ CHECKPOINT_CONSTRUCT: Final = c.Struct(
     "page_count" / c.Int32ul,
     "catching_up" / c.Int32ul,
 )
-VERSION: Final = 2
+VERSION: Final = 3
+VERSION_WITHOUT_LOST: Final = 2
+"""The same but that no block is marked LOST; read, because it is what an older head left in its directory."""
 VERSION_WITHOUT_RESERVATIONS: Final = 1
 """The same but for what follows the pages; read, because it is what an older head left in its directory."""
 BUFFERS_PER_TURN: Final = 128
@@ -96,7 +98,7 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
     fields = CHECKPOINT_HEADER.unpack_from(view)
     magic, version, log_id, owner, covered, first_sequence, opnum, epoch, chain, epochs, slots, pages, behind = fields
     sections = epochs * _EPOCH.size, slots * STRIPE_ENTRY.itemsize, pages * _PAGE_BYTES
-    if magic != CHECKPOINT_MAGIC or version not in (VERSION, VERSION_WITHOUT_RESERVATIONS):
+    if magic != CHECKPOINT_MAGIC or version not in (VERSION, VERSION_WITHOUT_LOST, VERSION_WITHOUT_RESERVATIONS):
         raise LogCorrupt(CHECKPOINT_FILE, 0, "is no checkpoint of this version")
     at_reservations = CHECKPOINT_HEADER.size + sum(sections)
     rest = len(view) - at_reservations - _CRC.size
@@ -107,7 +109,7 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
     if owner != volume.bytes:
         raise LogForeign(f"{CHECKPOINT_FILE}: is of volume {UUID(bytes=owner)}, not {volume}")
     reservations = Reservations()
-    if version == VERSION:
+    if version != VERSION_WITHOUT_RESERVATIONS:
         try:
             reservations = parse_reservations(view[at_reservations : -_CRC.size])
         except BatchMalformed as error:

@@ -20,6 +20,11 @@ from head_node.volume.stripewriter import Outcome, StripeBlock, StripeWriter
 STRIPES_IN_FLIGHT_MAX: Final = 3
 """Enough to keep six sleds busy while one stripe is encoded; each holds about 1.5 MiB."""
 RETRY_SECONDS: Final = 0.5
+EXPOSED_AFTER_SECONDS: Final = 5.0
+"""Stripes of exactly k shards are written once more columns have been missing for this long: sleds that restart are
+back by then. Under log pressure they are written at once."""
+HELD_SECONDS: Final = 60.0
+"""A slot with a block that could not be moved is tried again after this time, or when a sled comes."""
 COMPACTION_RESERVE_SLOTS: Final = 4
 """Slots that only compaction may take, so that it always progresses."""
 
@@ -50,9 +55,7 @@ class Destager:
         self.moved_count = 0
         self.given_up_count = 0
         self.unreadable_count = 0
-        """Blocks that compaction left behind."""
-        self.exposed_count = 0
-        """Stripes committed with shards missing."""
+        """Times that compaction left a block behind, because it could not be read then."""
         self._held = False
         self._stopped = False
         self._in_flight = 0
@@ -61,8 +64,41 @@ class Destager:
         self._compacting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._idle: list[asyncio.Future[None]] = []
+        self._held_slots: dict[int, float] = {}
+        """slot -> when compaction tries again to move its blocks, one of which could not be read."""
+        self.pressed: Callable[[], bool] = lambda: False
+        """Whether the log or the overlay fills up."""
+        self._exposed_stripes = True
+        self._short_since_s: float | None = None
+        """Since when no more than k columns take shards."""
+        self._patience: asyncio.TimerHandle | None = None
 
     # -- control ----------------------------------------------------------------------------------------------------
+
+    @property
+    def short(self) -> bool:
+        """Whether no stripe can be written for want of columns."""
+        return self._writer.available() < self._needed()
+
+    @property
+    def held_slots(self) -> int:
+        """Slots that compaction leaves alone for now, because a block of theirs cannot be read."""
+        return len(self._held_slots)
+
+    def set_exposed_stripes(self, allowed: bool) -> None:
+        """Whether stripes of exactly k shards may be written."""
+        self._exposed_stripes = allowed
+        self.retry()
+
+    def column_changed(self) -> None:
+        """A sled came or went: what failed for it may work now."""
+        self._held_slots.clear()
+        self.retry()
+
+    def lost(self) -> None:
+        """Blocks were declared lost: the slots that they held may be free of them."""
+        self._held_slots.clear()
+        self.pump()
 
     def hold(self) -> None:
         """Begin no stripe until `resume` (F6)."""
@@ -76,8 +112,9 @@ class Destager:
     def stop(self) -> None:
         """Begin nothing and append nothing any more."""
         self._stopped = True
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._patience):
+            if timer is not None:
+                timer.cancel()
         if self._compacting is not None:
             self._compacting.cancel()
         self._wake()
@@ -108,10 +145,38 @@ class Destager:
         fresh = self._state.overlay.fresh
         full = self._state.geometry.stripe_blocks
         while fresh and (len(fresh) >= full or self.force) and self._in_flight < STRIPES_IN_FLIGHT_MAX:
-            if self._writer.available() < self._writer.needed() or not self._begin():
+            if self._writer.available() < self._needed() or not self._begin():
                 break
             fresh = self._state.overlay.fresh
         self._consider_compaction()
+
+    def _needed(self) -> int:
+        """Shards that a stripe begun now needs: one more than a read does, so that the loss of one more sled loses
+        nothing; exactly as many (D1: *exposed*) where no more columns take shards for longer than a restart, or under
+        pressure, and the volume's policy allows it.
+
+        A column that fails in the middle of a stripe costs that stripe its turn; the next one does without it."""
+        geometry = self._state.geometry
+        full = min(geometry.data_shards + 1, geometry.shards)
+        if self._writer.reliable() >= full:
+            self._short_since_s = None
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+            return full
+        loop = asyncio.get_running_loop()
+        if self._short_since_s is None:
+            self._short_since_s = loop.time()
+        left_s = self._short_since_s + EXPOSED_AFTER_SECONDS - loop.time()
+        if self._exposed_stripes and (left_s <= 0 or self.pressed()):
+            return geometry.data_shards
+        if self._exposed_stripes and self._patience is None:
+            self._patience = loop.call_later(left_s, self._patience_over)
+        return full
+
+    def _patience_over(self) -> None:
+        self._patience = None
+        self.pump()
 
     def _wake(self) -> None:
         waiters, self._idle = self._idle, []
@@ -132,7 +197,7 @@ class Destager:
         taken = self._state.overlay.take(self._state.geometry.stripe_blocks)
         blocks = [StripeBlock(lba, opnum, crc, data) for lba, (opnum, crc, data) in taken]
         self._in_flight += 1
-        self._writer.write(slot, blocks, lambda record, outcome: self._written(taken, record, outcome))
+        self._writer.write(slot, blocks, self._needed(), lambda record, outcome: self._written(taken, record, outcome))
         return True
 
     def _written(self, taken: list[tuple[int, Entry]], record: StripeRecord, outcome: Outcome) -> None:
@@ -148,12 +213,10 @@ class Destager:
         if self._stopped:
             return False
         fenced = outcome.fenced()
-        enough = len(outcome.present) >= self._writer.needed()
-        if enough and fenced is None:
+        if outcome.enough and fenced is None:
             opnum = self._append_stripe(record)
             self._unsettled[record.slot] = (opnum, unanswered)
             self.stripe_count += 1
-            self.exposed_count += len(outcome.present) < len(record.shards)
             return True
         self.given_up_count += 1
         self._state.stripes.written(record.slot, self._writer.live(unanswered))
@@ -200,12 +263,13 @@ class Destager:
     async def _compact(self) -> None:
         """Copy the live blocks of the emptiest stripes into one new stripe and MOVE them there."""
         stripes, full = self._state.stripes, self._state.geometry.stripe_blocks
-        if self._unsettled or self._writer.available() < self._writer.needed():
+        if self._unsettled or self._writer.available() < self._needed():
             await self._settled_or_later()
             return
-        victims = stripes.emptiest(64, full)
+        victims = stripes.emptiest(64, full, self._slots_left_alone())
         if not victims:
-            self.no_space = stripes.free_count <= COMPACTION_RESERVE_SLOTS
+            # What is held may be had again, with its sleds or without its lost blocks: that is no lack of space.
+            self.no_space = stripes.free_count <= COMPACTION_RESERVE_SLOTS and not self._held_slots
             await self._settled_or_later()
             return
         self.no_space = False
@@ -220,8 +284,8 @@ class Destager:
             stripes.written(slot)
             raise
         if not blocks:
+            # Those victims are held now, so the next turn looks at others.
             stripes.written(slot)
-            await self._settled_or_later()
             return
         finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -233,7 +297,7 @@ class Destager:
 
         self._in_flight += 1
         try:
-            self._writer.write(slot, blocks, written)
+            self._writer.write(slot, blocks, self._needed(), written)
             await finished
         finally:
             self._in_flight -= 1
@@ -249,8 +313,18 @@ class Destager:
             self._idle.append(waiter)
             await waiter
 
+    def _slots_left_alone(self) -> list[int]:
+        """Slots to be left alone now; those whose time is over are no longer."""
+        now_s = asyncio.get_running_loop().time()
+        for slot in [slot for slot, until_s in self._held_slots.items() if until_s <= now_s]:
+            del self._held_slots[slot]
+        return list(self._held_slots)
+
     async def _gather(self, victims: list[int], count: int) -> list[StripeBlock]:
-        """Up to `count` live blocks of `victims`, emptiest first, each verified against the map's CRC (D2)."""
+        """Up to `count` live blocks of `victims`, emptiest first, each verified against the map's CRC (D2).
+
+        A slot with a block that cannot be read is held by it: moving its others wins nothing, so they come last, and
+        only while slots are to be had."""
         stripes = self._state.stripes
         rank = {slot: position for position, slot in enumerate(victims)}
         live = self._state.map.live_in(victims)
@@ -261,18 +335,29 @@ class Destager:
             stripes.hold(slot)
         out: list[StripeBlock] = []
         try:
-            for piece in (live[:count][at : at + 64] for at in range(0, min(count, len(live)), 64)):
+            for at in range(0, len(live), 64):
+                if len(out) >= count:
+                    break
+                piece = live[at : at + 64]
                 copies = (self._reader.copy(lba, place, found[place.slot]) for lba, place in piece)
                 results = await asyncio.gather(*copies, return_exceptions=True)
                 for (lba, place), block in zip(piece, results, strict=True):
                     if not isinstance(block, BaseException):
                         out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))
                     elif isinstance(block, BlockUnreadable):
-                        # It stays where it is, for sleds that may come back; the others must not wait for it.
                         self.unreadable_count += 1
+                        self._hold_slot(place.slot)
                     else:
                         raise block
+                if stripes.free_count <= 2 * COMPACTION_RESERVE_SLOTS:
+                    out = [block for block in out if block.source not in self._held_slots]
         finally:
             for slot in victims:
                 stripes.release(slot)
-        return out
+        out.sort(key=lambda block: block.source in self._held_slots)
+        return out[:count]
+
+    def _hold_slot(self, slot: int) -> None:
+        if slot not in self._held_slots:
+            logger.warning("event=compaction_slot_held slot=%d", slot)
+        self._held_slots[slot] = asyncio.get_running_loop().time() + HELD_SECONDS

@@ -26,12 +26,15 @@ from head_node.volume.errors import (
 from head_node.volume.identity import Identity, PromiseFile
 from head_node.volume.interface import BLOCK_BYTES, ServedVolume
 from head_node.volume.limits import Limits
+from head_node.volume.policy import SledPolicy
 from head_node.volume.records import (
     RECORD_BLOCKS_MAX,
     Kind,
+    LostBlocks,
     Record,
     StripeRecord,
     epoch_record,
+    lost_record,
     parse_records,
     reservation_record,
     stripe_record,
@@ -43,6 +46,7 @@ from head_node.volume.reservations import Reservations
 from head_node.volume.segments import Position
 from head_node.volume.service import ClientService
 from head_node.volume.stripewriter import StripeWriter
+from head_node.volume.unreadable import RANGES_SHOWN_MAX, ranges_of
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
 
@@ -89,6 +93,7 @@ class VolumeEngine(Replica):
         self.reservations_ahead = self.state.reservations
         """As primary: what the whole log says, committed or not, and so what the next record is judged by."""
         self._held = False
+        self.policy = SledPolicy()
         self.serving = False
         """Primary, epoch record committed, not held."""
         self._waiters: dict[int, asyncio.Future[None]] = {}
@@ -123,6 +128,21 @@ class VolumeEngine(Replica):
             return False
         return self._log.used_bytes + self._log.pending_bytes + 2 * length <= self.limits.client_log_bytes_max
 
+    def has_room_without_data(self, length: int) -> bool:
+        """Is there room in the log for `length` more bytes of records that give room back (trims)? Half of what client
+        data leaves is theirs."""
+        used = self._log.used_bytes + self._log.pending_bytes
+        return used + length <= self.limits.client_log_bytes_max + self.limits.segment_bytes // 2
+
+    def set_policy(self, policy: SledPolicy) -> None:
+        """What the volume does while sleds are away is this from now on."""
+        if policy == self.policy:
+            return
+        self.policy = policy
+        if self._destager is not None:
+            self._destager.set_exposed_stripes(policy.exposed_stripes)
+        self._service.policy_changed()
+
     @property
     def owed(self) -> int:
         """Records that the log of this head took and has not made durable; none while its disk is full, for the log
@@ -132,7 +152,8 @@ class VolumeEngine(Replica):
     def status(self) -> dict[str, Any]:
         """Counters and gauges for status reports."""
         stripes, destager = self.state.stripes, self._destager
-        missing = sum(column is None or not column.available for column in self._columns)
+        away = [index for index, column in enumerate(self._columns) if column is None or not column.available]
+        unreadable = self.reader.unreadable.lbas(self.state.map, self.state.overlay)
         return {
             "role": self.role.value,
             "serving": self.serving,
@@ -151,17 +172,26 @@ class VolumeEngine(Replica):
             "map_pages": len(self.state.map.pages),
             "slots": stripes.slot_count,
             "slots_free": stripes.free_count,
-            "columns_missing": missing if self.role is Role.PRIMARY else None,
+            "columns_missing": len(away) if self.role is Role.PRIMARY else None,
+            "columns_away": away if self.role is Role.PRIMARY else [],
+            "stripes_wait_for_sleds": destager.short if destager else False,
             "stripes_written": destager.stripe_count if destager else 0,
-            "stripes_exposed": destager.exposed_count if destager else 0,
+            "stripes_exposed": stripes.exposed_count,
+            "stripes_without_spare": stripes.without_spare_count,
             "stripes_given_up": destager.given_up_count if destager else 0,
             "blocks_moved": destager.moved_count if destager else 0,
             "blocks_left_unreadable": destager.unreadable_count if destager else 0,
+            "blocks_unreadable": len(unreadable),
+            "blocks_unreadable_more": self.reader.unreadable.more,
+            "blocks_unreadable_ranges": ranges_of(unreadable, RANGES_SHOWN_MAX),
+            "blocks_lost": self.state.map.lost_count,
+            "slots_held": destager.held_slots if destager else 0,
             "no_space": self.no_space(),
             "blocks_reconstructed": self.reader.reconstructed_count,
             "blocks_mismatched": self.reader.mismatch_count,
             "failure": str(self.failure) if self.failure else None,
             "requests": self._service.gauges(),
+            "sled_waits": self._service.sled_waits(),
         }
 
     def follow_append(self, batch: Buffer, *, epoch: int | None = None) -> None:
@@ -240,8 +270,16 @@ class VolumeEngine(Replica):
         self.state.stripes.open_slots(self._slots())
         writer = StripeWriter(self.volume, self.geometry, self._epoch, self._columns)
         self._destager = Destager(self.state, writer, self.reader, self._append_stripe, self._fenced)
+        self._destager.pressed = self._pressed
+        self._destager.set_exposed_stripes(self.policy.exposed_stripes)
         if self._held:
             self._destager.hold()
+
+    def _pressed(self) -> bool:
+        """Is half of what clients may fill full?"""
+        limits = self.limits
+        filled = len(self.state.overlay) * BLOCK_BYTES
+        return filled > limits.overlay_bytes_max // 2 or self._log.used_bytes > limits.client_log_bytes_max // 2
 
     def _slots(self) -> int:
         sizes = [column.blocks for column in self._columns if column is not None]
@@ -280,7 +318,9 @@ class VolumeEngine(Replica):
         if self._destager is not None:
             if self._slots() != self.state.stripes.slot_count:
                 self.state.stripes.resize(self._slots())
-            self._destager.retry()
+            self._destager.column_changed()
+        if column is not None:
+            self._service.attached()
         self._service.pump()
 
     def hold(self) -> None:
@@ -366,6 +406,22 @@ class VolumeEngine(Replica):
         self._append(opnum, chain, Kind.RESERVATION, 0, reservations, header, None)
         self.reservations_ahead = reservations
         return opnum
+
+    def append_lost(self, blocks: LostBlocks) -> int:
+        """Log that these versions of blocks are lost; returns its opnum."""
+        opnum = self._log.position.opnum + 1
+        header, chain = lost_record(opnum, self._epoch, blocks, self._log.position.chain)
+        self._append(opnum, chain, Kind.LOST, 0, blocks, header, None)
+        logger.warning(
+            "event=blocks_declared_lost volume=%s opnum=%d blocks=%d first=%d",
+            self.volume, opnum, len(blocks), blocks["lba"][0],
+        )  # fmt: skip
+        return opnum
+
+    def slots_won(self) -> None:
+        """Blocks were declared lost: compaction may move what they held up."""
+        if self._destager is not None:
+            self._destager.lost()
 
     def _append_stripe(self, stripe: StripeRecord) -> int:
         opnum = self._log.position.opnum + 1

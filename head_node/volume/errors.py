@@ -88,4 +88,14 @@ class BlockFenced(BlockUnreadable):
 
 
 class BlockAway(BlockUnreadable):
-    """Too few shards of a block can be reached, and some are on columns that are away: it may come back with them."""
+    """Too few shards of a block can be reached now: it may come back with the `columns` that did not give theirs.
+    Wait for one of them, and ask again; `moment` says that all of them are attached, so that only time may help."""
+
+    def __init__(self, lba: int, reason: str, columns: frozenset[int], *, moment: bool) -> None:
+        super().__init__(lba, reason)
+        self.columns = columns
+        self.moment = moment
+
+
+class BlockLost(BlockUnreadable):
+    """An operator has declared this block lost: it is an error until it is written or trimmed."""

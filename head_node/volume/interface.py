@@ -86,7 +86,8 @@ class ServedVolume(Protocol):
         function is called. A notice is lost with the primary that was to give it."""
 
     def ready(self) -> bool:
-        """False while the volume is over its bounds; further requests wait inside."""
+        """False while the volume keeps as many writes waiting as it has bounds for: a caller keeps further ones back.
+        Other requests hold no data, and are let through: nothing of theirs depends on room."""
 
     def on_ready(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, on the loop, when `ready()` is True again (at once if it is)."""

@@ -9,22 +9,25 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations, groupby, islice
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from crc32c import crc32c
 
-from head_node.volume.blockmap import Place
+from head_node.volume.blockmap import LOST, Place
 from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
-from head_node.volume.errors import BlockAway, BlockFenced, BlockUnreadable
+from head_node.volume.errors import BlockAway, BlockFenced, BlockLost, BlockUnreadable
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.shard import ShardHeader, decode_shard_header
 from head_node.volume.state import VolumeState
 from head_node.volume.stripes import Stripe
-from sled_controller.errors import FencedOff, Superseded
+from head_node.volume.unreadable import UnreadableBlocks
+from sled_controller.errors import CommandFailed, FencedOff, Superseded
 from spdk_bindings.device import Buffer
+from spdk_bindings.nvme import Status
 
 HEADERS_CACHED_MAX: Final = 4096
 """Shard headers kept, about half a KiB each."""
@@ -32,6 +35,13 @@ HEADERS_CACHED_MAX: Final = 4096
 RUNS_IN_FLIGHT_MAX: Final = 512
 """Runs asked of the columns at a time; a megabyte of scattered blocks is 256 runs. More would hold up the loop, and
 with it the heartbeats, for as long as it takes to send and take them, and overflow the queues to the sleds."""
+
+COMBINATIONS_MAX: Final = 64
+"""Sets of k sources that are tried for a row when there are more than k, and the first does not give it."""
+
+MEDIUM_ERRORS: Final = frozenset({Status.UNRECOVERED_READ_ERROR, Status.END_TO_END_GUARD_ERROR})
+"""The drive has answered that it does not have the data. Any other failure of a command (the drive or the sled is
+away, is not ready, was interrupted, did not answer in time) says nothing about the data: it may come back."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +61,22 @@ class Run(NamedTuple):
     places: list[Place]
     lba: int
     position: int
+
+
+class _ShardAway(Exception):
+    """A column did not give what it was asked for now."""
+
+
+class Piece(NamedTuple):
+    """What one shard gave for a run."""
+
+    shard: int
+    data: memoryview
+    """Empty if it gave nothing."""
+    good: list[bool]
+    """By row: whether the block is what its header, or the map, says."""
+    column: int | None = None
+    """The column, if it may give more another time."""
 
 
 class Reader:
@@ -74,6 +100,7 @@ class Reader:
         self._in_flight = 0
         self._waiting: deque[tuple[Run, RunDone]] = deque()
         self._closings = 0
+        self.unreadable = UnreadableBlocks()
         self.reconstructed_count = 0
         self.mismatch_count = 0
 
@@ -92,6 +119,9 @@ class Reader:
             if entry is not None:
                 answer[at] = entry[2]
             elif place is not None:
+                if place.slot == LOST:
+                    done(BlockLost(lba + at, "it was declared lost"), ())
+                    return
                 self._add(runs, place, lba + at, at)
         if not runs:
             done(None, answer)
@@ -170,77 +200,123 @@ class Reader:
         done: RunDone,
     ) -> None:
         try:
-            buffer = await self._settled(data) if data is not None else None
-            if buffer is None or await self._header(run, run.shard) is None or not self._verified(run, buffer):
-                buffer = await self._reconstruct(run)
+            own = await self._piece(run, run.shard, data)
+            buffer: Buffer = own.data if all(own.good) else await self._reconstruct(run, own)
         except BlockUnreadable as error:
-            if any(self.columns[index] is column for index, column in self._fenced.items()):
-                done(BlockFenced(error.lba, error.reason), b"")
-                return
-            if self._away(run):
-                done(BlockAway(error.lba, error.reason), b"")
-                return
-            logger.error("event=block_unreadable volume=%s lba=%d error=%s", self._volume, error.lba, error)
             done(error, b"")
             return
+        if self.unreadable:
+            self.unreadable.discard(run.lba, len(run.places))
         done(None, buffer)
 
-    def _away(self, run: Run) -> bool:
-        """Whether a shard of the run's stripe is on a column that cannot be reached now."""
-        geometry = self._state.geometry
-        columns = (
-            self.columns[geometry.column_of(run.slot, shard)]
-            for shard in range(geometry.shards)
-            if run.stripe.present >> shard & 1
-        )
-        return any(column is None or not column.available for column in columns)
-
     def _verified(self, run: Run, buffer: Buffer) -> bool:
-        view = memoryview(buffer)
-        if len(view) != len(run.places) * BLOCK_BYTES:
-            return False
-        for index, place in enumerate(run.places):
-            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != place.crc:
-                self.mismatch_count += 1
-                logger.warning(
-                    "event=block_crc_mismatch volume=%s lba=%d slot=%d shard=%d",
-                    self._volume, run.lba + index, run.slot, run.shard,
-                )  # fmt: skip
-                return False
-        return True
+        return len(buffer) == len(run.places) * BLOCK_BYTES and all(self._verify(run, run.shard, memoryview(buffer)))
+
+    def _verify(self, run: Run, shard: int, view: memoryview, crcs: Sequence[int] = ()) -> list[bool]:
+        """By row: whether the block has the CRC that the map has for it, or the one that is given."""
+        good = [
+            crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == (crcs[index] if crcs else place.crc)
+            for index, place in enumerate(run.places)
+        ]
+        if not all(good):
+            self.mismatch_count += 1
+            logger.warning(
+                "event=block_crc_mismatch volume=%s lba=%d slot=%d shard=%d",
+                self._volume, run.lba + good.index(False), run.slot, shard,
+            )  # fmt: skip
+        return good
 
     # -- reconstruction ---------------------------------------------------------------------------------------------
 
-    async def _reconstruct(self, run: Run) -> Buffer:
-        """The run from k other shards whose blocks verify against their headers."""
-        geometry = self._state.geometry
-        others = [shard for shard in range(geometry.shards) if shard != run.shard]
-        pieces = await asyncio.gather(*(self._source(run, shard) for shard in others))
-        sources = {shard: bytes(piece) for shard, piece in zip(others, pieces, strict=True) if piece is not None}
-        if len(sources) < geometry.data_shards:
-            reason = f"{len(sources)} other shards of slot {run.slot} are readable, {geometry.data_shards} are needed"
-            raise BlockUnreadable(run.lba, reason)
-        code = erasure_code(geometry.data_shards, geometry.parity_shards)
-        rebuilt = code.rebuild(sources, run.shard)
-        if not self._verified(run, rebuilt):
-            raise BlockUnreadable(run.lba, f"what {sorted(sources)} of slot {run.slot} yield fails its CRC")
-        self.reconstructed_count += len(run.places)
-        return rebuilt
+    async def _reconstruct(self, run: Run, own: Piece) -> Buffer:
+        """The run, each row from the shard itself or from k others whose blocks verify against their headers.
 
-    async def _source(self, run: Run, shard: int) -> Buffer | None:
-        data = self._fetch(run, shard, 1 + run.row, len(run.places))
-        if data is None:
-            return None
-        header = await self._header(run, shard)
-        buffer = await self._settled(data)
+        Raises BlockUnreadable for what no k shards can give, BlockFenced or BlockAway for what may come back."""
+        k = self._state.geometry.data_shards
+        others = [shard for shard in range(self._state.geometry.shards) if shard != run.shard]
+        self._check_reachable(run, own, others)
+        pieces = await asyncio.gather(*(self._piece(run, shard) for shard in others))
+        out = bytearray(len(run.places) * BLOCK_BYTES)
+        short: list[int] = []
+        rows = range(len(run.places))
+        sources_of = [tuple(piece.shard for piece in pieces if piece.good[row]) for row in rows]
+        for (from_own, sources), group in groupby(rows, lambda row: (own.good[row], sources_of[row])):
+            span = list(group)
+            start, stop = span[0] * BLOCK_BYTES, (span[-1] + 1) * BLOCK_BYTES
+            if from_own:
+                out[start:stop] = own.data[start:stop]
+                continue
+            shards = {piece.shard: bytes(piece.data[start:stop]) for piece in pieces if piece.shard in sources}
+            rebuilt = self._rebuild(run, shards, span) if len(sources) >= k else None
+            if rebuilt is None:
+                short += span
+            else:
+                out[start:stop] = rebuilt
+                self.reconstructed_count += len(span)
+        if short:
+            self._raise_short(run, own, pieces, short)
+        return out
+
+    def _check_reachable(self, run: Run, own: Piece, others: list[int]) -> None:
+        """Raise BlockAway before anything is asked of the columns, where too few of them are attached."""
+        k = self._state.geometry.data_shards
+        written = [self._state.geometry.column_of(run.slot, at) for at in others if run.stripe.present >> at & 1]
+        away = {index for index in written if not self._attached(index)}
+        if len(written) - len(away) < k and (len(written) >= k or own.column is not None):
+            raise self._away(run, run.lba, away if own.column is None else away | {own.column})
+
+    def _attached(self, index: int) -> bool:
+        column = self.columns[index]
+        return column is not None and column.available
+
+    def _away(self, run: Run, lba: int, columns: set[int]) -> BlockUnreadable:
+        reason = f"{len(columns)} shards of slot {run.slot} cannot be had now"
+        if any(self.columns[index] is column for index, column in self._fenced.items()):
+            return BlockFenced(lba, reason)
+        return BlockAway(lba, reason, frozenset(columns), moment=all(map(self._attached, columns)))
+
+    def _rebuild(self, run: Run, sources: dict[int, bytes], span: list[int]) -> memoryview | None:
+        """Rows `span` of the run from `sources`, or from any k of them, verified against the map."""
+        geometry = self._state.geometry
+        code = erasure_code(geometry.data_shards, geometry.parity_shards)
+        part = run._replace(places=run.places[span[0] : span[-1] + 1], lba=run.lba + span[0], row=run.row + span[0])
+        for chosen in islice(combinations(sorted(sources), geometry.data_shards), COMBINATIONS_MAX):
+            rebuilt = code.rebuild({shard: sources[shard] for shard in chosen}, run.shard)
+            if self._verified(part, rebuilt):
+                return rebuilt
+        return None
+
+    def _raise_short(self, run: Run, own: Piece, pieces: list[Piece], short: list[int]) -> None:
+        """Rows `short` could not be had; an error for good counts for more than one that may pass."""
+        k = self._state.geometry.data_shards
+        away = {piece.column for piece in pieces if piece.column is not None}
+        for row in short:
+            good = sum(piece.good[row] for piece in pieces)
+            may_come = own.column is not None or (bool(away) and good + len(away) >= k)
+            if not may_come:
+                reason = f"{good} other shards of slot {run.slot} hold it, {k} are needed"
+                lba, place = run.lba + row, run.places[row]
+                if self.unreadable.add(lba, place.opnum, place.slot):
+                    logger.error("event=block_unreadable volume=%s lba=%d reason=%s", self._volume, lba, reason)
+                raise BlockUnreadable(lba, reason)
+        raise self._away(run, run.lba + short[0], away if own.column is None else away | {own.column})
+
+    async def _piece(self, run: Run, shard: int, data: asyncio.Future[Buffer] | None = None) -> Piece:
+        """What a shard gives for the run: its own blocks as the map wants them, others as their header says."""
+        nothing = Piece(shard, memoryview(b""), [False] * len(run.places))
+        if not run.stripe.present >> shard & 1:
+            return nothing
+        try:
+            asked = data or self._fetch(run, shard, 1 + run.row, len(run.places))
+            header = await self._header(run, shard)
+            buffer = await self._settled(asked)
+        except _ShardAway:
+            return nothing._replace(column=self._state.geometry.column_of(run.slot, shard))
         if header is None or buffer is None or len(buffer) != len(run.places) * BLOCK_BYTES:
-            return None
-        view = memoryview(buffer)
-        for index in range(len(run.places)):
-            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != header.crcs[run.row + index]:
-                self.mismatch_count += 1
-                return None
-        return buffer
+            return nothing
+        view = memoryview(buffer).cast("B")
+        crcs = () if shard == run.shard else header.crcs[run.row : run.row + len(run.places)]
+        return Piece(shard, view, self._verify(run, shard, view, crcs))
 
     # -- shards and their headers -----------------------------------------------------------------------------------
 
@@ -272,12 +348,11 @@ class Reader:
         return named == (self._volume, stripe.epoch, stripe.sequence, shard, self._state.geometry.rows)
 
     async def _header(self, run: Run, shard: int) -> ShardHeader | None:
-        """The verified header of a shard, None if the shard does not count."""
+        """The verified header of a shard, None if the shard does not count; raises _ShardAway."""
         known = self._known(run, shard)
         if known is not None:
             return known
-        future = self._fetch(run, shard, 0, 1)
-        block = await self._settled(future) if future is not None else None
+        block = await self._settled(self._fetch(run, shard, 0, 1))
         header = decode_shard_header(block) if block is not None else None
         if header is None or not self._names(header, run.stripe, shard):
             if block is not None:
@@ -289,11 +364,18 @@ class Reader:
         self._headers[run.slot, shard] = header
         return header
 
-    async def _settled(self, future: asyncio.Future[Buffer]) -> Buffer | None:
-        """The result, None for any failure of a column (another shard will do)."""
+    async def _settled(self, future: asyncio.Future[Buffer] | None) -> Buffer | None:
+        """The result, None where the medium does not have it; raises _ShardAway where it may be had another time."""
+        if future is None:
+            raise _ShardAway
         await asyncio.wait([future])
-        if future.cancelled() or future.exception() is not None:
+        if future.cancelled():
+            raise _ShardAway
+        error = future.exception()
+        if isinstance(error, CommandFailed) and error.status in MEDIUM_ERRORS:
             return None
+        if error is not None:
+            raise _ShardAway from error
         return future.result()
 
     def _spawn(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone) -> None:

@@ -63,6 +63,16 @@ RESERVATION_CONSTRUCT: Final = c.Struct(
     "reserved" / c.Const(bytes(6)),
     "registrants" / c.Array(c.this.registrant_count, c.Struct("host" / c.Bytes(16), "key" / c.Int64ul)),
 )
+LOST_BLOCK: Final = np.dtype(
+    [("lba", "<u8"), ("opnum", "<u8"), ("epoch", "<u8"), ("sequence", "<u8"), ("slot", "<u4"), ("reserved", "<u4")]
+)
+LOST_CONSTRUCT: Final = c.GreedyRange(c.Struct(
+    "lba" / c.Int64ul, "opnum" / c.Int64ul, "epoch" / c.Int64ul, "sequence" / c.Int64ul, "slot" / c.Int32ul,
+    "reserved" / c.Const(bytes(4)),
+))  # fmt: skip
+LOST_BLOCKS_MAX: Final = 1024
+"""Blocks of one LOST record, 40 KiB."""
+
 NO_HOLDER: Final = 0xFFFF
 """`holder` where nobody holds a reservation, or all registrants do; otherwise it is the holder's place among them."""
 
@@ -82,6 +92,8 @@ _CRC: Final = struct.Struct("<I")
 _COUNT: Final = struct.Struct("<Q")
 
 StripeBlocks: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+LostBlocks: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+"""LOST_BLOCK array: versions of blocks (lba, opnum) with the slot and the stripe (epoch, sequence) that held them."""
 
 
 class Kind(IntEnum):
@@ -92,9 +104,10 @@ class Kind(IntEnum):
     ZERO = 3
     STRIPE = 4
     RESERVATION = 5
+    LOST = 6
 
 
-_KINDS_WITHOUT_DATA: Final = frozenset({Kind.EPOCH, Kind.ZERO, Kind.STRIPE, Kind.RESERVATION})
+_KINDS_WITHOUT_DATA: Final = frozenset({Kind.EPOCH, Kind.ZERO, Kind.STRIPE, Kind.RESERVATION, Kind.LOST})
 
 
 class Record(NamedTuple):
@@ -178,6 +191,22 @@ def stripe_record(opnum: int, epoch: int, stripe: StripeRecord, chain: int) -> t
 def reservation_record(opnum: int, epoch: int, state: Reservations, chain: int) -> tuple[bytes, int]:
     """A RESERVATION, which says all of the new state, and its crc."""
     return _seal(Kind.RESERVATION, opnum, epoch, 0, encode_reservations(state), 0, chain)
+
+
+def lost_record(opnum: int, epoch: int, blocks: LostBlocks, chain: int) -> tuple[bytes, int]:
+    """A LOST of 1 to LOST_BLOCKS_MAX blocks and its crc."""
+    return _seal(Kind.LOST, opnum, epoch, 0, blocks.tobytes(), 0, chain)
+
+
+def parse_lost(meta: memoryview) -> LostBlocks:
+    """Decode the meta data of a LOST; raises BatchMalformed."""
+    count, rest = divmod(len(meta), LOST_BLOCK.itemsize)
+    if rest or not 1 <= count <= LOST_BLOCKS_MAX:
+        raise BatchMalformed(f"LOST of {len(meta)} bytes")
+    blocks: LostBlocks = np.frombuffer(meta, dtype=LOST_BLOCK)
+    if blocks["reserved"].any():
+        raise BatchMalformed("LOST with reserved bytes that are not zero")
+    return blocks
 
 
 def encode_reservations(state: Reservations) -> bytes:
@@ -281,3 +310,5 @@ def _check_payload(record: Record) -> None:
         parse_stripe(meta)
     elif kind == Kind.RESERVATION:
         parse_reservations(meta)
+    elif kind == Kind.LOST:
+        parse_lost(meta)

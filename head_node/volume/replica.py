@@ -20,7 +20,7 @@ from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read
 from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
 from head_node.volume.reader import Reader
-from head_node.volume.records import Kind, Record, parse_reservations, parse_stripe
+from head_node.volume.records import Kind, Record, parse_lost, parse_reservations, parse_stripe
 from head_node.volume.reservations import Reservations
 from head_node.volume.segments import Position
 from head_node.volume.state import VolumeState
@@ -64,7 +64,8 @@ class Replica(ABC):
         """What the primary said is committed, maybe more than there is here."""
         self._log: WriteLog
         self._pending: deque[tuple[int, int, int, Any, Any]] = deque()
-        """(opnum, kind, lba, CRCs | block count | StripeRecord | Reservations, data) of records not known committed."""
+        """(opnum, kind, lba, CRCs | block count | StripeRecord | Reservations | LostBlocks, data) of records not known
+        committed."""
         self._epochs: list[tuple[int, int]] = []
         self._columns: list[Column | None] = [None] * self.geometry.shards
         self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
@@ -172,7 +173,7 @@ class Replica(ABC):
         self.state = VolumeState(self.size_blocks, self.geometry)
         self.state.covered = checkpoint.covered
         self.state.map.restore(dict(checkpoint.pages))
-        self.state.stripes.entries = checkpoint.stripes
+        self.state.stripes.restore(checkpoint.stripes)
         self.state.reservations = checkpoint.reservations
         self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
         self._epochs = list(checkpoint.epochs)
@@ -219,6 +220,8 @@ class Replica(ABC):
             what = parse_stripe(record.meta)
         elif kind == Kind.RESERVATION:
             what = parse_reservations(record.meta)
+        elif kind == Kind.LOST:
+            what = parse_lost(record.meta)
         elif (record.epoch, record.opnum) not in self._epochs:
             self._epochs.append((record.epoch, record.opnum))
         self._pending.append((record.opnum, kind, record.lba, what, record.data))
@@ -300,6 +303,8 @@ class Replica(ABC):
                     state.stripe(at, what)
                 elif kind == Kind.RESERVATION:
                     state.reserve(at, what)
+                elif kind == Kind.LOST:
+                    state.lost(at, what)
         except Exception as error:
             # Whatever it is, a record is applied in part, and this member could not agree with the others any more.
             logger.exception("event=apply_failed volume=%s committed=%d", self.volume, self.committed)

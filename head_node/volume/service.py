@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from head_node.volume.callbacks import tell
-from head_node.volume.errors import BlockAway, BlockFenced
+from head_node.volume.errors import BlockAway, BlockFenced, BlockUnreadable
 from head_node.volume.interface import (
     BLOCK_BYTES,
     EXTENT_DATA,
@@ -25,6 +25,7 @@ from head_node.volume.interface import (
     never_gone,
 )
 from head_node.volume.reservations import NO_HOST, Command, Notice, Outcome, decide
+from head_node.volume.sled_waits import SledWaits, WaitingRead
 from spdk_bindings.device import Buffer
 
 if TYPE_CHECKING:
@@ -34,13 +35,11 @@ WAITING_MAX: Final = 65_536
 """Requests kept back; an export admits 128 per connection, so more means an export without a bound."""
 POLL_SECONDS: Final = 0.01
 """How often a lease that lapsed is asked again while something waits for it."""
-AWAY_SECONDS: Final = 0.1
-AWAY_TRIES_MAX: Final = 300
-"""A read whose shards are out of reach is tried again for half a minute before it fails with EIO: as long as a block
-layer waits for a drive, and longer than a sled takes to restart."""
 EXTENTS_MAX: Final = 4096
 REQUEST_BYTES_MAX: Final = 32 << 20
 
+TRIM_BYTES: Final = BLOCK_BYTES
+"""Room in the log that a trim waits for: what its record takes at most."""
 RESERVATION_BYTES: Final = 2 * BLOCK_BYTES
 """Room in the log that a change of reservations waits for: what its record takes at most."""
 
@@ -49,6 +48,8 @@ _OFFSET_MASK: Final = BLOCK_BYTES - 1
 logger = logging.getLogger(__name__)
 
 Request: TypeAlias = Callable[[], None]
+Waiting: TypeAlias = tuple[int, Request, Gone]
+"""(bytes of room that it needs, what begins it, whether its client has left)."""
 
 
 class ClientService:
@@ -57,7 +58,17 @@ class ClientService:
     def __init__(self, engine: "VolumeEngine") -> None:
         self._engine = engine
         self.size_bytes = engine.size_blocks * BLOCK_BYTES
-        self._waiting: deque[tuple[int, Request, Gone]] = deque()
+        self._unserved: deque[Waiting] = deque()
+        """Whatever came while nothing may be begun (F6, F7), in order."""
+        self._trims: deque[Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
+        """Trims, and writes, that wait for room. No client may rely on an order among unanswered requests, so neither
+        keeps anything else waiting: reads need no room, and a trim gives some back."""
+        self._waiting_bytes = 0
+        """What writes in `_waiting` hold."""
+        self._away = SledWaits(lambda: self._engine.policy.read_wait_s)
+        self._attaches = 0
+        """Sleds attached so far: a read that failed while this rose has not seen the newest."""
         self._acks: deque[tuple[int, Done, int]] = deque()
         """(last opnum, done, bytes) of writes not yet answered."""
         self._replies: deque[Request] = deque()
@@ -80,8 +91,8 @@ class ClientService:
             done(errno.EINVAL, ())
         elif not length:
             done(0, ())
-        elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._read(offset, length, done, gone, host), gone)
+        elif self._stopped():
+            self._wait(self._unserved, 0, lambda: self._read(offset, length, done, gone, host), gone)
         else:
             self._read(offset, length, done, gone, host)
 
@@ -95,8 +106,8 @@ class ClientService:
             done(errno.ENOSPC)
         elif not length:
             done(0)
-        elif self._waiting or not self._serving() or not self._room(length):
-            self._wait(length, lambda: self._write(offset, data, done, host), gone)
+        elif self._waiting or self._stopped() or not self._room(length):
+            self._admit(self._waiting, length, lambda: self._write(offset, data, done, host), gone)
         else:
             self._write(offset, data, done, host)
 
@@ -105,10 +116,8 @@ class ClientService:
             done(errno.EINVAL)
         elif not length:
             done(0)
-        elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._zero(offset, length, done, host), gone)
         else:
-            self._zero(offset, length, done, host)
+            self._admit(self._trims, TRIM_BYTES, lambda: self._zero(offset, length, done, host), gone)
 
     def write_zeroes(
         self, offset: int, length: int, *, no_hole: bool, done: Done, gone: Gone = never_gone, host: bytes = NO_HOST
@@ -124,22 +133,20 @@ class ClientService:
     def extents(
         self, offset: int, length: int, done: ExtentsDone, gone: Gone = never_gone, host: bytes = NO_HOST
     ) -> None:
+        reply = partial(self._extents, offset, length, done, host)
         if not self._fits(offset, length):
             done(errno.EINVAL, ())
-        elif self._waiting or not self._serving():
-            self._wait(0, lambda: self._reply(lambda: self._extents(offset, length, done, host)), gone)
+        elif self._stopped():
+            self._wait(self._unserved, 0, partial(self._reply, reply), gone)
         else:
-            self._reply(lambda: self._extents(offset, length, done, host))
+            self._reply(reply)
 
     def change_reservation(self, host: bytes, command: Command, done: ChangeDone, gone: Gone = never_gone) -> None:
-        if self._waiting or not self._serving() or not self._room(RESERVATION_BYTES):
-            self._wait(RESERVATION_BYTES, lambda: self._change(host, command, done), gone)
-        else:
-            self._change(host, command, done)
+        self._admit(self._waiting, RESERVATION_BYTES, lambda: self._change(host, command, done), gone)
 
     def reservations(self, done: ReservationsDone, gone: Gone = never_gone) -> None:
-        if self._waiting or not self._serving():
-            self._wait(0, lambda: self._report(done), gone)
+        if self._stopped():
+            self._wait(self._unserved, 0, lambda: self._report(done), gone)
         else:
             self._report(done)
 
@@ -148,7 +155,7 @@ class ClientService:
         return partial(self._watchers.remove, watcher)
 
     def ready(self) -> bool:
-        return not self._waiting
+        return not self._unserved and self._waiting_bytes <= self._engine.limits.unanswered_bytes_max
 
     def on_ready(self, callback: Callable[[], None]) -> None:
         if self.ready():
@@ -167,45 +174,80 @@ class ClientService:
         engine = self._engine
         return engine.serving and engine.lease()
 
+    def _stopped(self) -> bool:
+        """Has whatever comes to wait until requests may be begun again, behind those that do already?"""
+        return bool(self._unserved) or not self._serving()
+
+    def _admit(self, queue: deque[Waiting], cost: int, request: Request, gone: Gone) -> None:
+        """Begin what needs room in the log, or let it wait: for serving, then behind others that need room too."""
+        if self._stopped():
+            self._wait(self._unserved, cost, lambda: self._admit_served(queue, cost, request, gone), gone)
+        else:
+            self._admit_served(queue, cost, request, gone)
+
+    def _admit_served(self, queue: deque[Waiting], cost: int, request: Request, gone: Gone) -> None:
+        if queue or not self._room_in(queue, cost):
+            self._wait(queue, cost, request, gone)
+        else:
+            request()
+
+    def _room_in(self, queue: deque[Waiting], cost: int) -> bool:
+        return self._engine.has_room_without_data(cost) if queue is self._trims else self._room(cost)
+
     def _room(self, length: int) -> bool:
         # A request larger than the bound must get through when nothing else is in the way.
         over = self._unanswered_bytes and self._unanswered_bytes + length > self._engine.limits.unanswered_bytes_max
         return not over and self._engine.has_room(length)
 
-    def _wait(self, cost: int, request: Request, gone: Gone) -> None:
+    def _wait(self, queue: deque[Waiting], cost: int, request: Request, gone: Gone) -> None:
         if not self._engine.leading:
             # Kept, it would be carried out in a later epoch, for a connection that is long gone.
             return
-        if len(self._waiting) >= WAITING_MAX:
-            logger.error("event=requests_unbounded volume=%s waiting=%d", self._engine.volume, len(self._waiting))
+        if self._waiting_count() >= WAITING_MAX:
+            logger.error("event=requests_unbounded volume=%s waiting=%d", self._engine.volume, self._waiting_count())
             return
-        self._waiting.append((cost, request, gone))
+        queue.append((cost, request, gone))
+        if queue is self._waiting:
+            self._waiting_bytes += cost
         self._arm()
+
+    def _waiting_count(self) -> int:
+        return len(self._unserved) + len(self._trims) + len(self._waiting) + len(self._away)
 
     def pump(self) -> None:
         """Begin what waits, as far as lease and bounds allow."""
-        waiting = self._waiting
-        while waiting:
-            cost, request, gone = waiting[0]
+        for queue in (self._unserved, self._trims, self._waiting):
+            self._pump(queue)
+        if not self.ready():
+            return
+        callbacks, self._on_ready = self._on_ready, []
+        for callback in callbacks:
+            tell(self._engine.volume, "on_ready", callback)
+
+    def _pump(self, queue: deque[Waiting]) -> None:
+        while queue:
+            cost, request, gone = queue[0]
             if gone():
-                waiting.popleft()
+                self._leave(queue)
                 self.forgotten_count += 1
                 continue
             if not self._serving():
                 self._arm()
                 return
-            if cost and not self._room(cost):
-                if not self._engine.no_space():
+            if queue is not self._unserved and not self._room_in(queue, cost):
+                if queue is self._trims or not self._engine.no_space():
                     return
                 # No slot and nothing to compact: waiting would be for ever.
-                waiting.popleft()
+                self._leave(queue)
                 self._refuse(request)
                 continue
-            waiting.popleft()
+            self._leave(queue)
             tell(self._engine.volume, "request", request)
-        callbacks, self._on_ready = self._on_ready, []
-        for callback in callbacks:
-            tell(self._engine.volume, "on_ready", callback)
+
+    def _leave(self, queue: deque[Waiting]) -> None:
+        cost, _, _ = queue.popleft()
+        if queue is self._waiting:
+            self._waiting_bytes -= cost
 
     def _refuse(self, request: Request) -> None:
         self._refusing = True
@@ -227,9 +269,13 @@ class ClientService:
 
     # -- doing it ---------------------------------------------------------------------------------------------------
 
-    def _read(self, offset: int, length: int, done: ReadDone, gone: Gone, host: bytes, tries: int = 1) -> None:
-        self.read_count += tries == 1
-        generation = self._generation
+    def _read(
+        self, offset: int, length: int, done: ReadDone, gone: Gone, host: bytes, since_s: float | None = None
+    ) -> None:
+        """`since_s`: since when it has waited for sleds."""
+        self.read_count += since_s is None
+        generation, attaches = self._generation, self._attaches
+        now_s = asyncio.get_running_loop().time
         reservations = self._engine.state.reservations
         if not reservations.may_read(host):
             self._reply(lambda: done(errno.EPERM, ()))
@@ -238,10 +284,11 @@ class ClientService:
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
             if generation != self._generation:
                 return
-            if isinstance(error, BlockFenced):
-                self._wait(0, lambda: self._read(offset, length, done, gone, host), gone)
-            elif isinstance(error, BlockAway) and tries < AWAY_TRIES_MAX:
-                asyncio.get_running_loop().call_later(AWAY_SECONDS, again)
+            if isinstance(error, BlockFenced) and not self._serving():
+                self._wait(self._unserved, 0, partial(again, since_s or now_s()), gone)
+            elif isinstance(error, BlockAway | BlockFenced):
+                since = since_s or now_s()
+                self._wait_for_sleds(error, since, attaches != self._attaches, gone, partial(again, since), fail)
             elif error is not None:
                 self._reply(lambda: done(errno.EIO, ()))
             elif not self._replies and self._serving():
@@ -254,13 +301,49 @@ class ClientService:
                 done(0, blocks)
             else:
                 # They may be of a time when the host was kept from them: read again, if it still may.
-                self._read(offset, length, done, gone, host, tries + 1)
+                again(since_s or now_s())
 
-        def again() -> None:
-            if generation == self._generation and not gone():
-                self._wait(0, lambda: self._read(offset, length, done, gone, host, tries + 1), gone)
+        def again(since: float) -> None:
+            if self._stopped():
+                self._wait(self._unserved, 0, lambda: self._read(offset, length, done, gone, host, since), gone)
+            else:
+                self._read(offset, length, done, gone, host, since)
+
+        def fail() -> None:
+            self._reply(lambda: done(errno.EIO, ()))
 
         self._engine.reader.read(offset // BLOCK_BYTES, length // BLOCK_BYTES, finished)
+
+    def _wait_for_sleds(
+        self, error: BlockUnreadable, since_s: float, newer: bool, gone: Gone, again: Request, fail: Request
+    ) -> None:
+        """A read failed for want of shards that may come back. `newer`: a sled was attached since it began."""
+        loop = asyncio.get_running_loop()
+        if newer:
+            loop.call_soon(self._again_unless_gone, self._generation, gone, again)
+            return
+        if not self._engine.leading:
+            return
+        if self._waiting_count() >= WAITING_MAX:
+            logger.error("event=requests_unbounded volume=%s waiting=%d", self._engine.volume, self._waiting_count())
+            return
+        if not self._away:
+            logger.warning("event=reads_wait_for_sleds volume=%s reason=%s", self._engine.volume, error)
+        columns, moment = (error.columns, error.moment) if isinstance(error, BlockAway) else (frozenset[int](), True)
+        self._away.add(WaitingRead(since_s, columns, moment, gone, again, fail))
+
+    def _again_unless_gone(self, generation: int, gone: Gone, again: Request) -> None:
+        if generation == self._generation and not gone():
+            again()
+
+    def attached(self) -> None:
+        """A sled is attached: what waits for one is asked again."""
+        self._attaches += 1
+        self._away.attached()
+
+    def policy_changed(self) -> None:
+        """How long reads may wait is another time now."""
+        self._away.look()
 
     def _write(self, offset: int, data: Buffer, done: Done, host: bytes) -> None:
         if self._kept_out(host, done):
@@ -359,7 +442,10 @@ class ClientService:
     def drop(self) -> None:
         """Forget every request unanswered (F6); their connections are reset by the cluster."""
         self._generation += 1
-        self._waiting.clear()
+        for queue in (self._unserved, self._trims, self._waiting):
+            queue.clear()
+        self._waiting_bytes = 0
+        self._away.drop()
         self._acks.clear()
         self._replies.clear()
         self._on_ready.clear()
@@ -368,13 +454,21 @@ class ClientService:
             self._poll.cancel()
             self._poll = None
 
+    def sled_waits(self) -> dict[str, Any]:
+        """Reads that wait for sleds: how many, how long the oldest has waited, and for which columns."""
+        oldest_s = self._away.oldest_s(asyncio.get_running_loop().time()) if self._away else 0.0
+        return {"reads": len(self._away), "oldest_s": round(oldest_s, 1), "columns": self._away.columns}
+
     def gauges(self) -> dict[str, int]:
         """For status reports."""
         return {
             "reads": self.read_count,
             "writes": self.write_count,
             "unanswered": len(self._acks) + len(self._replies),
-            "waiting": len(self._waiting),
+            "waiting": self._waiting_count(),
+            "waiting_for_room": len(self._trims) + len(self._waiting),
+            "waiting_for_sleds": len(self._away),
             "lease_waits": self.lease_wait_count,
-            "forgotten": self.forgotten_count,
+            "forgotten": self.forgotten_count + self._away.gone_count,
+            "timed_out": self._away.expired_count,
         }

@@ -11,7 +11,7 @@ from head_node.volume.blockmap import BlockMap
 from head_node.volume.errors import LogCorrupt
 from head_node.volume.geometry import Geometry
 from head_node.volume.overlay import Overlay
-from head_node.volume.records import FROM_LOG, PADDING_LBA, StripeRecord
+from head_node.volume.records import FROM_LOG, PADDING_LBA, LostBlocks, StripeRecord
 from head_node.volume.reservations import Reservations
 from head_node.volume.stripes import StripeTable
 from spdk_bindings.device import Buffer
@@ -26,7 +26,7 @@ class VolumeState:
         self.geometry = geometry
         self.overlay = Overlay()
         self.map = BlockMap(size_blocks)
-        self.stripes = StripeTable()
+        self.stripes = StripeTable(geometry.data_shards, geometry.shards)
         self.reservations = Reservations()
         self.covered = 0
         """Records up to this opnum are in the map and stripe table already (checkpoint); replaying them only rebuilds
@@ -72,6 +72,17 @@ class VolumeState:
         self.stripes.add(record, live)
         self.stripes.lose(np.concatenate(lost))
 
+    def lost(self, opnum: int, blocks: LostBlocks) -> None:
+        """Apply a LOST: a block counts if the map still names that version in that stripe. Whatever was written,
+        trimmed or moved meanwhile wins."""
+        if opnum <= self.covered:
+            return
+        slots = blocks["slot"]
+        same = self.stripes.are(slots, blocks["epoch"], blocks["sequence"])
+        chosen = blocks[same]
+        lbas = chosen["lba"].astype(np.int64)
+        self.stripes.lose(self.map.lose(lbas, chosen["opnum"], chosen["slot"]))
+
     def reserve(self, opnum: int, reservations: Reservations) -> None:
         """Apply a RESERVATION."""
         if opnum > self.covered:
@@ -85,5 +96,8 @@ class VolumeState:
             raise LogCorrupt(
                 "log", opnum, f"STRIPE in slot {record.slot} names places that this geometry does not have"
             )
+        present = record.present_mask.bit_count()
+        if present < geometry.data_shards:
+            raise LogCorrupt("log", opnum, f"STRIPE in slot {record.slot} has {present} shards: not enough to read it")
         if self.stripes.get(record.slot) is not None:
             raise LogCorrupt("log", opnum, f"STRIPE in slot {record.slot}, which is in use")

@@ -13,6 +13,7 @@ import numpy as np
 from head_node.volume.records import StripeRecord
 
 Table: TypeAlias = np.ndarray[Any, np.dtype[np.void]]
+Numbers: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 STRIPE_ENTRY: Final = np.dtype([("epoch", "<u8"), ("sequence", "<u8"), ("live", "<u4"), ("present", "<u4")])
 """An entry with epoch 0 is no stripe."""
@@ -31,8 +32,14 @@ class Stripe(NamedTuple):
 class StripeTable:
     """Everything about slots that the committed log determines, plus who uses them right now."""
 
-    def __init__(self) -> None:
+    def __init__(self, data_shards: int = 4, shards: int = 6) -> None:
         self.entries: Table = np.zeros(0, STRIPE_ENTRY)
+        self._data_shards = data_shards
+        self._shards = shards
+        self.exposed_count = 0
+        """Stripes with shards missing: the loss of m sleds may lose blocks of theirs (D1)."""
+        self.without_spare_count = 0
+        """Of those, stripes with k shards: the loss of one more sled may lose blocks of theirs."""
         self._readers: Counter[int] = Counter()
         self._writing: set[int] = set()
         self._unanswered: dict[int, set[object]] = {}
@@ -43,6 +50,14 @@ class StripeTable:
         self._cursor = 0
 
     # -- what the committed log says --------------------------------------------------------------------------------
+
+    def restore(self, entries: Table) -> None:
+        """Take over a table that nothing else changes."""
+        self.entries = entries
+        used = entries["present"][entries["epoch"] != 0]
+        shards = sum(used >> shard & 1 for shard in range(self._shards)) if len(used) else used
+        self.exposed_count = int(np.count_nonzero(shards < self._shards))
+        self.without_spare_count = int(np.count_nonzero(shards <= self._data_shards))
 
     def get(self, slot: int) -> Stripe | None:
         """The stripe in `slot`."""
@@ -60,6 +75,7 @@ class StripeTable:
             self.entries = grown
         self.entries[slot] = (record.epoch, record.sequence, live, record.present_mask)
         self._used_count += slot < self._slot_count
+        self._count_exposed(slot, 1)
         if not live:
             self._clear(slot)
 
@@ -72,9 +88,26 @@ class StripeTable:
             if not self.entries["live"][slot]:
                 self._clear(slot)
 
+    def are(self, slots: Numbers, epochs: Numbers, sequences: Numbers) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+        """Whether each of `slots` holds the stripe of that epoch and sequence."""
+        known = slots < len(self.entries)
+        entries = self.entries[np.where(known, slots, 0)] if len(self.entries) else np.zeros(len(slots), STRIPE_ENTRY)
+        same: np.ndarray[Any, np.dtype[np.bool_]] = (
+            known & (entries["epoch"] == epochs) & (entries["sequence"] == sequences) & (epochs != 0)
+        )
+        return same
+
     def _clear(self, slot: int) -> None:
+        self._count_exposed(slot, -1)
         self.entries[slot] = (0, 0, 0, 0)
         self._used_count -= slot < self._slot_count
+
+    def _count_exposed(self, slot: int, change: int) -> None:
+        present = int(self.entries["present"][slot]).bit_count()
+        if present < self._shards:
+            self.exposed_count += change
+        if present <= self._data_shards:
+            self.without_spare_count += change
 
     # -- who may write where ----------------------------------------------------------------------------------------
 
@@ -156,9 +189,13 @@ class StripeTable:
     def _is_free(self, slot: int) -> bool:
         return not (self._in_use(slot) or slot in self._readers or slot in self._writing or slot in self._unanswered)
 
-    def emptiest(self, count: int, blocks_max: int) -> list[int]:
-        """Up to `count` slots with the fewest live blocks, fewer than `blocks_max` each, emptiest first."""
+    def emptiest(self, count: int, blocks_max: int, without: Iterable[int] = ()) -> list[int]:
+        """Up to `count` slots with the fewest live blocks, fewer than `blocks_max` each, emptiest first; none of
+        `without`."""
         live = self.entries["live"]
-        used = np.flatnonzero((self.entries["epoch"] != 0) & (live < blocks_max))
+        wanted = (self.entries["epoch"] != 0) & (live < blocks_max)
+        left_out = [slot for slot in without if slot < len(wanted)]
+        wanted[left_out] = False
+        used = np.flatnonzero(wanted)
         chosen: list[int] = used[np.argsort(live[used], kind="stable")][:count].tolist()
         return chosen

@@ -39,8 +39,15 @@ class StripeBlock(NamedTuple):
 class Outcome:
     """What became of the shards of one stripe, by shard index."""
 
+    needed: int
+    """Shards that this stripe needs."""
     present: set[int] = field(default_factory=set)
     failed: dict[int, tuple[Column, BaseException]] = field(default_factory=dict)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the stripe may be recorded."""
+        return len(self.present) >= self.needed
 
     def unanswered(self) -> list[Column]:
         """Columns whose shard may still be written later: the sled did not say what became of it."""
@@ -63,34 +70,45 @@ class StripeWriter:
         self._epoch = epoch
         self._columns = columns
         self._sequence = 0
+        self._failing: set[int] = set()
+        """Columns whose last shard was not written, through whichever attach."""
 
     def available(self) -> int:
         """Columns that can be written to now."""
         return sum(column is not None and column.available for column in self._columns)
 
+    def reliable(self) -> int:
+        """Of those, the ones that took their last shard."""
+        return sum(
+            column is not None and column.available and index not in self._failing
+            for index, column in enumerate(self._columns)
+        )
+
     def live(self, columns: Iterable[Column]) -> list[Column]:
         """Those of `columns` that were not replaced since: the others are over, and nobody would say so again."""
         return [column for column in columns if any(column is present for present in self._columns)]
 
-    def needed(self) -> int:
-        """Columns that a stripe needs at least: one more than a read does, so that losing one more loses nothing."""
-        return min(self._geometry.data_shards + 1, self._geometry.shards)
-
-    def write(self, slot: int, blocks: Sequence[StripeBlock], done: Callable[[StripeRecord, Outcome], None]) -> None:
-        """Send every shard whose column is available; `done` is called when each was answered."""
+    def write(
+        self, slot: int, blocks: Sequence[StripeBlock], needed: int, done: Callable[[StripeRecord, Outcome], None]
+    ) -> None:
+        """Send every shard whose column is available; `done` is called when each was answered. `needed` is how many
+        the stripe needs to be recorded."""
         self._sequence += 1
         entries = self._entries(blocks)
         shards = self._shards(blocks, entries)
-        outcome = Outcome()
+        outcome = Outcome(needed)
         offset = slot * self._geometry.shard_blocks
         left = 1
         epoch, sequence = self._epoch, self._sequence
 
         def answered(shard: int, column: Column, future: "asyncio.Future[None]") -> None:
             error = asyncio.CancelledError() if future.cancelled() else future.exception()
+            index = self._geometry.column_of(slot, shard)
             if error is None:
                 outcome.present.add(shard)
+                self._failing.discard(index)
             else:
+                self._failing.add(index)
                 outcome.failed[shard] = (column, error)
             one_less()
 

@@ -9,10 +9,10 @@ from kit.volume import GEOMETRY, Bench, check, fill, pattern, run, until
 from kit.volume_columns import MemoryColumn
 from kit.volume_pair import FOLLOWER, Pair
 
-from head_node.volume import service
 from head_node.volume.errors import StaleEpoch
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
+from head_node.volume.policy import SledPolicy
 from head_node.volume.shard import decode_shard_header
 from sled_controller.errors import CommandFailed, FencedOff, SledUnavailable
 
@@ -224,9 +224,7 @@ def test_d2_same_epoch_old_sequence() -> None:
     run(scenario())
 
 
-def test_reads_survive_any_two_columns_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "AWAY_TRIES_MAX", 1)
-
+def test_reads_survive_any_two_columns_missing() -> None:
     async def scenario() -> None:
         bench = Bench()
         await bench.create()
@@ -239,6 +237,7 @@ def test_reads_survive_any_two_columns_missing(monkeypatch: pytest.MonkeyPatch) 
                     bench.engine.set_column(index, None if index in (one, two) else MemoryColumn(bench.stores[index]))
                 await check(bench, content)
                 assert await bench.read(0, 3 * FULL) == b"".join(content.values())
+        bench.engine.set_policy(SledPolicy(read_wait_s=0))
         bench.engine.set_column(0, None)
         bench.engine.set_column(1, None)
         bench.engine.set_column(2, None)

@@ -10,7 +10,7 @@ import pytest
 from kit.volume import GEOMETRY, VOLUME, Bench, fill, pattern, run, until
 from kit.volume_columns import MemoryColumn
 
-from head_node.volume import reader, service
+from head_node.volume import reader
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.shard import encode_shard_header, parity_entries
 from sled_controller.errors import FencedOff
@@ -187,31 +187,6 @@ def test_d2_a_block_that_rotted_on_its_sled_is_never_returned() -> None:
         assert bench.engine.reader.reconstructed_count == 2
         for store in bench.stores[:3]:
             store.data[at] = pattern(98)
-        assert await bench.reading(5) == (errno.EIO, b"")
-        await bench.engine.close()
-
-    run(scenario())
-
-
-def test_a_read_waits_for_columns_that_are_away_and_fails_only_when_they_stay_away(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(service, "AWAY_SECONDS", 0.001)
-
-    async def scenario() -> None:
-        bench = Bench()
-        content = await striped(bench)
-        for column in bench.columns:
-            column.available = False
-        read = bench.reading(5)
-        await until(lambda: bool(bench.engine.served.gauges()["waiting"]))
-        assert not read.done()
-        for column in bench.columns:
-            column.available = True
-        assert await read == (0, content[5])
-        for column in bench.columns:
-            column.available = False
-        monkeypatch.setattr(service, "AWAY_TRIES_MAX", 3)
         assert await bench.reading(5) == (errno.EIO, b"")
         await bench.engine.close()
 

@@ -22,6 +22,8 @@ from head_node.volume.records import (
     StripeRecord,
     encode_reservations,
     epoch_record,
+    lost_record,
+    parse_lost,
     parse_records,
     parse_reservations,
     parse_stripe,
@@ -233,3 +235,27 @@ def test_a_record_of_another_history_does_not_continue_this_one() -> None:
     other, _, _ = write_header(2, 1, 0, pattern(3), chain ^ 1)
     with pytest.raises(BatchMalformed, match="chain"):
         list(parse_records(header + pattern(1) + other + pattern(3), 1, 0))
+
+
+LOST_BLOCKS = np.array(
+    [(0x0102030405060708, 0x11, 0x21, 0x31, 0x41424344, 0), (9, 8, 7, 6, 5, 0)], dtype=records.LOST_BLOCK
+)
+
+
+def test_a_lost_record_is_what_construct_says_and_what_it_always_was() -> None:
+    raw, chain = lost_record(9, 3, LOST_BLOCKS, 0)
+    assert raw == host.golden("lost_record")
+    parsed = records.LOST_CONSTRUCT.parse(raw[HEADER_BYTES:])
+    assert [(one.lba, one.opnum, one.epoch, one.sequence, one.slot) for one in parsed] == [
+        (0x0102030405060708, 0x11, 0x21, 0x31, 0x41424344),
+        (9, 8, 7, 6, 5),
+    ]
+    (record,) = parse_records(raw, 9, 0)
+    assert (record.kind, record.crc) == (Kind.LOST, chain)
+    assert (parse_lost(record.meta) == LOST_BLOCKS).all()
+
+
+@pytest.mark.parametrize("meta", [b"", bytes(39), bytes(41), bytes(40 * (records.LOST_BLOCKS_MAX + 1)), b"\1" * 40])
+def test_a_lost_record_of_another_shape_does_not_parse(meta: bytes) -> None:
+    with pytest.raises(BatchMalformed, match="LOST"):
+        parse_lost(memoryview(meta))
