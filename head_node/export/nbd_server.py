@@ -51,7 +51,7 @@ they would cost its memory for as long as a write beside them is in flight."""
 
 _BLOCK_MASK: Final = nbd.BLOCK_BYTES_MIN - 1
 
-_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+_READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
 _FUA, _DF = int(CommandFlag.FUA), int(CommandFlag.DF)
 _OFFSET_DATA = int(Chunk.OFFSET_DATA)
 
@@ -271,7 +271,7 @@ class Transmission:
                     break
             elif end - start < 28:
                 break
-            if self.in_flight >= requests_max or not ready():
+            if self.in_flight >= requests_max or (self._large is not None and not ready()):
                 self._stall()
                 break
             if self.output_blocked:
@@ -295,6 +295,9 @@ class Transmission:
                 or flags & ~(_FUA if command else read_flags)
                 or not 0 < length <= 33554432
             ):
+                if command == _DISC and not ready():  # its writes are still to be begun: it may yet leave without them
+                    self._stall()
+                    break
                 if account.held + EXTENTS_REPLY_BYTES_MAX > account.limit:
                     if not account.borrow(EXTENTS_REPLY_BYTES_MAX):
                         self._stall()
@@ -305,6 +308,9 @@ class Transmission:
                 self._counters.requests += 1
                 self._other(flags, command, cookie, offset, length)
                 continue
+            if command and not ready():
+                self._stall()
+                break
             if self.bytes_in_flight + length > self._bytes_max:
                 self._stall()
                 break

@@ -123,7 +123,7 @@ class ExportIoPath(IoPath):
                 break
             if queue.out_bytes + self.held_bytes > held_max:
                 break
-            if not ready():
+            if opcode == _WRITE and not ready():
                 self._wait_for(volume)
                 break
             queue.sqhd = (queue.sqhd + 1) % queue.sqhd_end
@@ -221,7 +221,7 @@ class ExportIoPath(IoPath):
         if not held and data:
             data = bytes(data)
         commands.KINDS[command.opcode].begin(self, volume, command, data, held)
-        if not volume.ready():
+        if data and not volume.ready():
             self._wait_for(volume)
 
     def _turn_away(self, cid: int) -> None:

@@ -279,6 +279,29 @@ def test_requests_wait_here_while_the_volume_is_not_ready() -> None:
     assert bench.output() == ok()
 
 
+def test_requests_without_data_do_not_wait_here_while_the_volume_keeps_writes_back() -> None:
+    """Reads, queries and trims need none of the room that writes wait for; what is behind a write in the stream waits
+    with it."""
+    bench = Bench()
+    bench.volume.is_ready = False
+    bench.volume.record_calls = True
+    bench.ask(
+        request(Command.READ, 0, K4),
+        request(Command.TRIM, 0, K4),
+        request(Command.WRITE_ZEROES, 0, K4),
+        request(Command.FLUSH),
+        request(Command.BLOCK_STATUS, 0, K4),
+        request(Command.WRITE, 0, data=b"x" * K4),
+        request(Command.READ, K4, K4),
+    )
+    names = [name for name, _, _ in bench.volume.calls]
+    assert names == ["read", "trim", "write_zeroes", "flush", *(["extents"] if "extents" in names else [])]
+    assert bench.core.stalled
+    bench.volume.become_ready()
+    bench.output()
+    assert bench.volume.calls[-2:] == [("write", 0, K4), ("read", K4, K4)]
+
+
 def test_payloads_stay_as_they_were_as_long_as_the_volume_keeps_them() -> None:
     bench = Bench()
     bench.volume.keep_payloads = True

@@ -232,6 +232,17 @@ def test_memory_is_bounded_however_many_large_reads_are_asked_for(port: Port, ho
     assert queue.io.held_bytes == 0
 
 
+def test_reads_are_begun_while_the_volume_keeps_writes_back(port: Port, host: Host) -> None:
+    port.volume.is_ready = False
+    port.volume.record_calls = True
+    host.start_read(0, 1)
+    assert port.volume.calls == [("read", 0, BLOCK)]
+    assert not host.io.queue.blocked
+    host.start_write(0, b"x" * BLOCK)
+    assert host.io.queue.blocked
+    assert port.volume.calls == [("read", 0, BLOCK)]
+
+
 def test_nothing_is_begun_while_the_volume_is_over_its_bounds(port: Port, host: Host) -> None:
     port.volume.is_ready = False
     port.volume.record_calls = True
