@@ -11,7 +11,7 @@ from head_node.authority.authentication import Received
 from head_node.authority.authority import Authority
 from head_node.authority.errors import RequestRefused
 from head_node.authority.nodes import parse_key
-from head_node.store.records import Address, Column, HeadRecord, Member
+from head_node.store.records import Address, Column, HeadRecord, LostRange, Member
 
 WAIT_MS_MAX = 60_000
 
@@ -123,6 +123,20 @@ async def set_columns(rack: Rack, head: Head, volume: UUID, body: models.Columns
         expected_version=body.expected_version,
         claim=body.claim,
         columns=[Column(column.index, column.sled, column.nsid, column.blocks) for column in body.columns],
+    )
+    return _answer(record.to_json())
+
+
+@router.post("/volumes/{volume}/lost-declared", operation_id="lostDeclared")
+async def lost_declared(rack: Rack, head: Head, volume: UUID, body: models.LostDeclaredRequest) -> models.RecordAnswer:
+    """Say, as primary of the epoch, that blocks of a range are declared lost where they could not be read."""
+    record = await rack.volumes.lost_declared(
+        head.id,
+        volume,
+        epoch=body.epoch,
+        expected_version=body.expected_version,
+        claim=body.claim,
+        lost=LostRange(body.first, body.blocks, body.sleds_away),
     )
     return _answer(record.to_json())
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from head_node.authority.transitions import HOSTS_MAX, MEMBERS_MAX, NQN_CHARS_MAX
+from head_node.authority.transitions import HOSTS_MAX, MEMBERS_MAX, NQN_CHARS_MAX, READ_WAIT_S_MAX
 from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, VolumeState
 from sled_controller.fabric.dhchap.secret import TEXT_CHARS_MAX
 
@@ -17,6 +17,15 @@ KeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="raw Ed2551
 Claim = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", description="names the takeover request, drawn by the head")]
 Host = Annotated[str, Field(min_length=1, max_length=253)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+ReadWait = Annotated[
+    int | None,
+    Field(
+        strict=True,
+        ge=0,
+        le=READ_WAIT_S_MAX,
+        description="seconds that a read waits for sleds that are away before it fails; null: for ever",
+    ),
+]
 HostNqn = Annotated[str, Field(min_length=1, max_length=NQN_CHARS_MAX, description="a host's NQN, or `*` for any")]
 Service = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
 Addresses = Annotated[
@@ -48,6 +57,16 @@ class ColumnDocument(Body):
     blocks: Annotated[int, Field(strict=True, ge=1, lt=1 << 52)]
 
 
+class LostRangeRequest(Body):
+    """Blocks of 4096 bytes to be declared lost where they cannot be read: they are errors until they are written."""
+
+    first: Annotated[int, Field(strict=True, ge=0, lt=1 << 52, description="the first block")]
+    blocks: Annotated[int, Field(strict=True, ge=1, lt=1 << 52, description="how many")]
+    sleds_away: Annotated[
+        bool, Field(strict=True, description="also what only sleds that are away may have: they never come back")
+    ] = False
+
+
 class VolumeDocument(BaseModel):
     """A volume record, as the store has it."""
 
@@ -65,6 +84,13 @@ class VolumeDocument(BaseModel):
     min_current: int
     version: int
     hosts: Annotated[list[str], Field(description="NQNs of hosts that may connect by NVMe/TCP; `*` is anybody")]
+    exposed_stripes: Annotated[
+        bool, Field(description="write stripes of exactly k shards while no more sleds can be had (D1: exposed)")
+    ]
+    read_wait_s: Annotated[
+        int | None, Field(description="seconds that a read waits for sleds before it fails; null: for ever")
+    ]
+    lost: Annotated[list[LostRangeRequest], Field(description="ranges that the primary has yet to declare lost")]
 
 
 class HealthDocument(BaseModel):
@@ -103,6 +129,47 @@ class VolumeRequest(Body):
             description="heads that must have every acknowledged write: with fewer the volume is stopped, not exposed",
         ),
     ] = 1
+    exposed_stripes: Annotated[
+        bool,
+        Field(
+            strict=True,
+            description="write stripes of exactly k shards while no more sleds can be had; else writes wait then",
+        ),
+    ] = True
+    read_wait_s: ReadWait = None
+
+
+class VolumePolicyRequest(Body):
+    """What changes; a member that is left out stays as it is."""
+
+    exposed_stripes: Annotated[
+        bool | None,
+        Field(
+            strict=True,
+            description="write stripes of exactly k shards while no more sleds can be had; else writes wait then",
+        ),
+    ] = None
+    read_wait_s: ReadWait = None
+
+
+class LostDeclaredRequest(LostRangeRequest):
+    epoch: U64
+    expected_version: U64
+    claim: Claim
+
+
+class RangeDocument(BaseModel):
+    first: Annotated[int, Field(description="the first block")]
+    blocks: int
+
+
+class UnreadableDocument(BaseModel):
+    """What the primary found unreadable when it last read it: no k shards give it, though all sleds answered."""
+
+    blocks: int
+    more: Annotated[bool, Field(description="there are more than the primary keeps in mind")]
+    ranges: Annotated[list[RangeDocument], Field(description="the first of them")]
+    lost: Annotated[int, Field(description="blocks that were declared lost and not written since")]
 
 
 class HostRequest(Body):

@@ -12,7 +12,8 @@ from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
 from head_node.authority.nodes import parse_key
 from head_node.authority.recovery import Heir
-from head_node.store.records import VolumeRecord
+from head_node.authority.volumes import Unchanged
+from head_node.store.records import LostRange, VolumeRecord
 from sled_controller.errors import SecretMalformed
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.secret import Secret
@@ -35,7 +36,10 @@ router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(opera
 @router.post("/volumes", operation_id="createVolume", status_code=201)
 async def create_volume(rack: Rack, body: models.VolumeRequest, response: Response) -> models.VolumeStatus:
     """Place a volume on the rack; heads make it within seconds (state `creating`, then `active`)."""
-    record = await rack.volumes.create(body.name, body.size_bytes, body.hosts, body.min_members)
+    record = await rack.volumes.create(
+        body.name, body.size_bytes, body.hosts, body.min_members,
+        exposed_stripes=body.exposed_stripes, read_wait_s=body.read_wait_s,
+    )  # fmt: skip
     response.headers["location"] = f"/v1/volumes/{record.volume}"
     return await overview.volume_status(rack, record)
 
@@ -51,6 +55,34 @@ async def list_volumes(rack: Rack) -> models.VolumeList:
 async def inspect_volume(rack: Rack, volume: str) -> models.VolumeStatus:
     """One volume by id or name: record and health."""
     return await overview.volume_status(rack, await rack.volumes.find(volume))
+
+
+@router.patch("/volumes/{volume}", operation_id="setVolumePolicy")
+async def set_policy(rack: Rack, volume: str, body: models.VolumePolicyRequest) -> models.VolumeStatus:
+    """Say what a volume does while sleds are away; its primary obeys within moments."""
+    found = await rack.volumes.find(volume)
+    given = "read_wait_s" in body.model_fields_set
+    record = await rack.volumes.set_sled_policy(
+        found.volume,
+        exposed_stripes=body.exposed_stripes,
+        read_wait_s=body.read_wait_s if given else Unchanged.UNCHANGED,
+    )
+    return await overview.volume_status(rack, record)
+
+
+@router.get("/volumes/{volume}/unreadable", operation_id="listUnreadable")
+async def list_unreadable(rack: Rack, volume: str) -> models.UnreadableDocument:
+    """Blocks that no k shards give, as far as the primary has met them."""
+    return overview.unreadable(rack, await rack.volumes.find(volume))
+
+
+@router.post("/volumes/{volume}/lost", operation_id="declareLost", status_code=202)
+async def declare_lost(rack: Rack, volume: str, body: models.LostRangeRequest) -> models.VolumeStatus:
+    """Declare blocks lost. The primary reads each block of the range: what can be read stays, the rest is an error
+    until it is written, and holds nothing up. The range is in the volume's `lost` until that is done."""
+    found = await rack.volumes.find(volume)
+    lost = LostRange(body.first, body.blocks, body.sleds_away)
+    return await overview.volume_status(rack, await rack.volumes.declare_lost(found.volume, lost))
 
 
 @router.delete("/volumes/{volume}", operation_id="deleteVolume", status_code=202)

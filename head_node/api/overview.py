@@ -34,6 +34,22 @@ async def volume_status(authority: Authority, record: VolumeRecord) -> models.Vo
     )
 
 
+def unreadable(authority: Authority, record: VolumeRecord) -> models.UnreadableDocument:
+    """What the primary says of blocks that it could not read; nothing while it has not reported."""
+    said = authority.reports.of_volume(record.volume)
+    primary = said.get(record.primary, {}) if record.primary is not None else {}
+    engine = primary.get("engine") or {}
+    return models.UnreadableDocument(
+        blocks=engine.get("blocks_unreadable", 0),
+        more=engine.get("blocks_unreadable_more", False),
+        ranges=[
+            models.RangeDocument(first=first, blocks=blocks)
+            for first, blocks in engine.get("blocks_unreadable_ranges", ())
+        ],
+        lost=engine.get("blocks_lost", 0),
+    )
+
+
 def heads(authority: Authority, rack: Rack) -> list[models.HeadStatus]:
     """All heads by name, with roles and latest report."""
     roles: defaultdict[UUID, list[models.RoleDocument]] = defaultdict(list)

@@ -24,7 +24,7 @@ from head_node.authority.errors import (
     Unauthorised,
 )
 from head_node.store.errors import RecordMalformed
-from head_node.store.records import Address, Column, HeadRecord, Member, RackView, VolumeRecord
+from head_node.store.records import Address, Column, HeadRecord, LostRange, Member, RackView, VolumeRecord
 from sled_controller.environment import Environment
 
 REQUEST_TIMEOUT_S = 5.0
@@ -176,6 +176,19 @@ class AuthorityClient:
             "columns": [column.to_json() for column in columns],
         }
         return _record(await self._call("POST", f"/v1/volumes/{volume}/columns", body))
+
+    async def lost_declared(self, volume: UUID, *, epoch: int, expected_version: int, lost: LostRange) -> VolumeRecord:
+        """Say, as primary of `epoch`, that blocks of this range are declared lost where they could not be read.
+
+        Raises RecordChanged, NotEligible, NotFound.
+        """
+        body = {
+            "epoch": epoch,
+            "expected_version": expected_version,
+            "claim": self._claim(volume, epoch),
+            **lost.to_json(),
+        }
+        return _record(await self._call("POST", f"/v1/volumes/{volume}/lost-declared", body))
 
     async def renew(self, volume: UUID, *, epoch: int) -> bytes:
         """A credential of the same epoch with a later expiry. Raises NotEligible, Frozen, NotFound."""

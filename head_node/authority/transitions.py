@@ -10,7 +10,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from head_node.authority.errors import Conflict, Frozen, NotEligible, NotFound, RecordChanged, RequestRefused
-from head_node.store.records import Column, Member, VolumeRecord, VolumeState, column_blocks
+from head_node.store.records import BLOCK_BYTES, Column, LostRange, Member, VolumeRecord, VolumeState, column_blocks
 
 # Epochs are u64 on the wire; one below the top keeps `epoch + 1` representable.
 EPOCH_MAX = (1 << 64) - 2
@@ -19,6 +19,10 @@ MEMBERS_MAX = 16
 HOSTS_MAX = 64
 NQN_CHARS_MAX = 223
 ANY_HOST = "*"
+# A day: who waits longer waits for ever, which is the default.
+READ_WAIT_S_MAX = 86_400
+# Ranges that a primary has yet to declare lost; a record is part of every head's view.
+LOST_RANGES_MAX = 64
 HOST_NQN = re.compile(r"nqn\.[0-9]{4}-[0-9]{2}\.[!-~]+")
 
 
@@ -185,6 +189,40 @@ def check_deleted(record: VolumeRecord, head: UUID, epoch: int) -> None:
     _check_primary(record, head, epoch, record.version)
     if record.state is not VolumeState.DELETING:
         raise NotEligible(f"volume {record.volume} is {record.state}, not deleting")
+
+
+def set_sled_policy(record: VolumeRecord, exposed_stripes: bool, read_wait_s: int | None) -> VolumeRecord:
+    """The record with what the volume does while sleds are away; the same when it says so already."""
+    if read_wait_s is not None and not 0 <= read_wait_s <= READ_WAIT_S_MAX:
+        raise RequestRefused(f"read_wait_s must be from 0 to {READ_WAIT_S_MAX} seconds, or null for ever")
+    if (exposed_stripes, read_wait_s) == (record.exposed_stripes, record.read_wait_s):
+        return record
+    return replace(record, exposed_stripes=exposed_stripes, read_wait_s=read_wait_s, version=record.version + 1)
+
+
+def declare_lost(record: VolumeRecord, lost: LostRange) -> VolumeRecord:
+    """The record that asks the primary to declare blocks of that range lost; the same when it does already."""
+    blocks = record.size_bytes // BLOCK_BYTES
+    if lost.first < 0 or lost.blocks < 1 or lost.first + lost.blocks > blocks:
+        raise RequestRefused(f"volume {record.name} has blocks 0 to {blocks - 1} of {BLOCK_BYTES} bytes")
+    if record.state is VolumeState.FROZEN:
+        raise Frozen(f"volume {record.volume} is frozen; recover it first")
+    if record.state is not VolumeState.ACTIVE:
+        raise Conflict(f"volume {record.name} is {record.state}, not active")
+    if lost in record.lost:
+        return record
+    if len(record.lost) >= LOST_RANGES_MAX:
+        raise Conflict(f"{LOST_RANGES_MAX} ranges wait to be declared lost already; wait for the primary")
+    return replace(record, lost=(*record.lost, lost), version=record.version + 1)
+
+
+def lost_declared(record: VolumeRecord, head: UUID, epoch: int, expected_version: int, lost: LostRange) -> VolumeRecord:
+    """The record after the primary of `epoch` has declared the blocks of that range lost."""
+    _check_primary(record, head, epoch, expected_version)
+    if lost not in record.lost:
+        return record
+    left = tuple(other for other in record.lost if other != lost)
+    return replace(record, lost=left, version=record.version + 1)
 
 
 def admit_host(record: VolumeRecord, nqn: str) -> VolumeRecord:

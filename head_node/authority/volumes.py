@@ -4,6 +4,7 @@ Every attempt reads the record and the requester's enrolment, decides by `transi
 losing a race means deciding again on what is there now. Revoking a head therefore cannot miss a change by it.
 """
 
+import enum
 import hmac
 import logging
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from head_node.store.records import (
     VOLUME_BYTES_MAX,
     Column,
     HeadRecord,
+    LostRange,
     Member,
     VolumeRecord,
 )
@@ -42,6 +44,13 @@ from sled_controller.credential import ALL_RIGHTS, Credential, Rights
 from sled_controller.environment import Environment
 
 VOLUMES_MAX = 4096
+
+
+class Unchanged(enum.Enum):
+    """Stands for a setting that stays as it is, where None is a value."""
+
+    UNCHANGED = enum.auto()
+
 
 _log = logging.getLogger(__name__)
 
@@ -68,9 +77,18 @@ class Volumes:
         self._heads_per_volume = heads_per_volume
         self._geometry = geometry
 
-    async def create(self, name: str, size_bytes: int, hosts: Sequence[str] = (), min_current: int = 1) -> VolumeRecord:
+    async def create(
+        self,
+        name: str,
+        size_bytes: int,
+        hosts: Sequence[str] = (),
+        min_current: int = 1,
+        *,
+        exposed_stripes: bool = True,
+        read_wait_s: int | None = None,
+    ) -> VolumeRecord:
         """Place a new volume that `hosts` may connect to by NVMe/TCP, served only while `min_current` heads have every
-        acknowledged write (D1).
+        acknowledged write (D1). The others say what it does while sleds are away.
 
         Raises Conflict (name in use), Unplaceable, RequestRefused.
         """
@@ -102,6 +120,7 @@ class Volumes:
                 sleds=placement.place_columns(sleds, volumes, self._reports.sled_reachable, size_bytes, geometry),
                 min_current=min_current,
             )
+            record = replace(transitions.set_sled_policy(record, exposed_stripes, read_wait_s), version=record.version)
             for nqn in hosts:
                 record = replace(transitions.admit_host(record, nqn), version=record.version)
             # The turn also stands against a revocation of a head that was just chosen.
@@ -178,6 +197,55 @@ class Volumes:
 
         record = await self._change_as_primary(head, volume, epoch, claim, change)
         self._note("columns-set", record, columns=len(record.columns))
+        return record
+
+    async def set_sled_policy(
+        self, volume: UUID, *, exposed_stripes: bool | None, read_wait_s: int | Unchanged | None
+    ) -> VolumeRecord:
+        """Say what the volume does while sleds are away; its primary obeys within moments. Raises NotFound,
+        RequestRefused."""
+
+        def change(record: VolumeRecord) -> VolumeRecord:
+            return transitions.set_sled_policy(
+                record,
+                record.exposed_stripes if exposed_stripes is None else exposed_stripes,
+                record.read_wait_s if isinstance(read_wait_s, Unchanged) else read_wait_s,
+            )
+
+        return await self._change_as_operator("sled-policy-set", volume, change)
+
+    async def declare_lost(self, volume: UUID, lost: LostRange) -> VolumeRecord:
+        """Ask the primary to declare blocks lost that cannot be read. Raises NotFound, RequestRefused, Conflict,
+        Frozen."""
+        return await self._change_as_operator(
+            "blocks-lost-asked", volume, lambda record: transitions.declare_lost(record, lost)
+        )
+
+    async def lost_declared(
+        self, head: UUID, volume: UUID, *, epoch: int, expected_version: int, claim: str, lost: LostRange
+    ) -> VolumeRecord:
+        """The primary has done so. Raises RecordChanged, NotEligible, Frozen, NotFound."""
+
+        def change(record: VolumeRecord) -> VolumeRecord:
+            return transitions.lost_declared(record, head, epoch, expected_version, lost)
+
+        record = await self._change_as_primary(head, volume, epoch, claim, change)
+        self._note("blocks-lost-declared", record, **lost.to_json())
+        return record
+
+    async def _change_as_operator(
+        self, kind: str, volume: UUID, change: Callable[[VolumeRecord], VolumeRecord]
+    ) -> VolumeRecord:
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(volume)
+            record = change(found.value)
+            if record is not found.value:
+                key = volume_key(volume)
+                await self._ledger.commit(compare={key: found.revision}, put={key: record.to_json()})
+            return record
+
+        record = await self._ledger.until_settled(attempt)
+        self._note(kind, record)
         return record
 
     async def renew(self, head: UUID, volume: UUID, *, epoch: int, claim: str) -> bytes:

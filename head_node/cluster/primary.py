@@ -17,6 +17,7 @@ from head_node.cluster.attachments import SledColumn, VolumeAttachments
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import ClusterError, Deposed, TakeoverImpossible
 from head_node.cluster.lease import MS, PrimaryLease
+from head_node.cluster.lost_blocks import LostBlocks
 from head_node.cluster.member_links import MemberLinks
 from head_node.cluster.member_watch import MemberWatch
 from head_node.cluster.membership import DurableProgress, Membership, MembershipChanges
@@ -30,6 +31,7 @@ from head_node.store.records import Member, VolumeRecord
 from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
+from head_node.volume.policy import SledPolicy
 from sled_controller.errors import CredentialMalformed, FencedOff, SledError
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ class PrimaryRole:
         self._own_durability = DurableProgress(OWN_PATIENCE * services.terms.stalled_ns)
         self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
         self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
+        self._lost = LostBlocks(services.authority, engine, self.membership, self.epoch, services.note)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
         self._fences_noted: set[UUID] = set()
@@ -248,6 +251,12 @@ class PrimaryRole:
         except RecordChanged as error:
             self.record_changed(error.record)
 
+    async def _declare_lost(self) -> None:
+        try:
+            await self._lost.declare(self._now_ns())
+        except RecordChanged as error:
+            self.record_changed(error.record)
+
     async def _delete(self) -> None:
         self._advance(VolumeState.DELETING)
         self.lease.end_term()
@@ -300,6 +309,8 @@ class PrimaryRole:
             self._begin("renew", self._renew())
         if self.record.state is RecordState.ACTIVE and self.serving and not self._held and self._missing.due(now_ns):
             self._begin("columns", self._add_columns())
+        if self.record.state is RecordState.ACTIVE and self.serving and not self._held and self._lost.due(now_ns):
+            self._begin("lost", self._declare_lost())
 
     def _watch_lease(self) -> None:
         now_ns = self._now_ns()
@@ -345,6 +356,7 @@ class PrimaryRole:
         self._enough = self.membership.enough
         self.lease.require(required)
         self._engine.set_required(required)
+        self._engine.set_policy(SledPolicy(self.record.exposed_stripes, self.record.read_wait_s))
         for head in required:
             sender = self.links.sender(head)
             if sender is not None and sender.durable:

@@ -10,7 +10,7 @@ from head_node.cluster.frames import Purpose
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.sleds import Sleds
 from head_node.cluster.watch import AuthorityWatch
-from head_node.store.records import Column, Member, RackView, VolumeRecord
+from head_node.store.records import Column, LostRange, Member, RackView, VolumeRecord
 from head_node.volume.engine import VolumeEngine
 from sled_controller.environment import Environment
 from sled_controller.keyset import KeySet
@@ -27,6 +27,9 @@ class Authority(Protocol):
     ) -> VolumeRecord: ...  # fmt: skip
     async def set_columns(
         self, volume: UUID, *, epoch: int, expected_version: int, columns: list[Column]
+    ) -> VolumeRecord: ...  # fmt: skip
+    async def lost_declared(
+        self, volume: UUID, *, epoch: int, expected_version: int, lost: LostRange
     ) -> VolumeRecord: ...  # fmt: skip
     async def renew(self, volume: UUID, *, epoch: int) -> bytes: ...
     async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None: ...

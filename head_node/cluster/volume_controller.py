@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from head_node.cluster.follower import Follower
 from head_node.cluster.lease import MemberPromise
 from head_node.cluster.primary import End, Outcome, PrimaryRole
 from head_node.cluster.services import Services
+from head_node.cluster.sled_notes import sled_notes
 from head_node.cluster.states import PRIMARY_STATES, VolumeState, check
 from head_node.cluster.takeover import Grant, Situation, Step, ask, check_sleds, next_step
 from head_node.store.records import VolumeRecord
@@ -125,6 +127,8 @@ class VolumeController:
         """What the authority and people are told about this volume on this head."""
         role, follower, engine = self._role, self._follower, self._engine
         now_ns = self._now_ns()
+        state = {} if engine is None else engine.status()
+        notes = [] if role is None else sled_notes(state, self.record.geometry.columns, partial(self._sled_name, role))
         return {
             "volume": str(self.volume),
             "name": self.record.name,
@@ -133,8 +137,8 @@ class VolumeController:
             "serving": role is not None and role.serving and not role.stopped,
             "stopped": "" if role is None else role.stopped,
             "epoch": role.epoch if role is not None else self.record.epoch,
-            "reason": self.reason,
-            "exposed": self.record.exposed,
+            "reason": "; ".join(notes) or self.reason,
+            "exposed": self.record.exposed or bool(state.get("stripes_without_spare")),
             "following": follower is not None and follower.linked,
             "lease_valid": role is not None and role.lease.valid(now_ns),
             "receipts": role.attachments.receipts if role is not None else 0,
@@ -145,8 +149,13 @@ class VolumeController:
             "last_end": None if self._last_outcome is None else self._last_outcome.end.value,
             "takeovers_total": self._takeovers_total,
             "log": None if engine is None else str(engine.log_id),
-            "engine": {} if engine is None else engine.status(),
+            "engine": state,
         }
+
+    def _sled_name(self, role: PrimaryRole, column: int) -> str:
+        sled = role.attachments.sled_of(column)
+        view = self._services.watch.view
+        return str(sled) if view is None or sled not in view.sleds else view.sleds[sled].name
 
     # the supervising task
 

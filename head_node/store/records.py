@@ -77,13 +77,32 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class LostRange:
+    """Blocks that an operator has declared lost where they cannot be read; with `sleds_away` also where only sleds
+    that are away may have them."""
+
+    first: int
+    blocks: int
+    sleds_away: bool = False
+
+    def to_json(self) -> dict[str, int | bool]:
+        return {"first": self.first, "blocks": self.blocks, "sleds_away": self.sleds_away}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(int(data["first"]), int(data["blocks"]), bool(data["sleds_away"]))
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeRecord:
     """One volume. `epoch` never falls; `version` rises by one with every change.
 
     `primary` names the head that took `epoch`, or, after a revocation, the one that should take the next;
     `current` are the members that hold every acknowledged write, `heads` the assigned ones (preferred primary first),
     `sleds` the placement (one per column, in order), `columns` what exists there. `hosts` are the NQNs of those that
-    may connect by NVMe/TCP; `*` is anybody, an empty list nobody.
+    may connect by NVMe/TCP; `*` is anybody, an empty list nobody. While sleds are away, stripes of exactly k shards are
+    written if `exposed_stripes` allows it, and reads wait `read_wait_s` seconds for them (None: for ever). `lost` are
+    the ranges that the primary has yet to declare lost.
     """
 
     volume: UUID
@@ -100,6 +119,9 @@ class VolumeRecord:
     min_current: int = 1
     version: int = 1
     hosts: tuple[str, ...] = ()
+    exposed_stripes: bool = True
+    read_wait_s: int | None = None
+    lost: tuple[LostRange, ...] = ()
 
     def member(self, head: UUID) -> Member | None:
         """The entry of `head` in `current`, if it has one."""
@@ -126,6 +148,9 @@ class VolumeRecord:
             "min_current": self.min_current,
             "version": self.version,
             "hosts": list(self.hosts),
+            "exposed_stripes": self.exposed_stripes,
+            "read_wait_s": self.read_wait_s,
+            "lost": [lost.to_json() for lost in self.lost],
         }
 
     @classmethod
@@ -147,6 +172,9 @@ class VolumeRecord:
                 min_current=int(data["min_current"]),
                 version=int(data["version"]),
                 hosts=tuple(str(host) for host in data.get("hosts", ())),  # records of 0.1 have none
+                exposed_stripes=bool(data.get("exposed_stripes", True)),
+                read_wait_s=None if data.get("read_wait_s") is None else int(data["read_wait_s"]),
+                lost=tuple(LostRange.from_json(lost) for lost in data.get("lost", ())),
             )
         except _MALFORMED as error:
             raise RecordMalformed("volume record", error) from error

@@ -19,6 +19,7 @@ from head_node.cluster.volume_controller import VolumeController
 from head_node.store.records import (
     Column,
     HeadRecord,
+    LostRange,
     Member,
     RackView,
     SledRecord,
@@ -184,6 +185,16 @@ class Api:
             transitions.set_columns(old, self._head, epoch, expected_version, columns, self._authority.sleds)
         )
         self._leave("set_columns")
+        return record
+
+    async def lost_declared(
+        self, volume: UUID, *, epoch: int, expected_version: int, lost: LostRange
+    ) -> VolumeRecord:  # fmt: skip
+        await self._enter("lost_declared")
+        self._claim(volume, epoch)
+        old = self._authority.records[volume]
+        record = self._authority.put(transitions.lost_declared(old, self._head, epoch, expected_version, lost))
+        self._leave("lost_declared")
         return record
 
     async def renew(self, volume: UUID, *, epoch: int) -> bytes:

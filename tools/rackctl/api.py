@@ -48,11 +48,17 @@ class OperatorApi:
         raise ApiRefused(reply.status_code, text, kind)
 
     def create_volume(
-        self, name: str, size_bytes: int, hosts: Sequence[str] = (), min_members: int = 1
+        self,
+        name: str,
+        size_bytes: int,
+        hosts: Sequence[str] = (),
+        min_members: int = 1,
+        policy: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Ask for a volume that `hosts` (NQNs) may connect to by NVMe/TCP; it is served some moments later, while
-        `min_members` heads hold it."""
+        `min_members` heads hold it. `policy`: what it does while sleds are away, where it is not the usual."""
         body = {"name": name, "size_bytes": size_bytes, "hosts": list(hosts), "min_members": min_members}
+        body |= policy or {}
         return _mapping(self.call("POST", "/v1/volumes", body))
 
     def volumes(self) -> list[dict[str, Any]]:
@@ -69,6 +75,19 @@ class OperatorApi:
     def delete_volume(self, name: str) -> None:
         """Ask to delete it; its namespaces go some moments later."""
         self.call("DELETE", f"/v1/volumes/{self.volume(name)['volume']}")
+
+    def set_policy(self, name: str, policy: Mapping[str, Any]) -> dict[str, Any]:
+        """Change what a volume does while sleds are away: `exposed_stripes`, `read_wait_s`."""
+        return _mapping(self.call("PATCH", f"/v1/volumes/{self.volume(name)['volume']}", dict(policy)))
+
+    def unreadable(self, name: str) -> dict[str, Any]:
+        """The blocks that a volume's primary could not read."""
+        return _mapping(self.call("GET", f"/v1/volumes/{self.volume(name)['volume']}/unreadable"))
+
+    def declare_lost(self, name: str, first: int, blocks: int, *, sleds_away: bool) -> dict[str, Any]:
+        """Ask for blocks that cannot be read to be declared lost; the primary does it some moments later."""
+        body = {"first": first, "blocks": blocks, "sleds_away": sleds_away}
+        return _mapping(self.call("POST", f"/v1/volumes/{self.volume(name)['volume']}/lost", body))
 
     def admit_host(self, volume: str, nqn: str) -> list[str]:
         """Let a host connect to a volume by NVMe/TCP, `*` any; who may from now on."""

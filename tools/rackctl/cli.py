@@ -42,6 +42,7 @@ from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
 from rackctl.sled_console import add_console
 from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
+from rackctl.sled_policy import add_policy, add_sled_actions, policy_of, policy_text
 from rackctl.status import status_of
 from rackctl.table import aligned
 from sled_controller.errors import SledError
@@ -183,6 +184,7 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         text="stop the volume, instead of showing it as exposed, while fewer heads hold it",
         defaults=defaults,
     )
+    add_policy(create)
     create.set_defaults(command=_volume_create)
     listing = actions.add_parser("list", help="list all volumes")
     listing.set_defaults(command=_volume_list)
@@ -196,6 +198,9 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     connect.add_argument("name", metavar="NAME")
     connect.set_defaults(command=_volume_connect_info)
     changes = _add_hosts(actions.add_parser("hosts", help="say which hosts may connect by NVMe/TCP"), defaults)
+    sleds = add_sled_actions(actions, defaults)
+    for action in sleds:
+        action.set_defaults(command=_volume_sleds)
     recover = actions.add_parser("recover", help="set a frozen volume going again")
     recover.set_defaults(command=_volume_recover)
     force = actions.add_parser("force-takeover", help="go on from the log of a head that is no member, losing writes")
@@ -211,7 +216,7 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
             help="the highest epoch seen on any sled or log" + ("" if action is recover else " [the record's]"),
         )
         action.add_argument("--yes", action="store_true", help="do it; without, it is only said what it means")
-    for action in (create, listing, show, delete, connect, recover, force, *changes):
+    for action in (create, listing, show, delete, connect, recover, force, *changes, *sleds):
         add_directory(action, "the rack's directory", defaults)
     for action in (create, listing, show, connect):
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
@@ -289,6 +294,7 @@ def _volume_create(arguments: argparse.Namespace) -> int:
         arguments.size,
         hosts=arguments.host or (ANY_HOST,),
         min_members=arguments.min_members,
+        policy=policy_of(arguments),
     )
     if arguments.json:
         print(json.dumps(record, indent=1))
@@ -326,6 +332,7 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         ("primary", roles.primary or "-"),
         ("secondary", " ".join(roles.secondaries) or "-"),
         ("members", record["health"]["stopped"] or ("exposed" if record["health"]["exposed"] else "enough")),
+        ("sleds", policy_text(record)),
         ("columns", " ".join(f"{names[column['sled']]}/{column['nsid']}" for column in record["columns"])),
         ("nbd", " ".join(_uris(rack, arguments.name, roles))),
         ("nvme", " ".join(f"{host}:{port}" for host, port in rack.paths(arguments.name).nvme)),
@@ -353,6 +360,11 @@ def _volume_hosts(arguments: argparse.Namespace) -> int:
 
 def _volume_host_secret(arguments: argparse.Namespace) -> int:
     arguments.act(_rack(arguments).api, arguments)
+    return 0
+
+
+def _volume_sleds(arguments: argparse.Namespace) -> int:
+    arguments.act(_rack(arguments), arguments)
     return 0
 
 

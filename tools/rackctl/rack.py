@@ -244,10 +244,11 @@ class Rack:
         *,
         hosts: Sequence[str] = (ANY_HOST,),
         min_members: int = 1,
+        policy: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Create a volume and wait until its primary serves it. On an emulated rack, which only this machine reaches,
         any host may connect to it by NVMe/TCP unless `hosts` says which."""
-        self.api.create_volume(name, size_bytes, hosts, min_members)
+        self.api.create_volume(name, size_bytes, hosts, min_members, policy)
         self.wait_served(name, timeout_s)
         return self.api.volume(name)
 
@@ -308,8 +309,11 @@ class Rack:
             roles = self._roles(record)
             if not roles.primary or 1 + len(roles.secondaries) < count:
                 return None
-            # The primary's report, which is up to a second older than the record, may say otherwise.
-            return None if count > 1 and record["health"]["exposed"] else roles
+            # The primary's report, which is up to a second older than the record, may say otherwise. What stripes lack
+            # is another matter: no member brings it.
+            report = record["health"].get("reports", {}).get(record["primary"], {})
+            stripes = report.get("engine", {}).get("stripes_without_spare", 0)
+            return None if count > 1 and record["health"]["exposed"] and not stripes else roles
 
         return wait_until(enough, f"volume {volume} to have {count} members", timeout_s)
 

@@ -75,7 +75,7 @@ class Operator:
 
     async def create(self, name: str) -> UUID:
         """Make a volume, or find it made by a request that was not answered."""
-        body = {"name": name, "size_bytes": self._world.shape.volume_blocks * 4096}
+        body = self._world.volume_request(name)
         if await self._ask("POST", "/v1/volumes", body, refused=(409,)) is None:
             self._world.note("operator", f"finds {name} made already")
         return UUID((await self._ask("GET", f"/v1/volumes/{name}"))["volume"])

@@ -162,3 +162,55 @@ def test_a_volume_may_ask_for_more_members_than_one_but_not_for_more_than_it_is_
             assert "min_members" in refused.text
 
     run(scenario)
+
+
+def test_an_operator_says_what_a_volume_does_while_sleds_are_away() -> None:
+    async def scenario(kit: Kit) -> None:
+        await kit.enrolled("head-1")
+        await kit.sleds()
+        body = {"name": "v", "size_bytes": 1 << 20, "exposed_stripes": False, "read_wait_s": 60}
+        made = (await kit.operator.post("/v1/volumes", json=body)).json()
+        assert (made["exposed_stripes"], made["read_wait_s"], made["version"]) == (False, 60, 1)
+        for change, exposed, wait_s in (
+            ({"exposed_stripes": True}, True, 60),
+            ({"read_wait_s": None}, True, None),
+            ({}, True, None),
+            ({"read_wait_s": 0, "exposed_stripes": False}, False, 0),
+        ):
+            changed = await kit.operator.patch("/v1/volumes/v", json=change)
+            assert changed.status_code == 200, changed.text
+            assert (changed.json()["exposed_stripes"], changed.json()["read_wait_s"]) == (exposed, wait_s)
+        for wrong in ({"read_wait_s": -1}, {"read_wait_s": 86_401}, {"exposed_stripes": "yes"}, {"size_bytes": 1}):
+            assert (await kit.operator.patch("/v1/volumes/v", json=wrong)).status_code == 422
+        assert (await kit.operator.patch("/v1/volumes/w", json={})).status_code == 404
+
+    run(scenario)
+
+
+def test_an_operator_lists_unreadable_blocks_and_declares_them_lost() -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, _, record = await kit.ready()
+        path = f"/v1/volumes/{record.volume}"
+        none = {"blocks": 0, "more": False, "ranges": [], "lost": 0}
+        assert (await kit.operator.get(f"{path}/unreadable")).json() == none
+        engine = {
+            "blocks_unreadable": 3, "blocks_unreadable_more": True, "blocks_unreadable_ranges": [[4, 2], [9, 1]],
+            "blocks_lost": 7,
+        }  # fmt: skip
+        await primary.client.report({"volumes": {str(record.volume): {"role": "primary", "engine": engine}}})
+        assert (await kit.operator.get(f"{path}/unreadable")).json() == {
+            "blocks": 3, "more": True, "ranges": [{"first": 4, "blocks": 2}, {"first": 9, "blocks": 1}], "lost": 7,
+        }  # fmt: skip
+        asked = await kit.operator.post(f"{path}/lost", json={"first": 4, "blocks": 2})
+        assert asked.status_code == 202, asked.text
+        assert asked.json()["lost"] == [{"first": 4, "blocks": 2, "sleds_away": False}]
+        for wrong in ({"first": 4}, {"first": 1 << 40, "blocks": 1}, {"first": 0, "blocks": 0}):
+            assert (await kit.operator.post(f"{path}/lost", json=wrong)).status_code == 422
+        seen = (await primary.client.view()).volumes[record.volume]
+        left = await primary.client.lost_declared(
+            record.volume, epoch=seen.epoch, expected_version=seen.version, lost=seen.lost[0]
+        )
+        assert left.lost == ()
+        assert (await kit.operator.get(path)).json()["lost"] == []
+
+    run(scenario)

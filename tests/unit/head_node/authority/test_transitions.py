@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from head_node.authority import transitions
-from head_node.authority.errors import AuthorityError, Conflict, NotEligible, RequestRefused
-from head_node.store.records import Column, Member, VolumeRecord, VolumeState, column_blocks
+from head_node.authority.errors import AuthorityError, Conflict, Frozen, NotEligible, RecordChanged, RequestRefused
+from head_node.store.records import Column, LostRange, Member, VolumeRecord, VolumeState, column_blocks
 
 HEADS = [UUID(int=number) for number in range(1, 5)]
 LOGS = [UUID(int=number) for number in range(101, 104)]
@@ -129,3 +129,47 @@ def test_members_are_added_one_by_one_up_to_min_current() -> None:
     added = Member(HEADS[1], LOGS[1])
     record = transitions.change_members(record, HEADS[0], 1, record.version, add=added, remove=None)
     assert len(record.current) == 2
+
+
+def test_what_a_volume_does_while_sleds_are_away_may_be_changed_within_bounds() -> None:
+    changed = transitions.set_sled_policy(FRESH, exposed_stripes=False, read_wait_s=30)
+    assert (changed.exposed_stripes, changed.read_wait_s, changed.version) == (False, 30, FRESH.version + 1)
+    assert transitions.set_sled_policy(changed, exposed_stripes=False, read_wait_s=30) is changed
+    assert VolumeRecord.from_json(changed.to_json()) == changed
+    for seconds in (-1, transitions.READ_WAIT_S_MAX + 1):
+        with pytest.raises(RequestRefused, match="read_wait_s"):
+            transitions.set_sled_policy(FRESH, exposed_stripes=True, read_wait_s=seconds)
+
+
+def test_a_record_of_an_older_authority_allows_exposed_stripes_and_waits_for_ever() -> None:
+    old = {
+        key: value for key, value in FRESH.to_json().items() if key not in ("exposed_stripes", "read_wait_s", "lost")
+    }
+    assert VolumeRecord.from_json(old) == FRESH
+    assert (FRESH.exposed_stripes, FRESH.read_wait_s, FRESH.lost) == (True, None, ())
+
+
+def test_ranges_are_declared_lost_within_the_volume_and_taken_off_by_the_primary_of_the_epoch_only() -> None:
+    active = replace(FRESH, state=VolumeState.ACTIVE, primary=HEADS[0], epoch=3)
+    lost = LostRange(10, 5, sleds_away=True)
+    asked = transitions.declare_lost(active, lost)
+    assert asked.lost == (lost,)
+    assert transitions.declare_lost(asked, lost) is asked
+    assert VolumeRecord.from_json(asked.to_json()) == asked
+    for wrong in (LostRange(255, 2), LostRange(0, 0), LostRange(-1, 1)):
+        with pytest.raises(RequestRefused, match="blocks 0 to 255"):
+            transitions.declare_lost(active, wrong)
+    with pytest.raises(Frozen):
+        transitions.declare_lost(transitions.freeze(active), lost)
+    with pytest.raises(Conflict, match="creating"):
+        transitions.declare_lost(FRESH, lost)
+    many = replace(active, lost=tuple(LostRange(at, 1) for at in range(transitions.LOST_RANGES_MAX)))
+    with pytest.raises(Conflict, match="64 ranges"):
+        transitions.declare_lost(many, lost)
+    for head, epoch in ((HEADS[1], 3), (HEADS[0], 2)):
+        with pytest.raises(NotEligible):
+            transitions.lost_declared(asked, head, epoch, asked.version, lost)
+    with pytest.raises(RecordChanged):
+        transitions.lost_declared(asked, HEADS[0], 3, asked.version - 1, lost)
+    assert transitions.lost_declared(asked, HEADS[0], 3, asked.version, lost).lost == ()
+    assert transitions.lost_declared(active, HEADS[0], 3, active.version, lost) is active
