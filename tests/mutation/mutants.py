@@ -250,13 +250,13 @@ MUTANTS = (
     ),
     one(
         "crc-not-checked", "D2: what is read verifies against the map", READER,
-        "            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != place.crc:\n",
-        "            if False:\n", VOLUME,
+        "            crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == (crcs[index] if crcs else place.crc)\n",
+        "            not crcs or crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == crcs[index]\n", VOLUME,
     ),
     one(
         "source-crc-not-checked", "D2: what a block is rebuilt from verifies", READER,
-        "            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != header.crcs[run.row + index]:\n",
-        "            if False:\n", VOLUME,
+        "            crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == (crcs[index] if crcs else place.crc)\n",
+        "            bool(crcs) or crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == place.crc\n", VOLUME,
     ),
     one(
         "older-shard-accepted", "D2: a shard counts only if (epoch, sequence, index) is the map's", READER,
@@ -460,9 +460,10 @@ MUTANTS = (
         "copier-computes-crc", "D2: a copier hands the map's CRC on",
         (
             (
-                READER, "            if crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) != place.crc:\n",
-                "            if place.slot not in self._state.stripes._readers and crc32c(view[index * BLOCK_BYTES : "
-                "(index + 1) * BLOCK_BYTES]) != place.crc:\n",
+                READER,
+                "            crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == (crcs[index] if crcs else place.crc)\n",
+                "            (not crcs and place.slot in self._state.stripes._readers)\n            or "
+                "crc32c(view[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]) == (crcs[index] if crcs else place.crc)\n",
             ),
             (
                 DESTAGE, "                        out.append(StripeBlock(lba, place.opnum, place.crc, block, place.slot))\n",
@@ -519,6 +520,64 @@ MUTANTS = (
         "lone-member-asks-without-pause", "herd: who gave an epoch up waits before it asks again", CONTROLLER,
         "            ttls = 2 if len(self.record.current) > 1 else 1\n",
         "            ttls = 2 if len(self.record.current) > 1 else 0\n", CLUSTER,
+    ),
+    one(
+        "reads-behind-writes", "engine: a read never waits behind writes that wait for room", SERVICE,
+        "        return bool(self._unserved) or not self._serving()\n",
+        "        return bool(self._unserved or self._waiting) or not self._serving()\n", VOLUME,
+    ),
+    one(
+        "eio-for-what-may-come-back", "engine: a failure that may pass is no error for a read", READER,
+        "        if error is not None:\n            raise _ShardAway from error\n",
+        "        if error is not None:\n            return None\n", VOLUME,
+    ),
+    one(
+        "away-read-not-asked-again", "engine: a read that waits for sleds is asked again when one is attached", SERVICE,
+        "        self._away.attached()\n", "        pass\n", VOLUME,
+    ),
+    one(
+        "attach-missed", "engine: a sled attached while a read fails for want of it is not missed", SERVICE,
+        "        if newer:\n", "        if False:\n", VOLUME,
+    ),
+    one(
+        "whole-run-or-nothing", "engine: each row of a run is rebuilt from any k shards that have it", READER,
+        "        sources_of = [tuple(piece.shard for piece in pieces if piece.good[row]) for row in rows]\n",
+        "        sources_of = [tuple(piece.shard for piece in pieces if all(piece.good)) for row in rows]\n", VOLUME,
+    ),
+    one(
+        "exposed-at-once", "D1: a lack of sleds shorter than a restart exposes nothing", DESTAGE,
+        "        if self._exposed_stripes and (left_s <= 0 or self.pressed()):\n", "        if self._exposed_stripes:\n", VOLUME,
+    ),
+    one(
+        "exposed-although-forbidden", "D1: the volume's policy says whether stripes may be exposed", DESTAGE,
+        "        if self._exposed_stripes and (left_s <= 0 or self.pressed()):\n",
+        "        if left_s <= 0 or self.pressed():\n", VOLUME,
+    ),
+    one(
+        "exposed-forgotten", "D1: exposed stripes count after a restart too", STRIPES,
+        "        self.exposed_count = int(np.count_nonzero(shards < self._shards))\n", "", VOLUME,
+    ),
+    one(
+        "failing-drives-count", "D1: a drive that takes no shard is none of the k + 1", "head_node/volume/stripewriter.py",
+        "                self._failing.add(index)\n", "                pass\n", VOLUME,
+    ),
+    one(
+        "compaction-sticks", "engine: compaction leaves a slot alone that it cannot move", DESTAGE,
+        "        victims = stripes.emptiest(64, full, self._slots_left_alone())\n",
+        "        victims = stripes.emptiest(64, full)\n", VOLUME,
+    ),
+    one(
+        "lost-whatever-is-there", "engine: LOST names a version in a stripe, and nothing else", BLOCKMAP,
+        '            keep = (old["opnum"] == opnums[chosen]) & (old["slot"] == slots[chosen])\n',
+        '            keep = old["slot"] < LOST\n', VOLUME,
+    ),
+    one(
+        "lost-of-another-stripe", "engine: LOST names the stripe that held the block", "head_node/volume/state.py",
+        "        chosen = blocks[same]\n", "        chosen = blocks\n", VOLUME,
+    ),
+    one(
+        "lost-what-can-be-read", "engine: what can be read is never declared lost", "head_node/volume/lost.py",
+        "            report.readable += 1\n", "            lost.append(version)\n", VOLUME,
     ),
     one(
         "liar-stays-out", "F6: a sled that lied is used again once it has started anew", "head_node/cluster/attachments.py",

@@ -1,8 +1,10 @@
 """Sleds die and come back; up to two of six may be missing."""
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine
 from typing import Any
+from urllib.parse import urlsplit
 
 from kit.volumes import Failover, Volume
 from kit.writing import assert_nothing_lost, writing
@@ -10,6 +12,9 @@ from rackctl.evidence import engine_of_primary, wait_destaged
 from rackctl.rack import Rack, wait_until
 from rackctl.status import status_of
 
+from head_node.export.nbd_client import NbdClient
+
+MIB = 1 << 20
 Tell = Callable[[Coroutine[Any, Any, None]], None]
 
 
@@ -71,6 +76,42 @@ def test_a_sled_that_was_away_when_a_volume_was_made_joins_it_without_a_takeover
     finally:
         Failover(rack).repair()
         rack.delete_volume("early")
+
+
+def test_two_sleds_away_stop_nothing_and_a_read_waits_for_all_of_them(volume: Volume, tell: Tell) -> None:
+    """More is written than log and memory hold; then what no sled can give is waited for, not failed."""
+
+    async def story() -> None:
+        rack, block = volume.rack, random.Random(1).randbytes(MIB)
+        (address,) = [(at.hostname or "", at.port or 0) for at in [urlsplit(volume.uri)]]
+        client = await NbdClient.connect([address], volume.name)
+        await client.write(0, block)
+        await asyncio.to_thread(wait_destaged, rack, volume.name)
+        for sled in ("sled-1", "sled-4"):
+            await asyncio.to_thread(rack.kill, sled)
+        for number in range(232):
+            await asyncio.wait_for(client.write((1 + number % 15) * MIB, block), 30)
+            if number % 16 == 0:
+                assert await asyncio.wait_for(client.read(0, 4096), 5) == block[:4096]
+        await asyncio.to_thread(wait_destaged, rack, volume.name)
+
+        def engine() -> dict[str, Any]:
+            return engine_of_primary(rack, volume.name)
+
+        assert engine()["stripes_without_spare"] > 0
+        (shown,) = (v for v in status_of(rack).as_json()["volumes"] if v["name"] == volume.name)
+        assert shown["exposed"]
+        for sled in ("sled-0", "sled-2", "sled-3", "sled-5"):
+            await asyncio.to_thread(rack.kill, sled)
+        await asyncio.to_thread(wait_until, lambda: engine()["columns_missing"] == 6, "all sleds to be away", 10)
+        read = asyncio.ensure_future(client.read(0, 4096))
+        await asyncio.to_thread(wait_until, lambda: engine()["sled_waits"]["reads"] == 1, "the read to wait", 10)
+        for number in range(6):
+            await asyncio.to_thread(rack.restart, f"sled-{number}")
+        assert await asyncio.wait_for(read, 20) == block[:4096]
+        await client.close()
+
+    tell(story())
 
 
 def columns(rack: Rack, volume: str) -> list[str]:
