@@ -15,8 +15,10 @@ from head_node.export.nbd_protocol import Info, Option, OptionReply
 OPTION_BYTES_MAX: Final = 32 * 1024
 """No option that real clients send comes near; a longer one is drained unread and refused."""
 
-OPTIONS_MAX: Final = 128
-"""Options per connection: haggling must end. libnbd and qemu send fewer than ten."""
+OPTIONS_PER_TURN_MAX: Final = 64
+REPLY_BYTES_PER_TURN_MAX: Final = 256 * 1024
+"""After so many options, or so much to send, the other connections get their turn. How many options a client sends in
+all is not bounded: `qemu-nbd --list` and `nbdinfo --list` ask two or three about each export of the rack."""
 
 EXPORT_FLAGS: Final = (
     nbd.TransmissionFlag.HAS_FLAGS
@@ -76,10 +78,13 @@ class Negotiation:
         self.state = State.CLIENT_FLAGS
         self.structured = False
         self.rejected_options = 0
+        self.options = 0
+        """Taken so far, whatever they were answered with: as long as this goes on, the client is alive."""
         self._names = names
         self._received = bytearray()
         self._drain_bytes = 0
-        self._options = 0
+        self._turn_options = 0
+        self._turn_bytes = 0
         self._option = 0
         self._name = ""
         self._context_name: str | None = None
@@ -93,6 +98,15 @@ class Negotiation:
     def allocation(self) -> bool:
         """Whether BLOCK_STATUS with base:allocation was agreed for the opened export."""
         return self._context_name is not None and self._context_name == self._name
+
+    @property
+    def held_up(self) -> bool:
+        """Whether options wait for the next turn: read no more, and `resume` once what there is to send is taken."""
+        return self.state is State.OPTIONS and self._turn_is_over() and len(self._received) >= nbd.OPTION_HEADER.size
+
+    def resume(self) -> list[Event]:
+        """Go on with what was received before; returns what its owner has to act on."""
+        return self.receive(b"")
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Event]:
         """Take bytes from the client; returns what its owner has to act on."""
@@ -139,6 +153,10 @@ class Negotiation:
         data, self._to_send = self._to_send, []
         return data
 
+    def begin_turn(self) -> None:
+        """Other connections had their turn."""
+        self._turn_options = self._turn_bytes = 0
+
     def leftover(self) -> bytes:
         """The bytes that followed the negotiation: they belong to the transmission phase."""
         assert self.state is State.TRANSMISSION
@@ -160,7 +178,9 @@ class Negotiation:
         self._events.append(NegotiationEnded(fault))
 
     def _reply(self, reply: OptionReply, payload: bytes = b"") -> None:
-        self._to_send.append(nbd.option_reply(self._option, reply, payload))
+        data = nbd.option_reply(self._option, reply, payload)
+        self._to_send.append(data)
+        self._turn_bytes += len(data)
 
     def _reply_error(self, reply: OptionReply, text: str) -> None:
         self.rejected_options += 1
@@ -169,8 +189,15 @@ class Negotiation:
     def _advance(self) -> None:
         if self.state is State.CLIENT_FLAGS and len(self._received) >= nbd.CLIENT_HELLO.size:
             self._take_client_flags()
-        while self.state is State.OPTIONS and self._take_option():
+        while self.state is State.OPTIONS and not self._turn_is_over() and self._take_option():
             pass
+
+    def _turn_is_over(self) -> bool:
+        return self._turn_options >= OPTIONS_PER_TURN_MAX or self._turn_bytes >= REPLY_BYTES_PER_TURN_MAX
+
+    def _count_option(self) -> None:
+        self.options += 1
+        self._turn_options += 1
 
     def _take_client_flags(self) -> None:
         (flags,) = nbd.CLIENT_HELLO.unpack_from(self._received)
@@ -205,10 +232,7 @@ class Negotiation:
             return False
         payload = bytes(received[nbd.OPTION_HEADER.size : nbd.OPTION_HEADER.size + length])
         del received[: nbd.OPTION_HEADER.size + length]
-        self._options += 1
-        if self._options > OPTIONS_MAX:
-            self._end(f"more than {OPTIONS_MAX} options")
-            return False
+        self._count_option()
         self._handle_option(option, payload)
         return self.state is State.OPTIONS
 
@@ -218,7 +242,7 @@ class Negotiation:
             return
         del self._received[: nbd.OPTION_HEADER.size]
         self._drain_bytes = length
-        self._options += 1
+        self._count_option()
         self._reply_error(OptionReply.ERR_TOO_BIG, f"an option of {length} bytes, at most {OPTION_BYTES_MAX} are taken")
 
     def _handle_option(self, option: int, payload: bytes) -> None:

@@ -54,6 +54,8 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._dialling: asyncio.Task[None] | None = None
         self._buffer = memoryview(bytearray(NEGOTIATION_READ_BYTES))
         self._deadline: asyncio.TimerHandle | None = None
+        self._options = 0
+        self._next_turn: asyncio.Handle | None = None
         self._transport: asyncio.Transport
         self._peer = ""
         self._name = ""
@@ -73,7 +75,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             return
         self._transport.set_write_buffer_limits(high=OUTPUT_BYTES_MAX)
         watch_peer(transport.get_extra_info("socket"), self._server.peer_silence_s, unread_too=False)
-        self._deadline = self._loop.call_later(self._server.negotiation_s_max, self._negotiation_late)
+        self._expect_option()
         self._transport.writelines(self._negotiation.data_to_send())
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -93,6 +95,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             elif self._relay is not None:
                 self._relay.received(nbytes)
             else:
+                self._negotiation.begin_turn()
                 self._negotiate(self._negotiation.receive(self._buffer[:nbytes]))
         except Exception as error:
             self._bug(error)
@@ -124,6 +127,8 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._go_on()
         elif self._relay is not None:
             self._relay.block_client(False)
+        elif self._negotiation.held_up:
+            self._schedule_turn()
         else:
             self._resume_reading()
 
@@ -174,12 +179,21 @@ class NbdConnection(asyncio.BufferedProtocol):
     def _stop_negotiation(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         if self._dialling is not None:
             self._dialling.cancel()
 
+    def _expect_option(self) -> None:
+        """The next whole option has to come, and the replies to the last ones to be read, within a time; how many
+        follow is the client's business. Where places are few it gives its own up first."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(self._server.option_s_max, self._negotiation_late)
+
     def _negotiation_late(self) -> None:
         self._server.counters.negotiations_timed_out += 1
-        self.reset_client(f"negotiation not over within {self._server.negotiation_s_max} s")
+        self.reset_client(f"no option for {self._server.option_s_max} s")
 
     def _relay_ended(self, reason: str) -> None:
         if reason:
@@ -199,6 +213,30 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._end_negotiation(event)
             return
         self._transport.writelines(self._negotiation.data_to_send())
+        if self._core is not None or self._relay is not None:
+            return
+        if self._negotiation.options != self._options:
+            self._options = self._negotiation.options
+            self._expect_option()
+        if self._negotiation.held_up:
+            self._transport.pause_reading()
+            self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        if self._next_turn is None:
+            self._next_turn = self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Go on with options that were held up, unless the client has to read its replies first."""
+        self._next_turn = None
+        if self._reset or self._transport.get_write_buffer_size() > OUTPUT_BYTES_MAX:
+            return
+        try:
+            self._negotiation.begin_turn()
+            self._resume_reading()
+            self._negotiate(self._negotiation.resume())
+        except Exception as error:
+            self._bug(error)
 
     def _end_negotiation(self, event: NegotiationEnded) -> None:
         self._stop_negotiation()
@@ -365,7 +403,7 @@ class NbdServer:
         env: Environment,
         *,
         connections_max: int = CONNECTIONS_MAX,
-        negotiation_s_max: float = 10.0,
+        option_s_max: float = 10.0,
         limits: Limits | None = None,
         budget: MemoryBudget | None = None,
         relay_timing: RelayTiming | None = None,
@@ -374,7 +412,7 @@ class NbdServer:
         self.exports = exports
         self.env = env
         self.counters = NbdCounters()
-        self.negotiation_s_max = negotiation_s_max
+        self.option_s_max = option_s_max
         self.limits = limits or Limits()
         self.budget = budget or MemoryBudget()
         assert self.budget.own_bytes + self.budget.common_bytes >= PAYLOAD_BYTES_MAX

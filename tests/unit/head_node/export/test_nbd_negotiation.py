@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from head_node.export import nbd_protocol as nbd
 from head_node.export.nbd_negotiation import (
     OPTION_BYTES_MAX,
-    OPTIONS_MAX,
+    OPTIONS_PER_TURN_MAX,
+    REPLY_BYTES_PER_TURN_MAX,
     Event,
     Negotiation,
     NegotiationEnded,
@@ -149,7 +150,6 @@ def test_an_oversized_option_takes_no_memory() -> None:
         nbd.CLIENT_HELLO.pack(0) + nbd.option_request(Option.LIST),
         FLAGS + nbd.option_request(Option.EXPORT_NAME, b"\xff"),
         FLAGS + nbd.option_request(Option.EXPORT_NAME, b"n" * 5000),
-        FLAGS + nbd.option_request(Option.LIST) * (OPTIONS_MAX + 1),
     ],
 )
 def test_what_cannot_be_answered_ends_the_negotiation(data: bytes) -> None:
@@ -158,6 +158,38 @@ def test_what_cannot_be_answered_ends_the_negotiation(data: bytes) -> None:
     assert isinstance(event, NegotiationEnded)
     assert event.fault
     assert negotiation.receive(b"more") == []
+
+
+def test_a_patient_client_may_ask_about_as_many_exports_as_there_are() -> None:
+    negotiation = begin()
+    for _ in range(10_000):
+        negotiation.begin_turn()
+        assert negotiation.receive(nbd.option_request(Option.LIST_META_CONTEXT, NAME + nbd.U32.pack(0))) == []
+        assert only_error(negotiation) == OptionReply.ERR_INVALID
+    assert negotiation.options == 10_000
+    assert negotiation.receive(GO) == [OpenExport("vol", info_only=False)]
+
+
+def test_options_that_come_together_are_answered_a_turn_at_a_time() -> None:
+    negotiation = begin()
+    count = 3 * OPTIONS_PER_TURN_MAX
+    events = negotiation.receive(nbd.option_request(Option.LIST) * count + GO)
+    turns = 1
+    while negotiation.held_up:
+        assert negotiation.options <= turns * OPTIONS_PER_TURN_MAX
+        negotiation.begin_turn()
+        events += negotiation.resume()
+        turns += 1
+    assert events == [OpenExport("vol", info_only=False)]
+    assert negotiation.options == count + 1
+    assert turns == 4
+
+
+def test_long_replies_end_a_turn_too() -> None:
+    negotiation = Negotiation(lambda: ["n" * 1000] * 200)
+    negotiation.receive(FLAGS + nbd.option_request(Option.LIST) * 60)
+    assert negotiation.held_up
+    assert sum(map(len, negotiation.data_to_send())) < 2 * REPLY_BYTES_PER_TURN_MAX
 
 
 def test_meta_contexts_are_listed_and_set() -> None:

@@ -4,11 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import pytest
 from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, until
 from kit.volume import Bench
+from rackctl.simulation.loop import Process, SimulationLoop
+from rackctl.simulation.network import Network
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.budget import MemoryBudget
@@ -48,7 +51,7 @@ async def serving(
     directory: MemoryDirectory,
     *,
     connections_max: int = 8,
-    negotiation_s_max: float = 5,
+    option_s_max: float = 5,
     limits: Limits | None = None,
     budget: MemoryBudget | None = None,
 ) -> AsyncIterator[tuple[NbdServer, tuple[str, int]]]:
@@ -56,7 +59,7 @@ async def serving(
         directory,
         Environment(),
         connections_max=connections_max,
-        negotiation_s_max=negotiation_s_max,
+        option_s_max=option_s_max,
         limits=limits,
         budget=budget,
     )
@@ -158,12 +161,56 @@ def test_a_truncated_request_of_a_client_that_left_changes_nothing() -> None:
 
 def test_a_client_that_dawdles_in_negotiation_is_shown_out() -> None:
     async def scenario() -> None:
-        async with serving(one_volume(MemoryVolume(SIZE)), negotiation_s_max=0.05) as (server, address):
+        async with serving(one_volume(MemoryVolume(SIZE)), option_s_max=0.05) as (server, address):
             reader, writer = await asyncio.open_connection(*address)
             writer.write(HELLO[:2])
             await read_to_end(reader)
             writer.close()
             assert server.counters.negotiations_timed_out == 1
+
+    run(scenario())
+
+
+def test_a_client_may_ask_for_hours_and_be_silent_for_seconds() -> None:
+    """Each option has its time, a whole negotiation has none: `nbdinfo --list` takes as long as there are exports."""
+    loop = SimulationLoop(Random(1))
+    Network(loop, Random(1))
+    here, there = Process(loop, "10.0.0.1", "client"), Process(loop, "10.0.0.2", "server")
+    server: list[NbdServer] = []
+
+    async def serve() -> None:
+        server.append(NbdServer(one_volume(MemoryVolume(SIZE)), Environment()))
+        await server[0].start("10.0.0.2", 10809)
+
+    async def scenario() -> None:
+        await there.spawn(serve())
+        reader, writer = await asyncio.open_connection("10.0.0.2", 10809)
+        writer.write(HELLO)
+        await reader.readexactly(nbd.SERVER_HELLO.size)
+        for _ in range(300):
+            await asyncio.sleep(9)
+            writer.write(nbd.option_request(Option.STRUCTURED_REPLY))
+            await reader.readexactly(nbd.OPTION_REPLY_HEADER.size)
+        silent_since = loop.time()
+        await read_to_end(reader)
+        assert 9 < loop.time() - silent_since < 11
+        assert server[0].counters.negotiations_timed_out == 1
+
+    try:
+        loop.run_until_complete(here.spawn(scenario()))
+    finally:
+        loop.close()
+
+
+def test_options_sent_at_once_are_all_answered() -> None:
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE))) as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            count = 5000
+            writer.write(HELLO + nbd.option_request(Option.STARTTLS) * count + nbd.option_request(Option.ABORT))
+            data = await read_to_end(reader)
+            assert data.count(nbd.OPTION_REPLY_MAGIC.to_bytes(8, "big")) == count + 1
+            writer.close()
 
     run(scenario())
 
