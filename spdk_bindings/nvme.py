@@ -16,6 +16,7 @@ NVME_VERSION: Final = 0x0002_0000
 SQE_BYTES: Final = 64
 CQE_BYTES: Final = 16
 NSID_ALL: Final = 0xFFFF_FFFF
+NVM_COMMAND_SET: Final = 0  # CSI
 DISCOVERY_NQN: Final = "nqn.2014-08.org.nvmexpress.discovery"
 CONTROLLER_ID_DYNAMIC: Final = 0xFFFF
 

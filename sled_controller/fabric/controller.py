@@ -28,7 +28,9 @@ from spdk_bindings import identify, log_pages
 from spdk_bindings.device import Buffer
 from spdk_bindings.nvme import (
     CAP_SUBSYSTEM_RESET,
+    NSID_ALL,
     NSSR_RESET,
+    NVM_COMMAND_SET,
     AdminOpcode,
     Feature,
     IdentifyCns,
@@ -141,8 +143,10 @@ class SledController(StandardController):
         if cns == IdentifyCns.CONTROLLER:
             return self._identify_controller()
         if cns == IdentifyCns.ACTIVE_NAMESPACES:
+            if command.nsid >= NSID_ALL - 1:
+                return Status.INVALID_NAMESPACE
             return identify.active_namespaces(sorted(served), command.nsid)
-        if cns == IdentifyCns.IO_CONTROLLER:
+        if cns == IdentifyCns.IO_CONTROLLER and command.dwords[1] >> 24 == NVM_COMMAND_SET:
             return bytes(identify.IDENTIFY_BYTES)
         if cns not in (IdentifyCns.NAMESPACE, IdentifyCns.NAMESPACE_DESCRIPTORS):
             return Status.INVALID_FIELD

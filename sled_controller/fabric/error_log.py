@@ -18,6 +18,10 @@ class ErrorLog:
         self.count += 1
         self._newest_first.appendleft(ErrorEntry(self.count, queue_id, cid, status, lba, nsid))
 
+    def clear(self) -> None:
+        """A reset empties the log; the count goes on."""
+        self._newest_first.clear()
+
     def page(self) -> bytes:
         """Log page 01h."""
         return log_pages.error_log(self._newest_first)

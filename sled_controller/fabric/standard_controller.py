@@ -28,6 +28,7 @@ _OPENING: Final = Struct("<BBHI")
 _DWORDS: Final = Struct("<6I")  # CDW10 to CDW15
 SGL_OFFSET: Final = 24
 _RETAIN_EVENT: Final = 1 << 15  # CDW10 of Get Log Page
+_INDEX_OFFSET: Final = 1 << 23  # CDW14 of Get Log Page
 SAVE: Final = 1 << 31  # CDW10 of Set Features
 _SELECT_CAPABILITIES: Final = 3
 _CHANGEABLE: Final = 1 << 2
@@ -157,6 +158,12 @@ class StandardController:
         """CC.EN."""
         return bool(self.configuration & nvme.CC_ENABLE)
 
+    @property
+    def expects_keep_alive(self) -> bool:
+        """Whether the Keep Alive Timer runs (Base 2.0, 3.9): not once the controller is shut down. That it does not
+        run before the controller is enabled either is not heeded: a host has no reason to be silent for long then."""
+        return bool(self.kato_ms) and not self._shut_down
+
     def property_get(self, queue: "TargetQueue", sqe: bytes) -> None:
         """Property Get (Base 2.0, 6.6)."""
         _, _, cid, _, attrib, offset, _ = pdu.PROPERTY_SQE.unpack(sqe)
@@ -185,11 +192,26 @@ class StandardController:
             return
         was_enabled = self.enabled
         self.configuration = value & 0xFFFFFFFF
+        reset = was_enabled and not self.enabled
+        if reset:
+            self._reset()
         if self.configuration & nvme.CC_SHUTDOWN_MASK:
             self._shut_down = True
         queue.complete(cid, Status.SUCCESS)
-        if was_enabled and not self.enabled:
+        if reset:
             self.association.disabled()
+
+    def _reset(self) -> None:
+        """A Controller Level Reset (Base 2.0, 3.7.2): a shutdown is over, features are what they were at first, event
+        requests are forgotten without an answer, the error log is empty."""
+        self._shut_down = False
+        self._values = {feature: rule.default for feature, rule in self.FEATURES.items()}
+        if self._queue is not None:
+            self._queue.busy.difference_update(self._held_events)
+        self._held_events.clear()
+        self._due.clear()
+        self._untold.clear()
+        self.errors.clear()
 
     # --- admin commands
 
@@ -214,16 +236,19 @@ class StandardController:
 
     def get_log_page(self, queue: "TargetQueue", command: Command) -> None:
         """Get Log Page (Base 2.0, 5.16)."""
-        cdw10, cdw11, low, high, *_ = command.dwords
+        cdw10, cdw11, low, high, cdw14, _ = command.dwords
         length = ((cdw10 >> 16 | (cdw11 & 0xFFFF) << 16) + 1) * 4
         offset = low | high << 32
-        if length > LOG_BYTES_MAX or length > command.length or offset % 4:
+        if length > LOG_BYTES_MAX or length > command.length or offset % 4 or cdw14 & _INDEX_OFFSET:
             queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
             return
         request = LogRequest(cdw10 & 0xFF, command.nsid, cdw11 >> 16, cdw10 >> 8 & 0x7F)
         page = self.log_page(queue, request)
         if page is None:
             queue.complete(command.cid, Status.INVALID_LOG_PAGE, dnr=True)
+            return
+        if offset > len(page):
+            queue.complete(command.cid, Status.INVALID_FIELD, dnr=True)
             return
         queue.complete(command.cid, Status.SUCCESS, data=page[offset : offset + length].ljust(length, b"\0"))
         if not cdw10 & _RETAIN_EVENT:

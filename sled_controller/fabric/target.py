@@ -252,8 +252,8 @@ class TargetQueue:
         if silent_ns > STALL_NS and (transferring or self.stream.start != self.stream.end) and not self.stalled:
             return "a PDU or a transfer does not go on"
         if self.state is QueueState.LIVE and self.controller is not None and self.queue_id == 0:
-            kato_ns = self.controller.kato_ms * MS
-            if silent_ns > (kato_ns + KEEP_ALIVE_GRACE_MS * MS if kato_ns else IDLE_NS):
+            kato_ns = (self.controller.kato_ms + KEEP_ALIVE_GRACE_MS) * MS
+            if silent_ns > (kato_ns if self.controller.expects_keep_alive else IDLE_NS):
                 return "keep-alive timer expired"
         return None
 

@@ -28,7 +28,7 @@ from sled_controller.fabric.standard_controller import (
     supported_pages,
 )
 from spdk_bindings import identify, log_pages
-from spdk_bindings.nvme import NSID_ALL, AdminOpcode, Feature, IdentifyCns, IoOpcode, LogPage, Status
+from spdk_bindings.nvme import NSID_ALL, NVM_COMMAND_SET, AdminOpcode, Feature, IdentifyCns, IoOpcode, LogPage, Status
 
 if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
@@ -42,7 +42,6 @@ ANATT_SECONDS: Final = 10
 that is in change for twice as long, which does no harm."""
 _HOST_ID_128_BITS: Final = 1
 _GROUPS_ONLY: Final = 1  # LSP of the ANA log
-_NVM: Final = 0  # CSI
 
 _NVM_OPTIONAL: Final = (
     identify.ONCS_COMPARE | identify.ONCS_DATASET_MANAGEMENT | identify.ONCS_WRITE_ZEROES
@@ -157,7 +156,7 @@ class ExportController(StandardController):
         )
 
     def _identify_nvm(self, cns: int, command: Command) -> bytes | Status:
-        if command.dwords[1] >> 24 != _NVM:
+        if command.dwords[1] >> 24 != NVM_COMMAND_SET:
             return Status.INVALID_FIELD
         if cns == IdentifyCns.IO_CONTROLLER:
             return identify.nvm_identify_controller(VERIFY_BYTES_MAX, ranges_max=0)

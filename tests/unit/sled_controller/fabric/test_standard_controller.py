@@ -135,3 +135,83 @@ def test_the_supported_pages_name_each_other() -> None:
     assert {LogPage.SUPPORTED, LogPage.ERROR, LogPage.SMART, LogPage.FENCE} <= named
     assert LogPage.DISCOVERY not in named
     assert LogPage.ANA not in named
+
+
+SHUTDOWN_COMPLETE = 2 << 2
+NORMAL_SHUTDOWN = 1 << 14
+
+
+def set_cc(wire: Wire, value: int) -> int:
+    """Write CC; what CSTS says then."""
+    assert wire.ask(vendor.property_set(Property.CC, value)).status == 0
+    return wire.ask(vendor.property_get(Property.CSTS)).dw0
+
+
+def test_a_reset_ends_a_shutdown(watcher: Wire) -> None:
+    assert set_cc(watcher, CC_ENABLE | NORMAL_SHUTDOWN) == SHUTDOWN_COMPLETE | 1
+    assert set_cc(watcher, CC_ENABLE) == SHUTDOWN_COMPLETE | 1  # only a reset does
+    assert set_cc(watcher, 0) == 0
+    assert set_cc(watcher, CC_ENABLE) == 1
+
+
+def test_a_controller_that_is_disabled_may_be_shut_down_too(watcher: Wire) -> None:
+    assert set_cc(watcher, NORMAL_SHUTDOWN) == SHUTDOWN_COMPLETE
+    assert set_cc(watcher, CC_ENABLE) == SHUTDOWN_COMPLETE | 1
+
+
+def test_a_reset_forgets_features_and_event_requests(watcher: Wire) -> None:
+    held = set(watcher.queue.busy)
+    assert set_cc(watcher, 0) == 0
+    assert set_cc(watcher, CC_ENABLE) == 1
+    assert not held & watcher.queue.busy
+    asked = watcher.ask(admin_sqe(AdminOpcode.GET_FEATURES, cdw10=Feature.ASYNC_EVENT_CONFIGURATION))
+    assert asked.dw0 == 0
+    watcher.start(admin_sqe(AdminOpcode.ASYNC_EVENT_REQUEST))
+    watcher.rig.subsystem.discovery.changed()
+    assert watcher.answers() == []
+
+
+def test_the_errors_before_a_reset_are_not_shown_after_it() -> None:
+    admin = Head(Rig(), key=host.HEAD_KEY).admin
+    read_errors = admin_sqe(AdminOpcode.GET_LOG_PAGE, cdw10=LogPage.ERROR | 15 << 16)
+    assert admin.ask(admin_sqe(AdminOpcode.IDENTIFY, cdw10=0x7F), room=4096, signed=False).status
+    assert any(admin.ask(read_errors, room=64, signed=False).data)
+    controller = admin.queue.controller
+    assert controller is not None
+    controller._reset()
+    assert not any(admin.ask(read_errors, room=64, signed=False).data)
+
+
+@pytest.mark.parametrize("page", [LogPage.SMART, LogPage.SUPPORTED, LogPage.NAMESPACE_TABLE])
+def test_a_log_page_has_an_end(page: LogPage) -> None:
+    admin = Head(Rig(), key=host.HEAD_KEY).admin
+
+    def read(offset: int, **dwords: int) -> tuple[int, bytes]:
+        named = {"cdw10": page | 127 << 16, "cdw12": offset & 0xFFFF_FFFF, "cdw13": offset >> 32, **dwords}
+        answer = admin.ask(admin_sqe(AdminOpcode.GET_LOG_PAGE, **named), room=512, signed=False)
+        return answer.status, answer.data
+
+    assert read(0)[0] == 0
+    for beyond in (4096, 1 << 32, 1 << 63):
+        assert read(beyond)[0] == Status.INVALID_FIELD
+    assert read(2)[0] == Status.INVALID_FIELD
+    assert read(0, cdw14=1 << 23)[0] == Status.INVALID_FIELD  # no page is read by index
+
+
+def test_what_follows_the_last_byte_of_a_page_is_zero(watcher: Wire) -> None:
+    page = admin_sqe(AdminOpcode.GET_LOG_PAGE, cdw10=LogPage.SUPPORTED | 127 << 16, cdw12=1024)
+    assert watcher.ask(page, room=512).data == bytes(512)
+
+
+def test_namespaces_are_not_listed_after_the_last_possible_id() -> None:
+    admin = Head(Rig(), key=host.HEAD_KEY).admin
+    for nsid in (0xFFFF_FFFE, 0xFFFF_FFFF):
+        sqe = bytearray(SQE.pack(AdminOpcode.IDENTIFY, SGL_FLAGS, 0, nsid, 0, 0, 0, bytes(16), 2, 0, 0, 0, 0, 0))
+        assert admin.ask(sqe, room=4096, signed=False).status == Status.INVALID_NAMESPACE
+
+
+def test_only_the_nvm_command_set_has_a_page_of_its_own() -> None:
+    admin = Head(Rig(), key=host.HEAD_KEY).admin
+    for command_set, status in ((0, 0), (1, Status.INVALID_FIELD), (2, Status.INVALID_FIELD)):
+        sqe = admin_sqe(AdminOpcode.IDENTIFY, cdw10=6, cdw11=command_set << 24)
+        assert admin.ask(sqe, room=4096, signed=False).status == status
