@@ -18,6 +18,7 @@ from sled_controller.fabric.associations import HostAssociation, Standing
 from sled_controller.fencing import RIGHT_MANAGE, AttachVerdict, Fence, Verdict, decide, decide_attach
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState, Receipt
+from sled_controller.retirement import Retirement
 from sled_controller.served import then
 from sled_controller.session import SessionKeys, SledHandshake
 from sled_controller.storage.records import StoredFence
@@ -51,6 +52,9 @@ class Refusal(IntEnum):
     HANDSHAKE = 21
     KEY_SET = 22
     ATTACH_NUMBER = 23
+    NAMESPACES_REMAIN = 24  # RETIRE of a volume that has a namespace here
+    NOT_OVER = 25  # RETIRE before sled time is there, or of a fence whose credential expires later
+    NEWER_EPOCH = 26  # RETIRE of a volume whose fence is above the epoch that the statement knows of
 
 
 STATUS_OF: Final[dict[int, int]] = {
@@ -203,6 +207,8 @@ class Association(HostAssociation):
             self.subsystem.update_key_set(data, lambda status, code: reply(status, code, 0, b""))
         elif opcode == AdminOpcode.DETACH:
             self._detach(fields.slot, reply)
+        elif opcode == AdminOpcode.RETIRE:
+            self._retire(data, reply)
         elif opcode in (AdminOpcode.NAMESPACE_CREATE, AdminOpcode.NAMESPACE_DELETE):
             self._manage(opcode, fields, reply)
         else:
@@ -268,6 +274,29 @@ class Association(HostAssociation):
                 state.fence.epoch, state.fence.attach_number,
             )  # fmt: skip
             self._refuse_fenced(verdict is AttachVerdict.FENCED_OFF, credential.volume, state.fence, reply)
+
+    def _retire(self, data: bytes, reply: Reply) -> None:
+        """Forget a deleted volume's fence (F2): for whoever brings the authority's word, as with a key set."""
+        key_set = self.subsystem.key_set
+        if key_set is None:
+            self._refuse(reply, Refusal.NO_KEY_SET, "the sled has no key set")
+            return
+        try:
+            statement = Retirement.open(data, key_set)
+        except CredentialMalformed as error:
+            self._refuse(reply, Refusal.MALFORMED, str(error))
+            return
+        except CredentialRefused as error:
+            self._refuse(reply, Refusal.SIGNATURE, error.reason)
+            return
+
+        def done(status: int, code: int) -> None:
+            if status == Status.REFUSED:
+                self._refuse(reply, Refusal(code), f"the fence of volume {statement.volume} stays")
+            else:
+                reply(status, 0, 0, b"")
+
+        self.subsystem.retire(statement, done)
 
     def note_refusal(self, verdict: Verdict, slot: Slot | None) -> None:
         """Count a command that the fence decision refused; the first of its kind in its slot is worth a log line."""

@@ -128,6 +128,11 @@ class VolumeState:
         if holder.in_flight:
             self.former.append(holder)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an attach is under way, or a former one's commands are not over."""
+        return self.attach is not None or bool(self.former) or (self.holder is not None and bool(self.holder.in_flight))
+
     def settled(self, slot: Slot) -> None:
         """A slot has nothing in flight any more."""
         if slot in self.former:

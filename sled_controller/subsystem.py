@@ -14,9 +14,10 @@ from sled_controller.association import REFUSED_ATTACHES as REFUSED_ATTACHES
 from sled_controller.association import Association
 from sled_controller.association import Refusal as Refusal
 from sled_controller.attach import CallLater, VolumeState
+from sled_controller.credential import parse_credential
 from sled_controller.dma import allocator
 from sled_controller.environment import Environment
-from sled_controller.errors import KeySetRefused
+from sled_controller.errors import CredentialMalformed, KeySetRefused
 from sled_controller.fabric.associations import Associations
 from sled_controller.fabric.authentication import InBandAuthentication
 from sled_controller.fabric.controller import FIRMWARE, MODEL, SledController
@@ -30,6 +31,7 @@ from sled_controller.fencing import Fence, Verdict
 from sled_controller.firmware.management import ManagementHosts
 from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.keyset import KeySet
+from sled_controller.retirement import Retirement
 from sled_controller.served import Served, then
 from sled_controller.sled_time import SledTime
 from sled_controller.storage.records import StoredFence
@@ -254,6 +256,38 @@ class Subsystem:
         start = partial(self.storage.store_key_set, key_set.version, data)
         then(start, lambda status: done(status, 0))
 
+    def retire(self, statement: Retirement, done: Callable[[int, int], None]) -> None:
+        """Forget the fence of a deleted volume (F2); `done(status, refusal)` once that is durable.
+
+        What the fence kept out has expired in sled time, which never goes back behind that. The statement does not move
+        sled time: an authority whose clock is ahead has to wait until the sled is there itself.
+        """
+        volume, over_ms = statement.volume, statement.over_ms
+        state = self.volume(volume)
+        raised_by, holder = state.fence.credential, state.holder
+        if self.time.now_ms() < over_ms or (raised_by and not _over(raised_by, over_ms)):
+            done(Status.REFUSED, Refusal.NOT_OVER)
+            return
+        if holder is not None and holder.expires_ms >= over_ms:
+            done(Status.REFUSED, Refusal.NOT_OVER)
+            return
+        if state.fence.epoch > statement.epoch:
+            done(Status.REFUSED, Refusal.NEWER_EPOCH)
+            return
+        if self.storage.has_namespace_of(volume):
+            done(Status.REFUSED, Refusal.NAMESPACES_REMAIN)
+            return
+        if state.busy:
+            done(Status.NAMESPACE_NOT_READY, 0)
+            return
+        self.time.learn(over_ms)
+        start = partial(self.storage.retire_fence, volume, statement.epoch, over_ms)
+        then(start, lambda status: done(status, 0))
+        if self.storage.fence_of(volume) is None:
+            log.info("event=fence_retired volume=%s epoch=%d over_ms=%d", volume, state.fence.epoch, over_ms)
+            state.retire_holder()
+            del self.volumes[volume]
+
     def status_page(self) -> bytes:
         """Log page C2h."""
         uptime_ms = (self.env.clock.boottime_ns() - self.started_ns) // 1_000_000
@@ -268,3 +302,11 @@ class Subsystem:
             for nsid, entry in sorted(self.storage.namespaces.items())
         ]
         return b"".join(rows) + bytes(NAMESPACE_ENTRY.size)
+
+
+def _over(credential: bytes, over_ms: int) -> bool:
+    """Whether the credential that raised a fence expires before `over_ms`."""
+    try:
+        return parse_credential(credential).credential.expires_ms < over_ms
+    except CredentialMalformed:
+        return False

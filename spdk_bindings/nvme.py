@@ -44,6 +44,7 @@ class AdminOpcode(IntEnum):
     NAMESPACE_CREATE = 0xD5
     NAMESPACE_DELETE = 0xD8
     DETACH = 0xDC
+    RETIRE = 0xE1
 
 
 class IoOpcode(IntEnum):

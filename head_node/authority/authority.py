@@ -18,6 +18,7 @@ from head_node.authority.ledger import OPERATOR_KEY, RACK_KEY, Ledger, revision_
 from head_node.authority.nodes import Fencer, Nodes
 from head_node.authority.recovery import Recovery
 from head_node.authority.reports import Reports
+from head_node.authority.retirement import Retirements
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
 from head_node.store.interface import ABSENT, Store
@@ -58,6 +59,7 @@ class Authority:
         self.keyring = Keyring(
             self.ledger, root_key, env, term_ms=policy.credential_term_ms, publish_ms=policy.key_publish_ms
         )
+        self.retirements = Retirements(self.ledger, self.keyring, self.reports, env, fencer)
         self.volumes = Volumes(
             self.ledger,
             self.keyring,
@@ -66,6 +68,7 @@ class Authority:
             term_ms=policy.credential_term_ms,
             heads_per_volume=policy.heads_per_volume,
             geometry=policy.geometry,
+            retirements=self.retirements,
         )
         self.hosts = VolumeHosts(self.ledger, self.reports)
         self.recovery = Recovery(
@@ -180,6 +183,7 @@ class Authority:
     async def _freeze_restored(self) -> None:
         """A restored store does not know what was issued after the backup (F2, F4): nobody may rely on it."""
         reason = "the store was restored from a backup; compare with sleds and logs, then recover"
+        await self.retirements.restored()
         frozen = await self.recovery.freeze_all(reason)
         await self.keyring.rotate(publish_ms=0, versions_skipped=RESTORED_VERSIONS_SKIPPED)
         await self.store.clear_restored()
@@ -190,6 +194,7 @@ class Authority:
             try:
                 await self.nodes.finish_revocations()
                 await self.keyring.retire()
+                await self.retirements.advance()
             except AuthorityError as error:
                 _log.warning("event=upkeep-failed error=%s", error)
             await asyncio.sleep(UPKEEP_S)

@@ -1,23 +1,27 @@
-"""Fencing a revoked head off at once: the authority attaches to the volume's sleds itself, with the new epoch.
+"""What the authority does at sleds itself: it fences a revoked head off at once, and has deleted volumes forgotten.
 
-It does so with a key that it draws for this one occasion and a credential that may only read, and goes away again. No
-head holds that epoch; the next primary takes the one after it, in its own time (F7 makes it wait for the lease).
+To fence it attaches to the volume's sleds with the new epoch, a key that it draws for this one occasion and a
+credential that may only read, and goes away again. No head holds that epoch; the next primary takes the one after it,
+in its own time (F7 makes it wait for the lease).
 """
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from head_node.authority.retirement import CONFIRMED
 from head_node.store.records import SledRecord, VolumeRecord
 from sled_controller.credential import Rights
 from sled_controller.environment import Environment
-from sled_controller.errors import FencedOff, SledError
+from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledError
 
 if TYPE_CHECKING:
     from head_node.authority.authority import Authority
+    from sled_controller.fabric.client import SledClient
 
 # A sled that takes longer is told by the next primary, or refuses by itself when the credential ends.
 FENCE_S_MAX = 8.0
@@ -27,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class SledFencer:
-    """Implements `Fencer` over the sled client; `bind` it before use."""
+    """Implements `Fencer`, and with it `Retirer`, over the sled client; `bind` it before use."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
@@ -53,13 +57,38 @@ class SledFencer:
             _log.info("event=fence-now volume=%s epoch=%d sled=%s result=%r", record.volume, record.epoch, sled, result)
         return fences
 
-    async def _fence_one(
-        self, sled: SledRecord, key: Ed25519PrivateKey, credential: bytes, key_set: bytes, record: VolumeRecord
-    ) -> str:
-        # Only a revocation needs the host role, and the authority should start fast.
+    async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
+        """Bring the statements about deleted volumes to a sled; implements `Retirer`."""
+        assert self._authority is not None
+        results: dict[UUID, str] = {}
+        try:
+            async with asyncio.timeout(FENCE_S_MAX):
+                key_set = (await self._authority.keyring.current()).signed_set
+                client = self._client(sled, Ed25519PrivateKey.from_private_bytes(self._env.entropy.bytes(32)), key_set)
+                try:
+                    await client.open()
+                    for volume, statement in statements.items():
+                        try:
+                            await client.retire(statement)
+                        except (CredentialRefused, CommandFailed) as error:
+                            results[volume] = str(error)
+                        else:
+                            results[volume] = CONFIRMED
+                finally:
+                    await client.close()
+        except TimeoutError:
+            reason = f"no answer within {FENCE_S_MAX:g} s"
+        except (SledError, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            reason = ""
+        return {volume: results.get(volume, reason) for volume in statements}
+
+    def _client(self, sled: SledRecord, key: Ed25519PrivateKey, key_set: bytes) -> "SledClient":
+        # Only revocations and deletions need the host role, and the authority should start fast.
         from sled_controller.fabric.client import SledClient
 
-        client = SledClient(
+        return SledClient(
             host=sled.address[0],
             port=sled.address[1],
             sled_id=sled.id,
@@ -69,6 +98,11 @@ class SledFencer:
             env=self._env,
             key_set=lambda: key_set,
         )
+
+    async def _fence_one(
+        self, sled: SledRecord, key: Ed25519PrivateKey, credential: bytes, key_set: bytes, record: VolumeRecord
+    ) -> str:
+        client = self._client(sled, key, key_set)
         try:
             async with asyncio.timeout(FENCE_S_MAX):
                 await client.open()

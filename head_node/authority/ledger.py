@@ -84,6 +84,11 @@ def freeze_key(volume: UUID) -> str:
     return f"freeze/{volume}"
 
 
+def tombstone_key(volume: UUID | str) -> str:
+    """What is still to be done about a deleted volume."""
+    return f"tombstone/{volume}"
+
+
 def token_key(token_id: str) -> str:
     return f"token/{token_id}"
 
@@ -91,6 +96,8 @@ def token_key(token_id: str) -> str:
 KEYS_KEY = "keys"
 RACK_KEY = "rack-identity"
 OPERATOR_KEY = "operator"
+# Every credential ever signed expires before this time, Unix milliseconds.
+HORIZON_KEY = "horizon"
 # Put by everything that changes what is placed where, so that two placements cannot miss each other.
 PLACEMENT_KEY = "placement"
 

@@ -23,6 +23,7 @@ from head_node.authority.ledger import (
     token_key,
 )
 from head_node.authority.reports import Reports
+from head_node.authority.retirement import Retirer
 from head_node.authority.volumes import Volumes
 from head_node.store.records import Address, HeadRecord, SledRecord, VolumeRecord
 from sled_controller.environment import Environment
@@ -37,8 +38,8 @@ FENCES_AT_ONCE_MAX = 8
 _log = logging.getLogger(__name__)
 
 
-class Fencer(Protocol):
-    """Raises the fence of a volume on its sleds without waiting for another head."""
+class Fencer(Retirer, Protocol):
+    """Raises the fence of a volume on its sleds without waiting for another head, and has it forgotten in the end."""
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         """Attach with the record's epoch everywhere; what came of it by sled: `fenced`, or why not."""

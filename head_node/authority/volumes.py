@@ -9,6 +9,7 @@ import hmac
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,6 +30,7 @@ from head_node.authority.ledger import (
     volume_key,
 )
 from head_node.authority.reports import Reports
+from head_node.authority.retirement import Retirements
 from head_node.store.interface import ABSENT
 from head_node.store.records import (
     BLOCK_BYTES,
@@ -68,6 +70,7 @@ class Volumes:
         term_ms: int,
         heads_per_volume: int,
         geometry: Geometry,
+        retirements: Retirements,
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
@@ -76,6 +79,7 @@ class Volumes:
         self._term_ms = term_ms
         self._heads_per_volume = heads_per_volume
         self._geometry = geometry
+        self._retirements = retirements
 
     async def create(
         self,
@@ -390,9 +394,12 @@ class Volumes:
 
     async def _drop(self, found: Versioned[VolumeRecord]) -> None:
         volume = found.value.volume
+        compare = {volume_key(volume): found.revision}
+        put: dict[str, Any] = {PLACEMENT_KEY: str(volume)}
+        await self._retirements.tombstone(found.value, compare, put)
         await self._ledger.commit(
-            compare={volume_key(volume): found.revision},
-            put={PLACEMENT_KEY: str(volume)},
+            compare=compare,
+            put=put,
             delete=[
                 volume_key(volume), name_key("volume", found.value.name), claim_key(volume), freeze_key(volume),
                 secrets_key(volume),
@@ -423,7 +430,10 @@ class Volumes:
             expires_ms=now_ms + self._term_ms,
             serial=int.from_bytes(self._env.entropy.bytes(8), "big"),
         )
-        return credential.sign(Ed25519PrivateKey.from_private_bytes(key.private))
+        await self._retirements.cover(credential.expires_ms)
+        signed = credential.sign(Ed25519PrivateKey.from_private_bytes(key.private))
+        await self._retirements.note_signed(record.volume, record.epoch)
+        return signed
 
     def _note(self, kind: str, record: VolumeRecord, **fields: object) -> None:
         _log.info("event=%s volume=%s epoch=%d version=%d", kind, record.volume, record.epoch, record.version)

@@ -172,6 +172,11 @@ class SledClient:
         except SledError as error:
             log.warning("event=key_set_not_taken sled=%s reason=%s", self.sled_id, error)
 
+    async def retire(self, statement: bytes) -> None:
+        """Have the sled forget the fence of a deleted volume; durable when this returns. Raises CredentialRefused with
+        the sled's reason, CommandFailed when it should be tried again later, SledUnavailable."""
+        await self.admin(vendor.vendor_sqe(AdminOpcode.RETIRE), statement)
+
     async def close(self) -> None:
         """End the association; commands that are not answered yet fail with SledUnavailable."""
         self._close("closed by this head")

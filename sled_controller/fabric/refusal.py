@@ -18,6 +18,9 @@ _REASONS: Final = {
     Refusal.HANDSHAKE: "the handshake failed",
     Refusal.KEY_SET: "the key set is not signed by the sled's root key",
     Refusal.ATTACH_NUMBER: "attach numbers start at 1",
+    Refusal.NAMESPACES_REMAIN: "the volume has a namespace on the sled",
+    Refusal.NOT_OVER: "a credential of the volume may still be valid in sled time",
+    Refusal.NEWER_EPOCH: "the sled knows a newer epoch of the volume",
 }
 
 

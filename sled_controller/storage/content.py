@@ -11,6 +11,7 @@ from sled_controller.storage.records import (
     CheckpointEntry,
     Entry,
     FenceEntry,
+    FenceRetiredEntry,
     IssuedEntry,
     KeySetEntry,
     MembersEntry,
@@ -40,12 +41,18 @@ class TableContent:
     nsid_next: int = 1
 
     def apply(self, entry: Entry) -> None:
-        """Take an entry in. What only rises (fence, boot counter, key set, issue time) is never lowered here."""
+        """Take an entry in. What only rises (fence, boot counter, key set, issue time) is never lowered here; a fence
+        that is forgotten leaves the issue time in its place, which every credential that it kept out expires before."""
         match entry:
             case FenceEntry(volume, fence):
                 known = self.fences.get(volume)
                 if known is None or fence.epoch > known.epoch:
                     self.fences[volume] = fence
+            case FenceRetiredEntry(volume, epoch, over_ms):
+                known = self.fences.get(volume)
+                self.issued_ms = max(self.issued_ms, over_ms)
+                if known is not None and known.epoch <= epoch:
+                    del self.fences[volume]
             case NamespaceEntry(nsid):
                 self.namespaces[nsid] = entry
                 self.nsid_next = max(self.nsid_next, (nsid & LOCAL_NSID_MAX) + 1)

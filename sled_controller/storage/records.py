@@ -53,6 +53,7 @@ class Kind(IntEnum):
     KEY_SET = 6
     ISSUED = 7
     MEMBERS = 8
+    FENCE_RETIRED = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ FENCE_FORMAT = Struct("volume" / Bytes(16), "epoch" / Int64ul, "holder" / Bytes(
 
 @dataclass(frozen=True, slots=True)
 class FenceEntry:
-    """The fence of a volume; outlives the volume."""
+    """The fence of a volume; it outlives the volume, until a `FenceRetiredEntry`."""
 
     KIND: ClassVar = Kind.FENCE
     volume: UUID
@@ -113,6 +114,24 @@ class FenceEntry:
     def encode(self) -> bytes:
         fence = self.fence
         return FENCE.pack(self.volume.bytes, fence.epoch, fence.holder, len(fence.credential)) + fence.credential
+
+
+FENCE_RETIRED = struct.Struct("<16sQQ")
+FENCE_RETIRED_FORMAT = Struct("volume" / Bytes(16), "epoch" / Int64ul, "over_ms" / Int64ul)
+
+
+@dataclass(frozen=True, slots=True)
+class FenceRetiredEntry:
+    """The volume is deleted and every credential for it expires before `over_ms`, which sled time is never before
+    from here on: its fence, of at most `epoch`, is forgotten. One record says both, so that neither is kept alone."""
+
+    KIND: ClassVar = Kind.FENCE_RETIRED
+    volume: UUID
+    epoch: int
+    over_ms: int
+
+    def encode(self) -> bytes:
+        return FENCE_RETIRED.pack(self.volume.bytes, self.epoch, self.over_ms)
 
 
 NAMESPACE = struct.Struct("<IHHQQ16s16s")
@@ -210,6 +229,7 @@ Entry: TypeAlias = (
     CheckpointEntry
     | BootEntry
     | FenceEntry
+    | FenceRetiredEntry
     | NamespaceEntry
     | NamespaceDeletedEntry
     | KeySetEntry
@@ -229,6 +249,9 @@ def decode_entry(kind: int, payload: bytes) -> Entry:
             case Kind.FENCE:
                 volume, epoch, holder, size = FENCE.unpack_from(payload)
                 return FenceEntry(UUID(bytes=volume), StoredFence(epoch, holder, _tail(payload, FENCE.size, size)))
+            case Kind.FENCE_RETIRED:
+                volume, epoch, over_ms = FENCE_RETIRED.unpack(payload)
+                return FenceRetiredEntry(UUID(bytes=volume), epoch, over_ms)
             case Kind.NAMESPACE:
                 nsid, column, _, first_lba, blocks, volume, uuid = NAMESPACE.unpack(payload)
                 return NamespaceEntry(nsid, UUID(bytes=volume), column, first_lba, blocks, UUID(bytes=uuid))

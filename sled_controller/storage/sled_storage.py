@@ -31,6 +31,7 @@ from sled_controller.storage.records import (
     BootEntry,
     Entry,
     FenceEntry,
+    FenceRetiredEntry,
     IssuedEntry,
     KeySetEntry,
     NamespaceDeletedEntry,
@@ -89,6 +90,7 @@ class SledStorage:
             "records_damaged": 0,
             "tables_healed": 0,
             "fences_raised": 0,
+            "fences_retired": 0,
             "namespaces_created": 0,
             "namespaces_deleted": 0,
             "refused_for_room": 0,
@@ -232,13 +234,34 @@ class SledStorage:
                 return self._append_everywhere((), done)
         elif not all(store.has_room(volume) for store in self._roster.present()):
             self.counters["refused_for_room"] += 1
-            log.error("event=table_full volume=%s remedy=erase_and_readd_with_larger_table", volume)
+            log.error("event=table_full volume=%s fences=%d", volume, len(self._fences))
             return int(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
         self._fences[volume] = fence
         self.counters["fences_raised"] += 1
         return self._append_everywhere((FenceEntry(volume, fence),), done)
+
+    def retire_fence(self, volume: UUID, epoch: int, over_ms: int, done: Done) -> int:
+        """Forget the fence of a deleted volume, if it is of at most `epoch`; sled time is never before `over_ms` again.
+
+        Forgotten in memory before this returns; complete when that is durable on every device, so that no start finds
+        the fence gone and the time before `over_ms`. The caller has seen to it that no credential for the volume
+        expires later. INVALID_NAMESPACE when a namespace of the volume exists, or is being made: nothing changes.
+        NAMESPACE_NOT_READY when too much is queued (come back). A device that is away keeps the fence, and brings it
+        back when it joins.
+        """
+        if self.has_namespace_of(volume):
+            return int(Status.INVALID_NAMESPACE)
+        if self._any_full():
+            return int(Status.NAMESPACE_NOT_READY)
+        known = self._fences.get(volume)
+        if known is None or known.epoch > epoch:
+            return self._append_everywhere((), done)
+        del self._fences[volume]
+        self.issued_ms = max(self.issued_ms, over_ms)
+        self.counters["fences_retired"] += 1
+        return self._append_everywhere((FenceRetiredEntry(volume, epoch, over_ms),), done)
 
     # -- key set and time -----------------------------------------------------------------------------------------
 
@@ -270,6 +293,12 @@ class SledStorage:
             if namespace.column == column and namespace.volume == volume:
                 return namespace
         return None
+
+    def has_namespace_of(self, volume: UUID) -> bool:
+        """Whether a namespace of the volume exists, on a device that is offline too, or is being made."""
+        return any(namespace.volume == volume for namespace in self.namespaces.values()) or any(
+            of_volume == volume for of_volume, _ in self._creating
+        )
 
     def create_namespace(self, volume: UUID, column: int, blocks: int, done: Done) -> int:
         """Make a namespace of `blocks` blocks for a volume's column, all zero, on the device with the most room.

@@ -23,9 +23,13 @@ TABLE_LBA: Final = 1
 TABLE_COPIES: Final = 4
 """Two regions of two copies each."""
 TABLE_RECORDS_MIN: Final = 64
-TABLE_RECORDS_MAX: Final = 8192
+TABLE_RECORDS_MAX: Final = 32_768
+"""Every volume that a rack may have with a column on this one device, and as many deleted ones that are not retired."""
 TABLE_SHARE: Final = 256
 """One table record (four blocks) per this many blocks of the device, within the limits."""
+TABLE_RECORDS_SMALL: Final = 256
+TABLE_SHARE_SMALL: Final = 64
+"""On a small device a larger share, up to so many records."""
 DATA_ALIGN_BLOCKS: Final = 256
 
 SUPERBLOCK_FORMAT = Struct(
@@ -111,7 +115,8 @@ def plan(
     if not 0 <= device_index <= DEVICE_INDEX_MAX:
         raise ValueError(f"device index {device_index} is not 0..{DEVICE_INDEX_MAX}")
     if table_records is None:
-        table_records = max(TABLE_RECORDS_MIN, min(TABLE_RECORDS_MAX, block_count // TABLE_SHARE))
+        small = min(TABLE_RECORDS_SMALL, block_count // TABLE_SHARE_SMALL)
+        table_records = min(TABLE_RECORDS_MAX, max(TABLE_RECORDS_MIN, small, block_count // TABLE_SHARE))
     if not 16 <= table_records <= TABLE_RECORDS_MAX:
         raise ValueError(f"table_records {table_records} is not 16..{TABLE_RECORDS_MAX}")
     end = TABLE_LBA + TABLE_COPIES * table_records

@@ -8,13 +8,14 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sled_controller.storage.content import TableContent
 from sled_controller.storage.records import Entry, TableRecord, encode_record
 from sled_controller.storage.recovery import Recovered
 from sled_controller.storage.superblock import Superblock
-from spdk_bindings.device import BLOCK_BYTES, PENDING, Device, Done
+from spdk_bindings.device import PENDING, Device, Done
 from spdk_bindings.nvme import Status, status_name
 
 log = logging.getLogger(__name__)
@@ -22,11 +23,21 @@ log = logging.getLogger(__name__)
 GROUP_RECORDS_MAX: Final = 64
 """256 KiB per FUA write."""
 QUEUE_RECORDS_MAX: Final = 8192
-"""Waiting entries per device: as many as the largest table has records; 32 MiB of blocks at the very most."""
+"""Waiting entries per device; 32 MiB of blocks at the very most."""
 RETRIES_MAX: Final = 3
 """A drain may reset the device under a table write; the same blocks are then written again."""
 WRITE_TIMEOUT_S: Final = 5.0
 """A table write that takes longer ends the device's service: it would hold up every attach on the sled."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One write: `entries` as the records from position `first` of a region's copy, which lies at `lba`."""
+
+    lba: int
+    entries: Sequence[Entry]
+    generation: int
+    first: int
 
 
 class TableLog:
@@ -54,7 +65,9 @@ class TableLog:
         self._checkpoint_due = not recovered.clean
         self._queue: deque[tuple[Sequence[Entry], Done]] = deque()
         self._queued = 0
-        self._steps: deque[tuple[int, bytes]] = deque()
+        self._steps: deque[_Step] = deque()
+        self._data = b""
+        """The first step's blocks, made when its turn comes: a checkpoint of a large table is megabytes of them."""
         self._waiting: list[Done] = []
         self._busy = False
         self._retries = 0
@@ -95,8 +108,9 @@ class TableLog:
     def _advance(self) -> None:
         while True:
             while self._steps:
-                lba, data = self._steps[0]
-                status = self._device.write(lba, data, True, self._written)
+                step = self._steps[0]
+                self._data = self._data or self._encode(step)
+                status = self._device.write(step.lba, self._data, True, self._written)
                 if status == PENDING:
                     self._timer = asyncio.get_running_loop().call_later(
                         WRITE_TIMEOUT_S, self._fail, int(Status.INTERNAL_PATH_ERROR)
@@ -133,6 +147,7 @@ class TableLog:
             return False
         self._retries = 0
         self._steps.popleft()
+        self._data = b""
         return True
 
     def _begin_group(self) -> None:
@@ -145,9 +160,8 @@ class TableLog:
         if self._checkpoint_due or self._next_index + len(group) > self._superblock.table_records:
             self._plan_checkpoint()
         elif group:
-            data = self._encode(group, self._generation, self._next_index)
             for copy in (0, 1):
-                self._steps.append((self._superblock.area(self._region, copy) + self._next_index, data))
+                self._plan(copy, group, self._next_index)
             self._next_index += len(group)
             self.group_writes += 1
 
@@ -159,24 +173,26 @@ class TableLog:
             generation += 1
         head, *body = self.content.checkpoint()
         assert 1 + len(body) <= self._superblock.table_records, "room was reserved before the entries were taken"
-        for copy in (0, 1):
-            area = self._superblock.area(region, copy)
-            for first in range(0, len(body), GROUP_RECORDS_MAX):
-                part = body[first : first + GROUP_RECORDS_MAX]
-                self._steps.append((area + 1 + first, self._encode(part, generation, 1 + first)))
-        for copy in (0, 1):
-            self._steps.append((self._superblock.area(region, copy), self._encode([head], generation, 0)))
         self._region, self._generation, self._generation_max = region, generation, generation
+        for copy in (0, 1):
+            for first in range(0, len(body), GROUP_RECORDS_MAX):
+                self._plan(copy, body[first : first + GROUP_RECORDS_MAX], 1 + first)
+        for copy in (0, 1):
+            self._plan(copy, [head], 0)
         self._next_index = 1 + len(body)
         self._checkpoint_due = False
         self.checkpoints += 1
 
-    def _encode(self, entries: Sequence[Entry], generation: int, first: int) -> bytes:
+    def _plan(self, copy: int, entries: Sequence[Entry], first: int) -> None:
+        lba = self._superblock.area(self._region, copy) + first
+        self._steps.append(_Step(lba, entries, self._generation, first))
+
+    def _encode(self, step: _Step) -> bytes:
         device = self._superblock.device
-        count = len(entries)
+        count = len(step.entries)
         return b"".join(
-            encode_record(device, TableRecord(generation, first + offset, first, count, entry))
-            for offset, entry in enumerate(entries)
+            encode_record(device, TableRecord(step.generation, step.first + offset, step.first, count, entry))
+            for offset, entry in enumerate(step.entries)
         )
 
     def abandon(self) -> None:
@@ -190,17 +206,18 @@ class TableLog:
         self._queue.clear()
         self._queued = 0
         self._steps.clear()
+        self._data = b""
         for done in waiting:
             done(int(Status.INTERNAL_PATH_ERROR))
 
     def _fail(self, status: int) -> None:
         name = status_name(status)
-        lba, data = self._steps[0]
+        step = self._steps[0]
         log.error(
             "event=table_write_failed serial=%s lba=%d blocks=%d status=%s",
             self._device.serial,
-            lba,
-            len(data) // BLOCK_BYTES,
+            step.lba,
+            len(step.entries),
             name,
         )
         self.failed = True

@@ -1,7 +1,7 @@
 """A whole authority in memory: manual clock, ASGI transport, heads and operator as clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -15,9 +15,10 @@ from head_node.api.app import create_app
 from head_node.authority.authority import Authority, Policy
 from head_node.authority.client import AuthorityClient
 from head_node.authority.nodes import Fencer
+from head_node.authority.retirement import CONFIRMED
 from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
-from head_node.store.records import Column, VolumeRecord, column_blocks
+from head_node.store.records import Column, SledRecord, VolumeRecord, column_blocks
 from sled_controller.environment import Environment
 
 URL = "http://authority.test"
@@ -76,6 +77,9 @@ class RecordingFencer:
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         self.fenced.append(record)
         return dict.fromkeys(record.sleds, "fenced")
+
+    async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
+        return dict.fromkeys(statements, CONFIRMED)
 
 
 @dataclass

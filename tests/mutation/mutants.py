@@ -48,6 +48,8 @@ FENCING = "sled_controller/fencing.py"
 ATTACH = "sled_controller/attach.py"
 STORAGE = "sled_controller/storage/sled_storage.py"
 SESSION = "sled_controller/session.py"
+SUBSYSTEM = "sled_controller/subsystem.py"
+RETIREMENT = "head_node/authority/retirement.py"
 VENDOR_IO = "sled_controller/fabric/vendor_io.py"
 NBD_SERVER = "head_node/export/nbd_server.py"
 RELAYED = "head_node/export/relayed.py"
@@ -408,10 +410,32 @@ MUTANTS = (
     ),
     one(
         "one-fence-record", "F2: a fence is in two records on each device", "sled_controller/storage/table.py",
-        "            for copy in (0, 1):\n"
-        "                self._steps.append((self._superblock.area(self._region, copy) + self._next_index, data))\n",
-        "            for copy in (0,):\n"
-        "                self._steps.append((self._superblock.area(self._region, copy) + self._next_index, data))\n", SLED,
+        "            for copy in (0, 1):\n                self._plan(copy, group, self._next_index)\n",
+        "            for copy in (0,):\n                self._plan(copy, group, self._next_index)\n", SLED,
+    ),
+    one(
+        "fence-forgotten-alone", "F2: a forgotten fence leaves the time that stands in for it",
+        "sled_controller/storage/content.py", "self.issued_ms = max(self.issued_ms, over_ms)\n", "pass\n", SLED,
+    ),
+    one(
+        "fence-forgotten-early", "F2: a fence is forgotten when its credentials have expired in sled time", SUBSYSTEM,
+        "if self.time.now_ms() < over_ms or (", "if (", AUTHORITY,
+    ),
+    one(
+        "forgotten-and-clock-set-back", "F2: sled time does not go behind a forgotten fence's", SUBSYSTEM,
+        "        self.time.learn(over_ms)\n", "", AUTHORITY,
+    ),
+    one(
+        "old-statement-believed", "F2: a fence whose credential expires later stays", SUBSYSTEM,
+        " or (raised_by and not _over(raised_by, over_ms)):", ":", AUTHORITY,
+    ),
+    one(
+        "signed-beyond-the-horizon", "F2: every credential expires before the horizon", RETIREMENT,
+        "if found is None or found.value <= expires_ms:", "if found is None:", AUTHORITY,
+    ),
+    one(
+        "signed-after-the-deletion", "F2: a credential for a deleted volume postpones its retirement", RETIREMENT,
+        '"over_ms": max(horizon.value, found.value["over_ms"]),', '"over_ms": found.value["over_ms"],', AUTHORITY,
     ),
     one(
         "reconnect-without-drain", "F3: a new attach of the same epoch drains the former one", ATTACH,

@@ -33,7 +33,9 @@ SMALL_TABLE = 32
 """So small that checkpoints are frequent."""
 
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["fence", "fence", "fence", "create", "delete", "keys", "time"]), st.integers(0, 3)),
+    st.tuples(
+        st.sampled_from(["fence", "fence", "fence", "create", "delete", "keys", "time", "retire"]), st.integers(0, 3)
+    ),
     min_size=1,
     max_size=40,
 )
@@ -47,6 +49,8 @@ class Acknowledged:
     asked: dict[UUID, int] = field(default_factory=dict)
     namespaces: dict[tuple[UUID, int], tuple[int, int]] = field(default_factory=dict)
     uncertain: set[tuple[UUID, int]] = field(default_factory=set)
+    retired: dict[UUID, tuple[int, int]] = field(default_factory=dict)
+    """(epoch, time): the fence stands, or sled time is not before that time."""
     key_set: int = 0
     boot_counter: int = 0
 
@@ -80,6 +84,12 @@ def act(storage: SledStorage, action: str, number: int, promised: Acknowledged) 
         version = promised.key_set + 1
         assert storage.store_key_set(version, b"k%d" % version, unexpected) == 0
         promised.key_set = version
+    elif action == "retire" and volume_id in promised.fences and not storage.has_namespace_of(volume_id):
+        over_ms = storage.issued_ms + 1000
+        epoch = promised.fences.pop(volume_id)
+        promised.retired[volume_id] = (epoch, over_ms)
+        assert storage.retire_fence(volume_id, epoch, over_ms, unexpected) == 0
+        assert storage.fence_of(volume_id) is None
     elif action == "time":
         storage.note_issued(storage.issued_ms + 100_000)
 
@@ -92,6 +102,9 @@ def check(storage: SledStorage, promised: Acknowledged) -> None:
         assert found is not None
         assert epoch <= found.epoch <= promised.asked[volume_id]
     assert set(storage.fences()) <= set(promised.asked)
+    for volume_id, (epoch, over_ms) in promised.retired.items():
+        found = storage.fence_of(volume_id)
+        assert storage.issued_ms >= over_ms or (found is not None and found.epoch >= epoch)
     found_namespaces = {
         (namespace.volume, namespace.column): (namespace.nsid, namespace.first_lba)
         for namespace in storage.namespaces.values()

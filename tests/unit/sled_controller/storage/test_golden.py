@@ -9,6 +9,7 @@ from sled_controller.storage.records import (
     BootEntry,
     Entry,
     FenceEntry,
+    FenceRetiredEntry,
     NamespaceEntry,
     StoredFence,
     TableRecord,
@@ -23,6 +24,7 @@ SHOWN_BYTES = 160
 RECORDS: dict[str, Entry] = {
     "sled_boot_record": BootEntry(7),
     "sled_fence_record": FenceEntry(VOLUME, StoredFence(5, bytes(range(32)), b"a signed credential")),
+    "sled_fence_retired_record": FenceRetiredEntry(VOLUME, 5, 1_700_000_000_000),
     "sled_namespace_record": NamespaceEntry(0x10001, VOLUME, 3, 512, 65536, UUID(int=9)),
 }
 

@@ -16,6 +16,7 @@ from sled_controller.storage.records import (
     CheckpointEntry,
     Entry,
     FenceEntry,
+    FenceRetiredEntry,
     IssuedEntry,
     KeySetEntry,
     MembersEntry,
@@ -34,13 +35,14 @@ ENTRIES: list[Entry] = [
     CheckpointEntry(5, 9),
     BootEntry(3),
     FenceEntry(VOLUME, StoredFence(2**63, b"h" * 32, b"credential")),
+    FenceRetiredEntry(VOLUME, 2**63, 1_700_000_000_000),
     NamespaceEntry(0x10002, VOLUME, 5, 512, 100, UUID(int=9)),
     NamespaceDeletedEntry(0x10002),
     KeySetEntry(4, b"keys" * 100),
     IssuedEntry(1_700_000_000_000),
     MembersEntry(((0, b"a" * 16), (3, b"b" * 16))),
 ]
-PAIRS = ["CHECKPOINT", "BOOT", "FENCE", "NAMESPACE", "NSID", "KEY_SET", "ISSUED", "MEMBER"]
+PAIRS = ["CHECKPOINT", "BOOT", "FENCE", "FENCE_RETIRED", "NAMESPACE", "NSID", "KEY_SET", "ISSUED", "MEMBER"]
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -264,6 +264,77 @@ def test_a_full_table_refuses_new_volumes_and_namespaces_but_never_a_known_fence
     assert storage.counters["refused_for_room"] >= 2
 
 
+def test_f2_a_fence_is_forgotten_only_together_with_the_time_that_stands_in_for_it() -> None:
+    devices = memory_devices(2)
+
+    async def first() -> None:
+        storage = await open_storage(devices, format=True)
+        assert storage.raise_fence(volume(1), fence(3), unexpected) == 0
+        assert storage.raise_fence(volume(2), fence(4), unexpected) == 0
+        assert storage.retire_fence(volume(1), 3, 1_700_000_000_000, unexpected) == 0
+        assert storage.fences() == {volume(2): fence(4)}
+        assert storage.counters["fences_retired"] == 1
+
+    run(first())
+    for some in (devices, devices[:1], devices[1:]):
+        storage = run(open_storage(some))
+        assert storage.fences() == {volume(2): fence(4)}
+        assert storage.issued_ms == 1_700_000_000_000
+
+
+def test_f2_a_fence_stays_while_a_namespace_or_a_newer_epoch_is_there() -> None:
+    storage = run(open_storage(memory_devices(1), format=True))
+    assert storage.raise_fence(volume(1), fence(3), unexpected) == 0
+    assert storage.retire_fence(volume(1), 2, 1000, unexpected) == 0
+    assert storage.fence_of(volume(1)) == fence(3)
+    assert storage.create_namespace(volume(1), 0, 10, unexpected) == 0
+    assert storage.retire_fence(volume(1), 3, 1000, unexpected) == Status.INVALID_NAMESPACE
+    assert storage.fence_of(volume(1)) == fence(3)
+    (nsid,) = storage.namespaces
+    storage.take_offline(0, "a test")
+    assert storage.retire_fence(volume(1), 3, 1000, unexpected) == Status.INVALID_NAMESPACE
+    assert nsid in storage.namespaces
+
+
+def test_f2_a_device_that_was_away_brings_a_forgotten_fence_back() -> None:
+    devices = memory_devices(2)
+
+    async def scenario() -> None:
+        storage = await open_storage(devices, format=True)
+        assert storage.raise_fence(volume(1), fence(3), unexpected) == 0
+        storage.close()
+        storage = await open_storage(devices[:1])
+        assert storage.retire_fence(volume(1), 3, 5000, unexpected) == 0
+        assert storage.fence_of(volume(1)) is None
+        await storage.join(devices[1])
+        assert storage.fence_of(volume(1)) == fence(3)
+        storage.close()
+        storage = await open_storage(devices[1:])  # what joined has the time as well
+        assert storage.issued_ms == 5000
+        assert storage.fence_of(volume(1)) == fence(3)
+
+    run(scenario())
+
+
+def test_a_sled_takes_any_number_of_volumes_one_after_the_other() -> None:
+    device = MemoryDevice(DEVICE_BLOCKS)
+
+    async def scenario() -> None:
+        storage = await open_storage([device], format=True)
+        for number in range(1, 20 * TABLE_RECORDS):
+            assert storage.raise_fence(volume(number), fence(1), unexpected) == 0
+            assert storage.create_namespace(volume(number), 0, 10, unexpected) == 0
+            (nsid,) = storage.namespaces
+            assert storage.delete_namespace(nsid, unexpected) == 0
+            assert storage.retire_fence(volume(number), 1, 1000 + number, unexpected) == 0
+        assert storage.counters["refused_for_room"] == 0
+        again = await open_storage([device])
+        assert again.fences() == {}
+        assert again.issued_ms == 999 + 20 * TABLE_RECORDS
+
+    run(scenario())
+
+
 def test_a_device_that_fails_a_table_write_goes_offline_and_the_others_go_on() -> None:
     failing = StatusFault(MemoryDevice(DEVICE_BLOCKS, "BAD"))
     devices: list[Device] = [failing, MemoryDevice(DEVICE_BLOCKS, "GOOD")]

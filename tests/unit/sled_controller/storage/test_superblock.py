@@ -42,6 +42,8 @@ def test_areas_do_not_overlap_and_end_before_the_data() -> None:
 def test_the_table_grows_with_the_device() -> None:
     assert plan(1 << 18, 0, b"S" * 16, b"D" * 16).table_records == 1024
     assert plan(1 << 31, 0, b"S" * 16, b"D" * 16).table_records == sb.TABLE_RECORDS_MAX
+    assert plan(1 << 14, 0, b"S" * 16, b"D" * 16).table_records == 256  # 64 MiB
+    assert plan(1 << 12, 0, b"S" * 16, b"D" * 16).table_records == 64
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from kit.drive import (
     DEVICE_BLOCKS,
+    SLED,
     TABLE_RECORDS,
     environment,
     fence,
@@ -16,7 +17,8 @@ from kit.drive import (
     volume,
 )
 
-from sled_controller.storage import SledStorage
+from sled_controller.storage import SledStorage, table
+from sled_controller.storage.records import TableRecord, encode_record
 from sled_controller.storage.superblock import Superblock, decode
 from sled_controller.storage.table import GROUP_RECORDS_MAX, RETRIES_MAX
 from spdk_bindings.device import Device
@@ -83,6 +85,31 @@ def test_a_checkpoint_goes_to_the_other_region_and_its_head_last() -> None:
     assert written[-2:] == heads
     assert set(written[:-2]) == {heads[0] + 1, heads[1] + 1}
     assert run(open_storage([device])).fence_of(volume(1)) == fence(epoch)
+
+
+def test_a_large_checkpoint_is_made_a_write_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are many megabytes and milliseconds of work; other commands have their turn in between."""
+    made: list[int] = []
+    between: list[int] = []
+
+    class Watched(MemoryDevice):
+        def write(self, lba: int, data: object, fua: bool, done: object) -> int:
+            between.append(len(made))
+            made.clear()
+            return super().write(lba, data, fua, done)  # type: ignore[arg-type]
+
+    def counting(device: bytes, record: TableRecord) -> bytes:
+        made.append(record.index)
+        return encode_record(device, record)
+
+    monkeypatch.setattr(table, "encode_record", counting)
+    device = Watched(1 << 14)
+    storage = run(SledStorage.open([device], sled_id=SLED, env=environment(), format=True, table_records=600))
+    for number in range(280):
+        assert storage.raise_fence(volume(number), fence(1), unexpected) == 0
+    for epoch in range(2, 600):
+        assert storage.raise_fence(volume(1), fence(epoch), unexpected) == 0
+    assert max(between) == table.GROUP_RECORDS_MAX
 
 
 def test_a_herd_of_fences_takes_a_write_per_copy_and_group() -> None:
