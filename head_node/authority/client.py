@@ -13,7 +13,7 @@ from uuid import UUID
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority import joining, signatures
+from head_node.authority import joining, report_parts, signatures
 from head_node.authority.errors import (
     ERRORS_BY_SLUG,
     AuthorityError,
@@ -28,8 +28,8 @@ from head_node.store.records import Address, Column, HeadRecord, LostRange, Memb
 from sled_controller.environment import Environment
 
 REQUEST_TIMEOUT_S = 5.0
-# A view of a full rack (hundreds of nodes and volumes) is well below this; more than that is not our authority.
-REPLY_BYTES_MAX = 16 << 20
+# A view of a full rack (4096 volumes with a few hosts each) is below this; more than that is not our authority.
+REPLY_BYTES_MAX = 64 << 20
 
 __all__ = [
     "AuthorityClient",
@@ -209,8 +209,9 @@ class AuthorityClient:
         return _record(await self._call("POST", "/v1/evidence", {"credential": credential.hex()}))
 
     async def report(self, status: Mapping[str, Any]) -> None:
-        """Heartbeat: what this head does and sees (see docs/authority.md). Raises RequestRefused when too large."""
-        await self._call("PUT", "/v1/heads/self/status", status)
+        """Heartbeat: what this head does and sees (see docs/authority.md), in parts where it is long."""
+        for part in report_parts.split(status, lambda: self._env.entropy.bytes(8).hex()):
+            await self._call("PUT", "/v1/heads/self/status", part)
 
     def _claim(self, volume: UUID, epoch: int) -> str:
         held = self._claims.get(volume)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from head_node.authority.report_parts import Assembly
 from sled_controller.environment import Environment
 
 EVENTS_MAX = 1024
@@ -46,6 +47,7 @@ class Reports:
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._reports: dict[UUID, Report] = {}
+        self._assemblies: dict[UUID, Assembly] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self._sequence = 0
 
@@ -61,10 +63,18 @@ class Reports:
         return [event for event in self._events if event.sequence > after]
 
     def add_report(self, head: UUID, status: Mapping[str, Any]) -> None:
-        """Keep the status of `head`; its `events` list moves to the ring."""
-        kept = {key: value for key, value in status.items() if key != "events"}
+        """Keep the status of `head`, or a part of it until the others have come; its `events` list moves to the ring.
+
+        A head that reports is alive, whatever becomes of what it says.
+        """
+        whole = self._assemblies.setdefault(head, Assembly()).take(status)
+        known = self._reports.get(head)
+        if whole is None:
+            kept: Mapping[str, Any] = {} if known is None else known.status
+        else:
+            kept = {key: value for key, value in whole.items() if key != "events"}
         self._reports[head] = Report(kept, self._env.clock.wall_ms(), self._env.clock.boottime_ns())
-        events = status.get("events")
+        events = None if whole is None else whole.get("events")
         for event in events[:EVENTS_PER_REPORT_MAX] if isinstance(events, list) else ():
             if isinstance(event, dict) and len(str(event)) <= EVENT_CHARS_MAX:
                 fields = {str(key): value for key, value in event.items() if key not in ("kind", "sequence", "time_ms")}
@@ -81,6 +91,7 @@ class Reports:
 
     def forget(self, head: UUID) -> None:
         self._reports.pop(head, None)
+        self._assemblies.pop(head, None)
 
     def of_volume(self, volume: UUID) -> dict[UUID, Mapping[str, Any]]:
         """What live heads say about a volume."""

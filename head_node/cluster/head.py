@@ -83,6 +83,7 @@ class Head:
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT_MAX)
         self._reporter: asyncio.Task[None] | None = None
         self._report_due = asyncio.Event()
+        self._report_refused = ""
         self._stopping = False
         self._started = False
         self._services = Services(
@@ -124,7 +125,11 @@ class Head:
             "volumes": {str(volume): controller.status() for volume, controller in self.controllers.items()},
             "sleds": self.sleds.status(),
             "fences": list(self._fences),
-            "authority": {"reachable": self.watch.reachable, "reason": self.watch.reason},
+            "authority": {
+                "reachable": self.watch.reachable,
+                "reason": self.watch.reason,
+                "report_refused": self._report_refused,
+            },
             "nbd": self.nbd.status(),
             "nvme": self.nvme.status(),
             "links_refused_total": self.listener.refused_total,
@@ -250,6 +255,13 @@ class Head:
         self._events.append({"kind": kind, **fields})
         self._report_due.set()
 
+    def _report_failed(self, error: AuthorityError) -> None:
+        """One line for as long as it fails for the same reason: what the authority does not know it acts against."""
+        reason = f"{type(error).__name__}: {error}"
+        if reason != self._report_refused:
+            log.warning("event=report_failed error=%s", error)
+            self._report_refused = reason
+
     async def _report(self) -> None:
         while True:
             self._report_due.clear()
@@ -257,8 +269,11 @@ class Head:
             try:
                 await self._authority.report({**self.status(), "events": events})
             except AuthorityError as error:
-                log.debug("event=report_failed error=%s", error)
+                self._report_failed(error)
             else:
+                if self._report_refused:
+                    log.info("event=report_taken")
+                    self._report_refused = ""
                 for _ in events:
                     self._events.popleft()
             try:
