@@ -44,6 +44,16 @@ class HeadSettings(Settings):
     )
     api_host: str = Field(default="127.0.0.1", description="address to listen on for health and status pages")
     api_port: Port = Field(default=0, description="port for health and status pages; 0 takes a free one")
+    nbd_clients_max: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        default=None,
+        description="NBD clients at the same time, those that other heads relay included; default by memory and "
+        "descriptors, 64 to 4096",
+    )
+    nvme_queues_max: Annotated[int, Field(ge=2, le=65_536)] | None = Field(
+        default=None,
+        description="NVMe/TCP connections at the same time: a host opens one for each of its queues (up to 16) and one "
+        "more, per volume; default by memory and descriptors, 256 to 8192",
+    )
     lease_ttl_ms: Annotated[int, Field(ge=200, le=60_000)] = Field(
         default=1000, description="lease TTL in milliseconds; the same on all heads of a rack"
     )

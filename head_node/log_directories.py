@@ -8,6 +8,7 @@ import logging
 from typing import Final
 from uuid import UUID
 
+from head_node.capacity import Capacity
 from head_node.files import DirectoryRoot
 from head_node.store.records import BLOCK_BYTES, VolumeRecord
 from head_node.volume.engine import VolumeEngine
@@ -23,15 +24,20 @@ SET_ASIDE_MAX: Final = 100
 class LogDirectories:
     """One directory per volume below `root`."""
 
-    def __init__(self, root: DirectoryRoot, head: UUID, env: Environment, limits: Limits | None = None) -> None:
+    def __init__(
+        self, root: DirectoryRoot, head: UUID, env: Environment, limits: Limits | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:  # fmt: skip
         self._root = root
         self._head = head
         self._env = env
         self._limits = limits or Limits()
+        self._capacity = capacity or Capacity()
 
     async def open(self, record: VolumeRecord) -> VolumeEngine:
         """The engine over the volume's log, made if there is none. Raises VolumeError, OSError; LogCorrupt and
         LogForeign only when no other member could give this head the volume's content again."""
+        self._capacity.take_volume()
         root, name = self._root, str(record.volume)
         try:
             return await VolumeEngine.open(

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.client import AuthorityClient
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.capacity import Capacity
 from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
 from head_node.config import PROG, HeadSettings
@@ -25,6 +26,7 @@ from head_node.errors import HeadError, NotEnrolled, StateDirectoryUnusable
 from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
+from sled_controller.descriptors import memory_bytes, of_program
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
 from sled_controller.settings import load
@@ -143,7 +145,13 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
         client = AuthorityClient(
             settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public
         )
-        logs = LogDirectories(HostRoot(settings.state_dir / "volumes"), state.head, env, settings.limits())
+        descriptors = of_program(asyncio.get_running_loop().time)
+        capacity = Capacity.of_machine(
+            descriptors, memory_bytes(), settings.nbd_clients_max, settings.nvme_queues_max
+        )  # fmt: skip
+        log.info("event=capacity %s", " ".join(f"{name}={value}" for name, value in capacity.status().items()))
+        root = HostRoot(settings.state_dir / "volumes")
+        logs = LogDirectories(root, state.head, env, settings.limits(), capacity=capacity)
 
         def make_client(sled: SledRecord) -> SledClient:
             host, port = sled.address
@@ -155,7 +163,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
         head = Head(
             state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
             open_engine=logs.open, remove_log=logs.remove, terms=settings.terms(), env=env,
-            peer_silence_s=settings.peer_silence_s,
+            peer_silence_s=settings.peer_silence_s, capacity=capacity,
         )  # fmt: skip
         try:
             await run(head, client, settings, state)

@@ -22,6 +22,7 @@ from sled_controller import console, probe
 from sled_controller.attach import CallLater
 from sled_controller.config import PROG, SledSettings
 from sled_controller.console import SledConsole
+from sled_controller.descriptors import of_program
 from sled_controller.drives import CannotStart, open_devices
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
@@ -34,7 +35,7 @@ from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
 from sled_controller.storage.sled_storage import SledStorage
-from sled_controller.subsystem import Identity, Subsystem
+from sled_controller.subsystem import ASSOCIATIONS_MAX, Identity, Subsystem
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +105,14 @@ async def _serve(
         advertised = None if settings.advertise_host is None else str(settings.advertise_host)
         call_later = asyncio.get_running_loop().call_later
         managers = None if settings.management_hosts is None else ManagementHosts.read(settings.management_hosts)
-        subsystem = Subsystem(identity, storage, env, call_later, advertised, firmware=firmware, managers=managers)
-        server = TargetServer(subsystem, settings.connections_max, silence_s=settings.peer_silence_s)
+        subsystem = Subsystem(
+            identity, storage, env, call_later, advertised, firmware=firmware, managers=managers,
+            associations_max=max(ASSOCIATIONS_MAX, settings.connections_max // 2),  # a head opens two connections
+        )  # fmt: skip
+        descriptors = of_program(asyncio.get_running_loop().time)
+        server = TargetServer(
+            subsystem, settings.connections_max, descriptors=descriptors, silence_s=settings.peer_silence_s
+        )
         try:
             host, port = await server.start(settings.listen_host, settings.listen_port)
         except OSError as error:

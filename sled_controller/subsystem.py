@@ -92,7 +92,7 @@ class Subsystem:
     def __init__(
         self, identity: Identity, storage: SledStorage, env: Environment, call_later: CallLater,
         advertised_host: str | None = None, *, firmware: FirmwareUpdate | None = None,
-        managers: ManagementHosts | None = None,
+        managers: ManagementHosts | None = None, associations_max: int = ASSOCIATIONS_MAX,
     ) -> None:  # fmt: skip
         """`firmware` is there where the sled runs from slots that can be updated, by `managers` only."""
         self.identity = identity
@@ -115,7 +115,7 @@ class Subsystem:
             else InBandAuthentication(identity.nqn, managers, env.entropy, SequenceNumbers(env.entropy))
         )
         self.discovery = DiscoverySubsystem(self._addresses, serial=self.serial, model=MODEL, firmware=FIRMWARE)
-        self._associations: Associations[Association] = Associations(ASSOCIATIONS_MAX)
+        self._associations: Associations[Association] = Associations(associations_max)
         storage.on_device_offline = self._device_offline
         storage.on_fence_raised = self._fence_joined
         self.refresh_namespaces()

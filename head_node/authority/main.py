@@ -24,6 +24,7 @@ from head_node.authority.fencing import SledFencer
 from head_node.authority.keyring import load_root_key
 from head_node.store.errors import StoreError
 from head_node.store.sqlite import SqliteStore
+from sled_controller.descriptors import raise_limit
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.settings import PeerSilence, Settings, load
@@ -89,6 +90,7 @@ def main() -> None:
 
 async def serve(settings: AuthoritySettings) -> None:
     """Run until SIGTERM or SIGINT."""
+    raise_limit()
     folder = settings.state_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     env = Environment.of_program(settings.clock_faults)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_SECONDS_MAX: Final = 2.0
 """A peer that has not proved itself by then is cut off."""
 
-STRANGERS_MAX: Final = 64
+STRANGERS_MAX: Final = 256
 """Connections that have not proved themselves yet. For one more the oldest of them makes room: a flood keeps a head out
 only where it fills all places in the moment that a handshake takes."""
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.errors import AuthorityError
+from head_node.capacity import Capacity
 from head_node.cluster.connection import PeerConnection, PeerListener, dial
 from head_node.cluster.directory import VolumeDirectory
 from head_node.cluster.errors import LinkClosed, NotServing
@@ -63,9 +64,10 @@ class Head:
     def __init__(
         self, head: UUID, key: Ed25519PrivateKey, authority: Authority, *, root_public: Callable[[], bytes | None],
         make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog, terms: LeaseTerms, env: Environment,
-        peer_silence_s: int = PEER_SILENCE_SECONDS,
+        peer_silence_s: int = PEER_SILENCE_SECONDS, capacity: Capacity | None = None,
     ) -> None:  # fmt: skip
         self.head = head
+        self._capacity = capacity = capacity or Capacity()
         self._key = key
         self._root_public = root_public
         self._env = env
@@ -74,8 +76,15 @@ class Head:
         self.sleds = Sleds(make_client, env)
         self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s)
         self.directory = VolumeDirectory(head, self.controllers, self._dial)
-        self.nbd = NbdServer(self.directory, env, peer_silence_s=peer_silence_s)
-        self.nvme = NvmeServer(env, serial=head.hex[:20].upper(), peer_silence_s=peer_silence_s)
+        descriptors = capacity.descriptors
+        self.nbd = NbdServer(
+            self.directory, env, connections_max=capacity.nbd_clients_max, descriptors=descriptors,
+            peer_silence_s=peer_silence_s,
+        )  # fmt: skip
+        self.nvme = NvmeServer(
+            env, serial=head.hex[:20].upper(), connections_max=capacity.nvme_queues_max, descriptors=descriptors,
+            peer_silence_s=peer_silence_s,
+        )  # fmt: skip
         self._authority = authority
         self._key_set: KeySet | None = None
         self.key_set_bytes: bytes | None = None
@@ -133,6 +142,7 @@ class Head:
             "nbd": self.nbd.status(),
             "nvme": self.nvme.status(),
             "links_refused_total": self.listener.refused_total,
+            "capacity": self._capacity.status(),
             "ready": self.ready,
         }
 

@@ -17,6 +17,7 @@ from head_node.export.nbd_server import SLAB_BYTES, Limits, Phase, Transmission
 from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone, reset
 from head_node.export.relay import WINDOW_BYTES, Mode, RelayTiming
 from head_node.export.relayed import PENDING_BYTES_MAX, RelayedClient, RelayedTransmission
+from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, PROBES, has_vanished, watch_peer
 from spdk_bindings.device import Buffer
@@ -30,6 +31,7 @@ OUTPUT_BYTES_MAX: Final = 512 * 1024
 """With this much unsent the client reads too slowly: take no more requests until it has caught up. The kernel keeps
 megabytes more, so a client that reads never waits for us; replies without data are bounded by nothing else."""
 CONNECTIONS_MAX: Final = 64
+"""Where nothing else is set or known of the machine."""
 CONNECTION_BYTES_MAX: Final = (
     2 * SLAB_BYTES + OWN_BYTES + OUTPUT_BYTES_MAX + 2 * WINDOW_BYTES + 2 * PENDING_BYTES_MAX + OUTPUT_BYTES_MAX
 )
@@ -408,6 +410,7 @@ class NbdServer:
         budget: MemoryBudget | None = None,
         relay_timing: RelayTiming | None = None,
         peer_silence_s: int = PEER_SILENCE_SECONDS,
+        descriptors: Descriptors = UNLIMITED,
     ) -> None:
         self.exports = exports
         self.env = env
@@ -425,7 +428,10 @@ class NbdServer:
         self._server: asyncio.Server | None = None
         self._budget_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
+        self._descriptors = descriptors
         self._refusals = Burst(log, "nbd_connections_refused", f"limit_{connections_max}")
+        self._crowded = Burst(log, "nbd_places_taken", f"nbd_clients_max_{connections_max}")
+        self._shortage = Burst(log, "nbd_connections_refused", "no_descriptors_left")
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
@@ -447,6 +453,8 @@ class NbdServer:
             if timer is not None:
                 timer.cancel()
         self._refusals.close()
+        self._crowded.close()
+        self._shortage.close()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -496,10 +504,12 @@ class NbdServer:
 
     def _has_room(self) -> bool:
         """Whether one more may come. The oldest one that has not agreed on an export makes room for it."""
-        if len(self._connections) + len(self._relayed) < self._connections_max:
+        crowded = len(self._connections) + len(self._relayed) >= self._connections_max
+        if not crowded and not self._descriptors.short:
             return True
         self.counters.connections_refused += 1
-        self._refusals.add()
+        for burst in (self._refusals, self._crowded) if crowded else (self._shortage,):
+            burst.add()
         stranger = next((each for each in self._connections if each.volume_id is None), None)
         if stranger is None:
             return False

@@ -36,6 +36,16 @@ class LogHangs(LogFailed):
     head. The directory stays locked until then, because what was asked of the disk may still happen."""
 
 
+class NoDescriptors(VolumeError):
+    """A volume's log is not opened because this process would run out of descriptors: raise its hard limit."""
+
+    def __init__(self, limit: int, used: int, wanted: int) -> None:
+        super().__init__(
+            f"no descriptors left for another volume: {used} of {limit} are open and a volume takes up to {wanted}; "
+            "raise the hard limit of open files of head-node (ulimit -Hn, LimitNOFILE) and start it again"
+        )
+
+
 class LogFull(VolumeError):
     """No room for a log record and none can be made: wait for destage, or give the disk more room."""
 

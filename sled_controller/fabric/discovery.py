@@ -27,7 +27,7 @@ from spdk_bindings.nvme import Feature, IdentifyCns, LogPage, Status
 if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
 
-DISCOVERY_HOSTS_MAX: Final = 64
+DISCOVERY_HOSTS_MAX: Final = 1024
 
 Entries = Callable[["TargetQueue", bytes], Sequence[DiscoveryEntry]]
 """(admin queue, host NQN) -> what this host is shown on this connection."""

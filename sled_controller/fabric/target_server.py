@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, cast
 
+from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.fabric.associations import Standing
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.fabric.port import Port
@@ -182,11 +183,16 @@ class TargetServer:
         port: Port,
         connections_max: int = CONNECTIONS_MAX,
         *,
+        setting: str = "connections_max",
+        descriptors: Descriptors = UNLIMITED,
         peer_is_gone: PeerIsGone | None = None,
         silence_s: int = PEER_SILENCE_SECONDS,
     ) -> None:
+        """`setting` is what an operator calls `connections_max`."""
         self.port = port
         self.silence_s = silence_s
+        self._setting = setting
+        self._descriptors = descriptors
         self.peer_is_gone = peer_is_gone
         self._connections_max = connections_max
         self._connections: dict[QueueConnection, None] = {}  # oldest first
@@ -220,8 +226,10 @@ class TargetServer:
 
     def admit(self, connection: QueueConnection) -> bool:
         """Take a connection in. When there are too many, the oldest of the lowest standing makes room."""
-        if len(self._connections) >= self._connections_max:
+        if len(self._connections) >= self._connections_max or self._descriptors.short:
             self._turned_away += 1
+            if not self._connections:
+                return False
             lowest = min(self._connections, key=lambda each: each.standing)
             if lowest.standing is Standing.TRUSTED:
                 return False
@@ -253,6 +261,9 @@ class TargetServer:
             connection.check_deadlines(now_ns)
         if self._turned_away:
             # One line for all of them: a flood must not fill the log.
-            log.warning("event=connections_refused count=%d max=%d", self._turned_away, self._connections_max)
+            log.warning(
+                "event=connections_refused count=%d max=%d setting=%s descriptors_left=%d",
+                self._turned_away, self._connections_max, self._setting, self._descriptors.left,
+            )  # fmt: skip
             self._turned_away = 0
         self._timer = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._check)

@@ -15,6 +15,7 @@ from head_node.export.nvme.subsystem import Access, Exported, VolumeSubsystem
 from head_node.export.peer import peer_is_gone
 from head_node.store.records import Address
 from head_node.volume.interface import ServedVolume
+from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 256
-"""Queues of all hosts together."""
+"""Queues of all hosts together, where nothing else is set or known of the machine."""
 CONNECTION_BYTES_MAX: Final = RECEIVE_BYTES + WRITE_BUFFER_BYTES_MAX + LIMITS.transfer_bytes_max
 """What one may cost beside its share of LIMITS.common_bytes: received, unsent, and a command beyond the share."""
 
@@ -53,6 +54,7 @@ class NvmeServer:
         *,
         serial: str,
         connections_max: int = CONNECTIONS_MAX,
+        descriptors: Descriptors = UNLIMITED,
         peer_silence_s: int = PEER_SILENCE_SECONDS,
     ) -> None:
         self.env = env
@@ -61,7 +63,10 @@ class NvmeServer:
         self.settled = False  # until the first view says what is exported
         self.counters = NvmeCounters()
         self.discovery = DiscoverySubsystem(self._entries, serial=serial, model=MODEL, firmware=FIRMWARE)
-        self._server = TargetServer(self, connections_max, peer_is_gone=peer_is_gone, silence_s=peer_silence_s)
+        self._server = TargetServer(
+            self, connections_max, setting="nvme_queues_max", descriptors=descriptors, peer_is_gone=peer_is_gone,
+            silence_s=peer_silence_s,
+        )  # fmt: skip
         self._by_nqn: dict[str, VolumeSubsystem] = {}
         self._by_volume: dict[UUID, VolumeSubsystem] = {}
         self._offers: tuple[Offer, ...] = ()

@@ -1,7 +1,11 @@
 """The NBD server on sockets: many clients, bounds, resets, and one client's nonsense that is nobody else's trouble."""
 
 import asyncio
+import logging
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from random import Random
@@ -9,6 +13,7 @@ from typing import Any
 
 import pytest
 from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, until
+from kit.sources import ROOT
 from kit.volume import Bench
 from rackctl.simulation.loop import Process, SimulationLoop
 from rackctl.simulation.network import Network
@@ -31,6 +36,7 @@ from head_node.volume.reservations import (
     ReservationType,
 )
 from head_node.volume.reservations import Command as ReservationCommand
+from sled_controller.descriptors import RESERVE, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from spdk_bindings.nvme import Status
@@ -213,6 +219,75 @@ def test_options_sent_at_once_are_all_answered() -> None:
             writer.close()
 
     run(scenario())
+
+
+def test_no_client_is_let_in_when_only_the_reserve_of_descriptors_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        used = [0]
+        loop = asyncio.get_running_loop()
+        now = [loop.time()]
+        descriptors = Descriptors(RESERVE + 10, lambda: now[0], lambda: used[0])
+        server = NbdServer(one_volume(MemoryVolume(SIZE)), Environment(), descriptors=descriptors)
+        address = await server.start("127.0.0.1", 0)
+        first = await NbdClient.connect([address], "vol")
+        used[0], now[0] = 10, now[0] + 1
+        with pytest.raises(NbdDisconnected):
+            await NbdClient.connect([address], "vol", ONCE)
+        await first.write(0, b"y" * K4)
+        used[0], now[0] = 9, now[0] + 1
+        second = await NbdClient.connect([address], "vol")
+        await first.close()
+        await second.close()
+        await server.close()
+        assert server.counters.connections_refused >= 1
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+    assert "reason=no_descriptors_left" in caplog.text
+
+
+ACCEPTING = """
+import asyncio, resource, sys
+import uvloop
+from kit.export import MemoryVolume, one_volume
+from head_node.export.server import NbdServer
+from sled_controller.environment import Environment
+
+async def main():
+    server = NbdServer(one_volume(MemoryVolume(1 << 20)), Environment(), connections_max=1000)
+    _, port = await server.start("127.0.0.1", 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+    print(port, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, flush=True)
+    await server.close()
+
+uvloop.run(main())
+"""
+
+
+def greeted(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), 10) as client:
+        return bool(client.recv(nbd.SERVER_HELLO.size))
+
+
+def test_a_port_without_descriptors_takes_clients_again_when_there_are_some() -> None:
+    """The limit itself must not stop accepting for good, nor keep the loop busy."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    with subprocess.Popen(
+        [sys.executable, "-c", ACCEPTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdin is not None
+        port = int(child.stdout.readline())
+        crowd = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(100)]
+        heard = [bool(one.recv(nbd.SERVER_HELLO.size)) for one in crowd]  # an end of file for those without a place
+        assert 0 < sum(heard) < 100
+        for one in crowd:
+            one.close()
+        assert any(greeted(port) for _ in range(1000))
+        child.stdin.close()
+        assert child.wait(10) == 0
 
 
 def test_connections_over_the_limit_are_refused_and_places_come_free() -> None:
