@@ -276,19 +276,24 @@ class Nodes:
     async def _check_room(self, key: str, maximum: int) -> None:
         kind = key.split("/")[1]
         rack = await self._ledger.rack()
-        count = len(rack.heads) if kind == "head" else len(rack.sleds)
+        enrolled = [entry for entry in rack.heads.values() if not entry.value.revoked]
+        count = len(enrolled) if kind == "head" else len(rack.sleds)
         if count >= maximum:
-            raise Conflict(f"a rack has at most {maximum} {kind}s, revoked ones included")
+            raise Conflict(f"a rack has at most {maximum} {kind}s")
 
     async def _reserve_number(self, head: UUID, compare: dict[str, int], put: dict[str, Any]) -> int:
-        """The lowest number that no head has; revoked ones keep theirs, as HEADS_MAX counts them."""
-        taken = {entry.value.number for entry in (await self._ledger.rack()).heads.values()}
-        for number in range(1, HEADS_MAX + 2):
+        """The lowest number that no head ever had; where there is none, that of a revoked one, whose hosts have had
+        the longest time to forget its controllers."""
+        heads = [entry.value for entry in (await self._ledger.rack()).heads.values()]
+        taken = {other.number for other in heads if not other.revoked}
+        former = {other.number for other in heads if other.revoked}
+        revoked = {str(other.id) for other in heads if other.revoked}
+        for number in sorted(range(1, HEADS_MAX + 1), key=lambda number: (number in former, number)):
             if number in taken:
                 continue
             # Another head may have enrolled since the heads were read: what counts is the number's own key.
             owner = await self._ledger.json(number_key(number))
-            if owner is None or owner.value == str(head):
+            if owner is None or owner.value == str(head) or owner.value in revoked:
                 compare[number_key(number)] = revision_of(owner)
                 put[number_key(number)] = str(head)
                 return number

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from kit.authority import Head, Kit, RecordingFencer, rack, run, term_and_margin_ms
 
+from head_node.authority import nodes
 from head_node.authority.errors import (
     AuthorityUnavailable,
     Conflict,
@@ -328,3 +329,29 @@ def test_a_restored_store_starts_frozen_until_an_operator_recovers_each_volume(t
             await store.close()
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_rack_may_exchange_its_heads_any_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Revoked heads keep no place: 64 were all that a rack could have in its life."""
+    monkeypatch.setattr(nodes, "HEADS_MAX", 3)
+
+    async def scenario(kit: Kit) -> None:
+        kept = await kit.enrolled("kept")
+        numbers = []
+        for number in range(6):
+            head = await kit.enrolled(f"head-{number}")
+            found = await kit.authority.ledger.head(head.id)
+            assert found is not None
+            numbers.append(found.value.number)
+            await kit.authority.nodes.revoke_head(head.id)
+        assert numbers[:2] == [2, 3]  # those that nobody had come first
+        assert set(numbers) == {2, 3}
+        for name in ("second", "third"):
+            await kit.enrolled(name)
+        with pytest.raises(Conflict, match="at most 3 heads"):
+            await kit.enrolled("fourth")
+        found = await kit.authority.ledger.head(kept.id)
+        assert found is not None
+        assert found.value.number == 1
+
+    run(scenario)
