@@ -23,7 +23,7 @@ from sled_controller.environment import Environment
 from sled_controller.retirement import Retirement
 
 HORIZON_STEP_MS: Final = 60_000
-"""The horizon rises in steps, so that a credential costs a commit once a minute, not each time."""
+"""The horizon rises in steps, of a term where that is shorter: a credential costs a commit once a minute at most."""
 TERM_MS_MAX: Final = 86_400_000
 """The longest term that can be set: what a run before a restored backup may have signed is over after it."""
 SETTLE_MS: Final = 5_000
@@ -63,7 +63,8 @@ class Retirements:
         async def attempt() -> None:
             found = await self._ledger.json(HORIZON_KEY)
             if found is None or found.value <= expires_ms:
-                raised = {HORIZON_KEY: expires_ms + HORIZON_STEP_MS}
+                step_ms = min(HORIZON_STEP_MS, expires_ms - self._env.clock.wall_ms())
+                raised = {HORIZON_KEY: expires_ms + step_ms}
                 await self._ledger.commit(compare={HORIZON_KEY: revision_of(found)}, put=raised)
 
         await self._ledger.until_settled(attempt)
