@@ -414,6 +414,14 @@ MUTANTS = (
         "            for copy in (0,):\n                self._plan(copy, group, self._next_index)\n", SLED,
     ),
     one(
+        "shutdown-outlives-a-reset", "NVMe: a controller reset ends a shutdown", "sled_controller/fabric/standard_controller.py",
+        'the error log is empty."""\n        self._shut_down = False\n', 'the error log is empty."""\n', SLED,
+    ),
+    one(
+        "no-reserve-of-descriptors", "bounds: what is open already can open another file",
+        "sled_controller/descriptors.py", "self.limit - RESERVE - self.open", "self.limit - self.open", SLED,
+    ),
+    one(
         "fence-forgotten-alone", "F2: a forgotten fence leaves the time that stands in for it",
         "sled_controller/storage/content.py", "self.issued_ms = max(self.issued_ms, over_ms)\n", "pass\n", SLED,
     ),
