@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 LIMIT_MAX: Final = 1 << 20
 """Where there is no hard limit: what Linux allows a process unless it is told otherwise (fs.nr_open)."""
 RESERVE: Final = 64
-"""Kept for what is open already and needs another one: a segment, a checkpoint, a link, a page of status."""
+"""Kept for what is open already and needs another one: a segment, a checkpoint, a link, a page of status. An
+eighth of the limit where that is less."""
 COUNT_SECONDS: Final = 0.1
 """An answer counts for so long; what was granted in between is added."""
 
@@ -23,8 +24,13 @@ COUNT_SECONDS: Final = 0.1
 class Descriptors:
     """Counts against a limit. `seconds` is any clock that goes on, `count_open` how many are open now."""
 
-    def __init__(self, limit: int, seconds: Callable[[], float], count_open: Callable[[], int]) -> None:
+    def __init__(
+        self, limit: int, seconds: Callable[[], float], count_open: Callable[[], int],
+        limit_now: Callable[[], int] | None = None,
+    ) -> None:  # fmt: skip
+        """`limit_now` says what the limit is where an operator may change it meanwhile (prlimit)."""
         self.limit = limit
+        self._limit_now = limit_now
         self._seconds = seconds
         self._count_open = count_open
         self._counted_at = float("-inf")
@@ -37,12 +43,15 @@ class Descriptors:
         if now - self._counted_at >= COUNT_SECONDS:
             self._counted_at = now
             self._open = self._count_open()
+            if self._limit_now is not None:
+                self.limit = self._limit_now()
         return self._open
 
     @property
     def left(self) -> int:
         """How many may still be taken."""
-        return max(0, self.limit - RESERVE - self.open)
+        used = self.open  # which looks at the limit, too
+        return max(0, self.limit - min(RESERVE, self.limit // 8) - used)
 
     @property
     def short(self) -> bool:
@@ -72,9 +81,14 @@ def raise_limit() -> int:
             log.warning("event=descriptors_not_raised soft=%d hard=%d error=%s", soft, hard, error)
             return soft
         soft = wanted
-    limit = LIMIT_MAX if soft == resource.RLIM_INFINITY else soft
-    log.info("event=descriptors limit=%d open=%d", limit, count_open())
-    return limit
+    log.info("event=descriptors limit=%d open=%d", soft_limit(), count_open())
+    return soft_limit()
+
+
+def soft_limit() -> int:
+    """How many this process may have open now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return LIMIT_MAX if soft == resource.RLIM_INFINITY else soft
 
 
 def count_open() -> int:
@@ -84,7 +98,7 @@ def count_open() -> int:
 
 def of_program(seconds: Callable[[], float]) -> Descriptors:
     """Those of this process, its limit raised."""
-    return Descriptors(raise_limit(), seconds, count_open)
+    return Descriptors(raise_limit(), seconds, count_open, soft_limit)
 
 
 def memory_bytes() -> int:

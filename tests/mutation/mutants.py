@@ -419,7 +419,7 @@ MUTANTS = (
     ),
     one(
         "no-reserve-of-descriptors", "bounds: what is open already can open another file",
-        "sled_controller/descriptors.py", "self.limit - RESERVE - self.open", "self.limit - self.open", SLED,
+        "sled_controller/descriptors.py", "self.limit - min(RESERVE, self.limit // 8) - used", "self.limit - used", SLED,
     ),
     one(
         "fence-forgotten-alone", "F2: a forgotten fence leaves the time that stands in for it",

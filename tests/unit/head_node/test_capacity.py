@@ -32,9 +32,9 @@ def test_settings_come_before_the_machine() -> None:
 
 
 def test_a_volume_is_refused_by_name_before_descriptors_run_out() -> None:
-    capacity = Capacity(descriptors=descriptors(RESERVE + 3 * VOLUME_DESCRIPTORS, used=VOLUME_DESCRIPTORS))
+    capacity = Capacity(descriptors=descriptors(1000, used=1000 - RESERVE - 2 * VOLUME_DESCRIPTORS))
     assert capacity.status()["volumes_left"] == 2
     capacity.take_volume()
     capacity.take_volume()
-    with pytest.raises(NoDescriptors, match=r"24 of 88 are open.*LimitNOFILE"):
+    with pytest.raises(NoDescriptors, match=r"936 of 1000 are open.*LimitNOFILE"):
         capacity.take_volume()

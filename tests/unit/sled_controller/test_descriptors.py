@@ -26,16 +26,26 @@ class Machine:
 
 def test_a_reserve_is_kept_for_what_is_open_already() -> None:
     machine = Machine()
-    descriptors = Descriptors(RESERVE + 30, machine.seconds, machine.count)
+    machine.open = 980 - RESERVE
+    descriptors = Descriptors(1000, machine.seconds, machine.count)
     assert descriptors.left == 20
     assert descriptors.take(20)
     assert not descriptors.take(1)
     assert descriptors.short
     machine.now += COUNT_SECONDS
     assert descriptors.left == 20  # what was granted was not taken
-    machine.open = 200
+    machine.open = 1000 - RESERVE
     machine.now += COUNT_SECONDS
     assert (descriptors.left, descriptors.short) == (0, True)
+
+
+def test_a_limit_that_is_changed_meanwhile_counts() -> None:
+    machine, limit = Machine(), [80]
+    descriptors = Descriptors(limit[0], machine.seconds, machine.count, lambda: limit[0])
+    assert descriptors.left == 60
+    limit[0], machine.now = 40, 1.0
+    assert descriptors.left == 25
+    assert descriptors.limit == 40
 
 
 def test_they_are_not_counted_for_each_connection_of_a_flood() -> None:

@@ -226,15 +226,15 @@ def test_no_client_is_let_in_when_only_the_reserve_of_descriptors_is_left(caplog
         used = [0]
         loop = asyncio.get_running_loop()
         now = [loop.time()]
-        descriptors = Descriptors(RESERVE + 10, lambda: now[0], lambda: used[0])
+        descriptors = Descriptors(1000, lambda: now[0], lambda: used[0])
         server = NbdServer(one_volume(MemoryVolume(SIZE)), Environment(), descriptors=descriptors)
         address = await server.start("127.0.0.1", 0)
         first = await NbdClient.connect([address], "vol")
-        used[0], now[0] = 10, now[0] + 1
+        used[0], now[0] = 1000 - RESERVE, now[0] + 1
         with pytest.raises(NbdDisconnected):
             await NbdClient.connect([address], "vol", ONCE)
         await first.write(0, b"y" * K4)
-        used[0], now[0] = 9, now[0] + 1
+        used[0], now[0] = 999 - RESERVE, now[0] + 1
         second = await NbdClient.connect([address], "vol")
         await first.close()
         await second.close()
