@@ -163,6 +163,7 @@ class VolumeEngine(Replica):
             "tail": self._log.position.opnum,
             "durable": self.durable,
             "committed": self.committed,
+            "missing": self.missing,
             "log_bytes": self._log.used_bytes,
             "log_segments": self._log.segment_count,
             "log_batches": self._log.batch_count,
@@ -242,10 +243,11 @@ class VolumeEngine(Replica):
         self._apply_to(min(opnum, self.durable))
         self._consider_checkpoint()
 
-    async def lead(self, epoch: int, columns: Sequence[Column | None]) -> int:
+    async def lead(self, epoch: int, columns: Sequence[Column | None], forced_epoch: int = 0) -> int:
         """Become primary of `epoch`: append its epoch record and return its opnum (not yet committed).
 
-        Nothing is served or destaged before that is committed. Raises StaleEpoch, WrongRole."""
+        Nothing is served or destaged before that is committed. A log that lacks committed records leads only when an
+        operator chose it in `forced_epoch`, after they were committed. Raises StaleEpoch, WrongRole, LogDiverged."""
         self._expect_follower()
         if epoch < self.highest_epoch or epoch <= self._log.position.epoch:
             raise StaleEpoch(epoch, self.highest_epoch)
@@ -253,6 +255,7 @@ class VolumeEngine(Replica):
             raise WrongRole(f"volume {self.volume}: the full resync has not caught up with its checkpoint here")
         if len(columns) != self.geometry.shards:
             raise NotEnoughColumns(f"{len(columns)} columns given, the geometry has {self.geometry.shards}")
+        await self._accept_loss(epoch, forced_epoch)
         await self.see_epoch(epoch)
         self._become(Role.PRIMARY)
         self._columns[:] = columns
@@ -264,6 +267,19 @@ class VolumeEngine(Replica):
         self.reservations_ahead = self._newest_reservations()
         self._append(opnum, chain, Kind.EPOCH, 0, None, header, None)
         return opnum
+
+    async def _accept_loss(self, epoch: int, forced_epoch: int) -> None:
+        if not self.missing:
+            return
+        lost, tail = self.commit_point, self.tail
+        if forced_epoch <= lost.epoch:
+            raise LogDiverged(f"opnum {lost.opnum} of epoch {lost.epoch} was committed, this log ends at {tail.opnum}")
+        logger.warning(
+            "event=committed_records_given_up volume=%s epoch=%d tail=%d records=%d",
+            self.volume, epoch, tail.opnum, self.missing,
+        )  # fmt: skip
+        await self._promise.accept_loss(epoch, tail.opnum, tail.epoch)
+        self._floor = tail
 
     def _begin_destage(self) -> None:
         """The epoch record is committed: slots can be told free from used now, not before."""
@@ -357,6 +373,7 @@ class VolumeEngine(Replica):
             return
         if destage and self._destager is not None and not self._held:
             await self._destager.drain()
+        await self._idle_note.close(wait=not isinstance(self.failure, LogHangs))
         if self.role is not Role.FAILED:
             await self._settle_checkpoint()
         failed = self.role is Role.FAILED
@@ -482,6 +499,7 @@ class VolumeEngine(Replica):
         if self.role is not Role.PRIMARY:
             return
         if self._destager is None:
+            self.vouched = True
             self._begin_destage()
             self._set_serving()
         self._service.answer(opnum)

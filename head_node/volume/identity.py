@@ -1,7 +1,7 @@
 """What a log directory is (its random log id, volume and geometry) and what its owner promised durably (F5).
 
-`identity` is written once. `promise` has two blocks written in turn: the highest epoch seen, and the intent of a
-truncation that is under way.
+`identity` is written once. `promise` has two blocks written in turn: the highest epoch seen, the intent of a truncation
+that is under way, and the commit point as it stood when the volume last went idle.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ PROMISE_FILE: Final = "promise"
 IDENTITY_MAGIC: Final = b"PALLOGID"
 PROMISE_MAGIC: Final = b"PALPROMI"
 IDENTITY: Final = struct.Struct("<8sII16s16sQQHHI")
-PROMISE: Final = struct.Struct("<8sII16sQQQ")
+PROMISE: Final = struct.Struct("<8sII16sQQQQQ")
 IDENTITY_CONSTRUCT: Final = c.Struct(
     "magic" / c.Const(IDENTITY_MAGIC),
     "crc" / c.Int32ul,
@@ -45,8 +45,11 @@ PROMISE_CONSTRUCT: Final = c.Struct(
     "sequence" / c.Int64ul,
     "highest_epoch" / c.Int64ul,
     "cut_after" / c.Int64ul,
+    "committed_opnum" / c.Int64ul,
+    "committed_epoch" / c.Int64ul,
 )
-VERSION: Final = 1
+VERSION: Final = 2
+"""Of all files of a log directory but the checkpoint, which has its own."""
 
 _AFTER_CRC: Final = 12
 _NO_CUT: Final = (1 << 64) - 1
@@ -80,8 +83,10 @@ def read_identity(directory: Directory, volume: UUID) -> Identity:
     if len(data) != IDENTITY.size:
         raise LogCorrupt(IDENTITY_FILE, 0, f"{len(data)} bytes instead of {IDENTITY.size}")
     magic, crc, version, log_id, owner, size_blocks, segment_bytes, k, m, shard_blocks = IDENTITY.unpack(data)
-    if magic != IDENTITY_MAGIC or crc != crc32c(data[_AFTER_CRC:]) or version != VERSION:
+    if magic != IDENTITY_MAGIC or crc != crc32c(data[_AFTER_CRC:]):
         raise LogCorrupt(IDENTITY_FILE, 0, "does not verify")
+    if version != VERSION:
+        raise LogCorrupt(IDENTITY_FILE, 0, f"is of format {version}, this head reads format {VERSION}")
     if owner != volume.bytes:
         raise LogForeign(f"{directory.path}: holds volume {UUID(bytes=owner)}, not {volume}; put the right log back")
     return Identity(UUID(bytes=log_id), volume, size_blocks, segment_bytes, Geometry(k, m, shard_blocks))
@@ -94,6 +99,8 @@ class Promise:
     highest_epoch: int = 0
     cut_after: int | None = None
     """A truncation to this opnum was begun and maybe not finished."""
+    committed: tuple[int, int] = (0, 0)
+    """(opnum, epoch) of the newest record known committed; batches of the log may know of newer ones."""
 
 
 class PromiseFile:
@@ -135,6 +142,18 @@ class PromiseFile:
             if epoch > self.promise.highest_epoch:
                 await self._write(replace(self.promise, highest_epoch=epoch))
 
+    async def note_committed(self, opnum: int, epoch: int) -> None:
+        """Keep the commit point, if it is newer than the one kept; durable on return."""
+        async with self._writing:
+            if opnum > self.promise.committed[0]:
+                await self._write(replace(self.promise, committed=(opnum, epoch)))
+
+    async def accept_loss(self, epoch: int, opnum: int, opnum_epoch: int) -> None:
+        """See `epoch`, and give up what was committed after `opnum` and is in no log any more, in one write."""
+        async with self._writing:
+            highest = max(epoch, self.promise.highest_epoch)
+            await self._write(replace(self.promise, highest_epoch=highest, committed=(opnum, opnum_epoch)))
+
     async def intend_cut(self, opnum: int | None) -> None:
         """Record that everything after `opnum` is being cut, or that the cut is done; durable on return."""
         async with self._writing:
@@ -143,7 +162,7 @@ class PromiseFile:
     async def _write(self, promise: Promise) -> None:
         sequence = self._sequence + 1
         cut = _NO_CUT if promise.cut_after is None else promise.cut_after
-        values = (0, self._log_id.bytes, sequence, promise.highest_epoch, cut)
+        values = (0, self._log_id.bytes, sequence, promise.highest_epoch, cut, *promise.committed)
         crc = crc32c(PROMISE.pack(PROMISE_MAGIC, 0, *values)[_AFTER_CRC:])
         block = PROMISE.pack(PROMISE_MAGIC, crc, *values).ljust(BLOCK_BYTES, b"\0")
         await commit_now(self._file, sequence % 2 * BLOCK_BYTES, [block])
@@ -152,9 +171,9 @@ class PromiseFile:
     def _decode(self, block: bytes) -> tuple[int, Promise] | None:
         if len(block) < PROMISE.size:
             return None
-        magic, crc, _, log_id, sequence, highest_epoch, cut = PROMISE.unpack_from(block)
+        magic, crc, _, log_id, sequence, highest_epoch, cut, *committed = PROMISE.unpack_from(block)
         if magic != PROMISE_MAGIC or crc != crc32c(block[_AFTER_CRC : PROMISE.size]):
             return None
         if log_id != self._log_id.bytes:
             raise LogForeign(f"{PROMISE_FILE}: belongs to log {UUID(bytes=log_id)}, not {self._log_id}")
-        return sequence, Promise(highest_epoch, None if cut == _NO_CUT else cut)
+        return sequence, Promise(highest_epoch, None if cut == _NO_CUT else cut, (committed[0], committed[1]))

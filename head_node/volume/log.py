@@ -76,6 +76,10 @@ class WriteLog:
         self.on_durable: Callable[[int], None] = lambda opnum: None
         self.on_failed: Callable[[Exception], None] = lambda error: None
         self.batch_count = 0
+        self.commit_point: Callable[[], int] = lambda: 0
+        """Last opnum known committed; every batch carries it."""
+        self.recovered_commit_point = 0
+        """The highest that the batches found by `recover` carry."""
         self._segments: list[Segment] = []
         self._spares: list[LogFile] = []
         self._chunks: deque[_Chunk] = deque()
@@ -133,6 +137,7 @@ class WriteLog:
         log._mark_number = scan.mark_number
         log.position = scan.position
         log.durable = scan.position.opnum
+        log.recovered_commit_point = scan.committed
         log._segments = segments[: len(segments) - len(surplus)]
         others += [segment.file for segment in surplus]
         await log._repair(scan, others, cut_after is not None)
@@ -245,7 +250,10 @@ class WriteLog:
         self._inflight = chunk
         self._mark_number += 1
         offset = segment.end
-        batch = Batch(chunk.before.opnum + 1, offset or BLOCK_BYTES, chunk.size, chunk.before.chain, self._mark_number)
+        before, committed = chunk.before, min(self.commit_point(), chunk.before.opnum)
+        batch = Batch(
+            before.opnum + 1, offset or BLOCK_BYTES, chunk.size, before.chain, self._mark_number, committed
+        )  # fmt: skip
         mark = encode_mark(self._log_id, segment.sequence, batch, chunk.last - chunk.before.opnum)
         padding = _PADDING[: need - MARK.size - chunk.size]
         opening = [] if offset else [encode_segment(self._log_id, segment)]

@@ -6,6 +6,7 @@ Knows nothing of roles: `VolumeEngine` says when records come in and when they a
 import asyncio
 import logging
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -14,6 +15,7 @@ from uuid import UUID
 from head_node.files import Directory
 from head_node.volume.checkpoint import CHECKPOINT_FILE, Checkpoint, decode_checkpoint
 from head_node.volume.columns import Column
+from head_node.volume.commit_point import IdleNote
 from head_node.volume.errors import LogCorrupt, LogDiverged, LogMissing, StaleEpoch, VolumeError
 from head_node.volume.geometry import Geometry
 from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read_identity
@@ -62,6 +64,12 @@ class Replica(ABC):
         """Last opnum known committed here, and applied."""
         self._announced = 0
         """What the primary said is committed, maybe more than there is here."""
+        self._floor = LogPosition(0, 0)
+        """The commit point that recovery found noted; above the tail where the log has lost its end."""
+        self.vouched = False
+        """This process itself made everything committed durable here: it followed a primary, or led, until it had all.
+        A log that was recovered from disk since may lack what the disk lost, and then others have to be asked (F5)."""
+        self._idle_note = IdleNote(promise, self, self._epoch_of, self._fail)
         self._log: WriteLog
         self._pending: deque[tuple[int, int, int, Any, Any]] = deque()
         """(opnum, kind, lba, CRCs | block count | StripeRecord | Reservations | LostBlocks, data) of records not known
@@ -160,13 +168,21 @@ class Replica(ABC):
         if checkpoint.covered > engine.durable and not checkpoint.catching_up:
             reason = f"covers opnum {checkpoint.covered} but the log ends at {engine.durable}: its end has rotted"
             raise LogCorrupt(CHECKPOINT_FILE, 0, reason)
-        engine._apply_to(min(checkpoint.covered, engine.durable))
+        engine._floor = LogPosition(*promise.promise.committed)
+        known = max(checkpoint.covered, engine._log.recovered_commit_point, engine._floor.opnum)
+        engine._apply_to(min(known, engine.durable))
+        if engine.missing:
+            logger.error(
+                "event=log_end_lost volume=%s log=%s tail=%d committed=%d epoch=%d",
+                volume, identity.log_id, engine.durable, *promise.promise.committed,
+            )  # fmt: skip
         return engine
 
     def _adopt(self, log: WriteLog) -> None:
         self._log = log
         log.on_durable = self._durable
         log.on_failed = self._fail
+        log.commit_point = lambda: self.committed
         self.committed = log.first_opnum - 1
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -187,6 +203,33 @@ class Replica(ABC):
     def durable(self) -> int:
         """Last opnum durable in this log."""
         return self._log.durable
+
+    @property
+    def batch_count(self) -> int:
+        """Batches written since the log was opened."""
+        return self._log.batch_count
+
+    @property
+    def commit_point(self) -> LogPosition:
+        """The last record known committed here. It is above `tail` where the log has lost its end."""
+        if self._floor.opnum > self.committed:
+            return self._floor
+        return LogPosition(self.committed, self._epoch_of(self.committed))
+
+    @property
+    def missing(self) -> int:
+        """Records known committed that this log has lost: it must not lead (D1)."""
+        return max(0, self.commit_point.opnum - self._log.position.opnum)
+
+    @property
+    def settled_tail(self) -> LogPosition:
+        """The last record that is durable here."""
+        return LogPosition(self.durable, self._epoch_of(self.durable))
+
+    def _epoch_of(self, opnum: int) -> int:
+        """The epoch of record `opnum` of this log; 0 before the first."""
+        at = bisect_right(self._epochs, opnum, key=lambda entry: entry[1])
+        return self._epochs[at - 1][0] if at else 0
 
     @property
     def highest_epoch(self) -> int:
@@ -286,7 +329,11 @@ class Replica(ABC):
             self._directory, self.log_id, self._identity.segment_bytes, checkpoint.before, checkpoint.first_sequence
         )
         self._adopt(log)
-        own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, catching_up=True)
+        # What was committed here is in the checkpoint now, though not in the log.
+        self._floor, self.vouched = LogPosition(0, 0), False
+        before = checkpoint.before
+        await self._promise.accept_loss(self.highest_epoch, before.opnum, before.epoch)
+        own = self._checkpoint(checkpoint.first_sequence, before, catching_up=True)
         await self._directory.replace(CHECKPOINT_FILE, await own.encode())
         await self._directory.remove(INSTALLING_FILE)
 
@@ -310,7 +357,9 @@ class Replica(ABC):
             logger.exception("event=apply_failed volume=%s committed=%d", self.volume, self.committed)
             self._fail(error)
             return
-        self.committed = max(self.committed, opnum)
+        if opnum > self.committed:
+            self.committed = opnum
+            self._idle_note.advanced()
 
     def _needed_from(self) -> int:
         """The oldest opnum that the log must keep for a checkpoint made now."""

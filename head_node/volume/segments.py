@@ -4,6 +4,9 @@ Block 0 of a segment is its header; batches follow, each starting on a block wit
 that no block that holds durable records is ever written again. MARK numbers count up by one through the whole log. A
 batch is only written when the one before it is durable. Hence: bytes that should be batch n and are not are a torn
 tail, unless a valid MARK above n exists anywhere, which proves that n was durable once and has rotted.
+
+A MARK also carries the commit point as this head knew it, at most the last record before its batch: so the commit point
+is kept without a sync of its own (D1).
 """
 
 import asyncio
@@ -24,7 +27,7 @@ from spdk_bindings.device import Buffer
 SEGMENT_MAGIC: Final = b"PALSEGM1"
 MARK_MAGIC: Final = b"PALBATCH"
 SEGMENT_HEADER: Final = struct.Struct("<8sII16sQQQQ")
-MARK: Final = struct.Struct("<8sIIQQQII")
+MARK: Final = struct.Struct("<8sIIQQQIIQ")
 SEGMENT_CONSTRUCT: Final = c.Struct(
     "magic" / c.Const(SEGMENT_MAGIC),
     "crc" / c.Int32ul,
@@ -44,6 +47,7 @@ MARK_CONSTRUCT: Final = c.Struct(
     "first_opnum" / c.Int64ul,
     "body_bytes" / c.Int32ul,
     "records" / c.Int32ul,
+    "committed" / c.Int64ul,
 )
 BATCH_BYTES_MAX: Final = 4 << 20
 """Bound of one commit; also how much of a segment's end may stay unused."""
@@ -74,6 +78,8 @@ class Batch(NamedTuple):
     body_bytes: int
     chain: int
     number: int
+    committed: int = 0
+    """Last opnum known committed here when the batch was written, below `first_opnum`."""
 
 
 @dataclass(slots=True)
@@ -115,7 +121,9 @@ def decode_segment(log_id: UUID, file: LogFile) -> Segment | None:
 
 def encode_mark(log_id: UUID, sequence: int, batch: Batch, records: int) -> bytes:
     """The MARK that opens `batch`. Its crc is seeded with the log id, so that another log's MARK never counts."""
-    values = (batch.chain, batch.number, sequence, batch.first_opnum, batch.body_bytes, records)
+    values = (
+        batch.chain, batch.number, sequence, batch.first_opnum, batch.body_bytes, records, batch.committed,
+    )  # fmt: skip
     crc = crc32c(MARK.pack(MARK_MAGIC, 0, *values)[_AFTER_CRC:], crc32c(log_id.bytes))
     return MARK.pack(MARK_MAGIC, crc, *values)
 
@@ -124,10 +132,10 @@ def decode_mark(log_id: UUID, block: Buffer, offset: int) -> tuple[Batch, int, i
     """(batch, segment sequence, record count) of the MARK at the start of `block`, or None."""
     if len(block) < MARK.size:
         return None
-    magic, crc, chain, number, sequence, first_opnum, body_bytes, records = MARK.unpack_from(block)
+    magic, crc, chain, number, sequence, first_opnum, body_bytes, records, committed = MARK.unpack_from(block)
     if magic != MARK_MAGIC or crc != crc32c(bytes(block[_AFTER_CRC : MARK.size]), crc32c(log_id.bytes)):
         return None
-    return Batch(first_opnum, offset, body_bytes, chain, number), sequence, records
+    return Batch(first_opnum, offset, body_bytes, chain, number, committed), sequence, records
 
 
 def newest_mark(log_id: UUID, file: LogFile, start: int = 0) -> tuple[int, int]:
@@ -153,6 +161,8 @@ class Scan:
         self.segment = segment
         self.position = position
         self.mark_number = mark_number
+        self.committed = 0
+        """Highest commit point that a batch names."""
         self.bad_mark = mark_number + 1
         """Number of the batch that is missing or torn where the scan ended."""
         self.torn: tuple[Batch, int, int] | None = None
@@ -172,6 +182,7 @@ class Scan:
         expected = (segment.sequence, self.mark_number + 1, position.opnum + 1, position.chain)
         if (sequence, batch.number, batch.first_opnum, batch.chain) != expected or batch.body_bytes > BATCH_BYTES_MAX:
             return None
+        self.committed = max(self.committed, min(batch.committed, position.opnum))
         body = block[MARK.size : MARK.size + batch.body_bytes]
         if len(body) < batch.body_bytes:
             body += segment.file.read(offset + BLOCK_BYTES, batch.body_bytes - len(body))

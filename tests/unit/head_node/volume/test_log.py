@@ -6,6 +6,7 @@ import random
 
 import pytest
 from kit.volume import Bench, check, fill, pattern, run, until
+from kit.volume_pair import FOLLOWER
 from rackctl.simulation.log_disk import MemoryDirectory
 
 from head_node.volume.errors import (
@@ -30,6 +31,14 @@ async def one_batch_each(bench: Bench, count: int) -> dict[int, bytes]:
     for lba in range(count):
         content |= await fill(bench, lba, 1, seed=lba)
     return content
+
+
+async def one_uncommitted_batch_each(bench: Bench, lbas: range, blocks: int = 1) -> None:
+    """What a primary made durable and no member has: nothing of it is committed."""
+    bench.engine.set_required(frozenset({FOLLOWER}))
+    for lba in lbas:
+        bench.write(lba, pattern(lba * 1000 + lba, blocks))
+        await until(lambda: bench.engine.durable == bench.engine.tail.opnum)
 
 
 def flip(bench: Bench, name: str, offset: int) -> None:
@@ -252,7 +261,6 @@ def test_truncation_cuts_what_diverged_and_lets_another_history_follow() -> None
         await bench.engine.close()
         await bench.open()
         engine = bench.engine
-        # Leave the records in the log uncommitted: only what a checkpoint covers is known committed after a restart.
         bench.disk.crash()
         engine = await bench.open()
         assert engine.committed == 7
@@ -260,10 +268,10 @@ def test_truncation_cuts_what_diverged_and_lets_another_history_follow() -> None
             await engine.truncate_after(3)
         await other.create()
         await other.lead(1)
-        await one_batch_each(other, 6)
+        await one_uncommitted_batch_each(other, range(6))
         other.disk.crash()
         engine = await other.open()
-        assert engine.committed == 0
+        assert engine.committed == 1
         records = engine.read_log(1, 1 << 20)
         assert records is not None
         await engine.truncate_after(4)
@@ -287,10 +295,12 @@ def test_truncation_inside_a_batch_and_over_segments() -> None:
     async def scenario() -> None:
         bench = Bench(size_blocks=8192)
         await bench.create()
-        opnum = await bench.engine.lead(1, [None] * 6)
-        await bench.engine.wait_committed(opnum)
+        bench.engine.set_required(frozenset({FOLLOWER}))
+        await bench.engine.lead(1, [None] * 6)
         for at in range(0, 4096, 512):
-            await asyncio.gather(bench.write(at, pattern(at, 256)), bench.write(at + 256, pattern(at + 256, 256)))
+            bench.engine.append_write(at, pattern(at, 256))
+            bench.engine.append_write(at + 256, pattern(at + 256, 256))
+            await until(lambda: bench.engine.durable == bench.engine.tail.opnum)
         assert bench.engine.status()["log_segments"] == 3
         bench.disk.crash()
         for cut in (15, 12, 5, 2, 1, 0):
@@ -312,8 +322,7 @@ def test_a_power_cut_during_truncation_is_finished_at_the_next_start() -> None:
         bench = Bench(size_blocks=8192)
         await bench.create()
         await bench.engine.wait_committed(await bench.engine.lead(1, [None] * 6))
-        for at in range(0, 5120, 256):
-            await bench.write(at, pattern(at, 256))
+        await one_uncommitted_batch_each(bench, range(0, 5120, 256), 256)
         bench.disk.crash()
         engine = await bench.open()
         chance = random.Random(seed)
