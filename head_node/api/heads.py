@@ -11,7 +11,7 @@ from head_node.authority.authentication import Received
 from head_node.authority.authority import Authority
 from head_node.authority.errors import RequestRefused
 from head_node.authority.nodes import parse_key
-from head_node.store.records import Address, Column, HeadRecord, LostRange, Member
+from head_node.store.records import Address, Column, HeadRecord, LogEnd, LostRange, Member
 
 WAIT_MS_MAX = 60_000
 
@@ -152,6 +152,17 @@ async def renew(rack: Rack, head: Head, volume: UUID, body: models.EpochRequest)
 async def confirm_deleted(rack: Rack, head: Head, volume: UUID, body: models.EpochRequest) -> None:
     """Say that the namespaces of a volume that is being deleted are gone; its record goes too."""
     await rack.volumes.confirm_deleted(head.id, volume, epoch=body.epoch, claim=body.claim)
+
+
+@router.post("/volumes/{volume}/diverged", operation_id="reportDivergence")
+async def diverged(rack: Rack, head: Head, volume: UUID, body: models.DivergenceRequest) -> models.RecordAnswer:
+    """Say, as primary of the epoch, that another log holds committed records which the own one lacks: the volume
+    freezes until an operator names the head whose log counts (D1)."""
+    ends = [LogEnd(**end.model_dump()) for end in body.logs]
+    record = await rack.recovery.freeze_diverged(
+        head.id, volume, epoch=body.epoch, claim=body.claim, parted=body.parted, ends=ends
+    )
+    return _answer(record.to_json())
 
 
 @router.post("/evidence", operation_id="reportCredential")

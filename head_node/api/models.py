@@ -91,6 +91,9 @@ class VolumeDocument(BaseModel):
         int | None, Field(description="seconds that a read waits for sleds before it fails; null: for ever")
     ]
     lost: Annotated[list[LostRangeRequest], Field(description="ranges that the primary has yet to declare lost")]
+    forced_epoch: Annotated[
+        int, Field(description="epoch in which an operator last chose one log to go on from alone; 0: never")
+    ] = 0
 
 
 class HealthDocument(BaseModel):
@@ -206,7 +209,8 @@ class HostSecretRequest(Body):
 class RecoverRequest(Body):
     epoch: Annotated[U64, Field(description="the highest epoch seen on any sled or log; the volume goes on above it")]
     head: Annotated[
-        Name | None, Field(description="id or name of a head that is no member: go on from its log alone")
+        Name | None,
+        Field(description="id or name of the head whose log alone is to count"),
     ] = None
     may_lose: Annotated[bool, Field(strict=True, description="with `head`: what that may lose is accepted")] = False
 
@@ -385,6 +389,24 @@ class ColumnsRequest(Body):
 class EpochRequest(Body):
     epoch: U64
     claim: Claim
+
+
+class LogEndDocument(BaseModel):
+    """Where the log of one head stands."""
+
+    head: UUID
+    log: UUID
+    tail: Annotated[U64, Field(description="its last durable operation")]
+    tail_epoch: U64
+    committed: Annotated[U64, Field(description="the last operation that it knows as committed")]
+    committed_epoch: U64
+
+
+class DivergenceRequest(Body):
+    epoch: U64
+    claim: Claim
+    parted: Annotated[U64, Field(description="the last operation that both logs share")]
+    logs: Annotated[list[LogEndDocument], Field(min_length=2, max_length=2)]
 
 
 class CredentialAnswer(BaseModel):

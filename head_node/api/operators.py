@@ -139,8 +139,9 @@ async def freeze_volume(rack: Rack, volume: str) -> models.VolumeStatus:
 @router.post("/volumes/{volume}/recover", operation_id="recoverVolume")
 async def recover_volume(rack: Rack, volume: str, body: models.RecoverRequest) -> models.VolumeStatus:
     """Set a frozen volume going again, above the highest epoch that was seen anywhere, once the term of every
-    credential that may be about is over (F7). With `head` it goes on from the log of that head alone, which is no
-    member: what that may lose is said in the refusal (`may-lose`) of a request without `may_lose`."""
+    credential that may be about is over (F7). With `head` it goes on from the log of that head alone: one that is no
+    member, or, where two logs differ below what was committed, the one that counts. What that may lose is said in the
+    refusal (`may-lose`) of a request without `may_lose`."""
     found = await rack.volumes.find(volume)
     heir = None
     if body.head is not None:

@@ -24,7 +24,7 @@ from head_node.authority.errors import (
     Unauthorised,
 )
 from head_node.store.errors import RecordMalformed
-from head_node.store.records import Address, Column, HeadRecord, LostRange, Member, RackView, VolumeRecord
+from head_node.store.records import Address, Column, HeadRecord, LogEnd, LostRange, Member, RackView, VolumeRecord
 from sled_controller.environment import Environment
 
 REQUEST_TIMEOUT_S = 5.0
@@ -207,6 +207,19 @@ class AuthorityClient:
         Returns the record as it is then. Raises NotFound, RequestRefused (it does not verify).
         """
         return _record(await self._call("POST", "/v1/evidence", {"credential": credential.hex()}))
+
+    async def report_divergence(self, volume: UUID, *, epoch: int, parted: int, logs: Sequence[LogEnd]) -> VolumeRecord:
+        """Say, as primary of `epoch`, that a log holds committed records which this head's lacks: the volume freezes.
+
+        Returns the frozen record. Raises NotEligible, NotFound.
+        """
+        body = {
+            "epoch": epoch,
+            "claim": self._claim(volume, epoch),
+            "parted": parted,
+            "logs": [end.to_json() for end in logs],
+        }
+        return _record(await self._call("POST", f"/v1/volumes/{volume}/diverged", body))
 
     async def report(self, status: Mapping[str, Any]) -> None:
         """Heartbeat: what this head does and sees (see docs/authority.md), in parts where it is long."""

@@ -3,6 +3,7 @@
 The key layout is here and nowhere else. Nothing is kept between calls.
 """
 
+import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from head_node.authority.errors import AuthorityUnavailable, NotFound
+from head_node.authority.errors import AuthorityUnavailable, NotEligible, NotFound
 from head_node.store.errors import CompareFailed, OutcomeUnknown, RecordMalformed, StoreFailed
 from head_node.store.host_secrets import HostSecrets
 from head_node.store.interface import ABSENT, Entry, Store
@@ -123,6 +124,12 @@ class Ledger:
         if found is None:
             raise NotFound(f"there is no volume {volume}")
         return found
+
+    async def check_claim(self, volume: UUID, epoch: int, claim: str) -> None:
+        """Raises NotEligible unless `claim` names the request that the volume's epoch was given to."""
+        found = await self.json(claim_key(volume))
+        if found is None or found.value["epoch"] != epoch or not hmac.compare_digest(found.value["claim"], claim):
+            raise NotEligible(f"epoch {epoch} of volume {volume} was not given to this process; take over first")
 
     async def head(self, head: UUID) -> Versioned[HeadRecord] | None:
         return _decoded(await self._guard(self.store.get(head_key(head))), HeadRecord.from_json)

@@ -1,12 +1,12 @@
 """How a volume is stopped for an operator, and how an operator sets it going again (F4, F7).
 
-A volume freezes when a valid credential newer than its record turns up, when the store was restored, or because an
-operator says so. It goes on only after the term of every credential that may be about: whoever holds one may serve
-clients alone until then, and nobody else could know (F7).
+A volume freezes when a valid credential newer than its record turns up, when the store was restored, when two logs
+part below what was committed (D1), or because an operator says so. It goes on only after the term of every credential
+that may be about: whoever holds one may serve clients alone until then, and nobody else could know (F7).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -17,7 +17,7 @@ from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import Ledger, Versioned, freeze_key, revision_of, volume_key
 from head_node.authority.reports import Reports
 from head_node.store.interface import RESTORED_REVISIONS_SKIPPED
-from head_node.store.records import HeadRecord, Member, VolumeRecord, VolumeState
+from head_node.store.records import HeadRecord, LogEnd, Member, VolumeRecord, VolumeState
 from sled_controller.credential import parse_credential, verify
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialMalformed, CredentialRefused
@@ -97,6 +97,38 @@ class Recovery:
         self._note("volume-frozen", record, reason=reason)
         return record
 
+    async def freeze_diverged(
+        self, head: UUID, volume: UUID, *, epoch: int, claim: str, parted: int, ends: Sequence[LogEnd]
+    ) -> VolumeRecord:
+        """Stop a volume of which one log holds committed records that the log of its primary lacks (D1).
+
+        Both logs are kept, and only an operator, who names the head whose log counts, sets the volume going again.
+        `parted`: the last operation that the logs share. Raises NotEligible, NotFound.
+        """
+
+        async def attempt() -> VolumeRecord:
+            found = await self._ledger.volume(volume)
+            if found.value.state is not VolumeState.FROZEN:
+                transitions.check_renewal(found.value, head, epoch)
+                await self._ledger.check_claim(volume, epoch, claim)
+                reason = f"two logs part after operation {parted}, below what was committed: {await self._shown(ends)}"
+                return await self._freeze(found, reason, found.value.epoch, logs=ends)
+            return found.value
+
+        record = await self._ledger.until_settled(attempt)
+        self._note("volume-diverged", record, parted=parted, logs=[end.to_json() for end in ends])
+        return record
+
+    async def _shown(self, ends: Sequence[LogEnd]) -> str:
+        said = []
+        for end in ends:
+            found = await self._ledger.head(end.head)
+            said.append(
+                f"head {end.head if found is None else found.value.name} ends at operation {end.tail} of epoch"
+                f" {end.tail_epoch} and knows operation {end.committed} of epoch {end.committed_epoch} as committed"
+            )
+        return "; ".join(said) + "; both logs are kept: name the head whose log counts (force-takeover)"
+
     async def freeze_all(self, reason: str) -> list[VolumeRecord]:
         """Freeze every volume after a restore from a backup, at versions above all that heads may have seen since."""
         frozen = []
@@ -120,7 +152,8 @@ class Recovery:
     async def recover(self, volume: UUID, epoch: int, heir: Heir | None = None) -> VolumeRecord:
         """Set a frozen volume going above `epoch`, the highest seen anywhere; with an heir, from its log alone.
 
-        Raises Conflict, RequestRefused, MayLose (and says what), TooEarly.
+        A volume whose logs part below what was committed needs an heir. Raises Conflict, RequestRefused, MayLose (and
+        says what), TooEarly.
         """
 
         async def attempt() -> VolumeRecord:
@@ -130,7 +163,13 @@ class Recovery:
             seen = 0 if notice is None else int(notice.value["epoch_seen"])
             if epoch < seen:
                 raise RequestRefused(f"a credential of epoch {seen} was seen; the epoch must be at least that")
-            member = None if heir is None else self._log_of(heir.head, found.value)
+            parted = notice is not None and bool(notice.value.get("logs"))
+            if parted and heir is None:
+                raise Conflict(
+                    f"two logs of volume {found.value.name} part below what was committed: name the head whose log"
+                    " counts; the log of the other head is set aside"
+                )
+            member = None if heir is None else self._log_of(heir.head, found.value, any_log=parted)
             if heir is not None and not heir.may_lose:
                 raise MayLose(self._loss(heir.head, found.value))
             record = transitions.recover(found.value, epoch, before, member)
@@ -151,13 +190,15 @@ class Recovery:
             self._note("volume-forced", record, head=str(heir.head.id))
         return record
 
-    def _log_of(self, head: HeadRecord, record: VolumeRecord) -> Member:
-        """The log of a volume that a live head has; raises Conflict."""
+    def _log_of(self, head: HeadRecord, record: VolumeRecord, *, any_log: bool) -> Member:
+        """The log of a volume that a live head has. The only member's is chosen without naming it, unless `any_log` or
+        it has lost committed records. Raises Conflict."""
         log = self._engine(head.id, record.volume).get("log_id")
         if not self._reports.is_live(head.id) or not isinstance(log, str):
             raise Conflict(f"head {head.name} does not report a log of volume {record.name}; is it running?")
         member = Member(head.id, UUID(log))
-        if member in record.current:
+        whole = not any_log and not self._engine(head.id, record.volume).get("missing")
+        if record.current == (member,) and whole:
             raise Conflict(
                 f"head {head.name} is a member of volume {record.name} and has all that was acknowledged: recover the"
                 " volume without naming a head"
@@ -167,11 +208,17 @@ class Recovery:
     def _loss(self, head: HeadRecord, record: VolumeRecord) -> str:
         """What an operator should know before a head that is no member goes on alone, from the reports there are."""
         kept = self._engine(head.id, record.volume)
-        parts = [
-            f"head {head.name} is no member of volume {record.name}: its log ends at operation {kept.get('tail')} of"
-            f" epoch {kept.get('epoch')}, and every write that was acknowledged after it had left is lost"
-        ]
+        ends = f"its log ends at operation {kept.get('tail')} of epoch {kept.get('epoch')}"
+        if record.member(head.id) is None:
+            after = "every write that was acknowledged after it had left is lost"
+            parts = [f"head {head.name} is no member of volume {record.name}: {ends}, and {after}"]
+        else:
+            parts = [f"head {head.name} goes on alone: {ends}, and every write that only another log has is lost"]
+        if missing := kept.get("missing"):
+            parts.append(f"{missing} committed operations are gone from its own log")
         for member in record.current:
+            if member.head == head.id:
+                continue
             report = self._reports.report(member.head)
             engine = self._engine(member.head, record.volume)
             if report is not None and "committed" in engine:
@@ -182,8 +229,8 @@ class Recovery:
             else:
                 parts.append(f"what member {member.head} had is not known here")
         parts.append(
-            "older blocks whose place on the sleds was used again since cannot be read; what only the present members"
-            " have is overwritten when they are back"
+            "older blocks whose place on the sleds was used again since cannot be read; the log of a head that has"
+            " more is set aside, not removed, when that head is back"
         )
         return "; ".join(parts)
 
@@ -196,13 +243,21 @@ class Recovery:
         return said if isinstance(said, Mapping) else {}
 
     async def _freeze(
-        self, found: Versioned[VolumeRecord], reason: str, epoch_seen: int, versions_skipped: int = 0
+        self,
+        found: Versioned[VolumeRecord],
+        reason: str,
+        epoch_seen: int,
+        versions_skipped: int = 0,
+        logs: Sequence[LogEnd] = (),
     ) -> VolumeRecord:
         volume = found.value.volume
         notice = await self._ledger.json(freeze_key(volume))
-        before, seen = found.value.state.value, epoch_seen
+        before, seen, shown = found.value.state.value, epoch_seen, [end.to_json() for end in logs]
         if notice is not None:
             before, seen = notice.value["before"], max(seen, int(notice.value["epoch_seen"]))
+            if kept := notice.value.get("logs"):
+                # Whatever else stops the volume: an operator still has to choose, and has to read between what.
+                reason, shown = notice.value["reason"], kept
         already = found.value.state is VolumeState.FROZEN
         stands = already and not versions_skipped
         record = found.value if stands else transitions.freeze(found.value, versions_skipped)
@@ -211,7 +266,7 @@ class Recovery:
                 compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
                 put={
                     volume_key(volume): record.to_json(),
-                    freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before},
+                    freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before, "logs": shown},
                 },
             )
         finally:

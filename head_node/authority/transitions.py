@@ -172,7 +172,7 @@ def recover(record: VolumeRecord, epoch: int, state: VolumeState, member: Member
         raise Conflict(f"volume {record.volume} was {state} before, not active: there is nothing to take over")
     if member.head not in record.heads:
         raise NotEligible(f"head {member.head} is not assigned to volume {record.volume}")
-    return replace(going, primary=member.head, current=(member,))
+    return replace(going, primary=member.head, current=(member,), forced_epoch=going.epoch)
 
 
 def delete(record: VolumeRecord) -> VolumeRecord:

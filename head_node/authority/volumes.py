@@ -5,7 +5,6 @@ losing a race means deciding again on what is there now. Revoking a head therefo
 """
 
 import enum
-import hmac
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority import placement, transitions
-from head_node.authority.errors import Conflict, NotEligible, NotFound, RequestRefused, Unauthorised, Unplaceable
+from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unauthorised, Unplaceable
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import (
     PLACEMENT_KEY,
@@ -257,7 +256,7 @@ class Volumes:
         requester = await self._enrolled(head)
         found = await self._ledger.volume(volume)
         transitions.check_renewal(found.value, head, epoch)
-        await self._check_claim(volume, epoch, claim)
+        await self._ledger.check_claim(volume, epoch, claim)
         return await self._sign(found.value, requester.value.public_key)
 
     async def delete(self, volume: UUID) -> VolumeRecord | None:
@@ -289,7 +288,7 @@ class Volumes:
             await self._enrolled(head)
             found = await self._ledger.volume(volume)
             transitions.check_deleted(found.value, head, epoch)
-            await self._check_claim(volume, epoch, claim)
+            await self._ledger.check_claim(volume, epoch, claim)
             await self._drop(found)
 
         await self._ledger.until_settled(attempt)
@@ -374,7 +373,7 @@ class Volumes:
             requester = await self._enrolled(head)
             found = await self._ledger.volume(volume)
             record = change(found.value)
-            await self._check_claim(volume, epoch, claim)
+            await self._ledger.check_claim(volume, epoch, claim)
             if record is not found.value:
                 await self._put(found, record, requester, {})
             return record
@@ -411,11 +410,6 @@ class Volumes:
         if found is None or found.value.revoked:
             raise Unauthorised(f"head {head} is not enrolled")
         return found
-
-    async def _check_claim(self, volume: UUID, epoch: int, claim: str) -> None:
-        found = await self._ledger.json(claim_key(volume))
-        if found is None or found.value["epoch"] != epoch or not hmac.compare_digest(found.value["claim"], claim):
-            raise NotEligible(f"epoch {epoch} of volume {volume} was not given to this process; take over first")
 
     async def _sign(self, record: VolumeRecord, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
         now_ms = self._env.clock.wall_ms()

@@ -60,6 +60,24 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Where the log of a volume on one head stands: its last durable record, and the last one known committed there."""
+
+    head: UUID
+    log: UUID
+    tail: int
+    tail_epoch: int
+    committed: int
+    committed_epoch: int
+
+    def to_json(self) -> dict[str, str | int]:
+        return {
+            "head": str(self.head), "log": str(self.log), "tail": self.tail, "tail_epoch": self.tail_epoch,
+            "committed": self.committed, "committed_epoch": self.committed_epoch,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     """Shard `index` of every stripe lives in namespace `nsid` of `sled`, `blocks` blocks of 4096 bytes long."""
 
@@ -103,6 +121,8 @@ class VolumeRecord:
     may connect by NVMe/TCP; `*` is anybody, an empty list nobody. While sleds are away, stripes of exactly k shards are
     written if `exposed_stripes` allows it, and reads wait `read_wait_s` seconds for them (None: for ever). `lost` are
     the ranges that the primary has yet to declare lost.
+    `forced_epoch` is the epoch in which an operator last chose one log to go on from alone: what was committed before,
+    and is not in that log, was given up.
     """
 
     volume: UUID
@@ -122,6 +142,7 @@ class VolumeRecord:
     exposed_stripes: bool = True
     read_wait_s: int | None = None
     lost: tuple[LostRange, ...] = ()
+    forced_epoch: int = 0
 
     def member(self, head: UUID) -> Member | None:
         """The entry of `head` in `current`, if it has one."""
@@ -151,6 +172,7 @@ class VolumeRecord:
             "exposed_stripes": self.exposed_stripes,
             "read_wait_s": self.read_wait_s,
             "lost": [lost.to_json() for lost in self.lost],
+            "forced_epoch": self.forced_epoch,
         }
 
     @classmethod
@@ -175,6 +197,7 @@ class VolumeRecord:
                 exposed_stripes=bool(data.get("exposed_stripes", True)),
                 read_wait_s=None if data.get("read_wait_s") is None else int(data["read_wait_s"]),
                 lost=tuple(LostRange.from_json(lost) for lost in data.get("lost", ())),
+                forced_epoch=int(data.get("forced_epoch", 0)),
             )
         except _MALFORMED as error:
             raise RecordMalformed("volume record", error) from error
