@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from head_node.cluster.lease import LeaseTerms
+from head_node.cluster.takeover import TAIL_WAIT_MS
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.settings import PeerSilence, Settings
@@ -82,6 +83,10 @@ class HeadSettings(Settings):
         description="data of a volume's writes under way; its clients wait when there is more",
     )
     peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
+    tail_wait_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
+        default=TAIL_WAIT_MS,
+        description="how long a restarted member waits for the logs of the other members before it takes over",
+    )
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
         default="info", description="least level to log: debug, info, warning or error"
     )

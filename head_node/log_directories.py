@@ -72,6 +72,10 @@ class LogDirectories:
             await self._root.directory(str(volume)).remove_all()
             log.info("event=log_removed volume=%s", volume)
 
+    async def set_aside(self, volume: UUID) -> None:
+        """Keep the volume's log, whose engine is closed, under another name. Raises OSError."""
+        self._set_aside(str(volume))
+
     def orphans(self, known: set[UUID]) -> list[str]:
         """Directories of volumes that the authority does not assign to this head: never removed by themselves."""
         known_names = {str(volume) for volume in known}

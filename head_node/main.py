@@ -162,8 +162,8 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
 
         head = Head(
             state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
-            open_engine=logs.open, remove_log=logs.remove, terms=settings.terms(), env=env,
-            peer_silence_s=settings.peer_silence_s, capacity=capacity,
+            open_engine=logs.open, remove_log=logs.remove, set_log_aside=logs.set_aside, terms=settings.terms(),
+            env=env, tail_wait_ms=settings.tail_wait_ms, peer_silence_s=settings.peer_silence_s, capacity=capacity,
         )  # fmt: skip
         try:
             await run(head, client, settings, state)

@@ -45,6 +45,8 @@ class Follower:
         self._task: asyncio.Task[None] | None = None
         self.deleted = False
         """A primary said that the volume is deleted; only together with the view is that a reason to drop the log."""
+        self.on_forfeited: Callable[[], None] = lambda: None
+        """An operator chose another log, which lacks records of this one."""
         self.reason = "not dialled yet"
 
     @property
@@ -150,6 +152,7 @@ class Follower:
             connection, self._engine, self.promise, self._services.terms, self._services.env, self._wake
         )
         session.on_deleted = self._told_deleted
+        session.on_forfeited = lambda: self.on_forfeited()
         self._session = session
         session.start()
         try:

@@ -51,6 +51,7 @@ class FrameType(enum.IntEnum):
     CHECKPOINT = 9
     RELEASE = 10
     DELETED = 11
+    TAIL = 12
     RELAY = 16
     RELAY_ACCEPTED = 17
 
@@ -60,6 +61,7 @@ class Purpose(enum.IntEnum):
 
     LOG = 1
     RELAY = 2
+    TAIL = 3
 
 
 JOIN_LAYOUT: Final = c.Struct(
@@ -67,14 +69,30 @@ JOIN_LAYOUT: Final = c.Struct(
     "ttl_ms" / c.Int32ul,
     "tail_opnum" / c.Int64ul,
     "tail_epoch" / c.Int64ul,
-    "floor_opnum" / c.Int64ul,
+    "committed_opnum" / c.Int64ul,
+    "committed_epoch" / c.Int64ul,
     "history" / c.PrefixedArray(c.Int16ul, c.Struct("epoch" / c.Int64ul, "first_opnum" / c.Int64ul)),
     c.Terminated,
 )
-"""Member to primary: which log it has. `floor_opnum`: it cannot truncate below (its checkpoint covers that much)."""
+"""Member to primary: which log it has, and the last record that it knows as committed, which is never cut (D1)."""
 
-TRUNCATE_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, "resync" / c.Int8ul, "after_opnum" / c.Int64ul, c.Terminated)
-"""Primary to member: refuse epochs below `epoch`, drop what follows `after_opnum`; `resync`: a checkpoint comes."""
+TRUNCATE_LAYOUT: Final = c.Struct(
+    "epoch" / c.Int64ul, "resync" / c.Int8ul, "after_opnum" / c.Int64ul, "forced_epoch" / c.Int64ul, c.Terminated
+)
+"""Primary to member: refuse epochs below `epoch`, drop what follows `after_opnum`; `resync`: drop the log, of which we
+share all up to `after_opnum`, and take a checkpoint. `forced_epoch`: an operator chose this primary's log then; a log
+that ends in an older epoch, and would be cut, is set aside (D1)."""
+
+TAIL_LAYOUT: Final = c.Struct(
+    "log" / c.Bytes(16),
+    "tail_opnum" / c.Int64ul,
+    "tail_epoch" / c.Int64ul,
+    "committed_opnum" / c.Int64ul,
+    "committed_epoch" / c.Int64ul,
+    c.Terminated,
+)
+"""To a head that asks before it takes the next epoch (F5): the last record that is durable in this log, and the last
+one known committed, which may be above it in a log that has lost its end."""
 
 OPNUM_LAYOUT: Final = c.Struct("opnum" / c.Int64ul, c.Terminated)
 """DURABLE, member to primary: all up to here is on disk. COMMITTED, primary to member: up to here is committed."""
@@ -101,9 +119,10 @@ DELETED_LAYOUT: Final = c.Struct("epoch" / c.Int64ul, c.Terminated)
 REFUSED_LAYOUT: Final = c.Struct("text" / c.GreedyBytes)
 """Either way: why the link is being closed, UTF-8, for people."""
 
-_JOIN_HEAD = struct.Struct("<16sIQQQH")
+_JOIN_HEAD = struct.Struct("<16sIQQQQH")
+_TAIL = struct.Struct("<16sQQQQ")
 _PAIR = struct.Struct("<QQ")
-_TRUNCATE = struct.Struct("<QBQ")
+_TRUNCATE = struct.Struct("<QBQQ")
 _OPNUM = struct.Struct("<Q")
 _HEARTBEAT = struct.Struct("<QQQI")
 
@@ -114,14 +133,16 @@ class Join:
     ttl_ms: int
     tail_opnum: int
     tail_epoch: int
-    floor_opnum: int
+    committed_opnum: int
+    committed_epoch: int
     history: tuple[tuple[int, int], ...]
 
     def encode(self) -> bytes:
         history = self.history[-EPOCHS_MAX:]
         head = _JOIN_HEAD.pack(
-            self.log.bytes, self.ttl_ms, self.tail_opnum, self.tail_epoch, self.floor_opnum, len(history)
-        )
+            self.log.bytes, self.ttl_ms, self.tail_opnum, self.tail_epoch, self.committed_opnum, self.committed_epoch,
+            len(history),
+        )  # fmt: skip
         return head + b"".join(_PAIR.pack(*pair) for pair in history)
 
     @classmethod
@@ -129,13 +150,35 @@ class Join:
         """Raises FrameMalformed."""
         if len(payload) < _JOIN_HEAD.size:
             raise FrameMalformed("JOIN is too short")
-        log, ttl_ms, opnum, epoch, floor, count = _JOIN_HEAD.unpack_from(payload)
+        log, ttl_ms, opnum, epoch, committed, committed_epoch, count = _JOIN_HEAD.unpack_from(payload)
         if count > EPOCHS_MAX or len(payload) != _JOIN_HEAD.size + count * _PAIR.size:
             raise FrameMalformed(f"JOIN of {len(payload)} bytes says {count} epochs")
         pairs = tuple((e, o) for e, o in _PAIR.iter_unpack(memoryview(payload)[_JOIN_HEAD.size :]))
         if any(later <= earlier for earlier, later in itertools.pairwise(pairs)):
             raise FrameMalformed("JOIN has epochs that do not rise")
-        return cls(UUID(bytes=log), ttl_ms, opnum, epoch, floor, pairs)
+        return cls(UUID(bytes=log), ttl_ms, opnum, epoch, committed, committed_epoch, pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    log: UUID
+    tail_opnum: int
+    tail_epoch: int
+    committed_opnum: int
+    committed_epoch: int
+
+    def encode(self) -> bytes:
+        return _TAIL.pack(
+            self.log.bytes, self.tail_opnum, self.tail_epoch, self.committed_opnum, self.committed_epoch
+        )  # fmt: skip
+
+    @classmethod
+    def decode(cls, payload: Buffer) -> "Tail":
+        """Raises FrameMalformed."""
+        if len(payload) != _TAIL.size:
+            raise FrameMalformed(f"TAIL has {len(payload)} bytes, not {_TAIL.size}")
+        log, *rest = _TAIL.unpack(payload)
+        return cls(UUID(bytes=log), *rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +186,16 @@ class Truncate:
     epoch: int
     resync: bool
     after_opnum: int
+    forced_epoch: int
 
     def encode(self) -> bytes:
-        return _TRUNCATE.pack(self.epoch, self.resync, self.after_opnum)
+        return _TRUNCATE.pack(self.epoch, self.resync, self.after_opnum, self.forced_epoch)
 
     @classmethod
     def decode(cls, payload: Buffer) -> "Truncate":
         """Raises FrameMalformed."""
-        epoch, resync, after = _unpack(_TRUNCATE, payload, "TRUNCATE")
-        return cls(epoch, bool(resync), after)
+        epoch, resync, after, forced = _unpack(_TRUNCATE, payload, "TRUNCATE")
+        return cls(epoch, bool(resync), after, forced)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from head_node.cluster.relay_transport import LinkRelayTransport
 from head_node.cluster.services import Authority, Services
 from head_node.cluster.sleds import MakeClient, Sleds
 from head_node.cluster.states import VolumeState as RoleState
+from head_node.cluster.takeover import TAIL_WAIT_MS
 from head_node.cluster.volume_controller import VolumeController
 from head_node.cluster.watch import AuthorityWatch
 from head_node.export.nvme.guard import LOCKED, Guard
@@ -63,7 +64,8 @@ class Head:
 
     def __init__(
         self, head: UUID, key: Ed25519PrivateKey, authority: Authority, *, root_public: Callable[[], bytes | None],
-        make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog, terms: LeaseTerms, env: Environment,
+        make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog,
+        set_log_aside: RemoveLog, terms: LeaseTerms, env: Environment, tail_wait_ms: int = TAIL_WAIT_MS,
         peer_silence_s: int = PEER_SILENCE_SECONDS, capacity: Capacity | None = None,
     ) -> None:  # fmt: skip
         self.head = head
@@ -99,6 +101,7 @@ class Head:
             head=head, env=env, terms=terms, authority=authority, watch=self.watch, sleds=self.sleds,
             key_set=lambda: self._key_set, dial=self._dial, drop_clients=self._drop_clients,
             role_changed=self._role_changed, open_engine=open_engine, remove_log=remove_log, note=self._note,
+            set_log_aside=set_log_aside, tail_wait_ms=tail_wait_ms,
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -223,6 +226,8 @@ class Head:
             connection.refuse(f"volume {context.volume} is not on this head")
         elif context.purpose is Purpose.LOG:
             controller.accept_log(connection, peer)
+        elif context.purpose is Purpose.TAIL:
+            controller.answer_tail(connection, peer)
         else:
             try:
                 export = self.directory.local(context.volume)

@@ -24,7 +24,7 @@ LENGTH_BYTES: Final = 4
 TAG_BYTES: Final = 16
 _TYPES: Final = {int(kind): kind for kind in FrameType}
 _CONTEXT: Final = struct.Struct("<8sB16s16s")
-_CONTEXT_MAGIC: Final = b"PALLINK1"
+_CONTEXT_MAGIC: Final = b"PALLINK2"
 
 
 class LinkState(enum.Enum):

@@ -38,6 +38,8 @@ class MemberLinks:
         on_durable: Callable[[Member, int], None],
         on_wiped: Callable[[UUID], None],
         on_newer_epoch: Callable[[int], None],
+        on_diverged: Callable[[Member, Join, int], None],
+        forced_epoch: Callable[[], int],
     ) -> None:
         self._engine = engine
         self._lease = lease
@@ -47,6 +49,8 @@ class MemberLinks:
         self._on_durable = on_durable
         self._on_wiped = on_wiped
         self._on_newer_epoch = on_newer_epoch
+        self._on_diverged = on_diverged
+        self._forced_epoch = forced_epoch
         self._leading = False
         self._connections: dict[UUID, PeerConnection] = {}
         self._senders: dict[UUID, LogSender] = {}
@@ -143,7 +147,10 @@ class MemberLinks:
     def _take(self, connection: PeerConnection, head: UUID, join: Join) -> None:
         sender = self._senders.get(head)
         if sender is None or sender.member.log != join.log:
-            sender = LogSender(connection, self._engine, Member(head, join.log), self._on_durable)
+            sender = LogSender(
+                connection, self._engine, Member(head, join.log), self._on_durable, self._on_diverged,
+                self._forced_epoch,
+            )  # fmt: skip
             self._senders[head] = sender
             log.info(
                 "event=member_joined head=%s log=%s tail=%d epoch=%d", head, join.log, join.tail_opnum, self._epoch

@@ -16,6 +16,7 @@ from head_node.authority.errors import AuthorityError, AuthorityUnavailable, Rec
 from head_node.cluster.attachments import SledColumn, VolumeAttachments
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import ClusterError, Deposed, TakeoverImpossible
+from head_node.cluster.frames import Join
 from head_node.cluster.lease import MS, PrimaryLease
 from head_node.cluster.lost_blocks import LostBlocks
 from head_node.cluster.member_links import MemberLinks
@@ -27,7 +28,7 @@ from head_node.cluster.services import Services
 from head_node.cluster.states import VolumeState
 from head_node.cluster.stepdown import Judgement, Verdict, judge
 from head_node.cluster.takeover import Grant, credential_term_ns, receipts_needed
-from head_node.store.records import Member, VolumeRecord
+from head_node.store.records import LogEnd, Member, VolumeRecord
 from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
@@ -97,6 +98,7 @@ class PrimaryRole:
             engine, self.lease, services.env, self.epoch,
             log_of=self.membership.log_of, on_durable=self._member_durable, on_wiped=self._member_wiped,
             on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
+            on_diverged=self._diverged, forced_epoch=lambda: self.record.forced_epoch,
         )  # fmt: skip
         self.members = MemberWatch(
             self.volume, self.epoch, self.membership, self._changes, self.links, self.lease,
@@ -213,7 +215,7 @@ class PrimaryRole:
             await self._missing.add(self._now_ns())
         self._advance(VolumeState.LEADING)
         given = self.attachments.columns()
-        opnum = await self._engine.lead(self.epoch, given)
+        opnum = await self._engine.lead(self.epoch, given, self.record.forced_epoch)
         self._led = True
         for index, column in enumerate(self.attachments.columns()):
             if column is not given[index]:
@@ -303,7 +305,7 @@ class PrimaryRole:
         self._watch_shortage(now_ns)
         if self._led:
             self._watch_log(now_ns)
-            if "deposed" not in self._tasks:
+            if not self._tasks.keys() & {"deposed", "diverged"}:
                 self.members.look()
         if now_ns >= self._half_term_ns:
             self._begin("renew", self._renew())
@@ -346,6 +348,45 @@ class PrimaryRole:
             self.lease.end_term()
             self.links.release()
             self.end(End.HANDED_OVER, "the log disk of this head makes nothing durable")
+
+    def _diverged(self, member: Member, join: Join, parted: int) -> None:
+        """A member holds committed records that are not in this log, and no operator gave them up: acknowledge nothing
+        more, and have the volume frozen, so that an operator can choose (D1)."""
+        if self.record.state is RecordState.DELETING or "diverged" in self._tasks:
+            return
+        log.error(
+            "event=logs_diverged volume=%s epoch=%d head=%s after=%d tail=%d committed=%d member_tail=%d",
+            self.volume, self.epoch, member.head, parted, self._engine.durable, join.committed_opnum, join.tail_opnum,
+        )  # fmt: skip
+        engine, own = self._engine, self._services.head
+        tail, committed = engine.settled_tail, engine.commit_point
+        ends = [
+            LogEnd(own, engine.log_id, tail.opnum, tail.epoch, committed.opnum, committed.epoch),
+            LogEnd(
+                member.head, member.log, join.tail_opnum, join.tail_epoch, join.committed_opnum, join.committed_epoch
+            ),
+        ]
+        self._hold()
+        self._begin("diverged", self._freeze_diverged(parted, ends))
+
+    async def _freeze_diverged(self, parted: int, ends: list[LogEnd]) -> None:
+        """Until the authority has answered nothing is acknowledged."""
+        while True:
+            try:
+                record = await self._services.authority.report_divergence(
+                    self.volume, epoch=self.epoch, parted=parted, logs=ends
+                )
+            except AuthorityUnavailable as error:
+                log.warning("event=freeze_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+                await asyncio.sleep(PROBE_PAUSE_MS / 1000)
+            except AuthorityError as error:
+                log.warning("event=freeze_refused volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+                self.record_changed(await self._reread())
+                self.end(End.GAVE_UP, f"the logs differ below what was committed: {error}")
+            else:
+                self.record_changed(record)
+            if self._ended.done():
+                return
 
     def _member_wiped(self, head: UUID) -> None:
         if self._led:
@@ -471,7 +512,7 @@ class PrimaryRole:
             self._to(VolumeState.HOLDING)
 
     def _unhold(self) -> None:
-        if self._held and "deposed" not in self._tasks:
+        if self._held and not self._tasks.keys() & {"deposed", "diverged"}:
             self._held = False
             self._to(self._progress)
             self._engine.resume()

@@ -46,12 +46,15 @@ class LogReceiver:
         self._env = env
         self._on_promise = on_promise
         self._following = False
+        self._committed_there = 0
         self._pieces = bytearray()
         self._work: asyncio.Task[None] | None = None
         self.epoch = 0
         self.heartbeats = 0
         self.released = False
         self.on_deleted: Callable[[], None] = lambda: None
+        self.on_forfeited: Callable[[], None] = lambda: None
+        """An operator chose another log, which lacks records of this one: this one is to be set aside."""
         self.reason = ""
         self._heard = True
         self._silence: asyncio.TimerHandle | None = None
@@ -94,8 +97,9 @@ class LogReceiver:
 
     def _join(self) -> None:
         engine = self._engine
+        committed = engine.commit_point
         join = Join(
-            engine.log_id, self._terms.ttl_ms, engine.tail.opnum, engine.tail.epoch, engine.committed,
+            engine.log_id, self._terms.ttl_ms, engine.tail.opnum, engine.tail.epoch, committed.opnum, committed.epoch,
             tuple(engine.epoch_history()),
         )  # fmt: skip
         self._connection.send(FrameType.JOIN, join.encode())
@@ -141,7 +145,9 @@ class LogReceiver:
 
     def _committed(self, opnum: int) -> None:
         if self._following:
+            self._committed_there = opnum
             self._engine.follow_committed(min(opnum, self._engine.tail.opnum))
+            self._vouch()
 
     def _released(self, epoch: int, committed: int) -> None:
         if epoch < self._engine.highest_epoch:
@@ -179,8 +185,42 @@ class LogReceiver:
     def _durable(self, opnum: int) -> None:
         if self._following:
             self._connection.send(FrameType.DURABLE, encode_opnum(opnum))
+            self._vouch()
+
+    def _vouch(self) -> None:
+        """Note the moment from which on this process itself has made durable what was committed: all that the primary
+        of this epoch says is, its epoch record among it. Later records are committed only when it has them too."""
+        engine = self._engine
+        if engine.vouched:
+            return
+        history = engine.epoch_history()
+        epoch, first = history[-1] if history else (0, 0)
+        engine.vouched = epoch == self.epoch and first <= self._committed_there <= engine.durable
+
+    def _may_cut(self, order: Truncate) -> bool:
+        """Whether the log may lose what follows the common point; False: it is to be set aside. Raises LinkError: a
+        primary that does not ask for what is committed gets no further here."""
+        committed, tail, after = self._engine.commit_point, self._engine.tail, order.after_opnum
+        lost = min(tail.opnum, committed.opnum) > after
+        if lost and order.forced_epoch <= committed.epoch:
+            raise LinkError(
+                f"the primary wants to cut this log after {after}, but {committed.opnum} of epoch {committed.epoch} was"
+                " committed"
+            )
+        if tail.opnum <= after or not (lost or tail.epoch < order.forced_epoch):
+            return True
+        log.warning(
+            "event=log_forfeited log=%s records=%d after=%d committed=%d tail=%d",
+            self._engine.log_id, tail.opnum - after, after, committed.opnum, tail.opnum,
+        )  # fmt: skip
+        return False
 
     async def _truncate(self, order: Truncate) -> None:
+        if not self._may_cut(order):
+            self._connection.close("this log is set aside: an operator chose another one")
+            self.on_forfeited()
+            return
+        self._committed_there = 0
         await self._engine.see_epoch(order.epoch)
         self.epoch = order.epoch
         self._pieces.clear()

@@ -77,6 +77,12 @@ def common_opnum(ours: History, our_tail: int, theirs: History, their_tail: int)
     return 0
 
 
+def holds(history: History, tail: int, opnum: int, epoch: int) -> bool:
+    """Whether a log has record `opnum` of `epoch`, and with it all that was before: an epoch has one primary."""
+    first = dict(history).get(epoch)
+    return not opnum or (first is not None and first <= opnum <= _end_of(history, tail, epoch))
+
+
 def _end_of(history: History, tail: int, epoch: int) -> int:
     later = [first for other, first in history if other > epoch]
     return min(later) - 1 if later else tail
@@ -112,6 +118,8 @@ class LogSender:
         engine: SourceLog,
         member: Member,
         on_durable: Callable[[Member, int], None],
+        on_diverged: Callable[[Member, Join, int], None],
+        forced_epoch: Callable[[], int],
     ) -> None:
         self.member = member
         self.state = SenderState.JOINING
@@ -119,6 +127,9 @@ class LogSender:
         self.durable = 0
         self._engine = engine
         self._on_durable = on_durable
+        self._on_diverged = on_diverged
+        """(member, its JOIN, last opnum that both logs share): the member has committed records that this log lacks."""
+        self._forced_epoch = forced_epoch
         self._epoch = 0
         self._next_opnum = 0
         self._in_flight: deque[tuple[int, int]] = deque()
@@ -193,9 +204,13 @@ class LogSender:
             self._resync.cancel()
 
     def _answer(self, join: Join) -> None:
-        after = common_opnum(self._engine.epoch_history(), self._engine.tail.opnum, join.history, join.tail_opnum)
-        if after < join.floor_opnum or self._engine.read_log(after + 1, 1) is None:
-            self._start_resync(join)
+        history, tail = self._engine.epoch_history(), self._engine.tail.opnum
+        after = common_opnum(history, tail, join.history, join.tail_opnum)
+        held = holds(history, tail, join.committed_opnum, join.committed_epoch)
+        if self._parts(join, after, held):
+            return
+        if self._engine.read_log(after + 1, 1) is None:
+            self._start_resync(join, after)
             return
         if after < join.tail_opnum:
             log.info(
@@ -207,9 +222,37 @@ class LogSender:
         self._in_flight_bytes = 0
         self.durable = 0
         self._next_opnum = after + 1
-        self.connection.send(FrameType.TRUNCATE, Truncate(self._epoch, False, after).encode())
+        self._order(after)
         self.committed()
         self._pump()
+
+    def _parts(self, join: Join, after: int, held: bool) -> bool:
+        """Answer a member whose log may not simply be cut; False: it may. `held`: this log has all that the member
+        knows as committed.
+
+        If it has not, that is a loss: nothing is cut on either side, and the volume freezes (D1). After a forced
+        takeover an operator has given up whatever only other logs have: such a log is set aside."""
+        forced_epoch = self._forced_epoch()
+        if not held and forced_epoch <= join.committed_epoch:
+            self._on_diverged(self.member, join, after)
+            self.connection.refuse(
+                f"operation {join.committed_opnum} of epoch {join.committed_epoch} was committed and is not in the log"
+                " of this primary; both logs are kept, the volume freezes until an operator chooses one"
+            )
+            return True
+        records = join.tail_opnum - after
+        if records <= 0 or (held and join.tail_epoch >= forced_epoch):
+            return False
+        log.warning(
+            "event=records_given_up head=%s records=%d after=%d committed=%d epoch=%d forced_epoch=%d",
+            self.member.head, records, after, join.committed_opnum, self._epoch, forced_epoch,
+        )  # fmt: skip
+        self._order(after)
+        return True
+
+    def _order(self, after: int, *, resync: bool = False) -> None:
+        order = Truncate(self._epoch, resync, after, self._forced_epoch())
+        self.connection.send(FrameType.TRUNCATE, order.encode())
 
     def _pump(self) -> None:
         while self.state is SenderState.STREAMING and self._has_room() and self._next_opnum <= self._engine.tail.opnum:
@@ -243,13 +286,13 @@ class LogSender:
         else:
             self._drained.clear()
 
-    def _start_resync(self, join: Join) -> None:
+    def _start_resync(self, join: Join, after: int) -> None:
         log.warning(
-            "event=member_resyncs head=%s tail=%d floor=%d epoch=%d",
-            self.member.head, join.tail_opnum, join.floor_opnum, self._epoch,
+            "event=member_resyncs head=%s tail=%d common=%d epoch=%d",
+            self.member.head, join.tail_opnum, after, self._epoch,
         )  # fmt: skip
         self._to(SenderState.RESYNCING)
-        self.connection.send(FrameType.TRUNCATE, Truncate(self._epoch, True, 0).encode())
+        self._order(after, resync=True)
         self._resync = asyncio.get_running_loop().create_task(self._send_checkpoint())
         self._resync.add_done_callback(self._checkpoint_sent)
 

@@ -1,6 +1,6 @@
 """What a volume on this head is given by the head: identity, clocks, the authority, sleds, links, clients."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -10,7 +10,7 @@ from head_node.cluster.frames import Purpose
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.sleds import Sleds
 from head_node.cluster.watch import AuthorityWatch
-from head_node.store.records import Column, LostRange, Member, RackView, VolumeRecord
+from head_node.store.records import Column, LogEnd, LostRange, Member, RackView, VolumeRecord
 from head_node.volume.engine import VolumeEngine
 from sled_controller.environment import Environment
 from sled_controller.keyset import KeySet
@@ -34,6 +34,9 @@ class Authority(Protocol):
     async def renew(self, volume: UUID, *, epoch: int) -> bytes: ...
     async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None: ...
     async def report_credential(self, credential: bytes) -> VolumeRecord: ...
+    async def report_divergence(
+        self, volume: UUID, *, epoch: int, parted: int, logs: Sequence[LogEnd]
+    ) -> VolumeRecord: ...  # fmt: skip
     async def report(self, status: Mapping[str, Any]) -> None: ...
 
 
@@ -58,5 +61,9 @@ class Services:
     """Open, or make, the volume's log directory. Raises VolumeError, OSError."""
     remove_log: Callable[[UUID], Awaitable[None]]
     """Remove a deleted volume's log directory."""
+    set_log_aside: Callable[[UUID], Awaitable[None]]
+    """Keep the volume's log, closed, under another name, so that `open_engine` makes a new one. Raises OSError."""
+    tail_wait_ms: int
+    """How long a member whose log was recovered from disk waits for where the logs of the others end."""
     note: Callable[[str, dict[str, Any]], None]
     """(kind, fields): an event for the authority's list; kinds are in docs/cluster.md."""

@@ -27,7 +27,7 @@ _S = VolumeState
 
 TRANSITIONS: Final[dict[VolumeState, frozenset[VolumeState]]] = {
     _S.OPENING: frozenset({_S.FOLLOWING, _S.FAILED, _S.CLOSED}),
-    _S.FOLLOWING: frozenset({_S.SEALED, _S.RETIRED, _S.FAILED, _S.CLOSED}),
+    _S.FOLLOWING: frozenset({_S.OPENING, _S.SEALED, _S.RETIRED, _S.FAILED, _S.CLOSED}),
     _S.SEALED: frozenset({_S.ATTACHING, _S.FOLLOWING, _S.FAILED, _S.CLOSED}),
     _S.ATTACHING: frozenset({_S.LEADING, _S.HOLDING, _S.DELETING, _S.STEPPING_DOWN}),
     _S.LEADING: frozenset({_S.SERVING, _S.HOLDING, _S.STEPPING_DOWN}),

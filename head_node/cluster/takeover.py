@@ -1,7 +1,7 @@
 """Whether, when and how a member asks for the next epoch (F4, F5, F7; design: failover).
 
-The order is the point: pre-check while the old promise still runs, seal, ask the authority. What follows the grant
-(attach, lead, serve) is the primary's business (primary.py).
+The order is the point: pre-check and ask the other members for their tails (tails.py), seal, ask the authority. What
+follows the grant (attach, lead, serve) is the primary's business (primary.py).
 """
 
 import enum
@@ -26,6 +26,10 @@ FIRST_TURN_MS: Final = 3000
 WHOLE_PLACEMENT_MS: Final = 10_000
 """A new volume waits this long for all sleds of its placement, which may be starting like this head, before it begins
 without those that are away; they get their columns when they come."""
+
+
+TAIL_WAIT_MS: Final = 5000
+"""More than a head takes to start, so that heads which lost their power together wait for each other's tails."""
 
 
 class Step(enum.Enum):

@@ -16,11 +16,13 @@ from head_node.authority.errors import AuthorityError
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import NotServing, SealRefused, TakeoverImpossible
 from head_node.cluster.follower import Follower
+from head_node.cluster.frames import FrameType
 from head_node.cluster.lease import MemberPromise
 from head_node.cluster.primary import End, Outcome, PrimaryRole
 from head_node.cluster.services import Services
 from head_node.cluster.sled_notes import sled_notes
 from head_node.cluster.states import PRIMARY_STATES, VolumeState, check
+from head_node.cluster.tails import TailQuestions, tail_of
 from head_node.cluster.takeover import Grant, Situation, Step, ask, check_sleds, next_step
 from head_node.store.records import VolumeRecord
 from head_node.store.records import VolumeState as RecordState
@@ -29,6 +31,8 @@ from head_node.volume.errors import VolumeError
 from head_node.volume.interface import ServedVolume
 
 log = logging.getLogger(__name__)
+
+NO_LOG_STATES: Final = frozenset({VolumeState.OPENING, VolumeState.RETIRED, VolumeState.FAILED, VolumeState.CLOSED})
 
 RETRY_SECONDS: Final = 0.1
 """Between two takeover attempts whose pre-check or request failed."""
@@ -54,6 +58,8 @@ class VolumeController:
         self._engine: VolumeEngine | None = None
         self._follower: Follower | None = None
         self._role: PrimaryRole | None = None
+        self._tails: TailQuestions | None = None
+        self._forfeited = False
         self._gone = False
         self._stopping = False
         self._wake_event = asyncio.Event()
@@ -102,6 +108,17 @@ class VolumeController:
         else:
             self._role.accept(connection, head)
 
+    def answer_tail(self, connection: PeerConnection, head: UUID) -> None:
+        """A head asks where the log ends here, before it takes the next epoch."""
+        engine = self._engine
+        if head not in self.record.heads and self.record.member(head) is None:
+            connection.refuse(f"head {head} is not assigned to volume {self.volume}")
+        elif engine is None or engine.failure is not None or self.state in NO_LOG_STATES:
+            connection.refuse(f"the log of volume {self.volume} cannot be used here, it is {self.state.value}")
+        else:
+            connection.send(FrameType.TAIL, tail_of(engine).encode())
+            connection.close("answered")
+
     def served(self) -> ServedVolume:
         """What a client gets. Raises NotServing."""
         if self._role is None or not self._role.serving or self._engine is None:
@@ -148,6 +165,7 @@ class VolumeController:
             "last_fenced": (role.last_fenced if role is not None else None) or self._last_fenced,
             "last_end": None if self._last_outcome is None else self._last_outcome.end.value,
             "takeovers_total": self._takeovers_total,
+            "led_without_tails_of": [] if self._tails is None else self._tails.done_without,
             "log": None if engine is None else str(engine.log_id),
             "engine": state,
         }
@@ -163,7 +181,13 @@ class VolumeController:
         try:
             await self._open()
             while not self._stopping and not self._gone:
-                grant = await self._follow()
+                try:
+                    grant = await self._follow()
+                finally:
+                    if self._tails is not None:
+                        self._tails.end()
+                if self._forfeited and grant is None and not (self._stopping or self._gone):
+                    await self._set_log_aside()
                 # An epoch that comes while this head stops is burned: nobody is left who would end it.
                 if grant is not None and not self._stopping:
                     await self._lead(grant)
@@ -191,38 +215,75 @@ class VolumeController:
         started_ns = self._first_seen_ns if self.record.epoch else -self._services.terms.ttl_ns
         promise = MemberPromise(self._services.terms, started_ns=started_ns)
         self._follower = Follower(self._services, self._engine, self.volume, promise, self._wake)
+        self._follower.on_forfeited = self._forfeit
+        self._tails = TailQuestions(self._services, self._engine, promise, self._wake)
         self._to(VolumeState.FOLLOWING)
+
+    def _forfeit(self) -> None:
+        self._forfeited = True
+        self._wake()
+
+    async def _set_log_aside(self) -> None:
+        """An operator chose a log that lacks records of this one: keep this one, and begin another."""
+        engine, follower = self._engine, self._follower
+        assert engine is not None
+        assert follower is not None
+        self._note("the log is set aside: an operator chose another head's, which lacks records of it")
+        self._to(VolumeState.OPENING)
+        with contextlib.suppress(VolumeError):
+            await engine.close()
+        self._engine = self._follower = None
+        try:
+            await self._services.set_log_aside(self.volume)
+        except OSError as error:
+            self._fail(f"the log cannot be set aside: {error}")
+            return
+        self._forfeited = False
+        bound_until_ns = follower.promise.bound_until_ns
+        await self._open()
+        if self._follower is not None:
+            self._follower.promise.defer(bound_until_ns)
 
     async def _follow(self) -> Grant | None:
         """Follow until this head holds the next epoch, or the volume ends here."""
-        follower, engine = self._follower, self._engine
-        if follower is None or engine is None:
+        follower, engine, tails = self._follower, self._engine, self._tails
+        if follower is None or engine is None or tails is None:
             return None
-        while not self._stopping and not self._gone and self.state is VolumeState.FOLLOWING:
+        ended = False
+        while not ended and self.state is VolumeState.FOLLOWING:
             now_ns = self._now_ns()
             step, look_again_ns = next_step(self._situation(follower, engine, now_ns))
-            follower.follow(self.record.primary if step is Step.FOLLOW else None)
+            look_again_ns = tails.look_round(self.record, step, look_again_ns, now_ns)
+            # A candidate that has to wait goes on dialling: the primary may be back before it asks.
+            other = self.record.primary if self.record.primary != self._services.head else None
+            follower.follow(None if step is Step.IDLE else other)
             if step is Step.CANDIDATE:
-                grant = await self._try_takeover(follower)
+                grant = await self._try_takeover(follower, tails)
                 if grant is not None:
                     return grant
                 await self._sleep(RETRY_SECONDS)
             else:
                 pause = None if look_again_ns is None else max(0.0, (look_again_ns - now_ns) / 1e9)
                 await self._sleep(pause)
+            ended = self._stopping or self._gone or self._forfeited
         if self._gone and not self._told_deleted() and follower.linked:
             await self._sleep(LAST_WORD_SECONDS)
         await follower.stop("the volume ends here")
         return None
 
-    async def _try_takeover(self, follower: Follower) -> Grant | None:
+    async def _try_takeover(self, follower: Follower, tails: TailQuestions) -> Grant | None:
         engine = self._engine
         assert engine is not None
         try:
             check_sleds(self.record, self._services.sleds, self._now_ns() - self._first_seen_ns)
+            tails.check(self.record, self._now_ns())
             record = (await self._services.watch.refresh()).volumes.get(self.volume)
             if record is None or not self._still_candidate(record, follower):
                 return None
+            # The answers count for the version under which they were given (tails.py).
+            tails.look_round(record, Step.CANDIDATE, None, self._now_ns())
+            tails.check(record, self._now_ns())
+            tails.do_without()
             await follower.seal()
         except (TakeoverImpossible, AuthorityError, SealRefused) as error:
             if engine.failure is None:

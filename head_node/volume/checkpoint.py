@@ -18,7 +18,7 @@ from head_node.volume.blockmap import ENTRY, PAGE_BLOCKS, Page
 from head_node.volume.errors import BatchMalformed, LogCorrupt, LogForeign
 from head_node.volume.records import encode_reservations, parse_reservations
 from head_node.volume.reservations import Reservations
-from head_node.volume.segments import Position
+from head_node.volume.segments import LogPosition, Position
 from head_node.volume.stripes import STRIPE_ENTRY, Table
 from spdk_bindings.device import Buffer
 
@@ -69,6 +69,12 @@ class Checkpoint:
     reservations: Reservations
     catching_up: bool = False
     """Came by a full resync: the log may still end below `covered`."""
+
+    @property
+    def commit_point(self) -> LogPosition:
+        """The last record that is covered; every covered one was committed."""
+        epochs = [epoch for epoch, first in self.epochs if first <= self.covered]
+        return LogPosition(self.covered, epochs[-1] if epochs else 0)
 
     async def encode(self) -> list[Buffer]:
         """The file as buffers, the CRC-32C of everything before it last. Lets the loop turn now and then: the map of a

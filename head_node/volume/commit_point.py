@@ -1,4 +1,4 @@
-"""The commit point of a log once writes stop: batches carry it while writes flow, and it is noted once when they do not.
+"""The commit point of a log once writes stop: batches carry it while writes flow, a note keeps it when they do not.
 
 The last batch's own commit is only known after it was written. Without the note a log that loses its last batch would
 look like one that never had it, and a head with such a log could lead and cut what was acknowledged (D1).

@@ -41,9 +41,9 @@ from head_node.volume.records import (
     write_header,
     zero_record,
 )
-from head_node.volume.replica import LogPosition, Replica
+from head_node.volume.replica import Replica
 from head_node.volume.reservations import Reservations
-from head_node.volume.segments import Position
+from head_node.volume.segments import LogPosition, Position
 from head_node.volume.service import ClientService
 from head_node.volume.stripewriter import StripeWriter
 from head_node.volume.unreadable import RANGES_SHOWN_MAX, ranges_of

@@ -8,7 +8,6 @@ import logging
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -24,7 +23,7 @@ from head_node.volume.log import WriteLog
 from head_node.volume.reader import Reader
 from head_node.volume.records import Kind, Record, parse_lost, parse_reservations, parse_stripe
 from head_node.volume.reservations import Reservations
-from head_node.volume.segments import Position
+from head_node.volume.segments import LogPosition, Position
 from head_node.volume.state import VolumeState
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
@@ -33,14 +32,6 @@ INSTALLING_FILE: Final = "installing"
 """Present while a full resync replaces the log; a log that has it is no log."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class LogPosition:
-    """The last record of a log: its operation number and the epoch that wrote it."""
-
-    opnum: int
-    epoch: int
 
 
 class Replica(ABC):
@@ -65,7 +56,8 @@ class Replica(ABC):
         self._announced = 0
         """What the primary said is committed, maybe more than there is here."""
         self._floor = LogPosition(0, 0)
-        """The commit point that recovery found noted; above the tail where the log has lost its end."""
+        """The commit point that was found noted, or came with a full resync; above the tail where the log has lost its
+        end, or has not caught up."""
         self.vouched = False
         """This process itself made everything committed durable here: it followed a primary, or led, until it had all.
         A log that was recovered from disk since may lack what the disk lost, and then others have to be asked (F5)."""
@@ -168,13 +160,12 @@ class Replica(ABC):
         if checkpoint.covered > engine.durable and not checkpoint.catching_up:
             reason = f"covers opnum {checkpoint.covered} but the log ends at {engine.durable}: its end has rotted"
             raise LogCorrupt(CHECKPOINT_FILE, 0, reason)
-        engine._floor = LogPosition(*promise.promise.committed)
-        known = max(checkpoint.covered, engine._log.recovered_commit_point, engine._floor.opnum)
-        engine._apply_to(min(known, engine.durable))
-        if engine.missing:
+        engine._floor = max(LogPosition(*promise.promise.committed), checkpoint.commit_point)
+        engine._apply_to(min(max(engine._log.recovered_commit_point, engine._floor.opnum), engine.durable))
+        if engine.missing and not checkpoint.catching_up:
             logger.error(
                 "event=log_end_lost volume=%s log=%s tail=%d committed=%d epoch=%d",
-                volume, identity.log_id, engine.durable, *promise.promise.committed,
+                volume, identity.log_id, engine.durable, engine._floor.opnum, engine._floor.epoch,
             )  # fmt: skip
         return engine
 
@@ -218,7 +209,7 @@ class Replica(ABC):
 
     @property
     def missing(self) -> int:
-        """Records known committed that this log has lost: it must not lead (D1)."""
+        """Records known committed that this log has lost, or not got yet: it must not lead (D1)."""
         return max(0, self.commit_point.opnum - self._log.position.opnum)
 
     @property
@@ -321,6 +312,7 @@ class Replica(ABC):
             raise
 
     async def _install(self, checkpoint: Checkpoint) -> None:
+        known = self.commit_point
         await self._log.discard()
         self._pending.clear()
         self._announced = 0
@@ -329,11 +321,8 @@ class Replica(ABC):
             self._directory, self.log_id, self._identity.segment_bytes, checkpoint.before, checkpoint.first_sequence
         )
         self._adopt(log)
-        # What was committed here is in the checkpoint now, though not in the log.
-        self._floor, self.vouched = LogPosition(0, 0), False
-        before = checkpoint.before
-        await self._promise.accept_loss(self.highest_epoch, before.opnum, before.epoch)
-        own = self._checkpoint(checkpoint.first_sequence, before, catching_up=True)
+        self._floor, self.vouched = max(known, checkpoint.commit_point), False
+        own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, catching_up=True)
         await self._directory.replace(CHECKPOINT_FILE, await own.encode())
         await self._directory.remove(INSTALLING_FILE)
 

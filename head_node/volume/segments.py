@@ -70,6 +70,14 @@ class Position(NamedTuple):
     chain: int
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class LogPosition:
+    """A record of a log: its operation number and the epoch that wrote it."""
+
+    opnum: int
+    epoch: int
+
+
 class Batch(NamedTuple):
     """Where one durable batch lies."""
 

@@ -402,20 +402,22 @@ def segment_seeds() -> list[bytes]:
 
 
 def frame_payloads(data: bytes) -> None:
-    kind, payload = (data[0] % 8 if data else 0), data[1:]
+    kind, payload = (data[0] % 9 if data else 0), data[1:]
     decode = (
         frames.Join.decode, frames.Truncate.decode, frames.Heartbeat.decode, frames.decode_opnum,
         frames.decode_promise, frames.decode_release, frames.decode_chunk, frames.decode_refused,
+        frames.Tail.decode,
     )[kind]  # fmt: skip
     decode(payload)
 
 
 def frame_seeds() -> list[bytes]:
-    join = frames.Join(LOG, 1000, 9, 2, 7, ((1, 1), (2, 4)))
+    join = frames.Join(LOG, 1000, 9, 2, 7, 2, ((1, 1), (2, 4)))
     return [
-        b"\0" + join.encode(), b"\1" + frames.Truncate(2, 7, False).encode(),
+        b"\0" + join.encode(), b"\1" + frames.Truncate(2, False, 7, 0).encode(),
         b"\2" + frames.Heartbeat(1, 2, 3, 1000).encode(), b"\3" + frames.encode_opnum(5),
         b"\4" + frames.encode_promise(1, 2), b"\7" + frames.encode_refused("no"),
+        b"\10" + frames.Tail(LOG, 9, 2, 7, 2).encode(),
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from head_node.cluster.volume_controller import VolumeController
 from head_node.store.records import (
     Column,
     HeadRecord,
+    LogEnd,
     LostRange,
     Member,
     RackView,
@@ -214,6 +215,18 @@ class Api:
         await self._enter("report_credential")
         self._authority.evidence.append(credential)
         return self._authority.records[VOLUME]
+
+    async def report_divergence(
+        self, volume: UUID, *, epoch: int, parted: int, logs: Sequence[LogEnd]
+    ) -> VolumeRecord:  # fmt: skip
+        await self._enter("report_divergence")
+        self._claim(volume, epoch)
+        self._authority.journal.append(("diverged", parted, logs))
+        record = self._authority.records[volume]
+        if record.state is not RecordState.FROZEN:
+            record = self._authority.put(transitions.freeze(record))
+        self._leave("report_divergence")
+        return record
 
     async def report(self, status: Mapping[str, Any]) -> None:
         await self._enter("report")
@@ -417,6 +430,8 @@ class KitHead:
         self.public = self.key.public_key().public_bytes_raw()
         self.clock = SkewedClock()
         self.disk = MemoryDisk()
+        self.aside: list[MemoryDisk] = []
+        """Logs that were set aside, oldest first."""
         self.held: list[Callable[[], None]] = []
         """What finishes the commits of `hold_commits`, once each."""
         self.port = 0
@@ -449,7 +464,8 @@ class KitHead:
         self.api = Api(self.rack.authority, self.id, self.public)
         self.head = Head(
             self.id, self.key, self.api, root_public=lambda: ROOT_PUBLIC, make_client=self._client,
-            open_engine=self._open, remove_log=self._remove, terms=TERMS, env=env,
+            open_engine=self._open, remove_log=self._remove, set_log_aside=self._set_aside, terms=TERMS, env=env,
+            tail_wait_ms=self.rack.tail_wait_ms,
         )  # fmt: skip
         host, self.port = await self.head.listener.start("127.0.0.1", self.port)
         authority = self.rack.authority
@@ -471,6 +487,8 @@ class KitHead:
             role = controller._role
             if role is not None and role._timer is not None:
                 role._timer.cancel()
+            if controller._engine is not None:
+                await controller._engine._idle_note.close(wait=False)
             controller._engine = None  # a killed process closes nothing
         await head.listener.close()
         for task in tasks:
@@ -522,6 +540,10 @@ class KitHead:
     async def _remove(self, volume: UUID) -> None:
         self.disk = MemoryDisk()
 
+    async def _set_aside(self, volume: UUID) -> None:
+        self.aside.append(self.disk)
+        self.disk = MemoryDisk()
+
 
 class Rack:
     """Heads, sleds and an authority."""
@@ -531,6 +553,7 @@ class Rack:
         self.sleds = {sled.id: sled for sled in map(MemorySled, range(sleds))}
         self.authority.sleds = {sled.id: sled.record for sled in self.sleds.values()}
         self.heads = [KitHead(self, number) for number in range(heads)]
+        self.tail_wait_ms = 2 * TERMS.ttl_ms
 
     @property
     def record(self) -> VolumeRecord:

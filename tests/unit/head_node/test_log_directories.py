@@ -36,3 +36,17 @@ def test_a_full_disk_uses_up_no_names_for_logs_set_aside(tmp_path: Path, monkeyp
         await engine.close()
 
     run(scenario())
+
+
+def test_a_log_that_is_set_aside_is_kept_and_another_one_begins(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        logs, record = LogDirectories(HostRoot(tmp_path), HEAD, Environment()), record_of([HEAD], [])
+        former = await logs.open(record)
+        await former.close()
+        await logs.set_aside(VOLUME)
+        engine = await logs.open(record)
+        assert engine.log_id != former.log_id
+        assert logs.orphans({VOLUME}) == [f"{VOLUME}.aside-0"]
+        await engine.close()
+
+    run(scenario())

@@ -417,7 +417,8 @@ class HeadNode(Node):
 
         head = Head(
             self.id, self.key, client, root_public=lambda: client.root_public, make_client=make_client,
-            open_engine=logs.open, remove_log=logs.remove, terms=self.world.terms, env=env,
+            open_engine=logs.open, remove_log=logs.remove, set_log_aside=logs.set_aside,
+                terms=self.world.terms, env=env,
         )  # fmt: skip
         await head.listener.start(self.address, PEER_PORT)
         await head.nbd.start(*self.nbd_address)

@@ -10,7 +10,7 @@ import pytest
 from head_node.cluster import follower
 from head_node.cluster.errors import SealRefused, TakeoverImpossible
 from head_node.cluster.follower import Follower
-from head_node.cluster.frames import FrameType, Heartbeat, Truncate, encode_release
+from head_node.cluster.frames import FrameType, Heartbeat, Truncate, encode_opnum, encode_release
 from head_node.cluster.lease import MS, LeaseTerms, MemberPromise
 from head_node.volume.errors import LogHangs
 
@@ -53,6 +53,8 @@ class Log:
 
     def __init__(self) -> None:
         self.log_id, self.committed = UUID(int=9), 0
+        self.commit_point = SimpleNamespace(opnum=0, epoch=0)
+        self.vouched = False
         self.tail = SimpleNamespace(opnum=5, epoch=1)
         self.durable = 5
         self.highest_epoch = 5
@@ -131,7 +133,7 @@ def test_f5_the_seal_waits_for_what_the_link_was_doing_to_the_log() -> None:
     async def scenario() -> None:
         bed = Bed()
         await bed.joined()
-        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5).encode()))
+        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0).encode()))
         await turns()
         sealing = asyncio.ensure_future(bed.follower.seal())
         await turns()
@@ -170,7 +172,7 @@ def test_a_seal_gives_a_log_up_whose_disk_hangs(hanging: str, monkeypatch: pytes
         if hanging == "an append":
             bed.log.durable = 3
         else:
-            bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5).encode()))
+            bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0).encode()))
         with pytest.raises(TakeoverImpossible, match="did not answer"):
             await bed.follower.seal()
         assert isinstance(bed.log.failure, LogHangs)
@@ -235,5 +237,31 @@ def test_a_member_leaves_a_primary_that_is_silent_for_a_ttl() -> None:
             while not bed.link.closed:  # noqa: ASYNC110 (the condition is state, no event marks it)
                 await asyncio.sleep(0.01)
         assert "silent" in bed.link.reason
+
+    asyncio.run(scenario())
+
+
+def test_f5_a_member_vouches_for_its_log_only_from_what_was_committed_in_the_epoch_that_it_follows() -> None:
+    async def scenario() -> None:
+        bed = Bed()
+        bed.log.may_see_epoch.set()
+        history = [(1, 1)]
+        bed.log.epoch_history = lambda: history  # type: ignore[method-assign]
+        bed.log.follow_committed = lambda opnum: None  # type: ignore[attr-defined]
+        await bed.joined()
+
+        def committed(opnum: int) -> bool:
+            bed.link.on_frame(FrameType.COMMITTED, memoryview(encode_opnum(opnum)))
+            return bed.log.vouched
+
+        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0).encode()))
+        await turns()
+        assert not committed(5), "that is what the primary itself found on its disk"
+        history.append((2, 6))
+        assert not committed(6), "the epoch record is not durable here"
+        bed.log.durable = 6
+        assert not committed(7), "there is more that is committed"
+        assert committed(6)
+        await bed.follower.stop("the end")
 
     asyncio.run(scenario())

@@ -50,6 +50,7 @@ def test_the_former_primary_gives_up_what_only_it_had_when_it_is_back() -> None:
         await first.start()
         await until(lambda: rack.is_member(first))
         assert first.engine.epoch_history() == second.engine.epoch_history()
+        assert len(first.aside) == 1, "what it had is kept"
         await second.crash()
         await until(lambda: first.serving)
         assert [await first.read(lba) for lba in (0, 1)] == [ONE, THREE]

@@ -3,18 +3,21 @@
 from uuid import UUID
 
 import pytest
+from kit.host import golden
 
 from head_node.cluster import frames
 from head_node.cluster.errors import FrameMalformed
-from head_node.cluster.frames import Heartbeat, Join, Truncate
+from head_node.cluster.frames import Heartbeat, Join, Tail, Truncate
 
-JOIN = Join(UUID(int=5), 1000, 77, 3, 12, ((1, 1), (3, 40)))
+JOIN = Join(UUID(int=5), 1000, 77, 3, 45, 3, ((1, 1), (3, 40)))
+TAIL = Tail(UUID(int=5), 77, 3, 78, 2)
 
 
 def test_join_is_laid_out_as_described() -> None:
     assert JOIN.encode() == frames.JOIN_LAYOUT.build(
         {
-            "log": UUID(int=5).bytes, "ttl_ms": 1000, "tail_opnum": 77, "tail_epoch": 3, "floor_opnum": 12,
+            "log": UUID(int=5).bytes, "ttl_ms": 1000, "tail_opnum": 77, "tail_epoch": 3, "committed_opnum": 45,
+            "committed_epoch": 3,
             "history": [{"epoch": 1, "first_opnum": 1}, {"epoch": 3, "first_opnum": 40}],
         }
     )  # fmt: skip
@@ -24,7 +27,22 @@ def test_join_is_laid_out_as_described() -> None:
 @pytest.mark.parametrize(
     ("packed", "layout", "fields"),
     [
-        (Truncate(4, True, 9).encode(), frames.TRUNCATE_LAYOUT, {"epoch": 4, "resync": 1, "after_opnum": 9}),
+        (
+            Truncate(4, True, 9, 3).encode(),
+            frames.TRUNCATE_LAYOUT,
+            {"epoch": 4, "resync": 1, "after_opnum": 9, "forced_epoch": 3},
+        ),
+        (
+            TAIL.encode(),
+            frames.TAIL_LAYOUT,
+            {
+                "log": UUID(int=5).bytes,
+                "tail_opnum": 77,
+                "tail_epoch": 3,
+                "committed_opnum": 78,
+                "committed_epoch": 2,
+            },
+        ),
         (frames.encode_opnum(12), frames.OPNUM_LAYOUT, {"opnum": 12}),
         (frames.encode_opnum(12), frames.DELETED_LAYOUT, {"epoch": 12}),
         (
@@ -45,8 +63,15 @@ def test_the_other_frames_are_laid_out_as_described(packed: bytes, layout: objec
     assert packed == layout.build(fields)  # type: ignore[attr-defined]
 
 
+def test_join_truncate_and_tail_are_the_golden_bytes() -> None:
+    assert JOIN.encode() == golden("link_join")
+    assert TAIL.encode() == golden("link_tail")
+    assert Truncate(4, True, 9, 3).encode() == golden("link_truncate")
+
+
 def test_each_decodes_what_it_encodes() -> None:
-    assert Truncate.decode(Truncate(4, True, 9).encode()) == Truncate(4, True, 9)
+    assert Tail.decode(TAIL.encode()) == TAIL
+    assert Truncate.decode(Truncate(4, True, 9, 3).encode()) == Truncate(4, True, 9, 3)
     assert Heartbeat.decode(Heartbeat(1, 2, 3, 4).encode()) == Heartbeat(1, 2, 3, 4)
     assert frames.decode_promise(frames.encode_promise(1, 2)) == (1, 2)
     assert frames.decode_release(frames.encode_release(1, 2)) == (1, 2)
@@ -62,7 +87,7 @@ def test_a_join_of_another_length_is_refused(cut: int) -> None:
 
 def test_a_join_whose_epochs_do_not_rise_is_refused() -> None:
     with pytest.raises(FrameMalformed, match="rise"):
-        Join.decode(Join(UUID(int=5), 1, 1, 1, 0, ((3, 40), (1, 1))).encode())
+        Join.decode(Join(UUID(int=5), 1, 1, 1, 0, 0, ((3, 40), (1, 1))).encode())
 
 
 @pytest.mark.parametrize(("total", "offset", "data"), [(3, 1, b"abc"), (0, 0, b"a"), (1 << 40, 0, b"a"), (10, 0, b"")])
@@ -72,6 +97,6 @@ def test_a_checkpoint_piece_out_of_bounds_is_refused(total: int, offset: int, da
 
 
 def test_other_short_payloads_are_refused() -> None:
-    for decode in (Truncate.decode, Heartbeat.decode, frames.decode_opnum, frames.decode_promise):
+    for decode in (Tail.decode, Truncate.decode, Heartbeat.decode, frames.decode_opnum, frames.decode_promise):
         with pytest.raises(FrameMalformed):
             decode(b"abc")

@@ -33,12 +33,13 @@ def test_f7_the_lease_runs_from_when_the_answered_heartbeat_was_sent() -> None:
     lease.require({OTHER})
     links = MemberLinks(
         engine, lease, env, 1, log_of=lambda head: None, on_durable=lambda member, opnum: None,
-        on_wiped=lambda head: None, on_newer_epoch=lambda epoch: None,
+        on_wiped=lambda head: None, on_newer_epoch=lambda epoch: None, on_diverged=lambda member, join, parted: None,
+            forced_epoch=lambda: 0,
     )  # fmt: skip
     link: Any = Link()
     links.accept(link, OTHER)
     now_ns = 1000 * MS
-    link.on_frame(FrameType.JOIN, memoryview(Join(UUID(int=3), TERMS.ttl_ms, 0, 0, 0, ()).encode()))
+    link.on_frame(FrameType.JOIN, memoryview(Join(UUID(int=3), TERMS.ttl_ms, 0, 0, 0, 0, ()).encode()))
     ((kind, payload),) = link.sent
     assert kind is FrameType.HEARTBEAT
     beat = Heartbeat.decode(payload)

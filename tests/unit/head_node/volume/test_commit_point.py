@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from kit.host import golden
 from kit.volume import Bench, check, fill, pattern, run, until
-from kit.volume_pair import FOLLOWER, Pair
+from kit.volume_pair import Pair
 from rackctl.simulation.log_disk import MemoryDirectory, MemoryDisk
 
 from head_node.volume import commit_point, segments
@@ -227,6 +227,25 @@ def test_d1_a_follower_that_has_lost_its_end_gets_it_again_from_the_primary() ->
         await until(lambda: follower.durable == 5)
         assert follower.missing == 0
         await pair.close()
+
+    run(scenario())
+
+
+def test_d1_a_log_that_has_not_caught_up_with_its_full_resync_says_what_it_lacks() -> None:
+    async def scenario() -> None:
+        bench, _ = await written(4)
+        newcomer = Bench()
+        engine = await newcomer.create()
+        await engine.install_checkpoint(b"".join(await bench.engine.export_checkpoint()))
+        assert (engine.tail.opnum, engine.commit_point, engine.missing) == (0, LogPosition(5, 1), 5)
+        newcomer.disk.crash()
+        engine = await newcomer.open()
+        assert (engine.commit_point, engine.missing) == (LogPosition(5, 1), 5)
+        records = bench.engine.read_log(1, 1 << 20)
+        while records and engine.tail.opnum < 5:
+            engine.follow_append(b"".join(records))
+            records = bench.engine.read_log(engine.tail.opnum + 1, 1 << 20)
+        assert engine.missing == 0
 
     run(scenario())
 
