@@ -91,7 +91,7 @@ async def view(
 async def takeover(rack: Rack, head: Head, volume: UUID, body: models.TakeoverRequest) -> models.TakeoverAnswer:
     """Take the volume's next epoch (F4): one transaction, then a credential."""
     record, credential = await rack.volumes.takeover(
-        head.id, volume, expected_version=body.expected_version, log=body.log, claim=body.claim
+        head.id, volume, expected_version=body.expected_version, log=body.log, claim=body.claim, in_doubt=body.in_doubt
     )
     document = models.VolumeDocument.model_validate(record.to_json())
     return models.TakeoverAnswer(record=document, credential=credential.hex())

@@ -94,6 +94,9 @@ class VolumeDocument(BaseModel):
     forced_epoch: Annotated[
         int, Field(description="epoch in which an operator last chose one log to go on from alone; 0: never")
     ] = 0
+    doubtful_epoch: Annotated[
+        int, Field(description="last epoch that a recovered log began without knowing where all others end; 0: none")
+    ] = 0
 
 
 class HealthDocument(BaseModel):
@@ -364,6 +367,9 @@ class TakeoverRequest(Body):
     expected_version: U64
     log: UUID
     claim: Claim
+    in_doubt: Annotated[
+        bool, Field(description="the log was recovered from disk, and where all others end is not known")
+    ] = False
 
 
 class TakeoverAnswer(RecordAnswer):

@@ -126,13 +126,16 @@ class AuthorityClient:
         except RecordMalformed as error:
             raise AuthorityUnavailable(str(error)) from error
 
-    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]:
-        """Take the next epoch (F4); call it only after sealing (F5). Returns the record and the credential.
+    async def takeover(
+        self, volume: UUID, *, expected_version: int, log_id: UUID, in_doubt: bool = False
+    ) -> tuple[VolumeRecord, bytes]:
+        """Take the next epoch (F4); call it only after sealing (F5). Returns the record and the credential. `in_doubt`:
+        the log was recovered from disk, and where all the others end is not known.
 
         Raises RecordChanged, NotEligible, Frozen, NotFound. When the answer is lost the epoch is burned: take another.
         """
         claim = self._env.entropy.bytes(16).hex()
-        body = {"expected_version": expected_version, "log": str(log_id), "claim": claim}
+        body = {"expected_version": expected_version, "log": str(log_id), "claim": claim, "in_doubt": in_doubt}
         answer = await self._call("POST", f"/v1/volumes/{volume}/takeover", body)
         record = _record(answer)
         self._claims[volume] = (record.epoch, claim)

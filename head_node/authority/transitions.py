@@ -26,10 +26,13 @@ LOST_RANGES_MAX = 64
 HOST_NQN = re.compile(r"nqn\.[0-9]{4}-[0-9]{2}\.[!-~]+")
 
 
-def take_over(record: VolumeRecord, head: UUID, log: UUID, expected_version: int) -> VolumeRecord:
+def take_over(
+    record: VolumeRecord, head: UUID, log: UUID, expected_version: int, *, in_doubt: bool = False
+) -> VolumeRecord:  # fmt: skip
     """The record after `head` with log directory `log` has taken the next epoch (F4).
 
     The first primary of a new volume is any assigned head; every later one is in `current` with the same log (F5).
+    `in_doubt`: the head recovered its log from disk and does not know where all the others end.
     """
     _check(record, expected_version)
     member = Member(head, log)
@@ -43,7 +46,11 @@ def take_over(record: VolumeRecord, head: UUID, log: UUID, expected_version: int
         raise NotEligible(f"head {head} is a member with another log than {log}; join as a new member (F5)")
     else:
         raise NotEligible(f"head {head} is not a member of volume {record.volume}")
-    return replace(record, epoch=_next_epoch(record), primary=head, current=current, version=record.version + 1)
+    epoch = _next_epoch(record)
+    doubtful = epoch if in_doubt else record.doubtful_epoch
+    return replace(
+        record, epoch=epoch, primary=head, current=current, version=record.version + 1, doubtful_epoch=doubtful
+    )  # fmt: skip
 
 
 def change_members(

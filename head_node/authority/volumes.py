@@ -147,7 +147,7 @@ class Volumes:
         return (await self._ledger.volume(UUID(found.value))).value
 
     async def takeover(
-        self, head: UUID, volume: UUID, *, expected_version: int, log: UUID, claim: str
+        self, head: UUID, volume: UUID, *, expected_version: int, log: UUID, claim: str, in_doubt: bool
     ) -> tuple[VolumeRecord, bytes]:
         """Give `head` the next epoch in one transaction, then sign its credential (F4).
 
@@ -158,14 +158,14 @@ class Volumes:
         async def attempt() -> tuple[VolumeRecord, bytes]:
             requester = await self._enrolled(head)
             found = await self._ledger.volume(volume)
-            record = transitions.take_over(found.value, head, log, expected_version)
+            record = transitions.take_over(found.value, head, log, expected_version, in_doubt=in_doubt)
             given: dict[str, int | str] = {"epoch": record.epoch, "claim": claim, "head": str(head)}
             await self._put(found, record, requester, {claim_key(volume): given})
             return record, requester.value.public_key
 
         record, public_key = await self._ledger.until_settled(attempt)
         credential = await self._sign(record, public_key)
-        self._note("takeover", record, head=str(head))
+        self._note("takeover", record, head=str(head), in_doubt=in_doubt)
         return record, credential
 
     async def change_members(

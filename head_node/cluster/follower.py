@@ -46,7 +46,7 @@ class Follower:
         self.deleted = False
         """A primary said that the volume is deleted; only together with the view is that a reason to drop the log."""
         self.on_forfeited: Callable[[], None] = lambda: None
-        """An operator chose another log, which lacks records of this one."""
+        """Another log counts, which lacks records of this one that may have been committed."""
         self.reason = "not dialled yet"
 
     @property

@@ -77,11 +77,16 @@ JOIN_LAYOUT: Final = c.Struct(
 """Member to primary: which log it has, and the last record that it knows as committed, which is never cut (D1)."""
 
 TRUNCATE_LAYOUT: Final = c.Struct(
-    "epoch" / c.Int64ul, "resync" / c.Int8ul, "after_opnum" / c.Int64ul, "forced_epoch" / c.Int64ul, c.Terminated
+    "epoch" / c.Int64ul,
+    "resync" / c.Int8ul,
+    "after_opnum" / c.Int64ul,
+    "forced_epoch" / c.Int64ul,
+    "doubtful_epoch" / c.Int64ul,
+    c.Terminated,
 )
 """Primary to member: refuse epochs below `epoch`, drop what follows `after_opnum`; `resync`: drop the log, of which we
-share all up to `after_opnum`, and take a checkpoint. `forced_epoch`: an operator chose this primary's log then; a log
-that ends in an older epoch, and would be cut, is set aside (D1)."""
+share all up to `after_opnum`, and take a checkpoint. `forced_epoch` and `doubtful_epoch` are the record's: a log that
+ends before either of them, and would be cut, is set aside (D1)."""
 
 TAIL_LAYOUT: Final = c.Struct(
     "log" / c.Bytes(16),
@@ -122,7 +127,7 @@ REFUSED_LAYOUT: Final = c.Struct("text" / c.GreedyBytes)
 _JOIN_HEAD = struct.Struct("<16sIQQQQH")
 _TAIL = struct.Struct("<16sQQQQ")
 _PAIR = struct.Struct("<QQ")
-_TRUNCATE = struct.Struct("<QBQQ")
+_TRUNCATE = struct.Struct("<QBQQQ")
 _OPNUM = struct.Struct("<Q")
 _HEARTBEAT = struct.Struct("<QQQI")
 
@@ -187,15 +192,16 @@ class Truncate:
     resync: bool
     after_opnum: int
     forced_epoch: int
+    doubtful_epoch: int
 
     def encode(self) -> bytes:
-        return _TRUNCATE.pack(self.epoch, self.resync, self.after_opnum, self.forced_epoch)
+        return _TRUNCATE.pack(self.epoch, self.resync, self.after_opnum, self.forced_epoch, self.doubtful_epoch)
 
     @classmethod
     def decode(cls, payload: Buffer) -> "Truncate":
         """Raises FrameMalformed."""
-        epoch, resync, after, forced = _unpack(_TRUNCATE, payload, "TRUNCATE")
-        return cls(epoch, bool(resync), after, forced)
+        epoch, resync, after, forced, doubtful = _unpack(_TRUNCATE, payload, "TRUNCATE")
+        return cls(epoch, bool(resync), after, forced, doubtful)
 
 
 @dataclass(frozen=True, slots=True)

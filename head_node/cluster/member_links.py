@@ -17,7 +17,7 @@ from head_node.cluster.frames import (
 )
 from head_node.cluster.lease import PrimaryLease
 from head_node.cluster.replication import LogSender, SourceLog
-from head_node.store.records import Member
+from head_node.store.records import Member, VolumeRecord
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
 
@@ -39,7 +39,7 @@ class MemberLinks:
         on_wiped: Callable[[UUID], None],
         on_newer_epoch: Callable[[int], None],
         on_diverged: Callable[[Member, Join, int], None],
-        forced_epoch: Callable[[], int],
+        record: Callable[[], VolumeRecord],
     ) -> None:
         self._engine = engine
         self._lease = lease
@@ -50,7 +50,7 @@ class MemberLinks:
         self._on_wiped = on_wiped
         self._on_newer_epoch = on_newer_epoch
         self._on_diverged = on_diverged
-        self._forced_epoch = forced_epoch
+        self._record = record
         self._leading = False
         self._connections: dict[UUID, PeerConnection] = {}
         self._senders: dict[UUID, LogSender] = {}
@@ -149,7 +149,7 @@ class MemberLinks:
         if sender is None or sender.member.log != join.log:
             sender = LogSender(
                 connection, self._engine, Member(head, join.log), self._on_durable, self._on_diverged,
-                self._forced_epoch,
+                self._record,
             )  # fmt: skip
             self._senders[head] = sender
             log.info(

@@ -98,7 +98,7 @@ class PrimaryRole:
             engine, self.lease, services.env, self.epoch,
             log_of=self.membership.log_of, on_durable=self._member_durable, on_wiped=self._member_wiped,
             on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
-            on_diverged=self._diverged, forced_epoch=lambda: self.record.forced_epoch,
+            on_diverged=self._diverged, record=lambda: self.record,
         )  # fmt: skip
         self.members = MemberWatch(
             self.volume, self.epoch, self.membership, self._changes, self.links, self.lease,

@@ -54,7 +54,7 @@ class LogReceiver:
         self.released = False
         self.on_deleted: Callable[[], None] = lambda: None
         self.on_forfeited: Callable[[], None] = lambda: None
-        """An operator chose another log, which lacks records of this one: this one is to be set aside."""
+        """Another log counts, which lacks records of this one that may have been committed: set this one aside."""
         self.reason = ""
         self._heard = True
         self._silence: asyncio.TimerHandle | None = None
@@ -207,7 +207,7 @@ class LogReceiver:
                 f"the primary wants to cut this log after {after}, but {committed.opnum} of epoch {committed.epoch} was"
                 " committed"
             )
-        if tail.opnum <= after or not (lost or tail.epoch < order.forced_epoch):
+        if tail.opnum <= after or not (lost or tail.epoch < max(order.forced_epoch, order.doubtful_epoch)):
             return True
         log.warning(
             "event=log_forfeited log=%s records=%d after=%d committed=%d tail=%d",
@@ -217,7 +217,7 @@ class LogReceiver:
 
     async def _truncate(self, order: Truncate) -> None:
         if not self._may_cut(order):
-            self._connection.close("this log is set aside: an operator chose another one")
+            self._connection.close("this log is set aside: another one counts")
             self.on_forfeited()
             return
         self._committed_there = 0

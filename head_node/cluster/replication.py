@@ -24,7 +24,7 @@ from head_node.cluster.frames import (
     encode_chunk,
     encode_opnum,
 )
-from head_node.store.records import Member
+from head_node.store.records import Member, VolumeRecord
 from head_node.volume.engine import LogPosition
 from head_node.volume.records import HEADER_BYTES, RECORD_HEADER
 from spdk_bindings.device import Buffer
@@ -119,7 +119,7 @@ class LogSender:
         member: Member,
         on_durable: Callable[[Member, int], None],
         on_diverged: Callable[[Member, Join, int], None],
-        forced_epoch: Callable[[], int],
+        record: Callable[[], VolumeRecord],
     ) -> None:
         self.member = member
         self.state = SenderState.JOINING
@@ -129,7 +129,7 @@ class LogSender:
         self._on_durable = on_durable
         self._on_diverged = on_diverged
         """(member, its JOIN, last opnum that both logs share): the member has committed records that this log lacks."""
-        self._forced_epoch = forced_epoch
+        self._record = record
         self._epoch = 0
         self._next_opnum = 0
         self._in_flight: deque[tuple[int, int]] = deque()
@@ -230,10 +230,11 @@ class LogSender:
         """Answer a member whose log may not simply be cut; False: it may. `held`: this log has all that the member
         knows as committed.
 
-        If it has not, that is a loss: nothing is cut on either side, and the volume freezes (D1). After a forced
-        takeover an operator has given up whatever only other logs have: such a log is set aside."""
-        forced_epoch = self._forced_epoch()
-        if not held and forced_epoch <= join.committed_epoch:
+        If it has not, that is a loss: nothing is cut on either side, and the volume freezes (D1). An operator may have
+        given up, by a forced takeover, what only other logs have; and an epoch that was begun without knowing where
+        they end may lack what was acknowledged just before. Then the member sets its log aside, and cuts nothing."""
+        record = self._record()
+        if not held and record.forced_epoch <= join.committed_epoch:
             self._on_diverged(self.member, join, after)
             self.connection.refuse(
                 f"operation {join.committed_opnum} of epoch {join.committed_epoch} was committed and is not in the log"
@@ -241,17 +242,19 @@ class LogSender:
             )
             return True
         records = join.tail_opnum - after
-        if records <= 0 or (held and join.tail_epoch >= forced_epoch):
+        if records <= 0 or (held and join.tail_epoch >= max(record.forced_epoch, record.doubtful_epoch)):
             return False
         log.warning(
-            "event=records_given_up head=%s records=%d after=%d committed=%d epoch=%d forced_epoch=%d",
-            self.member.head, records, after, join.committed_opnum, self._epoch, forced_epoch,
+            "event=records_given_up head=%s records=%d after=%d committed=%d epoch=%d forced=%d doubtful=%d",
+            self.member.head, records, after, join.committed_opnum, self._epoch,
+            record.forced_epoch, record.doubtful_epoch,
         )  # fmt: skip
         self._order(after)
         return True
 
     def _order(self, after: int, *, resync: bool = False) -> None:
-        order = Truncate(self._epoch, resync, after, self._forced_epoch())
+        record = self._record()
+        order = Truncate(self._epoch, resync, after, record.forced_epoch, record.doubtful_epoch)
         self.connection.send(FrameType.TRUNCATE, order.encode())
 
     def _pump(self) -> None:

@@ -20,7 +20,9 @@ class Authority(Protocol):
     """The calls of AuthorityClient that the cluster makes; see there for what each raises."""
 
     async def view(self, after: int | None = None, wait_ms: int = 0) -> RackView: ...
-    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]: ...
+    async def takeover(
+        self, volume: UUID, *, expected_version: int, log_id: UUID, in_doubt: bool = False
+    ) -> tuple[VolumeRecord, bytes]: ...  # fmt: skip
     async def change_members(
         self, volume: UUID, *, epoch: int, expected_version: int, add: Member | None = None,
         remove: Member | None = None, lost: bool = False,

@@ -28,8 +28,8 @@ WHOLE_PLACEMENT_MS: Final = 10_000
 without those that are away; they get their columns when they come."""
 
 
-TAIL_WAIT_MS: Final = 5000
-"""More than a head takes to start, so that heads which lost their power together wait for each other's tails."""
+TAIL_WAIT_MS: Final = 10_000
+"""More than a head takes to start on a busy machine: heads that lost their power together wait for each other."""
 
 
 class Step(enum.Enum):
@@ -106,11 +106,13 @@ class Grant:
 
 class TakeoverApi(Protocol):
     async def takeover(
-        self, volume: UUID, *, expected_version: int, log_id: UUID
+        self, volume: UUID, *, expected_version: int, log_id: UUID, in_doubt: bool = False
     ) -> tuple[VolumeRecord, bytes]: ...  # fmt: skip
 
 
-async def ask(api: TakeoverApi, record: VolumeRecord, log_id: UUID, env: Environment) -> Grant:
+async def ask(
+    api: TakeoverApi, record: VolumeRecord, log_id: UUID, env: Environment, *, in_doubt: bool = False
+) -> Grant:  # fmt: skip
     """Ask for the next epoch. Only a sealed member may call this (F5).
 
     Raises TakeoverImpossible: refused, somebody else was faster, or no answer. In the last case the epoch may be
@@ -118,7 +120,9 @@ async def ask(api: TakeoverApi, record: VolumeRecord, log_id: UUID, env: Environ
     """
     asked_ns = env.clock.boottime_ns()
     try:
-        granted, credential = await api.takeover(record.volume, expected_version=record.version, log_id=log_id)
+        granted, credential = await api.takeover(
+            record.volume, expected_version=record.version, log_id=log_id, in_doubt=in_doubt
+        )
         term_ns = credential_term_ns(credential)
     except (AuthorityError, CredentialMalformed) as error:
         raise TakeoverImpossible(f"the authority did not grant epoch {record.epoch + 1}: {error}") from error

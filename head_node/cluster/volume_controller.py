@@ -224,11 +224,11 @@ class VolumeController:
         self._wake()
 
     async def _set_log_aside(self) -> None:
-        """An operator chose a log that lacks records of this one: keep this one, and begin another."""
+        """Another log counts, which lacks records of this one: keep this one, and begin another (D1)."""
         engine, follower = self._engine, self._follower
         assert engine is not None
         assert follower is not None
-        self._note("the log is set aside: an operator chose another head's, which lacks records of it")
+        self._note("the log is set aside: another head's counts, and may lack acknowledged records of this one")
         self._to(VolumeState.OPENING)
         with contextlib.suppress(VolumeError):
             await engine.close()
@@ -291,7 +291,8 @@ class VolumeController:
             return None
         self._to(VolumeState.SEALED)
         try:
-            return await ask(self._services.authority, record, engine.log_id, self._services.env)
+            in_doubt = bool(tails.done_without)
+            return await ask(self._services.authority, record, engine.log_id, self._services.env, in_doubt=in_doubt)
         except TakeoverImpossible as error:
             self._note(str(error))
             with contextlib.suppress(AuthorityError):

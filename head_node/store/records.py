@@ -122,7 +122,8 @@ class VolumeRecord:
     written if `exposed_stripes` allows it, and reads wait `read_wait_s` seconds for them (None: for ever). `lost` are
     the ranges that the primary has yet to declare lost.
     `forced_epoch` is the epoch in which an operator last chose one log to go on from alone: what was committed before,
-    and is not in that log, was given up.
+    and is not in that log, was given up. `doubtful_epoch` is the last one that was begun by a log recovered from disk
+    without knowing where all the others end.
     """
 
     volume: UUID
@@ -143,6 +144,7 @@ class VolumeRecord:
     read_wait_s: int | None = None
     lost: tuple[LostRange, ...] = ()
     forced_epoch: int = 0
+    doubtful_epoch: int = 0
 
     def member(self, head: UUID) -> Member | None:
         """The entry of `head` in `current`, if it has one."""
@@ -173,6 +175,7 @@ class VolumeRecord:
             "read_wait_s": self.read_wait_s,
             "lost": [lost.to_json() for lost in self.lost],
             "forced_epoch": self.forced_epoch,
+            "doubtful_epoch": self.doubtful_epoch,
         }
 
     @classmethod
@@ -198,6 +201,7 @@ class VolumeRecord:
                 read_wait_s=None if data.get("read_wait_s") is None else int(data["read_wait_s"]),
                 lost=tuple(LostRange.from_json(lost) for lost in data.get("lost", ())),
                 forced_epoch=int(data.get("forced_epoch", 0)),
+                doubtful_epoch=int(data.get("doubtful_epoch", 0)),
             )
         except _MALFORMED as error:
             raise RecordMalformed("volume record", error) from error

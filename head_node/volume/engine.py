@@ -499,9 +499,9 @@ class VolumeEngine(Replica):
         if self.role is not Role.PRIMARY:
             return
         if self._destager is None:
-            self.vouched = True
             self._begin_destage()
             self._set_serving()
+            self.vouched = True
         self._service.answer(opnum)
         if self._notice is None:
             self._notice = asyncio.get_running_loop().call_later(NOTICE_SECONDS, self._give_notice)

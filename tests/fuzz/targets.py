@@ -414,7 +414,7 @@ def frame_payloads(data: bytes) -> None:
 def frame_seeds() -> list[bytes]:
     join = frames.Join(LOG, 1000, 9, 2, 7, 2, ((1, 1), (2, 4)))
     return [
-        b"\0" + join.encode(), b"\1" + frames.Truncate(2, False, 7, 0).encode(),
+        b"\0" + join.encode(), b"\1" + frames.Truncate(2, False, 7, 0, 0).encode(),
         b"\2" + frames.Heartbeat(1, 2, 3, 1000).encode(), b"\3" + frames.encode_opnum(5),
         b"\4" + frames.encode_promise(1, 2), b"\7" + frames.encode_refused("no"),
         b"\10" + frames.Tail(LOG, 9, 2, 7, 2).encode(),

@@ -152,10 +152,13 @@ class Api:
             await self._enter("view")
         return authority.view(self._head)
 
-    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]:
+    async def takeover(
+        self, volume: UUID, *, expected_version: int, log_id: UUID, in_doubt: bool = False
+    ) -> tuple[VolumeRecord, bytes]:
         await self._enter("takeover")
         old = self._authority.records[volume]
-        record = self._authority.put(transitions.take_over(old, self._head, log_id, expected_version))
+        taken = transitions.take_over(old, self._head, log_id, expected_version, in_doubt=in_doubt)
+        record = self._authority.put(taken)
         self._authority.journal.append(("takeover", self._head, record.epoch))
         self._leave("takeover")
         self._claims[volume] = record.epoch

@@ -31,6 +31,7 @@ def one(name: str, rule: str, file: str, text: str, replacement: str, *tests: st
 TRANSITIONS = "head_node/authority/transitions.py"
 CONTROLLER = "head_node/cluster/volume_controller.py"
 TAKEOVER = "head_node/cluster/takeover.py"
+TAILS = "head_node/cluster/tails.py"
 LEASE = "head_node/cluster/lease.py"
 MEMBERSHIP = "head_node/cluster/membership.py"
 RECEIVER = "head_node/cluster/receiver.py"
@@ -44,6 +45,8 @@ READER = "head_node/volume/reader.py"
 BLOCKMAP = "head_node/volume/blockmap.py"
 PRIMARY = "head_node/cluster/primary.py"
 STORE = "tests/unit/head_node/store"
+ENDS = tuple(f"{CLUSTER}/test_{name}.py" for name in ("tails", "divergence", "follower"))
+COMMIT_POINT = f"{VOLUME}/test_commit_point.py"
 FENCING = "sled_controller/fencing.py"
 ATTACH = "sled_controller/attach.py"
 STORAGE = "sled_controller/storage/sled_storage.py"
@@ -61,8 +64,8 @@ MUTANTS = (
     ),
     one(
         "restart-within-epoch", "F4: a restarted primary takes a new epoch", TRANSITIONS,
-        "return replace(record, epoch=_next_epoch(record), primary=head,",
-        "return replace(record, epoch=record.epoch if record.primary == head else _next_epoch(record), primary=head,",
+        "    epoch = _next_epoch(record)\n",
+        "    epoch = record.epoch if record.primary == head else _next_epoch(record)\n",
         AUTHORITY,
     ),
     Mutant(
@@ -78,7 +81,7 @@ MUTANTS = (
         (
             (CONTROLLER, "            await follower.seal()\n", ""),
             (
-                CONTROLLER, "            follower.follow(self.record.primary if step is Step.FOLLOW else None)\n",
+                CONTROLLER, "            follower.follow(None if step is Step.IDLE else other)\n",
                 "            follower.follow(self.record.primary)\n",
             ),
         ),
@@ -88,14 +91,14 @@ MUTANTS = (
         "ask-before-seal", "F5: first the seal, then the question",
         (
             (
-                CONTROLLER, "            follower.follow(self.record.primary if step is Step.FOLLOW else None)\n",
+                CONTROLLER, "            follower.follow(None if step is Step.IDLE else other)\n",
                 "            follower.follow(self.record.primary)\n",
             ),
             (CONTROLLER, "            await follower.seal()\n", ""),
             (
                 CONTROLLER,
-                "            return await ask(self._services.authority, record, engine.log_id, self._services.env)\n",
-                "            grant = await ask(self._services.authority, record, engine.log_id, self._services.env)\n"
+                "            return await ask(self._services.authority, record, engine.log_id, self._services.env, in_doubt=in_doubt)\n",
+                "            grant = await ask(self._services.authority, record, engine.log_id, self._services.env, in_doubt=in_doubt)\n"
                 "            await follower.seal()\n            return grant\n",
             ),
         ),
@@ -615,5 +618,65 @@ MUTANTS = (
         "liar-stays-out", "F6: a sled that lied is used again once it has started anew", "head_node/cluster/attachments.py",
         "                    place.quarantined = place.quarantined and client.boot_counter == place.boot_counter\n", "",
         CLUSTER,
+    ),
+    one(
+        "candidate-does-not-ask", "F5: a member with a log recovered from disk asks where the others end", TAILS,
+        "        if member is None or member.log != self._engine.log_id or len(record.current) < 2:\n",
+        "        if True:\n", *ENDS,
+    ),
+    one(
+        "shorter-tail-leads", "F5: the highest (epoch, opnum) leads", TAILS,
+        "        if found and not (vouched and had_turn):\n", "        if False:\n", *ENDS,
+    ),
+    one(
+        "answers-not-waited-for", "F5: a log recovered from disk waits for each answer up to the bound", TAILS,
+        "    if not waiting:\n", "    if True:\n", *ENDS,
+    ),
+    one(
+        "answers-of-an-older-record", "F5: an answer counts for the version under which it was given", TAILS,
+        "        if former is None or former.record.version != record.version:\n", "        if former is None:\n",
+        *ENDS,
+    ),
+    one(
+        "vouched-too-early", "F5: a member vouches only for what was committed in the epoch that it follows", RECEIVER,
+        "        engine.vouched = epoch == self.epoch and first <= self._committed_there <= engine.durable\n",
+        "        engine.vouched = self._committed_there <= engine.durable\n", *ENDS,
+    ),
+    one(
+        "commit-point-not-in-the-batches", "D1: each batch carries the commit point", LOG,
+        "committed = chunk.before, min(self.commit_point(), chunk.before.opnum)\n", "committed = chunk.before, 0\n",
+        COMMIT_POINT,
+    ),
+    one(
+        "commit-point-not-noted", "D1: the commit point is noted when the volume goes idle",
+        "head_node/volume/commit_point.py", "        elif seen[0] > self._promise.promise.committed[0]:\n",
+        "        elif False:\n", COMMIT_POINT,
+    ),
+    one(
+        "lost-end-leads", "D1: a log that ends below the commit point does not lead", ENGINE,
+        "        if forced_epoch <= lost.epoch:\n", "        if False:\n", COMMIT_POINT,
+    ),
+    one(
+        "cut-below-the-commit-point", "D1: a member lets no primary cut what it knows as committed", RECEIVER,
+        "        if lost and order.forced_epoch <= committed.epoch:\n", "        if False:\n", *ENDS,
+    ),
+    one(
+        "divergence-not-noticed", "D1: committed records that the primary lacks freeze the volume",
+        "head_node/cluster/replication.py", "        if not held and record.forced_epoch <= join.committed_epoch:\n",
+        "        if False:\n", *ENDS,
+    ),
+    one(
+        "serves-until-frozen", "D1: nothing is acknowledged while the freeze is on its way", PRIMARY,
+        "        self._hold()\n        self._begin(\"diverged\", self._freeze_diverged(parted, ends))\n",
+        "        self._begin(\"diverged\", self._freeze_diverged(parted, ends))\n", *ENDS,
+    ),
+    one(
+        "doubt-forgotten", "D1: what a takeover without all answers may lack is set aside, not cut", TRANSITIONS,
+        "    doubtful = epoch if in_doubt else record.doubtful_epoch\n", "    doubtful = record.doubtful_epoch\n", *ENDS,
+    ),
+    one(
+        "diverged-recovered-unnamed", "D1: logs that part go on only from the one that an operator names",
+        "head_node/authority/recovery.py", "            if parted and heir is None:\n", "            if False:\n",
+        f"{AUTHORITY}/test_divergence.py",
     ),
 )  # fmt: skip

@@ -166,6 +166,37 @@ def test_d1_a_log_that_lost_its_end_goes_on_alone_only_when_an_operator_says_so(
     with_rack(scenario)
 
 
+def test_d1_what_a_takeover_without_all_answers_may_lack_is_set_aside_and_not_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The disk lost a batch of which no head knew yet that it was committed, and the one that has it came too late."""
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, ONE) == 0
+        await until(lambda: second.engine.durable == 2)
+        assert await first.write(1, TWO) == 0
+        for head in (first, second):
+            head.disk.files["promise"].durable[:] = bytes(2 * BLOCK)
+            await head.crash()
+        lose_last_batches(first.disk)
+        await first.start()
+        await until(lambda: first.serving)
+        assert rack.record.doubtful_epoch == 2
+        kept = second.disk
+        await second.start()
+        await until(lambda: rack.is_member(second))
+        assert second.aside == [kept]
+        assert "event=records_given_up" in caplog.text
+        await first.crash()
+        await until(lambda: second.serving)
+        await first.start()
+        await until(lambda: rack.is_member(first))
+        assert first.aside == [], "who followed since is no longer in doubt"
+
+    with_rack(scenario)
+
+
 def test_a_member_that_is_only_behind_is_no_divergence() -> None:
     """What a member had and never knew as committed is cut as before; see also the full resyncs of test_replication."""
 
@@ -203,14 +234,15 @@ def test_d1_a_member_lets_no_primary_cut_what_it_knows_as_committed() -> None:
         session = follower.session
         assert session is not None
         for resync in (False, True):
-            assert session._may_cut(Truncate(1, resync, 2, 0))
-            for forced in (0, 1):
+            assert session._may_cut(Truncate(1, resync, 2, 0, 0))
+            for forced, doubtful in ((0, 0), (1, 0), (1, 9)):
                 with pytest.raises(LinkError, match="but 2 of epoch 1 was committed"):
-                    session._may_cut(Truncate(1, resync, 1, forced))
-            assert not session._may_cut(Truncate(3, resync, 1, 2)), "an operator gave it up, so it is set aside"
+                    session._may_cut(Truncate(1, resync, 1, forced, doubtful))
+            assert not session._may_cut(Truncate(3, resync, 1, 2, 0)), "an operator gave it up, so it is set aside"
         second.engine.committed = 1
-        assert session._may_cut(Truncate(1, False, 1, 1)), "what was not committed is cut"
-        assert not session._may_cut(Truncate(3, False, 1, 2)), "nor is it known whether this was"
+        assert session._may_cut(Truncate(1, False, 1, 1, 1)), "what was not committed is cut"
+        for forced, doubtful in ((2, 0), (0, 2)):
+            assert not session._may_cut(Truncate(3, False, 1, forced, doubtful)), "whether this was is not known"
         second.engine.committed = 2
 
     with_rack(scenario)

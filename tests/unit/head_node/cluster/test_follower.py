@@ -133,7 +133,7 @@ def test_f5_the_seal_waits_for_what_the_link_was_doing_to_the_log() -> None:
     async def scenario() -> None:
         bed = Bed()
         await bed.joined()
-        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0).encode()))
+        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0, 0).encode()))
         await turns()
         sealing = asyncio.ensure_future(bed.follower.seal())
         await turns()
@@ -172,7 +172,7 @@ def test_a_seal_gives_a_log_up_whose_disk_hangs(hanging: str, monkeypatch: pytes
         if hanging == "an append":
             bed.log.durable = 3
         else:
-            bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0).encode()))
+            bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0, 0).encode()))
         with pytest.raises(TakeoverImpossible, match="did not answer"):
             await bed.follower.seal()
         assert isinstance(bed.log.failure, LogHangs)
@@ -254,7 +254,7 @@ def test_f5_a_member_vouches_for_its_log_only_from_what_was_committed_in_the_epo
             bed.link.on_frame(FrameType.COMMITTED, memoryview(encode_opnum(opnum)))
             return bed.log.vouched
 
-        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0).encode()))
+        bed.link.on_frame(FrameType.TRUNCATE, memoryview(Truncate(2, False, 5, 0, 0).encode()))
         await turns()
         assert not committed(5), "that is what the primary itself found on its disk"
         history.append((2, 6))

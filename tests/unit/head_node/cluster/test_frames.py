@@ -28,9 +28,9 @@ def test_join_is_laid_out_as_described() -> None:
     ("packed", "layout", "fields"),
     [
         (
-            Truncate(4, True, 9, 3).encode(),
+            Truncate(4, True, 9, 3, 2).encode(),
             frames.TRUNCATE_LAYOUT,
-            {"epoch": 4, "resync": 1, "after_opnum": 9, "forced_epoch": 3},
+            {"epoch": 4, "resync": 1, "after_opnum": 9, "forced_epoch": 3, "doubtful_epoch": 2},
         ),
         (
             TAIL.encode(),
@@ -66,12 +66,12 @@ def test_the_other_frames_are_laid_out_as_described(packed: bytes, layout: objec
 def test_join_truncate_and_tail_are_the_golden_bytes() -> None:
     assert JOIN.encode() == golden("link_join")
     assert TAIL.encode() == golden("link_tail")
-    assert Truncate(4, True, 9, 3).encode() == golden("link_truncate")
+    assert Truncate(4, True, 9, 3, 2).encode() == golden("link_truncate")
 
 
 def test_each_decodes_what_it_encodes() -> None:
     assert Tail.decode(TAIL.encode()) == TAIL
-    assert Truncate.decode(Truncate(4, True, 9, 3).encode()) == Truncate(4, True, 9, 3)
+    assert Truncate.decode(Truncate(4, True, 9, 3, 2).encode()) == Truncate(4, True, 9, 3, 2)
     assert Heartbeat.decode(Heartbeat(1, 2, 3, 4).encode()) == Heartbeat(1, 2, 3, 4)
     assert frames.decode_promise(frames.encode_promise(1, 2)) == (1, 2)
     assert frames.decode_release(frames.encode_release(1, 2)) == (1, 2)

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+from kit.cluster import record_of
+
 from head_node.cluster.frames import FrameType, Heartbeat, Join, encode_promise
 from head_node.cluster.lease import MS, LeaseTerms, PrimaryLease
 from head_node.cluster.member_links import MemberLinks
@@ -34,7 +36,7 @@ def test_f7_the_lease_runs_from_when_the_answered_heartbeat_was_sent() -> None:
     links = MemberLinks(
         engine, lease, env, 1, log_of=lambda head: None, on_durable=lambda member, opnum: None,
         on_wiped=lambda head: None, on_newer_epoch=lambda epoch: None, on_diverged=lambda member, join, parted: None,
-            forced_epoch=lambda: 0,
+        record=lambda: record_of([], []),
     )  # fmt: skip
     link: Any = Link()
     links.accept(link, OTHER)

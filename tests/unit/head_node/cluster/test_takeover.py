@@ -101,7 +101,9 @@ class Granting:
         self.clock = clock
         self.error = error
 
-    async def takeover(self, volume: UUID, *, expected_version: int, log_id: UUID) -> tuple[VolumeRecord, bytes]:
+    async def takeover(
+        self, volume: UUID, *, expected_version: int, log_id: UUID, in_doubt: bool = False
+    ) -> tuple[VolumeRecord, bytes]:
         self.clock.jump(3000)
         if self.error is not None:
             raise self.error

@@ -241,6 +241,7 @@ def test_d1_a_log_that_has_not_caught_up_with_its_full_resync_says_what_it_lacks
         newcomer.disk.crash()
         engine = await newcomer.open()
         assert (engine.commit_point, engine.missing) == (LogPosition(5, 1), 5)
+        await engine.see_epoch(1)
         records = bench.engine.read_log(1, 1 << 20)
         while records and engine.tail.opnum < 5:
             engine.follow_append(b"".join(records))
