@@ -371,22 +371,20 @@ class PrimaryRole:
 
     async def _freeze_diverged(self, parted: int, ends: list[LogEnd]) -> None:
         """Until the authority has answered nothing is acknowledged."""
-        while True:
+        while not self._ended.done():
             try:
                 record = await self._services.authority.report_divergence(
                     self.volume, epoch=self.epoch, parted=parted, logs=ends
                 )
             except AuthorityUnavailable as error:
                 log.warning("event=freeze_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
-                await asyncio.sleep(PROBE_PAUSE_MS / 1000)
             except AuthorityError as error:
                 log.warning("event=freeze_refused volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
                 self.record_changed(await self._reread())
                 self.end(End.GAVE_UP, f"the logs differ below what was committed: {error}")
             else:
                 self.record_changed(record)
-            if self._ended.done():
-                return
+            await asyncio.sleep(PROBE_PAUSE_MS / 1000)
 
     def _member_wiped(self, head: UUID) -> None:
         if self._led:
