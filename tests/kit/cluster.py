@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from kit.skewed_clock import SkewedClock as SkewedClock
 from rackctl.simulation.log_disk import MemoryDirectory, MemoryDisk
 
 from head_node.authority import transitions
@@ -59,22 +60,6 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait until `condition` holds."""
     while not condition():  # noqa: ASYNC110 (the condition is state, no event marks it)
         await asyncio.sleep(0.001)
-
-
-class SkewedClock:
-    """The machine's clocks, moved on by as much as a test likes: what a suspended process sees when it wakes."""
-
-    def __init__(self) -> None:
-        self.skew_ns = 0
-
-    def jump(self, milliseconds: int) -> None:
-        self.skew_ns += milliseconds * MS
-
-    def boottime_ns(self) -> int:
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self.skew_ns
-
-    def wall_ms(self) -> int:
-        return time.time_ns() // MS
 
 
 def credential_of(epoch: int, *, volume: UUID = VOLUME, key: Ed25519PrivateKey = SIGNING_KEY, key_id: int = 1,
