@@ -161,6 +161,10 @@ class FileDevice:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._size = os.lseek(self._fd, 0, os.SEEK_END)  # of a block device too
+            # A failed sync leaves pages that are clean, readable and not on the medium: what is read from now on is
+            # what the medium has, as after a drive's restart.
+            os.fdatasync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             if not self._size or self._size % BLOCK_BYTES:
                 raise ValueError(f"{self.path}: {self._size} bytes is not a whole number of 4096-byte blocks")
         except BaseException:

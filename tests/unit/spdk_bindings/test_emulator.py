@@ -152,3 +152,13 @@ def test_a_clone_is_independent() -> None:
     second = first.clone()
     second.write(0, block(2), False, unexpected)
     assert read(first, 0) == block(1)
+
+
+def test_what_is_read_after_a_start_is_what_the_medium_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed sync leaves clean pages that no later sync writes: what is dirty is synced, then all is dropped."""
+    path, steps = tmp_path / "drive", []
+    FileDevice.create(path, 4).close()
+    monkeypatch.setattr(os, "fdatasync", lambda fd: steps.append("sync"))
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: steps.append(advice))
+    FileDevice(path).close()
+    assert steps == ["sync", os.POSIX_FADV_DONTNEED]
