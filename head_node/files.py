@@ -59,8 +59,16 @@ class Directory(Protocol):
     async def create(self, name: str, size_bytes: int) -> LogFile:
         """Make a file of zeroes, durable with its name; raises OSError (ENOSPC) and leaves nothing behind then."""
 
-    async def replace(self, name: str, buffers: Sequence[Buffer]) -> None:
-        """Put a whole file in place atomically and durably; raises OSError and leaves the old one then."""
+    async def replace(self, name: str, buffers: Sequence[Buffer], within: str | None = None) -> None:
+        """Put a whole file in place atomically and durably; raises OSError and leaves the old one then. The blocks of
+        the file `within`, which is gone afterwards, are used for it: a full disk has no others."""
+
+    async def reserve(self, name: str, size_bytes: int) -> None:
+        """Have a file of at least `size_bytes` whose content means nothing: blocks to use later, durable with its name.
+        Raises OSError (ENOSPC) and leaves what was there then."""
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a file, 0 when there is none."""
 
     def read(self, name: str) -> bytes:
         """The whole content of a file; raises FileNotFoundError."""
@@ -229,8 +237,17 @@ class HostDirectory:
         descriptor = await asyncio.get_running_loop().run_in_executor(None, self._create, name, size_bytes)
         return self._adopt(name, descriptor)
 
-    async def replace(self, name: str, buffers: Sequence[Buffer]) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._replace, name, buffers)
+    async def replace(self, name: str, buffers: Sequence[Buffer], within: str | None = None) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._replace, name, buffers, within)
+
+    async def reserve(self, name: str, size_bytes: int) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._reserve, name, size_bytes)
+
+    def size_of(self, name: str) -> int:
+        try:
+            return os.stat(self._path(name)).st_size
+        except FileNotFoundError:
+            return 0
 
     def read(self, name: str) -> bytes:
         with open(self._path(name), "rb") as file:
@@ -275,14 +292,34 @@ class HostDirectory:
         except OSError:
             os.close(descriptor)
             self._discard(new)
+            # The name may be there already, and its own sync be what failed.
+            self._discard(self._path(name))
             raise
         return descriptor
 
-    def _replace(self, name: str, buffers: Sequence[Buffer]) -> None:
+    def _reserve(self, name: str, size_bytes: int) -> None:
+        descriptor = os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+        self._sync_names()
+
+    def _replace(self, name: str, buffers: Sequence[Buffer], within: str | None) -> None:
         new = self._path(name) + _NEW_SUFFIX
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if within is not None:
+            os.rename(self._path(within), new)
+        # What is written goes into the blocks that the file has, if any; only the rest is given back.
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | (0 if within else os.O_TRUNC) | os.O_CLOEXEC, 0o600)
         try:
             _write_fully(descriptor, 0, buffers)
+            os.ftruncate(descriptor, sum(map(len, buffers)))
             os.fsync(descriptor)
         except OSError:
             self._discard(new)

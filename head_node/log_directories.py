@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 from head_node.capacity import Capacity
-from head_node.files import DirectoryRoot
+from head_node.files import Directory, DirectoryRoot
 from head_node.store.records import BLOCK_BYTES, VolumeRecord
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogCorrupt, LogForeign, LogMissing
@@ -19,6 +19,8 @@ from sled_controller.environment import Environment
 log = logging.getLogger(__name__)
 
 SET_ASIDE_MAX: Final = 100
+ACCEPTED_FILE: Final = "accept-loss"
+"""In a volume's directory: the code of a loss that an operator accepts (`Losses.code`). Nothing here ever writes it."""
 
 
 class LogDirectories:
@@ -40,8 +42,9 @@ class LogDirectories:
         self._capacity.take_volume()
         root, name = self._root, str(record.volume)
         try:
+            directory = root.directory(name)
             return await VolumeEngine.open(
-                root.directory(name), volume=record.volume, env=self._env, limits=self._limits
+                directory, volume=record.volume, env=self._env, limits=self._limits, accepted_loss=_accepted(directory)
             )
         except LogMissing:
             if root.directory(name).names():
@@ -92,3 +95,10 @@ class LogDirectories:
         raise OSError(
             f"{self._root.shown(name)}: {SET_ASIDE_MAX} logs were set aside already; remove those that nobody needs"
         )
+
+
+def _accepted(directory: Directory) -> str:
+    try:
+        return directory.read(ACCEPTED_FILE).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""

@@ -26,6 +26,7 @@ from head_node.cluster.frames import (
 )
 from head_node.store.records import Member, VolumeRecord
 from head_node.volume.engine import LogPosition
+from head_node.volume.errors import LogRotten
 from head_node.volume.records import HEADER_BYTES, RECORD_HEADER
 from spdk_bindings.device import Buffer
 
@@ -209,7 +210,12 @@ class LogSender:
         held = holds(history, tail, join.committed_opnum, join.committed_epoch)
         if self._parts(join, after, held):
             return
-        if self._engine.read_log(after + 1, 1) is None:
+        try:
+            trimmed = self._engine.read_log(after + 1, 1) is None
+        except LogRotten as error:
+            self._refuse_rot(error)
+            return
+        if trimmed:
             self._start_resync(join, after)
             return
         if after < join.tail_opnum:
@@ -259,7 +265,11 @@ class LogSender:
 
     def _pump(self) -> None:
         while self.state is SenderState.STREAMING and self._has_room() and self._next_opnum <= self._engine.tail.opnum:
-            buffers = self._engine.read_log(self._next_opnum, BATCH_BYTES_MAX)
+            try:
+                buffers = self._engine.read_log(self._next_opnum, BATCH_BYTES_MAX)
+            except LogRotten as error:
+                self._refuse_rot(error)
+                return
             if buffers is None:
                 self.connection.abort("the log was trimmed below what this member needs")
                 return
@@ -267,6 +277,11 @@ class LogSender:
                 return
             for last, piece in split(b"".join(buffers), BATCH_BYTES_MAX):
                 self._send(last, len(piece), (piece,))
+
+    def _refuse_rot(self, error: LogRotten) -> None:
+        """The member dials again, until the engine has dropped the segment; then it gets a full resync."""
+        log.error("event=log_rotten_for_member head=%s epoch=%d error=%s", self.member.head, self._epoch, error)
+        self.connection.refuse(f"the primary's log is being mended: {error}")
 
     def _send(self, last: int, size: int, buffers: Sequence[Buffer]) -> None:
         self._next_opnum = last + 1

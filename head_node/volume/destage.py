@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from crc32c import crc32c
+
 from head_node.volume.columns import Column
 from head_node.volume.errors import BlockUnreadable
 from head_node.volume.overlay import Entry
@@ -41,12 +43,15 @@ class Destager:
         reader: Reader,
         append_stripe: Callable[[StripeRecord], int],
         on_fenced: Callable[[int, BaseException], None],
+        spoiled: Callable[[int, int], bool],
     ) -> None:
+        """`spoiled(lba, opnum)` hears of a block that has no good copy; True: put it into the stripe all the same."""
         self._state = state
         self._writer = writer
         self._reader = reader
         self._append_stripe = append_stripe
         self._on_fenced = on_fenced
+        self._spoiled = spoiled
         self.force = False
         """Write partial stripes too (log pressure, shutdown)."""
         self.no_space = False
@@ -195,10 +200,29 @@ class Destager:
             return False
         self.no_space = False
         taken = self._state.overlay.take(self._state.geometry.stripe_blocks)
-        blocks = [StripeBlock(lba, opnum, crc, data) for lba, (opnum, crc, data) in taken]
+        blocks = self._checked(taken)
+        if not blocks:
+            stripes.written(slot)
+            return True
         self._in_flight += 1
         self._writer.write(slot, blocks, self._needed(), lambda record, outcome: self._written(taken, record, outcome))
         return True
+
+    def _checked(self, taken: list[tuple[int, Entry]]) -> list[StripeBlock]:
+        """What of `taken` is as the client wrote it (D2): a bit that flipped in memory is an error here, not in six
+        shards. Such a block comes from the log again, or stays out of the stripe."""
+        blocks = []
+        for lba, entry in taken:
+            opnum, crc, data = entry
+            if crc32c(data) != crc:
+                again = self._reader.from_overlay(lba, entry)
+                if again is not None:
+                    data = again
+                elif not self._spoiled(lba, opnum):
+                    self._state.overlay.spoil(lba, entry)
+                    continue
+            blocks.append(StripeBlock(lba, opnum, crc, data))
+        return blocks
 
     def _written(self, taken: list[tuple[int, Entry]], record: StripeRecord, outcome: Outcome) -> None:
         self._in_flight -= 1

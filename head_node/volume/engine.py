@@ -16,6 +16,7 @@ from head_node.volume.columns import Column
 from head_node.volume.destage import Destager
 from head_node.volume.errors import (
     BatchMalformed,
+    LogCorrupt,
     LogDiverged,
     LogHangs,
     NotEnoughColumns,
@@ -96,6 +97,8 @@ class VolumeEngine(Replica):
         self.policy = SledPolicy()
         self.serving = False
         """Primary, epoch record committed, not held."""
+        self._left_sequence = 0
+        """The segment that was left early: rotten, or the only one on a full disk."""
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._streaming: list[Buffer] = []
         self._streaming_first = 0
@@ -121,19 +124,6 @@ class VolumeEngine(Replica):
         """Slots ran out and compaction cannot win any."""
         return self._destager is not None and self._destager.no_space
 
-    def has_room(self, length: int) -> bool:
-        """Is there room in overlay and log for `length` more bytes of client data?"""
-        # A depth-1 writer of 4 KiB blocks uses two blocks of log per block.
-        if len(self.state.overlay) * BLOCK_BYTES >= self.limits.overlay_bytes_max:
-            return False
-        return self._log.used_bytes + self._log.pending_bytes + 2 * length <= self.limits.client_log_bytes_max
-
-    def has_room_without_data(self, length: int) -> bool:
-        """Is there room in the log for `length` more bytes of records that give room back (trims)? Half of what client
-        data leaves is theirs."""
-        used = self._log.used_bytes + self._log.pending_bytes
-        return used + length <= self.limits.client_log_bytes_max + self.limits.segment_bytes // 2
-
     def set_policy(self, policy: SledPolicy) -> None:
         """What the volume does while sleds are away is this from now on."""
         if policy == self.policy:
@@ -143,12 +133,6 @@ class VolumeEngine(Replica):
             self._destager.set_exposed_stripes(policy.exposed_stripes)
         self._service.policy_changed()
 
-    @property
-    def owed(self) -> int:
-        """Records that the log of this head took and has not made durable; none while its disk is full, for the log
-        goes on by itself when there is room."""
-        return 0 if self._log.no_room is not None else self._log.position.opnum - self.durable
-
     def status(self) -> dict[str, Any]:
         """Counters and gauges for status reports."""
         stripes, destager = self.state.stripes, self._destager
@@ -157,20 +141,8 @@ class VolumeEngine(Replica):
         return {
             "role": self.role.value,
             "serving": self.serving,
-            "log_id": str(self.log_id),
             "epoch": self._epoch or self._log.position.epoch,
-            "highest_epoch": self.highest_epoch,
-            "tail": self._log.position.opnum,
-            "durable": self.durable,
-            "committed": self.committed,
-            "missing": self.missing,
-            "log_bytes": self._log.used_bytes,
-            "log_segments": self._log.segment_count,
-            "log_batches": self._log.batch_count,
-            "log_no_room": self._log.no_room,
-            "checkpoints": self._checkpoint_count,
-            "overlay_blocks": len(self.state.overlay),
-            "map_pages": len(self.state.map.pages),
+            **self.gauges(),
             "slots": stripes.slot_count,
             "slots_free": stripes.free_count,
             "columns_missing": len(away) if self.role is Role.PRIMARY else None,
@@ -285,11 +257,49 @@ class VolumeEngine(Replica):
         """The epoch record is committed: slots can be told free from used now, not before."""
         self.state.stripes.open_slots(self._slots())
         writer = StripeWriter(self.volume, self.geometry, self._epoch, self._columns)
-        self._destager = Destager(self.state, writer, self.reader, self._append_stripe, self._fenced)
+        self._destager = Destager(self.state, writer, self.reader, self._append_stripe, self._fenced, self._spoiled)
         self._destager.pressed = self._pressed
         self._destager.set_exposed_stripes(self.policy.exposed_stripes)
         if self._held:
             self._destager.hold()
+        if self._log.rot is not None:
+            self._mend()
+
+    def _mend(self) -> None:
+        """Put what is in memory into stripes; the checkpoint that follows drops the segment. A member waits for the
+        primary's stripes."""
+        if self._log.rot is not None and self._log.newest_sequence <= self._log.rot.sequence:
+            self._leave_segment()
+        self._free_room()
+
+    def _leave_segment(self) -> None:
+        """See that the segment which is written now can be dropped."""
+        if self._destager is not None and not self._held and self._left_sequence != self._log.newest_sequence:
+            self._left_sequence = self._log.newest_sequence
+            self._log.leave_segment()
+            self.append_reservation(self.reservations_ahead)  # something has to be the first record of the next one
+
+    def _disk_full(self) -> None:
+        if self._log.segment_count == 1:
+            self._leave_segment()
+        self._free_room()
+
+    def _free_room(self) -> None:
+        self._relieve()
+        if self._destager is not None:
+            self._destager.pump()
+        self._consider_checkpoint()
+
+    def _spoiled(self, lba: int, opnum: int) -> bool:
+        """A block has no good copy here. True when an operator accepted its loss: it is put into a stripe as it is,
+        under its true CRC, and so reads as an error everywhere until it is written again."""
+        if self.losses is not None and (lba, opnum) in self.losses.blocks:
+            return True
+        logger.error("event=block_spoiled volume=%s epoch=%d opnum=%d lba=%d", self.volume, self._epoch, opnum, lba)
+        if self._members:  # each has every acknowledged write: let one take over before the block is put aside
+            spoiled = LogCorrupt("memory", opnum, f"block {lba} is rotten in memory and in the log; a member has it")
+            asyncio.get_running_loop().call_soon(self._fail, spoiled)
+        return False
 
     def _pressed(self) -> bool:
         """Is half of what clients may fill full?"""
@@ -381,7 +391,7 @@ class VolumeEngine(Replica):
         await self.reader.close()
         if isinstance(self.failure, LogHangs):
             return
-        await self._log.close()
+        await self._close_log()
         if not failed and self.failure is None and self._log.failed is None:
             try:
                 await self._write_checkpoint()
@@ -520,12 +530,16 @@ class VolumeEngine(Replica):
         tell(self.volume, "on_committed", self.on_committed, self.committed)
 
     def _relieve(self) -> None:
-        """Under log pressure destage what there is, so that the log can be trimmed."""
-        if self._destager is not None:
-            oldest = self.state.overlay.oldest_opnum() if self._log.segment_count > 2 else None
-            used = self._log.used_bytes
-            pressed = oldest is not None and used > self.limits.log_bytes_max // 2
-            self._destager.force = pressed and self._log.segment_of(oldest or 0)[1] == self._log.first_position
+        """Under log pressure, or to leave a rotten segment, destage what there is, so that the log can be trimmed."""
+        if self._destager is None:
+            return
+        log, rot, pressed = self._log, self._log.rot, self._log_pressed()
+        oldest = self.state.overlay.oldest_opnum() if pressed or rot is not None else None
+        force = False
+        if oldest is not None:
+            sequence, before = log.segment_of(oldest)
+            force = (pressed and before == log.first_position) or (rot is not None and sequence <= rot.sequence)
+        self._destager.force = force
 
     def _fenced(self, column: int, error: BaseException) -> None:
         logger.warning("event=fenced volume=%s epoch=%d column=%d error=%s", self.volume, self._epoch, column, error)
@@ -538,6 +552,9 @@ class VolumeEngine(Replica):
             raise WrongRole(f"volume {self.volume} is {self.role.value} here, not a follower")
 
     def _log_trimmed(self) -> None:
+        if self.role is Role.CLOSED:
+            return
+        self._free_room()
         self._service.pump()
 
     def _become(self, role: Role) -> None:

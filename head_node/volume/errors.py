@@ -27,6 +27,20 @@ class LogCorrupt(VolumeError):
         self.reason = reason
 
 
+class LogRotten(LogCorrupt):
+    """Records that were durable do not verify any more. Nothing of them is handed on; a primary puts what it has in
+    memory into stripes and drops the segment, then the member that needed them gets a full resync."""
+
+    def __init__(self, file: str, offset: int, reason: str, sequence: int, last_opnum: int) -> None:
+        super().__init__(file, offset, reason)
+        self.sequence = sequence
+        self.last_opnum = last_opnum
+
+
+class LogDamaged(LogCorrupt):
+    """The log has lost data that exists nowhere else here; an operator may accept exactly that loss by its code."""
+
+
 class LogFailed(VolumeError):
     """A log write or sync failed. Final: service and membership end here, nobody retries (design: write path)."""
 

@@ -1,10 +1,12 @@
 """What a log directory is (its random log id, volume and geometry) and what its owner promised durably (F5).
 
-`identity` is written once. `promise` has two blocks written in turn: the highest epoch seen, the intent of a truncation
-that is under way, and the commit point as it stood when the volume last went idle.
+`identity` is written once, twice in a file. `promise` has two blocks, written one after the other: the highest epoch
+seen, the intent of a truncation that is under way, and the commit point as it stood when the volume last went idle. One
+rotten byte costs neither: the other copy is as good.
 """
 
 import asyncio
+import logging
 import struct
 from dataclasses import dataclass, replace
 from typing import Final
@@ -48,8 +50,10 @@ PROMISE_CONSTRUCT: Final = c.Struct(
     "committed_opnum" / c.Int64ul,
     "committed_epoch" / c.Int64ul,
 )
-VERSION: Final = 2
+VERSION: Final = 3
 """Of all files of a log directory but the checkpoint, which has its own."""
+
+logger = logging.getLogger(__name__)
 
 _AFTER_CRC: Final = 12
 _NO_CUT: Final = (1 << 64) - 1
@@ -66,12 +70,12 @@ class Identity:
     geometry: Geometry
 
     def encode(self) -> bytes:
-        """The content of the identity file."""
+        """The content of the identity file: two blocks, the same."""
         geometry = self.geometry
         layout = (geometry.data_shards, geometry.parity_shards, geometry.shard_blocks)
         values = (VERSION, self.log_id.bytes, self.volume.bytes, self.size_blocks, self.segment_bytes, *layout)
         crc = crc32c(IDENTITY.pack(IDENTITY_MAGIC, 0, *values)[_AFTER_CRC:])
-        return IDENTITY.pack(IDENTITY_MAGIC, crc, *values)
+        return 2 * IDENTITY.pack(IDENTITY_MAGIC, crc, *values).ljust(BLOCK_BYTES, b"\0")
 
 
 def read_identity(directory: Directory, volume: UUID) -> Identity:
@@ -80,15 +84,26 @@ def read_identity(directory: Directory, volume: UUID) -> Identity:
         data = directory.read(IDENTITY_FILE)
     except FileNotFoundError:
         raise LogMissing(f"{directory.path}: no log here (new or wiped); create one with a new log id") from None
-    if len(data) != IDENTITY.size:
-        raise LogCorrupt(IDENTITY_FILE, 0, f"{len(data)} bytes instead of {IDENTITY.size}")
+    for offset in (0, BLOCK_BYTES):
+        found = _decode_identity(data[offset : offset + IDENTITY.size])
+        if found is None:
+            logger.error("event=identity_rotten path=%s byte=%d", directory.path, offset)
+        elif found.volume != volume:
+            raise LogForeign(f"{directory.path}: holds volume {found.volume}, not {volume}; put the right log back")
+        else:
+            return found
+    raise LogCorrupt(IDENTITY_FILE, 0, "does not verify in either copy")
+
+
+def _decode_identity(data: bytes) -> Identity | None:
+    if len(data) < IDENTITY.size:
+        return None
     magic, crc, version, log_id, owner, size_blocks, segment_bytes, k, m, shard_blocks = IDENTITY.unpack(data)
     if magic != IDENTITY_MAGIC or crc != crc32c(data[_AFTER_CRC:]):
-        raise LogCorrupt(IDENTITY_FILE, 0, "does not verify")
+        return None
     if version != VERSION:
         raise LogCorrupt(IDENTITY_FILE, 0, f"is of format {version}, this head reads format {VERSION}")
-    if owner != volume.bytes:
-        raise LogForeign(f"{directory.path}: holds volume {UUID(bytes=owner)}, not {volume}; put the right log back")
+    volume = UUID(bytes=owner)
     return Identity(UUID(bytes=log_id), volume, size_blocks, segment_bytes, Geometry(k, m, shard_blocks))
 
 
@@ -104,7 +119,7 @@ class Promise:
 
 
 class PromiseFile:
-    """Keeps the newest promise durable; of two blocks the one not in use is written."""
+    """Keeps the newest promise durable in two blocks; one of them is whole at each moment."""
 
     def __init__(self, file: LogFile, log_id: UUID) -> None:
         self._file = file
@@ -120,20 +135,26 @@ class PromiseFile:
 
     @classmethod
     async def open(cls, directory: Directory, log_id: UUID) -> "PromiseFile":
-        """Read the newest promise; raises LogCorrupt when neither block can be trusted."""
+        """Read the newest promise; raises LogCorrupt when neither block can be trusted, LogFailed.
+
+        It is written again: what a failed sync left in the kernel's cache can be read and is not on the disk.
+        """
         try:
             self = cls(directory.open(PROMISE_FILE), log_id)
         except FileNotFoundError:
             raise LogCorrupt(PROMISE_FILE, 0, "is missing; resync this member in full") from None
         blocks = [self._file.read(offset, BLOCK_BYTES) for offset in (0, BLOCK_BYTES)]
         found = [promise for block in blocks if (promise := self._decode(block)) is not None]
+        # A promise counts when both blocks have it, so either one is enough. Blocks are atomic: one that is neither
+        # zero nor valid has rotted.
         rotten = [block for block in blocks if any(block) and self._decode(block) is None]
-        # Blocks are atomic: a block that is neither zero nor valid has rotted and may have held the newest promise.
-        if rotten or not all(len(block) == BLOCK_BYTES for block in blocks):
+        if (rotten and not found) or not all(len(block) == BLOCK_BYTES for block in blocks):
             raise LogCorrupt(PROMISE_FILE, 0, "does not verify; the highest epoch seen is unknown: resync in full")
+        if rotten:
+            logger.error("event=promise_rotten path=%s", directory.path)
         if found:
             self._sequence, self.promise = max(found, key=lambda entry: entry[0])
-        await commit_now(self._file, 0, [])
+            await self._write(self.promise)
         return self
 
     async def see_epoch(self, epoch: int) -> None:
@@ -165,7 +186,8 @@ class PromiseFile:
         values = (0, self._log_id.bytes, sequence, promise.highest_epoch, cut, *promise.committed)
         crc = crc32c(PROMISE.pack(PROMISE_MAGIC, 0, *values)[_AFTER_CRC:])
         block = PROMISE.pack(PROMISE_MAGIC, crc, *values).ljust(BLOCK_BYTES, b"\0")
-        await commit_now(self._file, sequence % 2 * BLOCK_BYTES, [block])
+        for offset in (0, BLOCK_BYTES):
+            await commit_now(self._file, offset, [block])
         self._sequence, self.promise = sequence, promise
 
     def _decode(self, block: bytes) -> tuple[int, Promise] | None:

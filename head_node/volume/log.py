@@ -13,9 +13,11 @@ from typing import Final
 from uuid import UUID
 
 from head_node.files import Directory, LogFile
-from head_node.volume.errors import LogCorrupt, LogDiverged, LogFailed
+from head_node.volume.errors import LogCorrupt, LogDiverged, LogFailed, LogRotten
 from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.kept_records import KeptRecords
 from head_node.volume.records import Record, parse_records
+from head_node.volume.salvage import Salvage
 from head_node.volume.segments import (
     BATCH_BYTES_MAX,
     MARK,
@@ -38,6 +40,8 @@ from head_node.volume.segments import (
 from spdk_bindings.device import Buffer
 
 SPARES_MAX: Final = 2
+"""The next segment, and one that is kept for records which free room (STRIPE, EPOCH): a full disk stops clients, not
+these."""
 BUFFERS_PER_BATCH_MAX: Final = 1000
 """Below IOV_MAX (1024) with room for MARK, segment header and padding."""
 RETRY_SECONDS: Final = 0.5
@@ -60,28 +64,29 @@ class _Chunk:
         self.size = 0
 
 
-class WriteLog:
+class WriteLog(KeptRecords):
     """The log of one volume on one head."""
 
     def __init__(self, directory: Directory, log_id: UUID, segment_bytes: int, position: Position) -> None:
-        self._directory = directory
+        super().__init__(directory, position)
         self._log_id = log_id
         self._segment_bytes = segment_bytes
         self._chunk_bytes_max = min(BATCH_BYTES_MAX, segment_bytes - BLOCK_BYTES) - MARK.size
-        self.position = position
-        self.durable = position.opnum
         self.failed: LogFailed | None = None
         self.no_room: str | None = None
-        """Why the next segment file cannot be made, while it cannot."""
+        """Why a spare segment file cannot be made, while one is missing."""
+        self.salvage = Salvage(log_id, [], lambda record: None)
+        """What a recovery found rotten."""
         self.on_durable: Callable[[int], None] = lambda opnum: None
+        self.on_room: Callable[[], None] = lambda: None
         self.on_failed: Callable[[Exception], None] = lambda error: None
         self.batch_count = 0
         self.commit_point: Callable[[], int] = lambda: 0
         """Last opnum known committed; every batch carries it."""
         self.recovered_commit_point = 0
         """The highest that the batches found by `recover` carry."""
-        self._segments: list[Segment] = []
         self._spares: list[LogFile] = []
+        self._spares_wanted = SPARES_MAX
         self._chunks: deque[_Chunk] = deque()
         self._inflight: _Chunk | None = None
         self._mark_number = 0
@@ -102,6 +107,8 @@ class WriteLog:
         log = cls(directory, log_id, segment_bytes, before)
         log._adopt_names()
         file = await directory.create(log._new_name(), segment_bytes)
+        # The one that is kept for records which free room: a log never begins without it.
+        log._spares.append(await directory.create(log._new_name(), segment_bytes))
         segment = Segment(file, sequence, before, 1)
         await commit_now(file, 0, [encode_segment(log_id, segment)])
         segment.end = BLOCK_BYTES
@@ -118,22 +125,36 @@ class WriteLog:
         first_sequence: int,
         replay: Callable[[Record], None],
         cut_after: int | None = None,
+        judge: Callable[[Salvage, int], None] = lambda salvage, tail: None,
     ) -> "WriteLog":
         """Open an existing log and hand every valid record to `replay`, in order.
 
         A torn tail is cut. `cut_after` finishes a truncation that was under way: what follows that opnum is not
-        looked at. Raises LogForeign and LogCorrupt (a segment missing, or a rotten record before a valid one).
+        looked at. `judge` hears what is rotten, and the tail, before anything is changed; it may raise. Raises
+        LogForeign and LogCorrupt (a segment missing, or rot behind which nothing can be read).
         """
         files = [directory.open(name) for name in directory.names() if name.startswith(SEGMENT_PREFIX)]
-        segments, others = live_segments(log_id, files, first_sequence)
+        segments, others, copies = live_segments(log_id, files, first_sequence)
         if not segments:
             raise LogCorrupt(directory.path, 0, f"log segment {first_sequence} is missing; resync this member in full")
         log = cls(directory, log_id, segment_bytes, segments[0].before)
         log._adopt_names()
-        scan = await log._replay(segments, replay, cut_after)
-        surplus = segments[segments.index(scan.segment) + 1 :]
-        if cut_after is None:
-            refuse_rot(log_id, scan, surplus, files)
+        log.salvage = Salvage(log_id, segments, replay)
+        scan = Scan(log_id, segments[0], segments[0].before, segments[0].first_mark - 1)
+        while True:
+            await log._replay(scan, segments, replay, cut_after)
+            surplus = segments[segments.index(scan.segment) + 1 :]
+            if cut_after is not None and scan.position.opnum >= cut_after:
+                break
+            try:
+                refuse_rot(log_id, scan, surplus, files)
+                break
+            except LogCorrupt as rot:
+                sequence = scan.segment.sequence
+                if not log.salvage.skip(scan):
+                    raise
+                log._note_rot(LogRotten(rot.file, rot.offset, rot.reason, sequence, scan.position.opnum))
+        judge(log.salvage, scan.position.opnum)
         log._mark_number = scan.mark_number
         log.position = scan.position
         log.durable = scan.position.opnum
@@ -141,29 +162,63 @@ class WriteLog:
         log._segments = segments[: len(segments) - len(surplus)]
         others += [segment.file for segment in surplus]
         await log._repair(scan, others, cut_after is not None)
-        await commit_now(scan.segment.file, 0, [])
+        for segment in log._segments[:-1]:
+            if segment.header_rotten:
+                await commit_now(segment.file, 0, [encode_segment(log_id, segment)])
+        copies += await log._renew(scan.segment, others)
+        log._roll_due = log.rot is not None and log.rot.sequence == scan.segment.sequence
         log._spares = others[:SPARES_MAX]
-        for file in others[SPARES_MAX:]:
+        for file in copies + others[SPARES_MAX:]:
             await directory.remove(file.name)
             file.close()
         log._prepare()
         return log
 
-    async def _replay(self, segments: list[Segment], replay: Callable[[Record], None], cut_after: int | None) -> Scan:
-        scan = Scan(self._log_id, segments[0], segments[0].before, segments[0].first_mark - 1)
-        for segment in segments:
-            joins = segment.before == scan.position and segment.first_mark == scan.mark_number + 1
-            if not joins or scan.torn is not None:
-                break
-            scan.segment = segment
+    async def _replay(
+        self, scan: Scan, segments: list[Segment], replay: Callable[[Record], None], cut_after: int | None
+    ) -> None:
+        """From where `scan` is up to what does not verify, or the end."""
+        while True:
             while (records := scan.batch(cut_after)) is not None:
                 for record in records:
                     replay(record)
                 # Replaying a full log takes a second or two: let heartbeats through.
                 await asyncio.sleep(0)
-            if cut_after is not None and scan.position.opnum >= cut_after:
-                break
-        return scan
+            at = segments.index(scan.segment) + 1
+            cut = cut_after is not None and scan.position.opnum >= cut_after
+            if cut or scan.torn is not None or at == len(segments) or not scan.joins(segments[at]):
+                return
+            scan.segment = segments[at]
+
+    async def _renew(self, segment: Segment, spares: list[LogFile]) -> list[LogFile]:
+        """Write the last segment again before anything in it counts, into blocks of another file, and return the file
+        that it was in.
+
+        A sync that failed leaves pages in the kernel's cache which are clean, readable and not on the disk, and no
+        later sync writes them. Only the last batch can be such: each was written when the one before was durable.
+        """
+        try:
+            file = spares.pop() if spares else await self._directory.create(self._new_name(), self._segment_bytes)
+        except OSError as error:
+            # A full disk: the same bytes in the same place are dirty again, and the sync proves them.
+            logger.warning("event=log_rewritten_in_place path=%s error=%s", self._directory.path, error)
+            await self._copy_segment(segment, segment.file)
+            return []
+        stop = min(segment.end + BATCH_BYTES_MAX, file.size_bytes)
+        await zero_range(file, 0, BLOCK_BYTES)
+        await zero_range(file, segment.end, stop)
+        await self._copy_segment(segment, file)
+        former, segment.file = segment.file, file
+        return [former]
+
+    async def _copy_segment(self, segment: Segment, file: LogFile) -> None:
+        """The header last: it makes the file a live segment."""
+        pieces = [
+            (at, min(BATCH_BYTES_MAX, segment.end - at)) for at in range(2 * BLOCK_BYTES, segment.end, BATCH_BYTES_MAX)
+        ]
+        for at, length in [*pieces, (BLOCK_BYTES, BLOCK_BYTES)]:
+            await commit_now(file, at, [segment.file.read(at, length)])
+        await commit_now(file, 0, [encode_segment(self._log_id, segment)])
 
     async def _repair(self, scan: Scan, stale: list[LogFile], wipe: bool) -> None:
         """Make the disk say what the scan concluded, so that a later scan concludes the same.
@@ -211,6 +266,47 @@ class WriteLog:
         return self._pending_bytes
 
     @property
+    def waits_for_room(self) -> bool:
+        """Nothing is asked of the disk, because it has no room for the next segment; it is asked again soon."""
+        return self.no_room is not None and self._inflight is None and self._preparing is None
+
+    def has_room(self, length: int) -> bool:
+        """Whether the disk has blocks for `length` more bytes of client data, and still a whole segment for records
+        that free room."""
+        left = self._spares_after(length) - 1
+        if left >= 0:
+            return True
+        self._spares_wanted = max(SPARES_MAX, len(self._spares) - left)
+        self._prepare()
+        return False
+
+    def has_kept_room(self, length: int) -> bool:
+        """Whether `length` more bytes leave half a segment for records that free room."""
+        return self._spares_after(length + self._segment_bytes // 2) >= 0
+
+    def _spares_after(self, length: int) -> int:
+        """How many spare segments are left, less than none if some are missing, when all that was appended and
+        `length` bytes more are in batches."""
+        room, spares = self._room_bytes(), len(self._spares)
+        sizes = [chunk.size for chunk in self._chunks]
+        if self._inflight is not None:
+            sizes.insert(0, self._inflight.size)
+        whole, rest = divmod(length, self._chunk_bytes_max - BLOCK_BYTES)
+        sizes += [self._chunk_bytes_max - BLOCK_BYTES] * whole + [rest]
+        for size in sizes:
+            # One block more for what headers of records and padding take.
+            need = aligned(MARK.size + size) + BLOCK_BYTES
+            if need > room:
+                spares, room = spares - 1, self._segment_bytes - BLOCK_BYTES
+            room -= need
+        return spares
+
+    @property
+    def newest_sequence(self) -> int:
+        """The sequence of the segment that is written now."""
+        return self._segments[-1].sequence
+
+    @property
     def segment_count(self) -> int:
         """Live segments."""
         return len(self._segments)
@@ -241,7 +337,7 @@ class WriteLog:
         chunk = self._chunks[0]
         need = aligned(MARK.size + chunk.size)
         segment = self._segments[-1]
-        if segment.end + need > segment.file.size_bytes:
+        if segment.end + need > segment.file.size_bytes or (self._roll_due and self._spares):
             if not self._spares:
                 self._prepare()
                 return
@@ -264,8 +360,9 @@ class WriteLog:
     def _roll(self, before: Position) -> Segment:
         segment = Segment(self._spares.pop(0), self._segments[-1].sequence + 1, before, self._mark_number + 1)
         self._segments.append(segment)
-        if not self._spares:
-            self._prepare()
+        self._roll_due = False
+        self._spares_wanted = SPARES_MAX
+        self._prepare()
         return segment
 
     def _written(self, segment: Segment, batch: Batch, need: int, error: OSError | None) -> None:
@@ -306,14 +403,14 @@ class WriteLog:
     # -- segment files ----------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Have a spare segment made in the background."""
-        if self._preparing is None and self._retry is None and not self._closed:
+        """Have spare segments made in the background."""
+        missing = len(self._spares) < self._spares_wanted
+        if missing and self._preparing is None and self._retry is None and not self._closed:
             self._preparing = asyncio.get_running_loop().create_task(self._make_spare())
 
     async def _make_spare(self) -> None:
         try:
-            self._spares.append(await self._directory.create(self._new_name(), self._segment_bytes))
-            self.no_room = None
+            self._gain(await self._directory.create(self._new_name(), self._segment_bytes))
         except OSError as error:
             if self.no_room is None:
                 logger.error("event=log_segment_refused path=%s error=%s", self._directory.path, error)
@@ -322,11 +419,31 @@ class WriteLog:
         finally:
             self._preparing = None
         self.kick()
+        self._prepare()
+        self.on_room()
 
     def _prepare_again(self) -> None:
         self._retry = None
-        if not self._spares:
-            self._prepare()
+        self._prepare()
+
+    def _gain(self, file: LogFile) -> None:
+        """A spare segment, wherever it comes from."""
+        self._spares.append(file)
+        if len(self._spares) >= self._spares_wanted:
+            self.no_room = None
+
+    async def give_up_spare(self, keep: int) -> bool:
+        """Give a spare segment back to the disk; False when there are only `keep`. Raises OSError."""
+        if len(self._spares) <= keep:
+            return False
+        file = self._spares.pop()
+        await self._directory.remove(file.name)
+        file.close()
+        return True
+
+    def leave_segment(self) -> None:
+        """Begin the next segment with the next commit, if there is a file for it: this one can be given up then."""
+        self._roll_due = True
 
     def _adopt_names(self) -> None:
         numbers = [int(name[len(SEGMENT_PREFIX) :]) for name in self._directory.names() if is_segment(name)]
@@ -337,72 +454,27 @@ class WriteLog:
         self._next_file += 1
         return name
 
-    def index_of(self, opnum: int) -> int:
-        """How many live segments lie wholly before `opnum`."""
-        return max(bisect_right(self._segments, opnum, key=lambda segment: segment.first_opnum) - 1, 0)
-
-    def segment_of(self, opnum: int) -> tuple[int, Position]:
-        """(sequence, position before) of the live segment that holds `opnum` or will."""
-        segment = self._segments[self.index_of(opnum)]
-        return segment.sequence, segment.before
-
-    @property
-    def first_position(self) -> Position:
-        """What the oldest record kept continues."""
-        return self._segments[0].before
-
     async def trim_before(self, sequence: int) -> None:
         """Give up segments below `sequence`, which the durable checkpoint does not need any more."""
         surplus = []
         while len(self._segments) > 1 and self._segments[0].sequence < sequence:
             file = self._segments.pop(0).file
-            if len(self._spares) < SPARES_MAX:
-                self._spares.append(file)
+            if len(self._spares) < self._spares_wanted:
+                self._gain(file)
             else:
                 surplus.append(file)
+        self._forget_rot()
         self.kick()
         for file in surplus:
             await self._directory.remove(file.name)
             file.close()
 
-    # -- reading and cutting ----------------------------------------------------------------------------------------
+    # -- cutting ------------------------------------------------------------------------------------------------------
 
-    @property
-    def first_opnum(self) -> int:
-        """The oldest opnum kept."""
-        return self._segments[0].first_opnum
-
-    def read(self, opnum: int, max_bytes: int) -> list[Buffer] | None:
-        """Raw records from `opnum` on: whole batches until `max_bytes` is passed; None when trimmed."""
-        if opnum < self.first_opnum:
-            return None
-        out: list[Buffer] = []
-        size = 0
-        while opnum <= self.position.opnum and size < max_bytes:
-            first, last, body = self._batch_at(opnum)
-            piece = memoryview(body)[offset_of(body, first, opnum) :]
-            out.append(piece)
-            size += len(piece)
-            opnum = last + 1
-        return out
-
-    def _batch_at(self, opnum: int) -> tuple[int, int, Buffer]:
-        """(first opnum, last opnum, body) of the batch that holds `opnum`, durable or not."""
-        if opnum > self.durable:
-            for chunk in ([self._inflight] if self._inflight else []) + list(self._chunks):
-                if opnum <= chunk.last:
-                    return chunk.before.opnum + 1, chunk.last, b"".join(chunk.buffers)
-        index = bisect_right(self._segments, opnum, key=lambda segment: segment.first_opnum) - 1
-        segment = self._segments[index]
-        at = bisect_right(segment.batches, opnum, key=lambda batch: batch.first_opnum) - 1
-        batch = segment.batches[at]
-        if at + 1 < len(segment.batches):
-            last = segment.batches[at + 1].first_opnum - 1
-        else:
-            later = index + 1 < len(self._segments) and self._segments[index + 1]
-            last = later.before.opnum if later else self.durable
-        body = segment.file.read(batch.offset + MARK.size, batch.body_bytes)
-        return batch.first_opnum, last, body
+    def _not_durable(self, opnum: int) -> tuple[int, int, Buffer]:
+        chunks = [self._inflight, *self._chunks] if self._inflight else self._chunks
+        chunk = next(chunk for chunk in chunks if opnum <= chunk.last)
+        return chunk.before.opnum + 1, chunk.last, b"".join(chunk.buffers)
 
     async def settle(self) -> None:
         """Wait until no commit is in flight; none starts until the caller yields again."""
@@ -428,7 +500,7 @@ class WriteLog:
             ):
                 file = self._segments.pop().file
                 await zero_range(file, 0, file.size_bytes)
-                self._spares.append(file)
+                self._gain(file)
             await self._cut_segment(self._segments[-1], opnum)
             self.durable = min(self.durable, opnum)
         if self._chunks:

@@ -3,6 +3,9 @@
 `fresh` is in commit order, because a block that is written again moves to the end; so the first entry is also the
 oldest record that the log must keep. `leaving` holds blocks of stripes that are being written.
 
+`spoiled` holds blocks that lost their content in memory and have no good copy in this log: they are taken by no stripe
+and read as errors until they are written again, and the log keeps their records.
+
 Every block has memory of its own: what comes in is a slice of a receive buffer or of a whole batch, and one block that
 stays while its neighbours are overwritten would keep all of that.
 """
@@ -24,17 +27,21 @@ class Overlay:
     def __init__(self) -> None:
         self.fresh: dict[int, Entry] = {}
         self.leaving: dict[int, Entry] = {}
+        self.spoiled: dict[int, Entry] = {}
 
     def __len__(self) -> int:
-        return len(self.fresh) + len(self.leaving)
+        return len(self.fresh) + len(self.leaving) + len(self.spoiled)
 
     def get(self, lba: int) -> Entry | None:
         """The newest committed block in the overlay."""
-        return self.fresh.get(lba) or self.leaving.get(lba)
+        return self.fresh.get(lba) or self.leaving.get(lba) or (self.spoiled and self.spoiled.get(lba)) or None
 
     def put(self, opnum: int, lba: int, crcs: tuple[int, ...], data: Buffer) -> None:
         """A committed WRITE; `data` is copied unless it is a block of `bytes` already."""
         fresh = self.fresh
+        if self.spoiled:
+            for at in range(lba, lba + len(crcs)):
+                self.spoiled.pop(at, None)
         if len(crcs) == 1:
             fresh.pop(lba, None)
             fresh[lba] = (opnum, crcs[0], bytes(data))
@@ -49,7 +56,7 @@ class Overlay:
 
     def discard(self, lba: int, count: int) -> None:
         """A committed ZERO: older blocks are dead, in stripes being written too."""
-        for blocks in (self.fresh, self.leaving):
+        for blocks in (self.fresh, self.leaving, self.spoiled):
             if count <= len(blocks):
                 for at in range(lba, lba + count):
                     blocks.pop(at, None)
@@ -66,11 +73,12 @@ class Overlay:
                 return False
             del self.fresh[lba]
             return True
-        entry = self.leaving.get(lba)
-        if entry is None or entry[0] != opnum:
-            return False
-        del self.leaving[lba]
-        return True
+        for blocks in (self.leaving, self.spoiled):
+            entry = blocks.get(lba)
+            if entry is not None and entry[0] == opnum:
+                del blocks[lba]
+                return True
+        return False
 
     def _forget_leaving(self, lba: int, opnum: int) -> None:
         entry = self.leaving.get(lba)
@@ -102,17 +110,31 @@ class Overlay:
         self.put_back(list(self.leaving.items()))
         self.leaving.clear()
 
+    def correct(self, lba: int, opnum: int, data: bytes) -> None:
+        """Take the content of one version from its record again."""
+        for blocks in (self.fresh, self.leaving):
+            entry = blocks.get(lba)
+            if entry is not None and entry[0] == opnum:
+                blocks[lba] = (opnum, entry[1], data)
+
+    def spoil(self, lba: int, entry: Entry) -> None:
+        """A block that was taken has no good copy here."""
+        del self.leaving[lba]
+        if lba not in self.fresh:
+            self.spoiled[lba] = entry
+
     def oldest_opnum(self) -> int | None:
         """The oldest record that the log must keep for this overlay, None when it is empty."""
         first = next(iter(self.fresh.values()), None)
         oldest = None if first is None else first[0]
-        if self.leaving:
-            leaving = min(entry[0] for entry in self.leaving.values())
-            oldest = leaving if oldest is None else min(oldest, leaving)
+        for blocks in (self.leaving, self.spoiled):
+            if blocks:
+                first_of = min(entry[0] for entry in blocks.values())
+                oldest = first_of if oldest is None else min(oldest, first_of)
         return oldest
 
     def within(self, lba: int, count: int) -> Iterator[int]:
         """The lbas of a range that are here."""
         if count <= len(self):
-            return (at for at in range(lba, lba + count) if at in self.fresh or at in self.leaving)
-        return (at for at in {*self.fresh, *self.leaving} if lba <= at < lba + count)
+            return (at for at in range(lba, lba + count) if self.get(at) is not None)
+        return (at for at in {*self.fresh, *self.leaving, *self.spoiled} if lba <= at < lba + count)

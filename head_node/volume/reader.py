@@ -21,6 +21,7 @@ from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
 from head_node.volume.errors import BlockAway, BlockFenced, BlockLost, BlockUnreadable
 from head_node.volume.interface import BLOCK_BYTES
+from head_node.volume.overlay import Entry
 from head_node.volume.shard import ShardHeader, decode_shard_header
 from head_node.volume.state import VolumeState
 from head_node.volume.stripes import Stripe
@@ -88,12 +89,15 @@ class Reader:
         state: VolumeState,
         columns: list[Column | None],
         on_fenced: Callable[[int, BaseException], None],
+        reread: Callable[[int, int], bytes | None],
     ) -> None:
-        """`on_fenced(column index, error)` hears of every read refused because of a newer epoch or attach (F6)."""
+        """`on_fenced(column index, error)` hears of every read refused because of a newer epoch or attach (F6);
+        `reread(opnum, lba)` asks the log for a block."""
         self._volume = volume
         self._state = state
         self.columns = columns
         self._on_fenced = on_fenced
+        self._reread = reread
         self._fenced: dict[int, Column] = {}
         self._headers: dict[tuple[int, int], ShardHeader] = {}
         self._tasks: dict[asyncio.Task[None], tuple[Run, RunDone]] = {}
@@ -103,6 +107,8 @@ class Reader:
         self.unreadable = UnreadableBlocks()
         self.reconstructed_count = 0
         self.mismatch_count = 0
+        self.corrected_count = 0
+        """Blocks of the overlay that had changed in memory and were read from the log again."""
 
     def read(self, lba: int, count: int, done: BlocksDone) -> None:
         """Read `count` blocks; calls `done` with an error or the blocks in order, maybe inside the call."""
@@ -110,14 +116,19 @@ class Reader:
         if count == 1:
             entry = overlay.get(lba)
             if entry is not None:
-                done(None, (entry[2],))
+                block = self.from_overlay(lba, entry)
+                done(*((None, (block,)) if block is not None else (self._spoiled(lba), ())))
                 return
         answer: list[Buffer] = [_ZERO_BLOCK] * count
         runs: list[Run] = []
         for at, place in enumerate(self._state.map.find_range(lba, count)):
             entry = overlay.get(lba + at)
             if entry is not None:
-                answer[at] = entry[2]
+                block = self.from_overlay(lba + at, entry)
+                if block is None:
+                    done(self._spoiled(lba + at), ())
+                    return
+                answer[at] = block
             elif place is not None:
                 if place.slot == LOST:
                     done(BlockLost(lba + at, "it was declared lost"), ())
@@ -127,6 +138,22 @@ class Reader:
             done(None, answer)
             return
         _Pending(self, runs, answer, done)
+
+    def from_overlay(self, lba: int, entry: Entry) -> bytes | None:
+        """The block if it has the CRC that the client's bytes had (D2), else what the log has; None for neither."""
+        opnum, crc, block = entry
+        if crc32c(block) == crc:
+            return block
+        again = self._reread(opnum, lba)
+        if again is None or crc32c(again) != crc:
+            return None
+        logger.error("event=overlay_block_corrected volume=%s lba=%d opnum=%d", self._volume, lba, opnum)
+        self.corrected_count += 1
+        self._state.overlay.correct(lba, opnum, again)
+        return again
+
+    def _spoiled(self, lba: int) -> BlockUnreadable:
+        return BlockUnreadable(lba, "its newest version is rotten in memory and in the log")
 
     def _add(self, runs: list[Run], place: Place, lba: int, position: int) -> None:
         shard, row = divmod(place.at, self._state.geometry.rows)

@@ -270,12 +270,15 @@ def parse_records(buffer: Buffer, opnum: int, chain: int) -> Iterator[Record]:
     view = memoryview(buffer).cast("B").toreadonly()
     at, end = 0, len(view)
     while at < end:
-        record = _parse_one(view, at, end, opnum, chain)
+        record = parse_header(view, at, end, opnum, chain)
+        check_payload(record)
         yield record
         at, chain, opnum = record.end, record.crc, opnum + 1
 
 
-def _parse_one(view: memoryview, at: int, end: int, expected_opnum: int, chain: int) -> Record:
+def parse_header(view: memoryview, at: int, end: int, expected_opnum: int, chain: int) -> Record:
+    """The record at byte `at`, whose header and meta data continue `chain`; its data is not looked at. Raises
+    BatchMalformed."""
     if end - at < HEADER_BYTES:
         raise BatchMalformed(f"byte {at}: header cut off")
     crc, kind, _, _, meta_bytes, data_bytes, opnum, epoch, lba = RECORD_HEADER.unpack_from(view, at)
@@ -288,12 +291,11 @@ def _parse_one(view: memoryview, at: int, end: int, expected_opnum: int, chain: 
         raise BatchMalformed(f"byte {at}: opnum {opnum}, expected {expected_opnum}")
     if crc32c(view[at + 4 : data_at], chain) != crc:
         raise BatchMalformed(f"byte {at}: opnum {opnum} does not continue the chain")
-    record = Record(opnum, epoch, kind, lba, view[meta_at:data_at], view[data_at:stop], crc, at, stop)
-    _check_payload(record)
-    return record
+    return Record(opnum, epoch, kind, lba, view[meta_at:data_at], view[data_at:stop], crc, at, stop)
 
 
-def _check_payload(record: Record) -> None:
+def check_payload(record: Record) -> None:
+    """Raise BatchMalformed unless what the record carries fits its kind and, for a WRITE, its block CRCs."""
     kind, meta, data = record.kind, record.meta, record.data
     if kind == Kind.WRITE:
         blocks, rest = divmod(len(data), BLOCK_BYTES)

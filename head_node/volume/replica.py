@@ -12,17 +12,35 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from head_node.files import Directory
-from head_node.volume.checkpoint import CHECKPOINT_FILE, Checkpoint, decode_checkpoint
+from head_node.volume.blockmap import PAGE_BLOCKS
+from head_node.volume.checkpoint import (
+    CHECKPOINT_FILE,
+    Checkpoint,
+    checkpoint_bytes,
+    decode_checkpoint,
+    read_checkpoint,
+)
 from head_node.volume.columns import Column
 from head_node.volume.commit_point import IdleNote
-from head_node.volume.errors import LogCorrupt, LogDiverged, LogMissing, StaleEpoch, VolumeError
+from head_node.volume.errors import (
+    LogCorrupt,
+    LogDamaged,
+    LogDiverged,
+    LogMissing,
+    LogRotten,
+    StaleEpoch,
+    VolumeError,
+)
 from head_node.volume.geometry import Geometry
 from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read_identity
+from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
 from head_node.volume.reader import Reader
 from head_node.volume.records import Kind, Record, parse_lost, parse_reservations, parse_stripe
 from head_node.volume.reservations import Reservations
+from head_node.volume.room import RETRY_SECONDS, CheckpointRoom
+from head_node.volume.salvage import Losses, Pending, Salvage, find_losses
 from head_node.volume.segments import LogPosition, Position
 from head_node.volume.state import VolumeState
 from sled_controller.environment import Environment
@@ -31,7 +49,22 @@ from spdk_bindings.device import Buffer
 INSTALLING_FILE: Final = "installing"
 """Present while a full resync replaces the log; a log that has it is no log."""
 
+EPOCHS_FORESEEN: Final = 4096
+SLOTS_PER_STRIPE: Final = 4
+"""What the room for a checkpoint of the whole map counts with; more make it grow."""
+LOOK_SECONDS: Final = 5.0
+"""Between two batches of the log that are verified while nothing reads them: a full log is gone through in hours, which
+costs nothing, and rot is found before a restart needs the records."""
+
 logger = logging.getLogger(__name__)
+
+
+class _AcceptedCut(Exception):
+    """The log is to end at `after`: an operator accepted the loss of the rest."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(after)
+        self.after = after
 
 
 class Replica(ABC):
@@ -68,7 +101,12 @@ class Replica(ABC):
         committed."""
         self._epochs: list[tuple[int, int]] = []
         self._columns: list[Column | None] = [None] * self.geometry.shards
-        self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
+        self.reader = Reader(self.volume, self.state, self._columns, self._fenced, self.reread)
+        self.losses: Losses | None = None
+        """What this log has lost, accepted by an operator."""
+        self._room = CheckpointRoom(directory, self._checkpoint_bytes_max(), self._give_up_spare)
+        self._checkpoint_retry: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._checkpoint_count = 0
 
@@ -89,6 +127,14 @@ class Replica(ABC):
     @abstractmethod
     def _log_trimmed(self) -> None:
         """A checkpoint ended; there may be room in the log."""
+
+    @abstractmethod
+    def _disk_full(self) -> None:
+        """Clients wait for a segment that the disk has no room for: give some up."""
+
+    @abstractmethod
+    def _mend(self) -> None:
+        """The log is known to be rotten somewhere: see that the segment is not needed any more, and drop it."""
 
     @abstractmethod
     def _fenced(self, column: int, error: BaseException) -> None:
@@ -117,7 +163,8 @@ class Replica(ABC):
             identity = Identity(env.new_uuid(), volume, size_blocks, limits.segment_bytes, geometry)
             engine = cls(directory, identity, await PromiseFile.create(directory, identity.log_id), env, limits)
             engine._adopt(await WriteLog.create(directory, identity.log_id, limits.segment_bytes, Position(0, 0, 0), 1))
-            await directory.replace(CHECKPOINT_FILE, await engine._checkpoint(1, Position(0, 0, 0)).encode())
+            await engine._room.keep_first()
+            await engine._room.write(await engine._checkpoint(1, Position(0, 0, 0)).encode())
             # Last, because this file is what makes it a log.
             await directory.replace(IDENTITY_FILE, [identity.encode()])
         except BaseException:
@@ -126,35 +173,45 @@ class Replica(ABC):
         return engine
 
     @classmethod
-    async def open(cls, directory: Directory, *, volume: UUID, env: Environment, limits: Limits | None = None) -> Self:
-        """Recover a log. Raises LogMissing, LogForeign, LogCorrupt, DirectoryLocked."""
+    async def open(
+        cls,
+        directory: Directory,
+        *,
+        volume: UUID,
+        env: Environment,
+        limits: Limits | None = None,
+        accepted_loss: str = "",
+    ) -> Self:
+        """Recover a log. Raises LogMissing, LogForeign, LogCorrupt, DirectoryLocked; LogDamaged when data is lost
+        whose code (`Losses.code`) is not `accepted_loss`."""
         directory.lock()
         try:
-            return await cls._recover(directory, volume, env, limits or Limits())
+            return await cls._recover(directory, volume, env, limits or Limits(), accepted_loss)
         except BaseException:
             directory.close()
             raise
 
     @classmethod
-    async def _recover(cls, directory: Directory, volume: UUID, env: Environment, limits: Limits) -> Self:
+    async def _recover(
+        cls, directory: Directory, volume: UUID, env: Environment, limits: Limits, accepted_loss: str
+    ) -> Self:
         identity = read_identity(directory, volume)
         if INSTALLING_FILE in directory.names():
             raise LogMissing(f"{directory.path}: a full resync was not finished; create a new log and join again")
         promise = await PromiseFile.open(directory, identity.log_id)
         engine = cls(directory, identity, promise, env, limits)
-        try:
-            checkpoint = decode_checkpoint(directory.read(CHECKPOINT_FILE), volume)
-        except FileNotFoundError:
-            raise LogCorrupt(CHECKPOINT_FILE, 0, "is missing; resync this member in full") from None
-        if checkpoint.log_id != identity.log_id:
-            raise LogCorrupt(CHECKPOINT_FILE, 0, f"is of log {checkpoint.log_id}, not {identity.log_id}")
+        checkpoint = await read_checkpoint(directory, volume, identity.log_id)
         engine._restore(checkpoint)
         cut = promise.promise.cut_after
-        engine._adopt(
-            await WriteLog.recover(
-                directory, identity.log_id, identity.segment_bytes, checkpoint.first_sequence, engine._note, cut
-            )
-        )
+        try:
+            log = await WriteLog.recover(
+                directory, identity.log_id, identity.segment_bytes, checkpoint.first_sequence, engine._note, cut,
+                lambda salvage, tail: engine._judge(salvage, tail, checkpoint, accepted_loss),
+            )  # fmt: skip
+        except _AcceptedCut as accepted:
+            await promise.intend_cut(accepted.after)
+            return await cls._recover(directory, volume, env, limits, accepted_loss)
+        engine._adopt(log)
         if cut is not None:
             await promise.intend_cut(None)
         if checkpoint.covered > engine.durable and not checkpoint.catching_up:
@@ -162,6 +219,7 @@ class Replica(ABC):
             raise LogCorrupt(CHECKPOINT_FILE, 0, reason)
         engine._floor = max(LogPosition(*promise.promise.committed), checkpoint.commit_point)
         engine._apply_to(min(max(engine._log.recovered_commit_point, engine._floor.opnum), engine.durable))
+        engine._room.enough(engine._checkpoint_bytes())
         if engine.missing and not checkpoint.catching_up:
             logger.error(
                 "event=log_end_lost volume=%s log=%s tail=%d committed=%d epoch=%d",
@@ -169,12 +227,29 @@ class Replica(ABC):
             )  # fmt: skip
         return engine
 
+    def _judge(self, salvage: Salvage, tail: int, checkpoint: Checkpoint, accepted_loss: str) -> None:
+        """Refuse a log that has lost what is needed, unless an operator accepted exactly that."""
+        losses = find_losses(
+            self.log_id, salvage, self.state.map, (Pending(*entry) for entry in self._pending),
+            needed_from=checkpoint.needed_from, covered=checkpoint.covered, tail=tail,
+        )  # fmt: skip
+        if not losses:
+            return
+        if losses.code != accepted_loss:
+            raise LogDamaged(salvage.file, salvage.offset, f"rotten, and nothing else here has what is lost: {losses}")
+        logger.error("event=loss_accepted volume=%s code=%s lost=%s", self.volume, losses.code, losses)
+        if losses.cut_after is not None:
+            raise _AcceptedCut(losses.cut_after)
+        self.losses = losses
+
     def _adopt(self, log: WriteLog) -> None:
         self._log = log
         log.on_durable = self._durable
         log.on_failed = self._fail
         log.commit_point = lambda: self.committed
+        log.on_room = self._room.on_room = self._log_trimmed
         self.committed = log.first_opnum - 1
+        self._look_later()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.state = VolumeState(self.size_blocks, self.geometry)
@@ -182,7 +257,7 @@ class Replica(ABC):
         self.state.map.restore(dict(checkpoint.pages))
         self.state.stripes.restore(checkpoint.stripes)
         self.state.reservations = checkpoint.reservations
-        self.reader = Reader(self.volume, self.state, self._columns, self._fenced)
+        self.reader = Reader(self.volume, self.state, self._columns, self._fenced, self.reread)
         self._epochs = list(checkpoint.epochs)
 
     @property
@@ -227,14 +302,104 @@ class Replica(ABC):
         """Senders of lower epochs are refused (F5)."""
         return max(self._promise.promise.highest_epoch, self._log.position.epoch)
 
+    def has_room(self, length: int) -> bool:
+        """Is there room in log, overlay and on the disk for `length` more bytes of client records?"""
+        if len(self.state.overlay) * BLOCK_BYTES >= self.limits.overlay_bytes_max:
+            return False
+        if not self._log_takes(length, self.limits.client_log_bytes_max):
+            return False
+        if self._log.has_room(length):
+            return True
+        if self._log.no_room is not None:
+            self._disk_full()
+        return False
+
+    def has_room_without_data(self, length: int) -> bool:
+        """Is there room in the log for `length` more bytes of records that give room back (trims)? Half of what client
+        data leaves, in its bound and of the kept segment, is theirs."""
+        bound = self.limits.client_log_bytes_max + self.limits.segment_bytes // 2
+        return self._log_takes(length, bound) and (self._log.has_room(length) or self._log.has_kept_room(length))
+
+    def _log_takes(self, length: int, bound: int) -> bool:
+        # A depth-1 writer of 4 KiB blocks uses two blocks of log per block.
+        fits = self._log.used_bytes + self._log.pending_bytes + 2 * length <= bound
+        if not fits or self._room.enough(self._checkpoint_bytes()):
+            return fits
+        self.state.count_pages()
+        return self._room.enough(self._checkpoint_bytes())
+
+    @property
+    def owed(self) -> int:
+        """Records that the log of this head took and has not made durable; none while it waits for room on its disk,
+        for it goes on by itself then."""
+        return 0 if self._log.waits_for_room else self._log.position.opnum - self.durable
+
+    def gauges(self) -> dict[str, Any]:
+        """For status reports."""
+        return {
+            "log_id": str(self.log_id),
+            "highest_epoch": self.highest_epoch,
+            "tail": self._log.position.opnum,
+            "durable": self.durable,
+            "committed": self.committed,
+            "missing": self.missing,
+            "log_bytes": self._log.used_bytes,
+            "log_segments": self._log.segment_count,
+            "log_batches": self._log.batch_count,
+            "log_no_room": self._log.no_room or self._room.refused,
+            "log_rotten": str(self._log.rot) if self._log.rot else None,
+            "log_losses": str(self.losses) if self.losses else None,
+            "checkpoints": self._checkpoint_count,
+            "overlay_blocks": len(self.state.overlay),
+            "overlay_blocks_corrected": self.reader.corrected_count,
+            "overlay_blocks_spoiled": len(self.state.overlay.spoiled),
+            "map_pages": len(self.state.map.pages),
+        }
+
     def epoch_history(self) -> list[tuple[int, int]]:
         """(epoch, first opnum) of every epoch in this log, oldest first."""
         tail = self._log.position.opnum
         return [(epoch, first) for epoch, first in self._epochs if first <= tail]
 
     def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None:
-        """Raw records from `from_opnum` on, at least one batch if there is one; None when trimmed (full resync)."""
-        return self._log.read(from_opnum, max_bytes)
+        """Raw records from `from_opnum` on, at least one batch if there is one; None when trimmed (full resync).
+        Raises LogRotten; what can be done about it is begun."""
+        try:
+            return self._log.read(from_opnum, max_bytes)
+        except LogRotten:
+            self._mend()
+            raise
+
+    def reread(self, opnum: int, lba: int) -> bytes | None:
+        """A block of a WRITE in this log, verified; None when it cannot be had."""
+        try:
+            record = self._log.find(opnum)
+        except LogRotten:
+            self._mend()
+            return None
+        if record is None or record.kind != Kind.WRITE or not 0 <= lba - record.lba < record.block_count():
+            return None
+        at = (lba - record.lba) * BLOCK_BYTES
+        return bytes(record.data[at : at + BLOCK_BYTES])
+
+    def _look_later(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        try:
+            self._log.look_for_rot()
+        except LogRotten:
+            self._mend()
+        self._look_later()
+
+    async def _close_log(self) -> None:
+        for timer in (self._looking, self._checkpoint_retry):
+            if timer is not None:
+                timer.cancel()
+        await self._room.close()
+        await self._log.close()
 
     async def see_epoch(self, epoch: int) -> None:
         """Refuse senders of lower epochs from now on, durably (F5). Raises StaleEpoch when a higher one was seen."""
@@ -293,6 +458,9 @@ class Replica(ABC):
     async def export_checkpoint(self) -> list[Buffer]:
         """All a newcomer needs to follow from its `tail.opnum + 1` on after `install_checkpoint`."""
         before = self._log.segment_of(self._needed_from())[1]
+        if self._log.rot is not None and self._log.rot.last_opnum > before.opnum:
+            self._mend()
+            raise self._log.rot
         return await self._checkpoint(1, before).encode()
 
     async def install_checkpoint(self, data: Buffer) -> None:
@@ -313,6 +481,8 @@ class Replica(ABC):
 
     async def _install(self, checkpoint: Checkpoint) -> None:
         known = self.commit_point
+        if self._looking is not None:
+            self._looking.cancel()
         await self._log.discard()
         self._pending.clear()
         self._announced = 0
@@ -323,7 +493,7 @@ class Replica(ABC):
         self._adopt(log)
         self._floor, self.vouched = max(known, checkpoint.commit_point), False
         own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, catching_up=True)
-        await self._directory.replace(CHECKPOINT_FILE, await own.encode())
+        await self._room.write(await own.encode())
         await self._directory.remove(INSTALLING_FILE)
 
     def _apply_to(self, opnum: int) -> None:
@@ -361,15 +531,40 @@ class Replica(ABC):
         stripes, pages = self.state.stripes.entries.copy(), self.state.map.snapshot()
         return Checkpoint(
             self.log_id, self.volume, covered, first_sequence, before, epochs, stripes, pages,
-            self.state.reservations, catching_up,
+            self.state.reservations, catching_up, self._needed_from(),
         )  # fmt: skip
 
+    def _checkpoint_bytes(self) -> int:
+        """At most how large the checkpoint is that covers all that is applied."""
+        return checkpoint_bytes(len(self._epochs), len(self.state.stripes.entries), self.state.pages_to_come())
+
+    def _checkpoint_bytes_max(self) -> int:
+        """The same for a volume all of whose pages exist."""
+        pages = -(-self.size_blocks // PAGE_BLOCKS)
+        slots = SLOTS_PER_STRIPE * -(-self.size_blocks // self.geometry.stripe_blocks)
+        return checkpoint_bytes(EPOCHS_FORESEEN, slots, pages)
+
+    async def _give_up_spare(self) -> bool:
+        """The last spare is for STRIPE records, unless a checkpoint alone gives a segment back."""
+        return await self._log.give_up_spare(0 if self._log.index_of(self._needed_from()) else 1)
+
     def _consider_checkpoint(self) -> None:
-        if self._checkpointing is not None or self._log.segment_count < 3 or self.failure is not None:
+        if self._checkpointing is not None or self._checkpoint_retry is not None or self.failure is not None:
             return
-        gain = self._log.index_of(self._needed_from())
-        if gain >= 2 or (gain and self._log.used_bytes > self.limits.log_bytes_max // 2):
+        rot = self._log.rot
+        if rot is not None:
+            due = self._log.segment_of(self._needed_from())[0] > rot.sequence
+        else:
+            gain = self._log.index_of(self._needed_from())
+            due = gain >= 2 or (gain > 0 and self._log_pressed())
+        if due:
             self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint_now())
+
+    def _log_pressed(self) -> bool:
+        """Is the log to be made shorter as soon as it can be?"""
+        return self._log.no_room is not None or (
+            self._log.segment_count > 2 and self._log.used_bytes > self.limits.log_bytes_max // 2
+        )
 
     async def _checkpoint_now(self) -> None:
         try:
@@ -377,15 +572,21 @@ class Replica(ABC):
         except OSError as error:
             # The old checkpoint and the log it needs are still there; the log only grows.
             logger.error("event=checkpoint_failed volume=%s error=%s", self.volume, error)
+            self._checkpoint_retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._checkpoint_again)
         finally:
             self._checkpointing = None
+        self._log_trimmed()
+
+    def _checkpoint_again(self) -> None:
+        self._checkpoint_retry = None
         self._log_trimmed()
 
     async def _write_checkpoint(self) -> None:
         if self.committed < self.state.covered:
             return
         sequence, before = self._log.segment_of(self._needed_from())
-        await self._directory.replace(CHECKPOINT_FILE, await self._checkpoint(sequence, before).encode())
+        self.state.count_pages()
+        await self._room.write(await self._checkpoint(sequence, before).encode())
         self._checkpoint_count += 1
         await self._log.trim_before(sequence)
 

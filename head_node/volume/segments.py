@@ -100,6 +100,8 @@ class Segment:
     first_mark: int
     end: int = 0
     batches: list[Batch] = field(default_factory=list)
+    header_rotten: bool = False
+    """The header was taken from the first MARK, which repeats it but for the epoch."""
 
     @property
     def first_opnum(self) -> int:
@@ -121,10 +123,19 @@ def decode_segment(log_id: UUID, file: LogFile) -> Segment | None:
         return None
     magic, crc, chain, owner, sequence, first_opnum, first_mark, epoch = SEGMENT_HEADER.unpack(block)
     if magic != SEGMENT_MAGIC or crc != crc32c(block[_AFTER_CRC:]):
-        return None
+        return _from_first_mark(log_id, file)
     if owner != log_id.bytes:
         raise LogForeign(f"{file.name}: belongs to log {UUID(bytes=owner)}, this directory is log {log_id}")
     return Segment(file, sequence, Position(first_opnum - 1, epoch, chain), first_mark, BLOCK_BYTES)
+
+
+def _from_first_mark(log_id: UUID, file: LogFile) -> Segment | None:
+    found = decode_mark(log_id, file.read(BLOCK_BYTES, MARK.size), BLOCK_BYTES)
+    if found is None:
+        return None
+    batch, sequence, _ = found
+    before = Position(batch.first_opnum - 1, 0, batch.chain)
+    return Segment(file, sequence, before, batch.number, BLOCK_BYTES, header_rotten=True)
 
 
 def encode_mark(log_id: UUID, sequence: int, batch: Batch, records: int) -> bytes:
@@ -175,6 +186,18 @@ class Scan:
         """Number of the batch that is missing or torn where the scan ended."""
         self.torn: tuple[Batch, int, int] | None = None
         """(batch, valid bytes, valid records) of a last batch that is only valid in part."""
+
+    def joins(self, segment: Segment) -> bool:
+        """Whether `segment` continues what was read; its header's epoch is corrected if only its MARK was left."""
+        expected = (self.position.opnum, self.position.chain, self.mark_number + 1)
+        if (segment.before.opnum, segment.before.chain, segment.first_mark) != expected:
+            return False
+        segment.before = self.position
+        return True
+
+    def go_on(self, position: Position, mark_number: int) -> None:
+        """The next batch continues `position` and has the number after `mark_number`."""
+        self.position, self.mark_number, self.bad_mark, self.torn = position, mark_number, mark_number + 1, None
 
     def batch(self, last_opnum: int | None) -> list[Record] | None:
         """The next batch's valid records; None at the end. `last_opnum` cuts: records after it do not count."""
@@ -240,23 +263,30 @@ def is_segment(name: str) -> bool:
     return name.startswith(SEGMENT_PREFIX) and name[len(SEGMENT_PREFIX) :].isdigit()
 
 
-def live_segments(log_id: UUID, files: list[LogFile], first_sequence: int) -> tuple[list[Segment], list[LogFile]]:
-    """(segments from `first_sequence` on without a gap, the files that are not live)."""
+def live_segments(
+    log_id: UUID, files: list[LogFile], first_sequence: int
+) -> tuple[list[Segment], list[LogFile], list[LogFile]]:
+    """(segments from `first_sequence` on without a gap, the files that are not live, second copies of live ones: a
+    recovery that was writing its last segment again did not get as far as to remove the former file)."""
     found: dict[int, Segment] = {}
     others: list[LogFile] = []
+    copies: list[LogFile] = []
     for file in files:
         segment = decode_segment(log_id, file)
         if segment is None or segment.sequence < first_sequence:
             others.append(file)
-        else:
+        elif (twin := found.get(segment.sequence)) is None or twin.header_rotten:
+            copies += [] if twin is None else [twin.file]
             found[segment.sequence] = segment
+        else:
+            copies.append(file)
     segments: list[Segment] = []
     while (sequence := first_sequence + len(segments)) in found:
         segments.append(found.pop(sequence))
     if found:
         late = min(found)
         raise LogCorrupt(found[late].file.name, 0, f"segment {sequence} is missing before segment {late}")
-    return segments, others
+    return segments, others, copies
 
 
 def offset_of(body: Buffer, first_opnum: int, opnum: int) -> int:

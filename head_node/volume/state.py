@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 
-from head_node.volume.blockmap import BlockMap
+from head_node.volume.blockmap import PAGE_BLOCKS, PAGE_SHIFT, BlockMap
 from head_node.volume.errors import LogCorrupt
 from head_node.volume.geometry import Geometry
 from head_node.volume.overlay import Overlay
@@ -28,12 +28,17 @@ class VolumeState:
         self.map = BlockMap(size_blocks)
         self.stripes = StripeTable(geometry.data_shards, geometry.shards)
         self.reservations = Reservations()
+        self.new_pages: set[int] = set()
+        """Pages that the map will have, at most, once what is in the overlay is in stripes."""
         self.covered = 0
         """Records up to this opnum are in the map and stripe table already (checkpoint); replaying them only rebuilds
         the overlay."""
 
     def write(self, opnum: int, lba: int, crcs: tuple[int, ...], data: Buffer) -> None:
         """Apply a WRITE."""
+        for page in range(lba >> PAGE_SHIFT, (lba + len(crcs) - 1 >> PAGE_SHIFT) + 1):
+            if page not in self.map.pages:
+                self.new_pages.add(page)
         if opnum > self.covered:
             self.overlay.put(opnum, lba, crcs, data)
             return
@@ -41,6 +46,14 @@ class VolumeState:
         for index, crc in enumerate(crcs):
             if self.map.opnum_of(lba + index) < opnum:
                 self.overlay.put(opnum, lba + index, (crc,), view[index << 12 : index + 1 << 12])
+
+    def pages_to_come(self) -> int:
+        """At most how many pages the map has when all that is applied is in stripes."""
+        return min(len(self.map.pages) + len(self.new_pages), -(-self.map.size_blocks // PAGE_BLOCKS))
+
+    def count_pages(self) -> None:
+        """Forget those that the map has by now."""
+        self.new_pages -= self.map.pages.keys()
 
     def zero(self, opnum: int, lba: int, count: int) -> None:
         """Apply a ZERO."""

@@ -64,8 +64,10 @@ class Bench:
         )
         return self.engine
 
-    async def open(self, limits: Limits = SMALL) -> VolumeEngine:
-        self.engine = await VolumeEngine.open(MemoryDirectory(self.disk), volume=VOLUME, env=ENV, limits=limits)
+    async def open(self, limits: Limits = SMALL, accepted_loss: str = "") -> VolumeEngine:
+        self.engine = await VolumeEngine.open(
+            MemoryDirectory(self.disk), volume=VOLUME, env=ENV, limits=limits, accepted_loss=accepted_loss
+        )
         return self.engine
 
     def attach(self) -> list[MemoryColumn]:

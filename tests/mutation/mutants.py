@@ -300,15 +300,58 @@ MUTANTS = (
     ),
     one(
         "trim-before-checkpoint", "engine 2: the checkpoint is durable before the log goes", REPLICA,
-        "        await self._directory.replace(CHECKPOINT_FILE, await self._checkpoint(sequence, before).encode())\n"
+        "        await self._room.write(await self._checkpoint(sequence, before).encode())\n"
         "        self._checkpoint_count += 1\n        await self._log.trim_before(sequence)\n",
         "        await self._log.trim_before(sequence)\n"
-        "        await self._directory.replace(CHECKPOINT_FILE, await self._checkpoint(sequence, before).encode())\n"
+        "        await self._room.write(await self._checkpoint(sequence, before).encode())\n"
         "        self._checkpoint_count += 1\n", VOLUME,
     ),
     one(
         "recovered-log-not-synced", "engine 1: what a restart found in the page cache is made durable", LOG,
-        "        await commit_now(scan.segment.file, 0, [])\n", "", VOLUME,
+        "        copies += await log._renew(scan.segment, others)\n", "", VOLUME,
+    ),
+    one(
+        "failed-promise-trusted", "F5: a promise whose sync failed is written again before it counts",
+        "head_node/volume/identity.py", "            await self._write(self.promise)\n        return self\n",
+        "        return self\n", VOLUME,
+    ),
+    one(
+        "rotten-segment-kept", "engine: a segment that has rotted is left and dropped", ENGINE,
+        "        if self._log.rot is not None and self._log.newest_sequence <= self._log.rot.sequence:\n"
+        "            self._leave_segment()\n", "", VOLUME,
+    ),
+    one(
+        "loss-accepts-itself", "D1: a log that has lost data goes on only when an operator accepts exactly that", REPLICA,
+        "        if losses.code != accepted_loss:\n", "        if False:\n", VOLUME,
+    ),
+    one(
+        "one-checkpoint", "D1: a checkpoint has a copy", "head_node/volume/room.py",
+        "            await self._replace(CHECKPOINT_COPY, buffers)\n", "            pass\n", VOLUME,
+    ),
+    one(
+        "destage-unchecked", "D2: destage verifies what it takes from memory", DESTAGE,
+        "            if crc32c(data) != crc:\n", "            if False:\n", VOLUME,
+    ),
+    one(
+        "overlay-unchecked", "D2: what is read from memory is verified", READER,
+        "        if crc32c(block) == crc:\n            return block\n", "        if block:\n            return block\n", VOLUME,
+    ),
+    one(
+        "trims-without-bound", "engine: trims wait for the log like writes", REPLICA,
+        "        return self._log_takes(length, bound) and (self._log.has_room(length) or self._log.has_kept_room(length))\n",
+        "        return True\n", VOLUME,
+    ),
+    one(
+        "no-segment-kept", "engine: a segment is kept for records that free room", LOG,
+        "        left = self._spares_after(length) - 1\n", "        left = self._spares_after(length)\n", VOLUME,
+    ),
+    one(
+        "no-checkpoint-room-kept", "engine: room for a checkpoint is kept", "head_node/volume/room.py",
+        "            if error.errno != errno.ENOSPC or not self.kept_bytes:\n", "            if error:\n", VOLUME,
+    ),
+    one(
+        "no-room-for-ever", "engine: a shortage is over when spares have come, from wherever", LOG,
+        "            self.no_room = None\n", "            pass\n", VOLUME,
     ),
     one(
         "gone-clients-served", "relay: unadmitted requests of a peer that is gone are dropped",

@@ -149,3 +149,20 @@ def test_a_full_resync_gives_the_old_segments_back(tmp_path: Path) -> None:
         await source.engine.close()
 
     run(scenario())
+
+
+def test_a_file_is_replaced_within_blocks_that_were_reserved(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        directory = HostDirectory(tmp_path / "log")
+        assert directory.size_of("room") == 0
+        await directory.reserve("room", 1 << 20)
+        await directory.reserve("room", 4096)
+        assert directory.size_of("room") == 1 << 20
+        assert (tmp_path / "log" / "room").stat().st_blocks * 512 >= 1 << 20
+        inode = (tmp_path / "log" / "room").stat().st_ino
+        await directory.replace("checkpoint", [b"one", b"two"], within="room")
+        assert (tmp_path / "log" / "checkpoint").stat().st_ino == inode
+        assert directory.read("checkpoint") == b"onetwo"
+        assert directory.names() == ["checkpoint"]
+
+    run(scenario())

@@ -1,5 +1,6 @@
 """Where a head keeps its logs: what becomes of a directory in which no log could be made."""
 
+import asyncio
 import errno
 from pathlib import Path
 from uuid import UUID
@@ -7,9 +8,11 @@ from uuid import UUID
 import pytest
 from kit.cluster import VOLUME, record_of
 from kit.volume import run
+from rackctl.simulation.log_disk import MemoryDisk, MemoryRoot
 
 from head_node.files import HostDirectory, HostRoot
-from head_node.log_directories import SET_ASIDE_MAX, LogDirectories
+from head_node.log_directories import ACCEPTED_FILE, SET_ASIDE_MAX, LogDirectories
+from head_node.volume.errors import LogDamaged
 from sled_controller.environment import Environment
 
 HEAD = UUID(int=1)
@@ -48,5 +51,33 @@ def test_a_log_that_is_set_aside_is_kept_and_another_one_begins(tmp_path: Path) 
         assert engine.log_id != former.log_id
         assert logs.orphans({VOLUME}) == [f"{VOLUME}.aside-0"]
         await engine.close()
+
+    run(scenario())
+
+
+def test_a_loss_is_accepted_by_a_file_with_its_code_in_the_directory_of_the_log() -> None:
+    async def scenario() -> None:
+        disk = MemoryDisk()
+        logs = LogDirectories(MemoryRoot(disk), HEAD, Environment())
+        record = record_of([HEAD], [])
+        engine = await logs.open(record)
+        await engine.wait_committed(await engine.lead(1, [None] * engine.geometry.shards))
+        for fill in (b"\x37", b"\x38"):
+            done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            engine.served.write(0 if fill == b"\x37" else 4096, fill * 4096, False, done.set_result)
+            assert await done == 0
+        disk.crash()
+        segment = disk.files[f"{VOLUME}/segment-000001"].durable
+        segment[bytes(segment).find(b"\x37" * 4096)] ^= 1
+        with pytest.raises(LogDamaged, match="lba 0 of opnum 2") as caught:
+            await logs.open(record)
+        for code in ("00000000", str(caught.value).rpartition(" ")[2]):
+            disk.crash()
+            await MemoryRoot(disk).directory(str(VOLUME)).replace(ACCEPTED_FILE, [code.encode() + b"\n"])
+            if code == "00000000":
+                with pytest.raises(LogDamaged):
+                    await logs.open(record)
+        disk.crash()
+        assert (await logs.open(record)).tail.opnum == 3
 
     run(scenario())

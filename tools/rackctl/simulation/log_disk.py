@@ -282,14 +282,28 @@ class MemoryDirectory:
         self.disk.files[self._prefix + name] = Content(size_bytes)
         return MemoryFile(self.disk, self._prefix + name)
 
-    async def replace(self, name: str, buffers: Sequence[Buffer]) -> None:
+    async def replace(self, name: str, buffers: Sequence[Buffer], within: str | None = None) -> None:
         data = b"".join(buffers)
         self._need_descriptor()
         await self._step()
-        self._need_room(len(data))
+        if within is not None:
+            kept = len(self.disk.files.pop(self._prefix + within).durable)
+            self._need_room(len(data) - kept)
+        else:
+            self._need_room(len(data))
         content = Content(len(data))
         content.durable[:] = data
         self.disk.files[self._prefix + name] = content
+
+    async def reserve(self, name: str, size_bytes: int) -> None:
+        await self._step()
+        size_bytes = max(size_bytes, self.size_of(name))
+        self._need_room(size_bytes - self.size_of(name))
+        self.disk.files[self._prefix + name] = Content(size_bytes)
+
+    def size_of(self, name: str) -> int:
+        content = self.disk.files.get(self._prefix + name)
+        return 0 if content is None else len(content.durable)
 
     def read(self, name: str) -> bytes:
         self._need_descriptor()

@@ -133,14 +133,11 @@ def test_a_missing_segment_is_corruption() -> None:
             await bench.write(at, pattern(at, 256))
         assert bench.engine.status()["log_segments"] == 3
         bench.disk.crash()
-        header = bytes(bench.disk.files["segment-000002"].durable[:BLOCK_BYTES])
-        bench.disk.files["segment-000002"].durable[:BLOCK_BYTES] = bytes(BLOCK_BYTES)
+        second = bench.disk.files.pop("segment-000002")
         with pytest.raises(LogCorrupt, match="missing"):
             await bench.open()
-        bench.disk.files["segment-000002"].durable[:BLOCK_BYTES] = header
-        flip(bench, "segment-000003", 5)
-        with pytest.raises(LogCorrupt, match="rotten"):
-            await bench.open()
+        bench.disk.files["segment-000002"] = second
+        await bench.open()
 
     run(scenario())
 
@@ -192,13 +189,13 @@ def test_a_full_disk_acknowledges_nothing_and_says_so_until_there_is_room() -> N
     async def scenario() -> None:
         bench = Bench(size_blocks=8192)
         await bench.create(Limits(segment_bytes=8 << 20, log_bytes_max=64 << 20))
-        await until(lambda: len(bench.disk.files) == 5)
+        await until(lambda: len(bench.disk.files) == 8)
         bench.disk.capacity_bytes = bench.disk.used_bytes()
         await bench.engine.wait_committed(await bench.engine.lead(1, [None] * 6))
         writes = [bench.write(at, pattern(at, 256)) for at in range(0, 5120, 256)]
         await until(lambda: bench.engine.status()["log_no_room"] is not None and not bench.engine._log._inflight)
         answered = [write for write in writes if write.done()]
-        assert 10 < len(answered) < 20
+        assert 7 < len(answered) < 20
         assert not any(write.result() for write in answered)
         assert "no space" in bench.engine.status()["log_no_room"]
         bench.disk.capacity_bytes *= 4
@@ -351,7 +348,7 @@ def test_a_power_cut_during_truncation_is_finished_at_the_next_start() -> None:
         run(scenario(seed))
 
 
-def test_promises_survive_and_a_rotten_promise_is_corruption() -> None:
+def test_a_promise_survives_one_rotten_byte_and_two_are_corruption() -> None:
     async def scenario() -> None:
         bench = Bench()
         engine = await bench.create()
@@ -360,19 +357,39 @@ def test_promises_survive_and_a_rotten_promise_is_corruption() -> None:
         bench.disk.power_cut(random.Random(1))
         assert (await bench.open()).highest_epoch == 9
         bench.disk.crash()
+        for block in (0, BLOCK_BYTES):
+            flip(bench, "promise", block + 30)
+            assert (await bench.open()).highest_epoch == 9
+            bench.disk.power_cut(random.Random(1))
         flip(bench, "promise", 30)
+        flip(bench, "promise", BLOCK_BYTES + 30)
         with pytest.raises(LogCorrupt, match="promise"):
             await bench.open()
 
     run(scenario())
 
 
-def test_a_rotten_checkpoint_is_corruption() -> None:
+def test_a_rotten_or_missing_checkpoint_is_taken_from_its_copy_and_written_again() -> None:
     async def scenario() -> None:
         bench = Bench()
         await bench.create()
+        await bench.lead(1)
+        content = await fill(bench, 0, 14, seed=1)
+        await bench.engine.close(destage=True)
+        whole = bytes(bench.disk.files["checkpoint"].durable)
+        epoch = 1
+        for name in ("checkpoint", "checkpoint-copy"):
+            for damage in (lambda name=name: flip(bench, name, 60), lambda name=name: bench.disk.files.pop(name)):
+                damage()  # type: ignore[no-untyped-call]
+                await bench.open()
+                assert bytes(bench.disk.files[name].durable) == whole
+                bench.disk.crash()
+        await bench.open()
+        await bench.lead(epoch + 1)
+        await check(bench, content)
         await bench.engine.close()
-        flip(bench, "checkpoint", 60)
+        for name in ("checkpoint", "checkpoint-copy"):
+            flip(bench, name, 60)
         with pytest.raises(LogCorrupt, match="checkpoint"):
             await bench.open()
         bench.disk.files["checkpoint"].durable[:] = b""

@@ -163,16 +163,21 @@ def sealed(body: bytes) -> bytes:
 def test_a_checkpoint_keeps_the_reservations() -> None:
     raw = checkpoint_of(RESERVED)
     assert checkpoint.decode_checkpoint(raw, UUID(int=2)).reservations == RESERVED
-    bent = bytearray(raw[:-4])
+    needed, whole = raw[-12:-4], raw[:-12]
+    bent = bytearray(whole)
     bent[-1 - 24 - 23 :] = bytes(48)
-    for body in (bent, raw[:-5], raw[:-4] + b"\0"):
+    for body in (bent, whole[:-1], whole + b"\0"):
         with pytest.raises(LogCorrupt, match="reservations"):
-            checkpoint.decode_checkpoint(sealed(bytes(body)), UUID(int=2))
+            checkpoint.decode_checkpoint(sealed(bytes(body) + needed), UUID(int=2))
 
 
-def test_a_checkpoint_of_the_version_before_has_none() -> None:
-    raw = checkpoint_of(Reservations())
-    older = bytearray(raw[:-4][: -len(encode_reservations(Reservations()))])
+def test_checkpoints_of_the_versions_before_are_read() -> None:
+    raw = checkpoint_of(RESERVED)
+    before = bytearray(raw[:-12])
+    before[8:12] = (2).to_bytes(4, "little")
+    found = checkpoint.decode_checkpoint(sealed(bytes(before)), UUID(int=2))
+    assert (found.reservations, found.needed_from) == (RESERVED, found.before.opnum + 1)
+    older = bytearray(before[: -len(encode_reservations(RESERVED))])
     older[8:12] = (1).to_bytes(4, "little")
     found = checkpoint.decode_checkpoint(sealed(bytes(older)), UUID(int=2))
     assert (found.covered, found.reservations) == (9, Reservations())

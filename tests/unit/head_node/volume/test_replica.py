@@ -31,7 +31,7 @@ def test_d1_the_log_is_not_trimmed_before_the_checkpoint_is_durable(monkeypatch:
 
         async def refuse(name: str, buffers: object) -> None:
             steps.append(name)
-            raise OSError(errno.ENOSPC, "full")
+            raise OSError(errno.EIO, "broken")
 
         async def trim(sequence: int) -> None:
             steps.append("trim")
