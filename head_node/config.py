@@ -87,6 +87,11 @@ class HeadSettings(Settings):
         default=TAIL_WAIT_MS,
         description="how long a restarted member waits for the logs of the other members before it takes over",
     )
+    held_log_bytes_max: Annotated[int, Field(ge=1 << 20)] = Field(
+        default=DEFAULTS.held_log_bytes_max,
+        description="how much longer a volume's write log may become for a member that catches up; from half of it on"
+        " clients are slowed",
+    )
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = Field(
         default="info", description="least level to log: debug, info, warning or error"
     )
@@ -113,4 +118,7 @@ class HeadSettings(Settings):
 
     def limits(self) -> Limits:
         """The bounds of each volume's engine; raises ValueError when they do not fit together."""
-        return Limits(self.log_segment_bytes, self.log_bytes_max, self.overlay_bytes_max, self.unanswered_bytes_max)
+        return Limits(
+            self.log_segment_bytes, self.log_bytes_max, self.overlay_bytes_max, self.unanswered_bytes_max,
+            self.held_log_bytes_max,
+        )  # fmt: skip

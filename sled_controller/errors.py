@@ -57,6 +57,13 @@ class CredentialRefused(SledError):
         self.code = code
 
 
+class CredentialExpired(CredentialRefused):
+    """The credential's term is over in the sled's time. If it is not over here, the two have different times."""
+
+    def __init__(self) -> None:
+        super().__init__("it has expired in sled time")
+
+
 class KeySetRefused(SledError):
     """The key set is malformed or not signed by the root key; keep the one you have."""
 

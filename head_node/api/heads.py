@@ -142,16 +142,23 @@ async def lost_declared(rack: Rack, head: Head, volume: UUID, body: models.LostD
 
 
 @router.post("/volumes/{volume}/credential", operation_id="renewCredential")
-async def renew(rack: Rack, head: Head, volume: UUID, body: models.EpochRequest) -> models.CredentialAnswer:
+async def renew(rack: Rack, head: Head, volume: UUID, body: models.RenewalRequest) -> models.CredentialAnswer:
     """A credential of the same epoch with a new term."""
-    credential = await rack.volumes.renew(head.id, volume, epoch=body.epoch, claim=body.claim)
+    credential = await rack.renew(head.id, volume, epoch=body.epoch, claim=body.claim, expired=body.expired)
     return models.CredentialAnswer(credential=credential.hex())
 
 
 @router.post("/volumes/{volume}/deleted", operation_id="confirmDeleted", status_code=204)
-async def confirm_deleted(rack: Rack, head: Head, volume: UUID, body: models.EpochRequest) -> None:
-    """Say that the namespaces of a volume that is being deleted are gone; its record goes too."""
-    await rack.volumes.confirm_deleted(head.id, volume, epoch=body.epoch, claim=body.claim)
+async def confirm_deleted(rack: Rack, head: Head, volume: UUID, body: models.DeletedRequest) -> None:
+    """Say that the namespaces of a volume that is being deleted are gone, but for those on `strays`; its record goes
+    too."""
+    await rack.volumes.confirm_deleted(head.id, volume, epoch=body.epoch, claim=body.claim, strays=body.strays)
+
+
+@router.post("/volumes/{volume}/log-removed", operation_id="confirmLogRemoved", status_code=204)
+async def confirm_log_removed(rack: Rack, head: Head, volume: UUID) -> None:
+    """Say that nothing of a deleted volume's log is left on this head."""
+    await rack.cleanups.settle(volume, head=head.id)
 
 
 @router.post("/volumes/{volume}/diverged", operation_id="reportDivergence")

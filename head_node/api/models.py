@@ -107,6 +107,7 @@ class HealthDocument(BaseModel):
     serving: Annotated[bool, Field(description="the primary reports that it serves clients")]
     stopped: Annotated[str, Field(description="why clients wait: fewer members than `min_current`; empty otherwise")]
     members: Annotated[int, Field(description="size of `current`")]
+    degraded: Annotated[str, Field(description="which columns are missing, and why if that is known; empty otherwise")]
     reports: Annotated[dict[UUID, dict[str, Any]], Field(description="by live head, as that head reports it")]
 
 
@@ -415,8 +416,31 @@ class DivergenceRequest(Body):
     logs: Annotated[list[LogEndDocument], Field(min_length=2, max_length=2)]
 
 
+class DeletedRequest(EpochRequest):
+    strays: Annotated[list[UUID], Field(max_length=64)] = []
+
+
+class RenewalRequest(EpochRequest):
+    expired: bool = False
+
+
 class CredentialAnswer(BaseModel):
     credential: str
+
+
+class CleanupDocument(BaseModel):
+    """A deleted volume that something may be left of."""
+
+    volume: UUID
+    name: str
+    epoch: U64
+    blocks: Annotated[int, Field(description="of 4096 bytes, of each namespace")]
+    sleds: Annotated[list[UUID], Field(description="where a namespace may be left; deleted when they are back")]
+    heads: Annotated[list[UUID], Field(description="where a log may be left; removed when they are back")]
+
+
+class CleanupList(BaseModel):
+    cleanups: list[CleanupDocument]
 
 
 class EvidenceRequest(Body):
@@ -432,6 +456,7 @@ class ViewDocument(BaseModel):
     secrets: Annotated[
         dict[UUID, str], Field(description="of their hosts, by volume, sealed to this head; see docs/authentication.md")
     ]
+    deleted: Annotated[list[UUID], Field(description="deleted volumes whose log this head has not removed yet")]
 
 
 class ProblemDocument(BaseModel):

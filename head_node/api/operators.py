@@ -1,6 +1,7 @@
 """The routes that people and rackctl use, with the operator's bearer token."""
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPBearer
@@ -90,6 +91,19 @@ async def delete_volume(rack: Rack, volume: str) -> models.DeletionDocument:
     """Delete a volume by id or name: its primary removes the namespaces, then the record goes."""
     record = await rack.volumes.delete((await rack.volumes.find(volume)).volume)
     return models.DeletionDocument(gone=record is None, record=None if record is None else _volume(record))
+
+
+@router.get("/cleanups", operation_id="listCleanups")
+async def list_cleanups(rack: Rack) -> models.CleanupList:
+    """Deleted volumes that something may be left of, on sleds and heads that were away."""
+    found = sorted((entry.value for entry in (await rack.ledger.rack()).cleanups.values()), key=lambda c: c.name)
+    return models.CleanupList(cleanups=[models.CleanupDocument.model_validate(c.to_json()) for c in found])
+
+
+@router.delete("/cleanups/{volume}/sleds/{sled}", operation_id="giveUpCleanup", status_code=204)
+async def give_up_cleanup(rack: Rack, volume: UUID, sled: UUID) -> None:
+    """Say that a sled is gone for good: what is left of a deleted volume there is not waited for any more."""
+    await rack.cleanups.give_up(volume, sled)
 
 
 @router.get("/volumes/{volume}/hosts", operation_id="listHosts")
@@ -273,7 +287,7 @@ def _volume(record: VolumeRecord) -> models.VolumeDocument:
 
 
 def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:
-    signer = ring.signer(rack.env.clock.wall_ms())
+    signer = ring.signer(rack.issue.now_ms())
     keys = [
         models.KeyDocument(
             key_id=key.key_id,

@@ -27,11 +27,27 @@ async def volume_status(authority: Authority, record: VolumeRecord) -> models.Vo
             serving=primary is not None and bool(primary.get("serving")),
             stopped="" if primary is None else str(primary.get("stopped", "")),
             members=len(record.current),
+            degraded=await _degraded(authority, record),
             reports={head: dict(report) for head, report in said.items()},
         ),
         frozen_because=None if notice is None else str(notice.value["reason"]),
         recover_wait_ms=authority.recovery.wait_ms(record.volume) if record.state is VolumeState.FROZEN else None,
     )
+
+
+async def _degraded(authority: Authority, record: VolumeRecord) -> str:
+    """Which columns a volume that serves lacks, and what is in their way."""
+    named = {column.index for column in record.columns}
+    missing = [sled for index, sled in enumerate(record.sleds) if index not in named]
+    if not missing or record.state is not VolumeState.ACTIVE:
+        return ""
+    rack = await authority.ledger.rack()
+    reasons = []
+    for sled in missing:
+        name = rack.sleds[sled].value.name if sled in rack.sleds else str(sled)
+        left = sorted(entry.value.name for entry in rack.cleanups.values() if sled in entry.value.sleds)
+        reasons.append(name + (f" (still holds deleted volumes: {', '.join(left[:4])})" if left else ""))
+    return f"{len(record.columns)} of {record.geometry.columns} columns exist; none on {', '.join(reasons)}"
 
 
 def unreadable(authority: Authority, record: VolumeRecord) -> models.UnreadableDocument:

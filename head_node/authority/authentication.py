@@ -13,6 +13,8 @@ from head_node.authority.replay import ReplayWindow
 from head_node.store.records import HeadRecord
 from sled_controller.environment import Environment
 
+NS_PER_S = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -33,6 +35,11 @@ class Authenticator:
         self._env = env
         self._window = ReplayWindow()
         self.instance = env.entropy.bytes(16).hex()
+        self._count_began_s = env.clock.wall_ms() // 1000 - env.clock.boottime_ns() // NS_PER_S
+
+    def now_s(self) -> int:
+        """The count that requests are stamped with: Unix seconds as this run began, and its uptime since."""
+        return self._count_began_s + self._env.clock.boottime_ns() // NS_PER_S
 
     async def head(self, request: Received) -> HeadRecord:
         """The enrolled head that signed `request`; raises Unauthorised or StaleInstance."""
@@ -80,7 +87,7 @@ class Authenticator:
             raise Unauthorised(str(error)) from None
         instance = headers.get(signatures.INSTANCE_HEADER, "")
         if instance != self.instance:
-            raise StaleInstance(self.instance)
+            raise StaleInstance(self.instance, self.now_s())
         values = signatures.request_values(
             request.method, headers.get("host", ""), request.path, request.query, instance, digest
         )
@@ -89,7 +96,7 @@ class Authenticator:
     def _admit(
         self, given: signatures.SignatureInput, values: Mapping[str, str], public_key: bytes, memory: str
     ) -> None:
-        now_s = self._env.clock.wall_ms() // 1000
+        now_s = self.now_s()
         self._window.check_time(given.created_s, now_s)
         try:
             signatures.verify(given, values, public_key, tag=signatures.REQUEST_TAG)

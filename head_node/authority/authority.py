@@ -1,7 +1,6 @@
 """The authority of one rack, put together over a store and a root key; knows nothing of HTTP."""
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass, field
@@ -11,8 +10,10 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.authentication import Authenticator
+from head_node.authority.cleanups import Cleanups
 from head_node.authority.errors import AuthorityError, Unauthorised
 from head_node.authority.hosts import VolumeHosts
+from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
 from head_node.authority.ledger import OPERATOR_KEY, RACK_KEY, Ledger, revision_of
 from head_node.authority.nodes import Fencer, Nodes
@@ -28,6 +29,8 @@ from sled_controller.environment import Environment
 
 # Keys retire by the clock; looking this often keeps them at most as much too long.
 UPKEEP_S = 30.0
+# Each question goes to all sleds of a volume.
+SLED_TIMES_PAUSE_NS = 1_000_000_000
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +59,16 @@ class Authority:
         self.store = store
         self.ledger = Ledger(store)
         self.reports = Reports(env)
+        self.issue = IssueTime(self.ledger, env)
         self.keyring = Keyring(
-            self.ledger, root_key, env, term_ms=policy.credential_term_ms, publish_ms=policy.key_publish_ms
+            self.ledger, root_key, self.issue, env, term_ms=policy.credential_term_ms, publish_ms=policy.key_publish_ms
         )
-        self.retirements = Retirements(self.ledger, self.keyring, self.reports, env, fencer)
+        self.retirements = Retirements(self.ledger, self.keyring, self.reports, self.issue, fencer)
         self.volumes = Volumes(
             self.ledger,
             self.keyring,
             self.reports,
+            self.issue,
             env,
             term_ms=policy.credential_term_ms,
             heads_per_volume=policy.heads_per_volume,
@@ -75,10 +80,13 @@ class Authority:
             self.ledger, self.keyring, self.reports, env,
             root_public=self.root_public, term_ms=policy.credential_term_ms,
         )  # fmt: skip
+        self._fencer = fencer
+        self._sleds_asked_ns: int | None = None
         self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
+        self.cleanups = Cleanups(self.ledger, self.reports, env, fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self._stopping = asyncio.Event()
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(
@@ -95,19 +103,22 @@ class Authority:
         """
         authority = cls(store, root_key, env, policy or Policy(), fencer)
         await authority._check_identity()
+        await authority.issue.load()
         await authority.keyring.current()
         if await store.restored():
             await authority._freeze_restored()
-        authority._upkeep = asyncio.create_task(authority._keep_up(), name="authority-upkeep")
+        authority._upkeep = [
+            asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
+            asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
+        ]
         return authority
 
     async def stop(self) -> None:
         """End long polls and timers."""
         self._stopping.set()
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._upkeep
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.gather(*self._upkeep, return_exceptions=True)
 
     @property
     def stopping(self) -> bool:
@@ -146,7 +157,33 @@ class Authority:
                 for key, entry in rack.secrets.items()
                 if key in volumes and entry.value.terms
             },
+            deleted=frozenset(key for key, entry in rack.cleanups.items() if head in entry.value.heads),
         )
+
+    async def renew(self, head: UUID, volume: UUID, *, epoch: int, claim: str, expired: bool) -> bytes:
+        """A credential of the same epoch with a new term. `expired`: the volume's sleds refuse the present one, whose
+        term is not over: they have another time than this authority, which follows them. Raises NotEligible, Frozen,
+        NotFound."""
+        credential = await self.volumes.renew(head, volume, epoch=epoch, claim=claim)
+        if not expired or not await self._follow_sleds(volume):
+            return credential
+        return await self.volumes.renew(head, volume, epoch=epoch, claim=claim)
+
+    async def _follow_sleds(self, volume: UUID) -> bool:
+        """Ask the volume's sleds for their time; whether issue time has moved on with them."""
+        now_ns = self.env.clock.boottime_ns()
+        if self._fencer is None or now_ns < (self._sleds_asked_ns or 0):
+            return False
+        self._sleds_asked_ns = now_ns + SLED_TIMES_PAUSE_NS
+        record = (await self.ledger.volume(volume)).value
+        times_ms = await self._fencer.sled_times(record)
+        before_ms = self.issue.now_ms()
+        followed = self.issue.follow(times_ms, record.geometry.data_shards)
+        if followed:
+            ahead_ms = self.issue.now_ms() - before_ms
+            _log.warning("event=issue-time-follows-sleds volume=%s ahead_ms=%d", volume, ahead_ms)
+            self.reports.add_event("issue-time-follows-sleds", volume=str(volume), ahead_ms=ahead_ms)
+        return followed
 
     async def operator_token(self, known: str | None) -> str:
         """The operator's token: `known` if it is the rack's, else a new one that replaces it."""

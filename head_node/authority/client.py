@@ -1,11 +1,11 @@
 """The heads' side of the authority: one method per request, signed, answers verified.
 
-Nothing is retried here except a request refused because the authority has restarted: that one was certainly not
-performed. Backoff, and what to do when an outcome is unknown, are the caller's.
+Nothing is retried here except a request refused because the authority has restarted, or counts time otherwise: that one
+was certainly not performed. Backoff, and what to do when an outcome is unknown, are the caller's.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -19,6 +19,7 @@ from head_node.authority.errors import (
     AuthorityError,
     AuthorityUnavailable,
     NotEligible,
+    OtherTime,
     RecordChanged,
     StaleInstance,
     Unauthorised,
@@ -28,6 +29,10 @@ from head_node.store.records import Address, Column, HeadRecord, LogEnd, LostRan
 from sled_controller.environment import Environment
 
 REQUEST_TIMEOUT_S = 5.0
+# One for a new run of the authority, one for its time if that has not come with the first, one that counts.
+ATTEMPTS_MAX = 3
+NS_PER_S = 1_000_000_000
+COUNT_S_END = 10**12  # what a signature's `created` has digits for
 # A view of a full rack (4096 volumes with a few hosts each) is below this; more than that is not our authority.
 REPLY_BYTES_MAX = 64 << 20
 
@@ -74,6 +79,8 @@ class AuthorityClient:
         self._base_url = base_url.rstrip("/")
         self._authority = urlsplit(self._base_url).netloc.lower()
         self._instance = "unknown"
+        # How far the authority's count is ahead of this machine's uptime; learned from it, so no clock has to be right.
+        self._count_ahead_s = env.clock.wall_ms() // 1000 - self._uptime_s()
         self._claims: dict[UUID, tuple[int, str]] = {}
         self._http = httpx.AsyncClient(
             transport=transport,
@@ -193,16 +200,24 @@ class AuthorityClient:
         }
         return _record(await self._call("POST", f"/v1/volumes/{volume}/lost-declared", body))
 
-    async def renew(self, volume: UUID, *, epoch: int) -> bytes:
-        """A credential of the same epoch with a later expiry. Raises NotEligible, Frozen, NotFound."""
-        body = {"epoch": epoch, "claim": self._claim(volume, epoch)}
+    async def renew(self, volume: UUID, *, epoch: int, expired: bool = False) -> bytes:
+        """A credential of the same epoch with a later expiry. Raises NotEligible, Frozen, NotFound.
+
+        `expired`: sleds refuse the present one as expired though its term is not over, so that the authority should
+        ask them for their time first."""
+        body = {"epoch": epoch, "claim": self._claim(volume, epoch), "expired": expired}
         return _credential(await self._call("POST", f"/v1/volumes/{volume}/credential", body))
 
-    async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None:
-        """Say, as primary of `epoch`, that the namespaces are gone; the record is dropped. Raises NotEligible."""
-        body = {"epoch": epoch, "claim": self._claim(volume, epoch)}
+    async def confirm_deleted(self, volume: UUID, *, epoch: int, strays: Collection[UUID] = ()) -> None:
+        """Say, as primary of `epoch`, that the namespaces are gone but for those on `strays`, which the authority
+        deletes when these sleds are back; the record is dropped. Raises NotEligible."""
+        body = {"epoch": epoch, "claim": self._claim(volume, epoch), "strays": sorted(map(str, strays))}
         await self._call("POST", f"/v1/volumes/{volume}/deleted", body)
         self._claims.pop(volume, None)
+
+    async def confirm_log_removed(self, volume: UUID) -> None:
+        """Say that nothing of a deleted volume's log is left on this head."""
+        await self._call("POST", f"/v1/volumes/{volume}/log-removed")
 
     async def report_credential(self, credential: bytes) -> VolumeRecord:
         """Hand in a credential that a sled gave out; a valid one newer than the record freezes the volume (F4).
@@ -246,14 +261,18 @@ class AuthorityClient:
         verified: bool = True,
     ) -> Any:
         content = b"" if body is None else json.dumps(body).encode()
-        for attempt in (1, 2):
+        for _ in range(ATTEMPTS_MAX):
             try:
                 return await self._call_once(method, path, content, query, timeout_s, verified)
             except StaleInstance as error:
                 self._instance = error.instance
-                if attempt == 2:
-                    raise AuthorityUnavailable("the authority restarted twice during one request") from error
-        raise AssertionError("unreachable")
+                self._count_ahead_s = error.now_s - self._uptime_s()
+            except OtherTime as error:
+                self._count_ahead_s = error.now_s - self._uptime_s()
+        raise AuthorityUnavailable("the authority restarted, or changed its time, again during one request")
+
+    def _uptime_s(self) -> int:
+        return self._env.clock.boottime_ns() // NS_PER_S
 
     async def _call_once(
         self, method: str, path: str, content: bytes, query: str, timeout_s: float, verified: bool
@@ -268,7 +287,7 @@ class AuthorityClient:
                 values,
                 self._key,
                 key_id=str(self._head_id),
-                created_s=self._env.clock.wall_ms() // 1000,
+                created_s=max(0, self._count_ahead_s + self._uptime_s()),
                 nonce=self._env.entropy.bytes(16).hex(),
                 tag=signatures.REQUEST_TAG,
             ),
@@ -316,8 +335,18 @@ def _open(status: int, body: bytes) -> Any:
     if slug == RecordChanged.slug:
         raise RecordChanged(_record(problem))
     if slug == StaleInstance.slug:
-        raise StaleInstance(str(problem.get("instance", "")))
+        raise StaleInstance(str(problem.get("instance", "")), _count(problem))
+    if slug == OtherTime.slug and "now_s" in problem:
+        raise OtherTime(_count(problem), detail)
     raise ERRORS_BY_SLUG.get(slug, AuthorityUnavailable)(detail)
+
+
+def _count(problem: Any) -> int:
+    """The authority's count of seconds in a refusal."""
+    now_s = problem.get("now_s")
+    if not isinstance(now_s, int) or not 0 <= now_s < COUNT_S_END:
+        raise AuthorityUnavailable("the refusal does not say the authority's time")
+    return now_s
 
 
 def _record(answer: Any) -> VolumeRecord:

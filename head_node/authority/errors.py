@@ -56,12 +56,24 @@ class StaleInstance(Unauthorised):
 
     status, slug, title = 401, "stale-instance", "Signed for another run of the authority"
 
-    def __init__(self, instance: str) -> None:
-        super().__init__("sign again, naming the instance given here")
+    def __init__(self, instance: str, now_s: int) -> None:
+        super().__init__("sign again, naming the instance and the time given here")
         self.instance = instance
+        self.now_s = now_s
 
     def extra(self) -> dict[str, Any]:
-        return {"instance": self.instance}
+        return {"instance": self.instance, "now_s": self.now_s}
+
+
+class OtherTime(Unauthorised):
+    """The request is too old, or from the future, by the authority's count: sign it again for `now_s`."""
+
+    def __init__(self, now_s: int, detail: str) -> None:
+        super().__init__(f"{detail}, or sign again for the time given here")
+        self.now_s = now_s
+
+    def extra(self) -> dict[str, Any]:
+        return {"now_s": self.now_s}
 
 
 class EnrolmentRefused(AuthorityError):

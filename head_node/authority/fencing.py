@@ -1,4 +1,5 @@
-"""What the authority does at sleds itself: it fences a revoked head off at once, and has deleted volumes forgotten.
+"""What the authority does at sleds itself: fencing a revoked head off at once, deleting what is left of a deleted
+volume, and having it forgotten.
 
 To fence it attaches to the volume's sleds with the new epoch, a key that it draws for this one occasion and a
 credential that may only read, and goes away again. No head holds that epoch; the next primary takes the one after it,
@@ -7,17 +8,19 @@ in its own time (F7 makes it wait for the lease).
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from head_node.authority.cleanups import CLEANED
+from head_node.authority.errors import AuthorityError
 from head_node.authority.retirement import CONFIRMED
-from head_node.store.records import SledRecord, VolumeRecord
+from head_node.store.records import Cleanup, SledRecord, VolumeRecord
 from sled_controller.credential import Rights
 from sled_controller.environment import Environment
-from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledError
+from sled_controller.errors import CommandFailed, CredentialExpired, CredentialRefused, FencedOff, SledError
 
 if TYPE_CHECKING:
     from head_node.authority.authority import Authority
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 # A sled that takes longer is told by the next primary, or refuses by itself when the credential ends.
 FENCE_S_MAX = 8.0
 FENCED = "fenced"
+EXPIRED = "the credential has expired in the sled's time"
 
 _log = logging.getLogger(__name__)
 
@@ -42,29 +46,80 @@ class SledFencer:
         self._authority = authority
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
-        """Attach with the record's epoch to every sled of the volume, all at the same time."""
-        assert self._authority is not None
-        key = Ed25519PrivateKey.from_private_bytes(self._env.entropy.bytes(32))
-        public = key.public_key().public_bytes_raw()
-        credential = await self._authority.volumes.sign_for(record, public, Rights.READ)
-        key_set = (await self._authority.keyring.current()).signed_set
-        enrolled = (await self._authority.ledger.rack()).sleds
-        sleds = list(dict.fromkeys([*record.sleds, *(column.sled for column in record.columns)]))
-        known = [enrolled[sled].value for sled in sleds if sled in enrolled]
-        results = await asyncio.gather(*(self._fence_one(sled, key, credential, key_set, record) for sled in known))
-        fences = dict.fromkeys(sleds, "not enrolled") | {s.id: r for s, r in zip(known, results, strict=True)}
+        """Attach with the record's epoch to every sled of the volume, all at the same time; once more if their time has
+        turned out to be another than the authority's."""
+        fences, times_ms = await self._fence_all(record)
+        if EXPIRED in fences.values() and self._of().issue.follow(times_ms, record.geometry.data_shards):
+            fences, _ = await self._fence_all(record)
         for sled, result in fences.items():
             _log.info("event=fence-now volume=%s epoch=%d sled=%s result=%r", record.volume, record.epoch, sled, result)
         return fences
 
+    async def _fence_all(self, record: VolumeRecord) -> tuple[dict[UUID, str], list[int]]:
+        """What came of it by sled, and the times of those that answered."""
+        key = self._key()
+        public = key.public_key().public_bytes_raw()
+        credential = await self._of().volumes.sign_for(record.volume, record.epoch, public, Rights.READ)
+        sleds, known = await self._sleds_of(record)
+        times_ms: list[int] = []
+
+        async def attach(client: "SledClient") -> str:
+            times_ms.append(client.sled_time_ms)
+            try:
+                await client.attach(credential, 1)
+            except FencedOff as error:
+                return FENCED if error.epoch >= record.epoch else f"the sled refuses with epoch {error.epoch}"
+            except CredentialExpired:
+                return EXPIRED
+            return FENCED
+
+        results = await asyncio.gather(*(self._visit(sled, key, attach) for sled in known))
+        return dict.fromkeys(sleds, "not enrolled") | {s.id: r for s, r in zip(known, results, strict=True)}, times_ms
+
+    async def sled_times(self, record: VolumeRecord) -> list[int]:
+        """What time it is for each sled of the volume that answers."""
+        times: list[int] = []
+
+        async def read(client: "SledClient") -> str:
+            times.append(client.sled_time_ms)
+            return ""
+
+        _, known = await self._sleds_of(record)
+        await asyncio.gather(*(self._visit(sled, self._key(), read) for sled in known))
+        return times
+
+    async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
+        """Delete what is left of a volume on one sled."""
+        authority, key, seen = self._of(), self._key(), 0
+        public = key.public_key().public_bytes_raw()
+        enrolled = (await authority.ledger.rack()).sleds.get(sled)
+        if enrolled is None:
+            return "not enrolled"
+
+        async def delete(client: "SledClient") -> str:
+            nonlocal seen
+            epoch = await next_epoch(seen)
+            try:
+                attachment = await client.attach(
+                    await authority.volumes.sign_for(cleanup.volume, epoch, public, Rights.MANAGE), 1
+                )
+            except FencedOff as error:
+                seen = error.epoch
+                raise
+            for entry in await attachment.namespaces():
+                await attachment.delete_namespace(entry.nsid)
+            return CLEANED
+
+        result = await self._visit(enrolled.value, key, delete)
+        return await self._visit(enrolled.value, key, delete) if seen else result
+
     async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
         """Bring the statements about deleted volumes to a sled; implements `Retirer`."""
-        assert self._authority is not None
         results: dict[UUID, str] = {}
         try:
             async with asyncio.timeout(FENCE_S_MAX):
-                key_set = (await self._authority.keyring.current()).signed_set
-                client = self._client(sled, Ed25519PrivateKey.from_private_bytes(self._env.entropy.bytes(32)), key_set)
+                key_set = (await self._of().keyring.current()).signed_set
+                client = self._client(sled, self._key(), key_set)
                 try:
                     await client.open()
                     for volume, statement in statements.items():
@@ -84,6 +139,19 @@ class SledFencer:
             reason = ""
         return {volume: results.get(volume, reason) for volume in statements}
 
+    def _of(self) -> "Authority":
+        assert self._authority is not None
+        return self._authority
+
+    def _key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self._env.entropy.bytes(32))
+
+    async def _sleds_of(self, record: VolumeRecord) -> tuple[list[UUID], list[SledRecord]]:
+        """The volume's sleds, and those of them that are enrolled."""
+        enrolled = (await self._of().ledger.rack()).sleds
+        sleds = list(dict.fromkeys([*record.sleds, *(column.sled for column in record.columns)]))
+        return sleds, [enrolled[sled].value for sled in sleds if sled in enrolled]
+
     def _client(self, sled: SledRecord, key: Ed25519PrivateKey, key_set: bytes) -> "SledClient":
         # Only revocations and deletions need the host role, and the authority should start fast.
         from sled_controller.fabric.client import SledClient
@@ -99,20 +167,19 @@ class SledFencer:
             key_set=lambda: key_set,
         )
 
-    async def _fence_one(
-        self, sled: SledRecord, key: Ed25519PrivateKey, credential: bytes, key_set: bytes, record: VolumeRecord
+    async def _visit(
+        self, sled: SledRecord, key: Ed25519PrivateKey, act: Callable[["SledClient"], Awaitable[str]]
     ) -> str:
+        """Do something over an association of its own; what came of it, or why it could not be done."""
+        key_set = (await self._of().keyring.current()).signed_set
         client = self._client(sled, key, key_set)
         try:
             async with asyncio.timeout(FENCE_S_MAX):
                 await client.open()
-                await client.attach(credential, 1)
-        except FencedOff as error:
-            return FENCED if error.epoch >= record.epoch else f"the sled refuses with epoch {error.epoch}"
+                return await act(client)
         except TimeoutError:
             return f"no receipt within {FENCE_S_MAX:g} s"
-        except (SledError, OSError) as error:
+        except (SledError, OSError, AuthorityError) as error:
             return f"{type(error).__name__}: {error}"
         finally:
             await client.close()
-        return FENCED

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.errors import AuthorityError, Conflict
+from head_node.authority.issue_time import IssueTime
 from head_node.authority.ledger import KEYS_KEY, Ledger, Versioned, revision_of
 from head_node.store.errors import RecordMalformed
 from sled_controller.environment import Environment
@@ -98,9 +99,11 @@ class Keyring:
     """Reads, rotates and retires the keys in the store."""
 
     def __init__(
-        self, ledger: Ledger, root_key: Ed25519PrivateKey, env: Environment, *, term_ms: int, publish_ms: int
-    ) -> None:
+        self, ledger: Ledger, root_key: Ed25519PrivateKey, issue: IssueTime, env: Environment, *, term_ms: int,
+        publish_ms: int,
+    ) -> None:  # fmt: skip
         self._ledger = ledger
+        self._issue = issue
         self._root_key = root_key
         self._env = env
         self._term_ms = term_ms
@@ -119,7 +122,7 @@ class Keyring:
 
         async def attempt() -> KeyRing:
             found = await self._read()
-            now_ms = self._env.clock.wall_ms()
+            now_ms = self._issue.now_ms()
             use_from_ms = now_ms + (self._publish_ms if publish_ms is None else publish_ms)
             old = () if found is None else found.value.keys
             if len(old) >= KEYS_MAX:
@@ -150,7 +153,7 @@ class Keyring:
             found = await self._read()
             if found is None:
                 return None
-            now_ms = self._env.clock.wall_ms()
+            now_ms = self._issue.now_ms()
             kept = tuple(key for key in found.value.keys if key.retire_ms is None or key.retire_ms > now_ms)
             if len(kept) == len(found.value.keys):
                 return found.value
@@ -166,7 +169,7 @@ class Keyring:
 
     async def _put(self, old: Versioned[KeyRing] | None, keys: tuple[SigningKey, ...], skipped: int) -> KeyRing:
         version = 1 + skipped + (0 if old is None else old.value.version)
-        published = KeySet(version, {key.key_id: key.public for key in keys}, self._env.clock.wall_ms())
+        published = KeySet(version, {key.key_id: key.public for key in keys}, await self._issue.stamp())
         ring = KeyRing(version, keys, published.sign(self._root_key))
         await self._ledger.commit(compare={KEYS_KEY: revision_of(old)}, put={KEYS_KEY: ring.to_json()})
         return ring

@@ -15,7 +15,7 @@ from head_node.authority.errors import AuthorityUnavailable, NotEligible, NotFou
 from head_node.store.errors import CompareFailed, OutcomeUnknown, RecordMalformed, StoreFailed
 from head_node.store.host_secrets import HostSecrets
 from head_node.store.interface import ABSENT, Entry, Store
-from head_node.store.records import HeadRecord, SledRecord, VolumeRecord
+from head_node.store.records import Cleanup, HeadRecord, SledRecord, VolumeRecord
 
 # Lost races before giving up; each means that somebody else's change was put.
 ATTEMPTS_MAX = 32
@@ -41,6 +41,7 @@ class Rack:
     sleds: dict[UUID, Versioned[SledRecord]]
     volumes: dict[UUID, Versioned[VolumeRecord]]
     secrets: dict[UUID, Versioned[HostSecrets]]
+    cleanups: dict[UUID, Versioned[Cleanup]]
 
 
 def volume_key(volume: UUID) -> str:
@@ -58,6 +59,11 @@ def sled_key(sled: UUID) -> str:
 def secrets_key(volume: UUID) -> str:
     """What a volume's hosts have to know."""
     return f"rack/secrets/{volume}"
+
+
+def cleanup_key(volume: UUID) -> str:
+    """What may be left of a deleted volume."""
+    return f"rack/cleanup/{volume}"
 
 
 def name_key(kind: str, name: str) -> str:
@@ -95,6 +101,7 @@ def token_key(token_id: str) -> str:
 
 
 KEYS_KEY = "keys"
+ISSUED_KEY = "issued"
 RACK_KEY = "rack-identity"
 OPERATOR_KEY = "operator"
 # Every credential ever signed expires before this time, Unix milliseconds.
@@ -137,10 +144,13 @@ class Ledger:
     async def host_secrets(self, volume: UUID) -> Versioned[HostSecrets] | None:
         return _decoded(await self._guard(self.store.get(secrets_key(volume))), HostSecrets.from_json)
 
+    async def cleanup(self, volume: UUID) -> Versioned[Cleanup] | None:
+        return _decoded(await self._guard(self.store.get(cleanup_key(volume))), Cleanup.from_json)
+
     async def rack(self) -> Rack:
         """One consistent look at all nodes and volumes."""
         snapshot = await self._guard(self.store.list("rack/"))
-        rack = Rack(snapshot.revision, {}, {}, {}, {})
+        rack = Rack(snapshot.revision, {}, {}, {}, {}, {})
         for entry in snapshot.entries:
             kind, data = entry.key.split("/")[1], _parse(entry)
             if kind == "head":
@@ -155,6 +165,9 @@ class Ledger:
             elif kind == "secrets":
                 secrets = HostSecrets.from_json(data)
                 rack.secrets[secrets.volume] = Versioned(secrets, entry.revision)
+            elif kind == "cleanup":
+                cleanup = Cleanup.from_json(data)
+                rack.cleanups[cleanup.volume] = Versioned(cleanup, entry.revision)
         return rack
 
     async def commit(self, *, compare: Mapping[str, int], put: Mapping[str, Any], delete: Collection[str] = ()) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID
@@ -25,7 +25,7 @@ from head_node.authority.ledger import (
 from head_node.authority.reports import Reports
 from head_node.authority.retirement import Retirer
 from head_node.authority.volumes import Volumes
-from head_node.store.records import Address, HeadRecord, SledRecord, VolumeRecord
+from head_node.store.records import Address, Cleanup, HeadRecord, SledRecord, VolumeRecord
 from sled_controller.environment import Environment
 
 HEADS_MAX = 64
@@ -39,10 +39,17 @@ _log = logging.getLogger(__name__)
 
 
 class Fencer(Retirer, Protocol):
-    """Raises the fence of a volume on its sleds without waiting for another head, and has it forgotten in the end."""
+    """What the authority does at a volume's sleds itself, without waiting for a head."""
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         """Attach with the record's epoch everywhere; what came of it by sled: `fenced`, or why not."""
+
+    async def sled_times(self, record: VolumeRecord) -> list[int]:
+        """What time it is for each sled that answers (Unix milliseconds)."""
+
+    async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
+        """Delete what is left of a volume on one sled: `cleaned`, or why not. `next_epoch` is asked for an epoch above
+        its argument once the sled answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from uuid import UUID
 
 from head_node.authority.errors import Unplaceable
-from head_node.store.records import HeadRecord, SledRecord, VolumeRecord, column_blocks
+from head_node.store.records import Cleanup, HeadRecord, SledRecord, VolumeRecord, column_blocks
 from head_node.volume.geometry import Geometry
 
 
@@ -15,17 +15,24 @@ def place_columns(
     reachable: Callable[[UUID], bool | None],
     size_bytes: int,
     geometry: Geometry,
+    cleanups: Collection[Cleanup] = (),
 ) -> tuple[UUID, ...]:
     """k + m distinct sleds, those with the most free space first; raises Unplaceable.
 
-    A sled that heads cannot reach is used only when there is no other: right after a start nobody has been reached,
-    and the volume stays in `creating` until they are. Unknown capacities count as unlimited, least used first.
+    Where something of a deleted volume still takes the room, a column is placed only when there is no other sled: the
+    volume runs without it until the cleanup is done. So it is with a sled that heads cannot reach: right after a start
+    nobody has been reached, and the volume stays in `creating` until they are. Unknown capacities count as unlimited,
+    least used first.
     """
     wanted_blocks = column_blocks(size_bytes, geometry)
     used: Counter[UUID] = Counter()
     for volume in volumes:
         for sled_id in volume.sleds:
             used[sled_id] += column_blocks(volume.size_bytes, volume.geometry)
+    held: Counter[UUID] = Counter()
+    for cleanup in cleanups:
+        for sled_id in cleanup.sleds:
+            held[sled_id] += cleanup.blocks
     roomy = [s for s in sleds if not s.capacity_blocks or s.capacity_blocks - used[s.id] >= wanted_blocks]
     if len(roomy) < geometry.columns:
         raise Unplaceable(
@@ -33,10 +40,11 @@ def place_columns(
             f" {len(roomy)} have room"
         )
 
-    def preference(sled: SledRecord) -> tuple[bool, bool, int, str]:
+    def preference(sled: SledRecord) -> tuple[bool, bool, bool, int, str]:
         # Known capacity sorts by free blocks; unknown by what is used, after those that are known to have room.
         free = sled.capacity_blocks - used[sled.id] if sled.capacity_blocks else -used[sled.id]
-        return (reachable(sled.id) is False, not sled.capacity_blocks, -free, sled.name)
+        taken = bool(sled.capacity_blocks) and free - held[sled.id] < wanted_blocks
+        return (taken, reachable(sled.id) is False, not sled.capacity_blocks, held[sled.id] - free, sled.name)
 
     return tuple(sled.id for sled in sorted(roomy, key=preference)[: geometry.columns])
 

@@ -2,13 +2,16 @@
 
 Together with the instance, which every run of the authority draws afresh and every signature covers, this also holds
 across a restart: what an earlier run has seen names an instance that is gone.
+
+Times are seconds of the authority's count, which no clock that is set can move back or on: nonces forgotten because of
+a day that did not pass would be taken again. A head learns the count from the refusal of its first request.
 """
 
 from collections import OrderedDict
 
-from head_node.authority.errors import TooMany, Unauthorised
+from head_node.authority.errors import OtherTime, TooMany, Unauthorised
 
-# How far a head's clock and the authority's may be apart; twice that is how long a nonce is kept.
+# How old a request may be by the authority's count, or how far ahead; twice that is how long a nonce is kept.
 SKEW_MAX_S = 60
 # A head sends a few requests a second; this is hundreds, for as long as nonces are kept.
 NONCES_PER_KEY_MAX = 16_384
@@ -24,11 +27,12 @@ class ReplayWindow:
         self._seen: dict[str, OrderedDict[str, int]] = {}
 
     def check_time(self, created_s: int, now_s: int) -> None:
-        """Raises Unauthorised when the request is too old, or from the future."""
+        """Raises OtherTime when the request is too old, or from the future."""
         if abs(now_s - created_s) > SKEW_MAX_S:
-            raise Unauthorised(
-                f"the request was signed {now_s - created_s} s ago by this clock, at most {SKEW_MAX_S} s either way"
-                " are accepted; set the clocks"
+            raise OtherTime(
+                now_s,
+                f"the request was signed {now_s - created_s} s ago by this authority's count, at most {SKEW_MAX_S} s"
+                " either way are accepted; set the clocks",
             )
 
     def admit(self, key_id: str, nonce: str, created_s: int, now_s: int) -> None:

@@ -15,11 +15,11 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.errors import NotFound
+from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import HORIZON_KEY, Ledger, revision_of, tombstone_key, volume_key
 from head_node.authority.reports import Reports
 from head_node.store.records import SledRecord, VolumeRecord
-from sled_controller.environment import Environment
 from sled_controller.retirement import Retirement
 
 HORIZON_STEP_MS: Final = 60_000
@@ -47,12 +47,12 @@ class Retirements:
     """Tombstones, and the horizon: every credential ever signed expires before it, as the store durably says."""
 
     def __init__(
-        self, ledger: Ledger, keyring: Keyring, reports: Reports, env: Environment, retirer: Retirer | None
+        self, ledger: Ledger, keyring: Keyring, reports: Reports, issue: IssueTime, retirer: Retirer | None
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
         self._reports = reports
-        self._env = env
+        self._issue = issue
         self._retirer = retirer
 
     # --- for what signs credentials and deletes volumes
@@ -63,7 +63,7 @@ class Retirements:
         async def attempt() -> None:
             found = await self._ledger.json(HORIZON_KEY)
             if found is None or found.value <= expires_ms:
-                step_ms = min(HORIZON_STEP_MS, expires_ms - self._env.clock.wall_ms())
+                step_ms = min(HORIZON_STEP_MS, expires_ms - self._issue.now_ms())
                 raised = {HORIZON_KEY: expires_ms + step_ms}
                 await self._ledger.commit(compare={HORIZON_KEY: revision_of(found)}, put=raised)
 
@@ -110,7 +110,7 @@ class Retirements:
         async def attempt() -> None:
             horizon = await self._ledger.json(HORIZON_KEY)
             known = 0 if horizon is None else horizon.value
-            raised = max(known, self._env.clock.wall_ms() + TERM_MS_MAX)
+            raised = max(known, self._issue.now_ms() + TERM_MS_MAX)
             await self._ledger.commit(compare={HORIZON_KEY: revision_of(horizon)}, put={HORIZON_KEY: raised})
 
         await self._ledger.until_settled(attempt)
@@ -124,7 +124,7 @@ class Retirements:
         next turn with the next call."""
         retirer = self._retirer
         found = await self._ledger.json_list(tombstone_key(""))
-        now_ms = self._env.clock.wall_ms()
+        now_ms = self._issue.now_ms()
         due = {UUID(key): entry.value for key, entry in found.items() if entry.value["over_ms"] + SETTLE_MS <= now_ms}
         if not due or retirer is None:
             return

@@ -6,7 +6,7 @@ losing a race means deciding again on what is there now. Revoking a head therefo
 
 import enum
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -15,12 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority import placement, transitions
 from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unauthorised, Unplaceable
+from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import (
     PLACEMENT_KEY,
     Ledger,
     Versioned,
     claim_key,
+    cleanup_key,
     freeze_key,
     head_key,
     name_key,
@@ -34,11 +36,14 @@ from head_node.store.interface import ABSENT
 from head_node.store.records import (
     BLOCK_BYTES,
     VOLUME_BYTES_MAX,
+    Cleanup,
     Column,
     HeadRecord,
     LostRange,
     Member,
     VolumeRecord,
+    VolumeState,
+    column_blocks,
 )
 from head_node.volume.geometry import Geometry
 from sled_controller.credential import ALL_RIGHTS, Credential, Rights
@@ -64,6 +69,7 @@ class Volumes:
         ledger: Ledger,
         keyring: Keyring,
         reports: Reports,
+        issue: IssueTime,
         env: Environment,
         *,
         term_ms: int,
@@ -74,6 +80,7 @@ class Volumes:
         self._ledger = ledger
         self._keyring = keyring
         self._reports = reports
+        self._issue = issue
         self._env = env
         self._term_ms = term_ms
         self._heads_per_volume = heads_per_volume
@@ -120,7 +127,14 @@ class Volumes:
                 size_bytes=size_bytes,
                 geometry=geometry,
                 heads=placement.place_heads(heads, volumes, self._reports.is_live, self._heads_per_volume),
-                sleds=placement.place_columns(sleds, volumes, self._reports.sled_reachable, size_bytes, geometry),
+                sleds=placement.place_columns(
+                    sleds,
+                    volumes,
+                    self._reports.sled_reachable,
+                    size_bytes,
+                    geometry,
+                    [cleanup.value for cleanup in rack.cleanups.values()],
+                ),
                 min_current=min_current,
             )
             record = replace(transitions.set_sled_policy(record, exposed_stripes, read_wait_s), version=record.version)
@@ -164,7 +178,7 @@ class Volumes:
             return record, requester.value.public_key
 
         record, public_key = await self._ledger.until_settled(attempt)
-        credential = await self._sign(record, public_key)
+        credential = await self._sign(volume, record.epoch, public_key)
         self._note("takeover", record, head=str(head), in_doubt=in_doubt)
         return record, credential
 
@@ -257,19 +271,17 @@ class Volumes:
         found = await self._ledger.volume(volume)
         transitions.check_renewal(found.value, head, epoch)
         await self._ledger.check_claim(volume, epoch, claim)
-        return await self._sign(found.value, requester.value.public_key)
+        return await self._sign(volume, epoch, requester.value.public_key)
 
     async def delete(self, volume: UUID) -> VolumeRecord | None:
-        """Mark the volume; its primary does the rest. None when no member is left to do so and it is gone at once.
-
-        Namespaces of a volume whose last member was revoked stay on the sleds as strays.
-        """
+        """Mark the volume; its primary does the rest. None when no member is left to do so and it is gone at once; then
+        the authority deletes its namespaces itself."""
 
         async def attempt() -> VolumeRecord | None:
             found = await self._ledger.volume(volume)
             record = transitions.delete(found.value)
             if not found.value.current:
-                await self._drop(found)
+                await self._drop(found, _sleds_of(found.value))
                 return None
             if record is not found.value:
                 await self._ledger.commit(
@@ -281,15 +293,17 @@ class Volumes:
         self._reports.add_event("volume-deleted" if record is None else "volume-deleting", volume=str(volume))
         return record
 
-    async def confirm_deleted(self, head: UUID, volume: UUID, *, epoch: int, claim: str) -> None:
-        """Drop the record: its namespaces are gone. Raises NotEligible, NotFound."""
+    async def confirm_deleted(
+        self, head: UUID, volume: UUID, *, epoch: int, claim: str, strays: Collection[UUID]
+    ) -> None:
+        """Drop the record: its namespaces are gone but for those on `strays`. Raises NotEligible, NotFound."""
 
         async def attempt() -> None:
             await self._enrolled(head)
             found = await self._ledger.volume(volume)
             transitions.check_deleted(found.value, head, epoch)
             await self._ledger.check_claim(volume, epoch, claim)
-            await self._drop(found)
+            await self._drop(found, [sled for sled in _sleds_of(found.value) if sled in strays])
 
         await self._ledger.until_settled(attempt)
         self._reports.add_event("volume-deleted", volume=str(volume), epoch=epoch)
@@ -309,7 +323,10 @@ class Volumes:
                 head,
             )
             record = transitions.revoke(found.value, head, others)
-            if record is not None:
+            if record is not None and record.state is VolumeState.DELETING and not record.current:
+                # The last who could have deleted its namespaces is gone.
+                await self._drop(Versioned(record, found.revision), _sleds_of(record))
+            elif record is not None:
                 await self._ledger.commit(
                     compare={volume_key(volume): found.revision}, put={volume_key(volume): record.to_json()}
                 )
@@ -336,9 +353,9 @@ class Volumes:
             if len(entry.value.heads) < self._heads_per_volume:
                 await self._fill_one(volume)
 
-    async def sign_for(self, record: VolumeRecord, public_key: bytes, rights: Rights) -> bytes:
-        """A credential of the record's epoch for another holder: only for an epoch that no head was given."""
-        return await self._sign(record, public_key, rights)
+    async def sign_for(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights) -> bytes:
+        """A credential for another holder than a head: only for an epoch that no head was given."""
+        return await self._sign(volume, epoch, public_key, rights)
 
     async def _fill_one(self, volume: UUID) -> None:
         async def attempt() -> None:
@@ -391,11 +408,16 @@ class Volumes:
         compare = {key: found.revision, head_key(requester.value.id): requester.revision}
         await self._ledger.commit(compare=compare, put={key: record.to_json(), **also})
 
-    async def _drop(self, found: Versioned[VolumeRecord]) -> None:
-        volume = found.value.volume
+    async def _drop(self, found: Versioned[VolumeRecord], strays: Collection[UUID]) -> None:
+        """The record goes; what may be left of the volume is named by the same commit."""
+        record, volume = found.value, found.value.volume
+        heads = dict.fromkeys([*record.heads, *(member.head for member in record.current)])
+        blocks = column_blocks(record.size_bytes, record.geometry)
+        left = tuple(strays) if record.epoch else ()  # without an epoch no head could have made a namespace
+        cleanup = Cleanup(volume, record.name, record.epoch, blocks, left, tuple(heads))
         compare = {volume_key(volume): found.revision}
-        put: dict[str, Any] = {PLACEMENT_KEY: str(volume)}
-        await self._retirements.tombstone(found.value, compare, put)
+        put: dict[str, Any] = {PLACEMENT_KEY: str(volume), cleanup_key(volume): cleanup.to_json()}
+        await self._retirements.tombstone(record, compare, put)
         await self._ledger.commit(
             compare=compare,
             put=put,
@@ -411,14 +433,14 @@ class Volumes:
             raise Unauthorised(f"head {head} is not enrolled")
         return found
 
-    async def _sign(self, record: VolumeRecord, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
-        now_ms = self._env.clock.wall_ms()
+    async def _sign(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
+        now_ms = await self._issue.stamp()
         key = (await self._keyring.current()).signer(now_ms)
         credential = Credential(
             key_id=key.key_id,
-            volume=record.volume,
+            volume=volume,
             head_key=public_key,
-            epoch=record.epoch,
+            epoch=epoch,
             rights=rights,
             issued_ms=now_ms,
             expires_ms=now_ms + self._term_ms,
@@ -426,9 +448,14 @@ class Volumes:
         )
         await self._retirements.cover(credential.expires_ms)
         signed = credential.sign(Ed25519PrivateKey.from_private_bytes(key.private))
-        await self._retirements.note_signed(record.volume, record.epoch)
+        await self._retirements.note_signed(volume, epoch)
         return signed
 
     def _note(self, kind: str, record: VolumeRecord, **fields: object) -> None:
         _log.info("event=%s volume=%s epoch=%d version=%d", kind, record.volume, record.epoch, record.version)
         self._reports.add_event(kind, volume=str(record.volume), epoch=record.epoch, version=record.version, **fields)
+
+
+def _sleds_of(record: VolumeRecord) -> list[UUID]:
+    """Wherever a volume may have a namespace: one may be made before the record names it."""
+    return list(dict.fromkeys([*record.sleds, *(column.sled for column in record.columns)]))

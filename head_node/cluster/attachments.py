@@ -16,7 +16,7 @@ from head_node.cluster.sleds import SledDirectory
 from head_node.store.records import Column as ColumnRecord
 from head_node.store.records import VolumeRecord
 from head_node.volume.columns import Buffer
-from sled_controller.errors import FencedOff, SledError, SledUnavailable, Superseded
+from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
 
@@ -74,7 +74,7 @@ class _Place:
 
 class VolumeAttachments:
     """Attaches one volume at all its sleds under one credential. Callbacks come on the loop:
-    `on_column(index, column or None)`, `on_refused(index, FencedOff)`, `on_receipt()`."""
+    `on_column(index, column or None)`, `on_refused(index, FencedOff)`, `on_credential_refused(CredentialRefused)`."""
 
     def __init__(self, record: VolumeRecord, epoch: int, credential: bytes, sleds: SledDirectory) -> None:
         self._volume = record.volume
@@ -87,6 +87,7 @@ class VolumeAttachments:
         self._changed = asyncio.Event()
         self.on_column: Callable[[int, SledColumn | None], None] = lambda index, column: None
         self.on_refused: Callable[[int, FencedOff], None] = lambda index, error: None
+        self.on_credential_refused: Callable[[CredentialRefused], None] = lambda error: None
         self.name_columns(record.columns)
         self._unsubscribe = sleds.subscribe(self._sled_changed)
 
@@ -272,6 +273,8 @@ class VolumeAttachments:
                         "event=attach_refused volume=%s epoch=%d sled=%s error=%s",
                         self._volume, self._epoch, place.sled, error,
                     )  # fmt: skip
+                    if isinstance(error, CredentialRefused):
+                        self.on_credential_refused(error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
         finally:
@@ -293,6 +296,7 @@ class VolumeAttachments:
             place.attach_number,
             place.sled,
         )
+        attachment.on_credential_refused = self.on_credential_refused
         place.attachment = attachment
         self._activate(place)
 

@@ -93,6 +93,7 @@ class Head:
         self._fences: deque[dict[str, Any]] = deque(maxlen=FENCES_KEPT_MAX)
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT_MAX)
         self._reporter: asyncio.Task[None] | None = None
+        self._remover: asyncio.Task[None] | None = None
         self._report_due = asyncio.Event()
         self._report_refused = ""
         self._stopping = False
@@ -120,9 +121,9 @@ class Head:
         await self.listener.close()
         if self._started:
             await self.watch.close()
-        if self._reporter is not None:
-            self._reporter.cancel()
-            await asyncio.wait([self._reporter])
+        for task in filter(None, (self._reporter, self._remover)):
+            task.cancel()
+            await asyncio.wait([task])
         await self.sleds.close()
 
     @property
@@ -165,7 +166,26 @@ class Head:
                 controller = VolumeController(self._services, record, self._ended)
                 self.controllers[volume] = controller
                 controller.start()
+        if view.deleted and self._remover is None:
+            self._remover = asyncio.get_running_loop().create_task(self._remove_logs())
+            self._remover.add_done_callback(self._removed_logs)
         self._offer(view)
+
+    async def _remove_logs(self) -> None:
+        """Remove what deleted volumes have left here, and say so, until the view names none any more."""
+        while (view := self.watch.view) is not None and view.deleted:
+            for volume in view.deleted - self.controllers.keys():
+                try:
+                    await self._services.remove_log(volume)
+                    await self._authority.confirm_log_removed(volume)
+                except (AuthorityError, OSError) as error:
+                    log.warning("event=log_not_removed volume=%s error=%s", volume, error)
+            await asyncio.sleep(REPORT_SECONDS)
+
+    def _removed_logs(self, task: "asyncio.Task[None]") -> None:
+        self._remover = None
+        if not task.cancelled() and task.exception() is not None:
+            log.error("event=log_remover_broke", exc_info=task.exception())
 
     def _ended(self) -> None:
         """A volume has ended here; if it has come back to the view meanwhile, it begins again."""

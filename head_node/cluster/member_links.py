@@ -16,7 +16,7 @@ from head_node.cluster.frames import (
     encode_release,
 )
 from head_node.cluster.lease import PrimaryLease
-from head_node.cluster.replication import LogSender, SourceLog
+from head_node.cluster.replication import LogSender, Resyncs, SourceLog
 from head_node.store.records import Member, VolumeRecord
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
@@ -43,7 +43,7 @@ class MemberLinks:
     ) -> None:
         self._engine = engine
         self._lease = lease
-        self._env = env
+        self._now_ns = env.clock.boottime_ns
         self._epoch = epoch
         self._log_of = log_of
         self._on_durable = on_durable
@@ -52,6 +52,7 @@ class MemberLinks:
         self._on_diverged = on_diverged
         self._record = record
         self._leading = False
+        self.resyncs = Resyncs()
         self._connections: dict[UUID, PeerConnection] = {}
         self._senders: dict[UUID, LogSender] = {}
 
@@ -91,8 +92,9 @@ class MemberLinks:
     def heartbeat(self) -> None:
         """Send one heartbeat on every joined link, its time read just before."""
         for head, sender in list(self._senders.items()):
-            now_ns = self._env.clock.boottime_ns()
+            now_ns = self._now_ns()
             sequence = self._lease.heartbeat_sent(head, now_ns)
+            sender.heartbeats_pace.sent(sequence, now_ns)
             beat = Heartbeat(sequence, now_ns, self._engine.committed, self._lease.terms.ttl_ms)
             sender.connection.send(FrameType.HEARTBEAT, beat.encode())
 
@@ -124,7 +126,9 @@ class MemberLinks:
         elif sender is None:
             raise LinkError(f"{kind.name} before JOIN")
         elif kind is FrameType.PROMISE:
-            self._lease.promised(head, decode_promise(payload)[0])
+            sequence = decode_promise(payload)[0]
+            self._lease.promised(head, sequence)
+            sender.heartbeats_pace.answered(sequence, self._now_ns())
         elif kind is FrameType.DURABLE:
             sender.durable_received(decode_opnum(payload))
         else:
@@ -149,7 +153,7 @@ class MemberLinks:
         if sender is None or sender.member.log != join.log:
             sender = LogSender(
                 connection, self._engine, Member(head, join.log), self._on_durable, self._on_diverged,
-                self._record,
+                self._record, self._now_ns, self.resyncs,
             )  # fmt: skip
             self._senders[head] = sender
             log.info(

@@ -21,6 +21,12 @@ RETRY_SECONDS: Final = 0.1
 """Between two tries of a change whose outcome is unknown; the authority is one request away or restarting."""
 
 
+READY_SECONDS_MAX: Final = 0.3
+"""A member that counts, but has not said that it holds everything, is waited for so long, with every client: less than
+the silence time."""
+READY_LOOKS: Final = 100
+
+
 class Membership:
     """The members that a commit of this epoch waits for."""
 
@@ -144,17 +150,35 @@ class MembershipChanges:
     def busy(self) -> bool:
         return self._lock.locked()
 
-    async def add(self, member: Member, ready: Callable[[], bool]) -> bool:
-        """Add a member that holds everything committed, which `ready` is asked in the very turn in which the member
-        begins to count. False: not ready, or refused. Raises Deposed."""
+    async def add(self, member: Member, near: Callable[[], bool], ready: Callable[[], bool]) -> bool:
+        """Add a member. One that is `near` begins to count: nothing more is committed without it. So it soon holds
+        everything committed, also under load, which `ready` says, and only then is the put sent. False: not near, not
+        ready in time, or refused. Raises Deposed."""
         async with self._lock:
             adding = self._membership.adding  # of a former try without a definite outcome
-            if adding not in (None, member) or self._membership.record.member(member.head) is not None or not ready():
+            if adding not in (None, member) or self._membership.record.member(member.head) is not None:
                 return False
             if adding is None:
+                if not near():
+                    return False
                 self._membership.begin_add(member)
                 self._on_change()
+                if not await self._becomes(ready):
+                    # No put was sent, so it counts no more.
+                    self._membership.settled(self._membership.record)
+                    self._on_change()
+                    return False
+            elif not ready():
+                return False
             return await self._put(add=member)
+
+    async def _becomes(self, ready: Callable[[], bool]) -> bool:
+        """Whether it is ready within READY_SECONDS_MAX."""
+        for _ in range(READY_LOOKS):
+            if ready():
+                return True
+            await asyncio.sleep(READY_SECONDS_MAX / READY_LOOKS)
+        return ready()
 
     async def remove(self, member: Member, wanted: Callable[[], bool], *, lost: bool = False) -> bool:
         """Remove a member; it counts until the put has succeeded. `lost`: its log is gone. False: not wanted any more,

@@ -7,7 +7,7 @@ it acknowledges nothing (F6) until it knows.
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -23,6 +23,7 @@ from head_node.cluster.member_links import MemberLinks
 from head_node.cluster.member_watch import MemberWatch
 from head_node.cluster.membership import DurableProgress, Membership, MembershipChanges
 from head_node.cluster.missing_columns import MissingColumns
+from head_node.cluster.pace import VolumePace
 from head_node.cluster.replication import LogSender
 from head_node.cluster.services import Services
 from head_node.cluster.states import VolumeState
@@ -33,7 +34,9 @@ from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
 from head_node.volume.policy import SledPolicy
-from sled_controller.errors import CredentialMalformed, FencedOff, SledError
+from sled_controller.association import Refusal
+from sled_controller.errors import CredentialExpired, CredentialMalformed, CredentialRefused, FencedOff, SledError
+from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +103,10 @@ class PrimaryRole:
             on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
             on_diverged=self._diverged, record=lambda: self.record,
         )  # fmt: skip
+        self.pace = VolumePace(services.head, services.terms.heartbeat_ms, now_ns)
         self.members = MemberWatch(
             self.volume, self.epoch, self.membership, self._changes, self.links, self.lease,
-            DurableProgress(services.terms.stalled_ns), self._now_ns, self._begin,
+            DurableProgress(services.terms.stalled_ns), self.pace, self._now_ns, self._begin,
         )  # fmt: skip
         self._half_term_ns = grant.half_term_ns
         self._progress = VolumeState.ATTACHING
@@ -112,6 +116,7 @@ class PrimaryRole:
         self._led = False
         self._lease_was_valid = True
         self._probed_ns = 0
+        self._refusal_pause_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -135,12 +140,14 @@ class PrimaryRole:
         the caller to step down or close."""
         engine = self._engine
         engine.lease = self._may_serve
-        engine.on_append = self.links.appended
+        engine.on_append = self._appended
+        engine.on_durable = lambda opnum: self.pace.own_log.answered(opnum, self._now_ns())
         engine.on_committed = self.links.committed
         engine.on_fenced = self._column_refused
         engine.on_failed = lambda error: self.end(End.LOG_FAILED, str(error))
         self.attachments.on_column = self._column_changed
         self.attachments.on_refused = self._fenced
+        self.attachments.on_credential_refused = self._credential_refused
         self._members_changed()
         self._tick()
         self._begin("office", self._take_office())
@@ -273,7 +280,7 @@ class PrimaryRole:
         if strays:
             log.warning("event=namespaces_left volume=%s sleds=%s", self.volume, ",".join(map(str, strays)))
         self.links.deleted()
-        await self._services.authority.confirm_deleted(self.volume, epoch=self.epoch)
+        await self._services.authority.confirm_deleted(self.volume, epoch=self.epoch, strays=strays)
         self.end(End.DELETED, "deleted")
 
     async def _leave_office(self) -> None:
@@ -304,6 +311,8 @@ class PrimaryRole:
         now_ns = self._now_ns()
         self._watch_shortage(now_ns)
         if self._led:
+            self._engine.ration(self._services.terms.heartbeat_ms * MS)
+            self._watch_pace(now_ns)
             self._watch_log(now_ns)
             if not self._tasks.keys() & {"deposed", "diverged"}:
                 self.members.look()
@@ -344,10 +353,29 @@ class PrimaryRole:
         take over. Without one the disk is waited for."""
         own = self._services.head
         self._own_durability.observe(own, self._engine.durable, self._engine.owed, now_ns)
-        if self._own_durability.stalled(own, now_ns) and self._heirs() and not self._ended.done():
-            self.lease.end_term()
-            self.links.release()
-            self.end(End.HANDED_OVER, "the log disk of this head makes nothing durable")
+        if not self._heirs() or self._ended.done():
+            return
+        if self._own_durability.stalled(own, now_ns):
+            self._yield_to_member("the log disk of this head makes nothing durable")
+        elif self.pace.slow(own) and any(not self.pace.slow(heir.member.head) for heir in self._heirs()):
+            self._yield_to_member("the log disk of this head is slow")
+
+    def _yield_to_member(self, reason: str) -> None:
+        self.lease.end_term()
+        self.links.release()
+        self.end(End.HANDED_OVER, reason)
+
+    def _watch_pace(self, now_ns: int) -> None:
+        current = {member.head for member in self.record.current}
+        for head in self.pace.tick(now_ns, self.links.senders(), current, self._engine.owed > 0):
+            kind = "member-slow" if self.pace.slow(head) else "member-fast"
+            said = {"epoch": self.epoch, "slow_head": str(head), "delay_ms": self.pace.delay_ms(head)}
+            log.warning("event=%s volume=%s said=%s", kind.replace("-", "_"), self.volume, said)
+            self._services.note(kind, {"volume": str(self.volume), **said})
+
+    def _appended(self, first: int, last: int, buffers: Sequence[Buffer]) -> None:
+        self.pace.own_log.sent(last, self._now_ns())
+        self.links.appended(first, last, buffers)
 
     def _diverged(self, member: Member, join: Join, parted: int) -> None:
         """A member holds committed records that are not in this log, and no operator gave them up: acknowledge nothing
@@ -413,10 +441,19 @@ class PrimaryRole:
         if self.membership.log_of(member.head) == member.log:
             self._engine.member_durable(member.head, opnum)
 
-    async def _renew(self) -> None:
+    def _credential_refused(self, error: CredentialRefused) -> None:
+        """Sleds take the credential for expired, or its key for retired, before its term is over: one of a later time,
+        or of another key, helps. Others of the rack may have moved the sleds' time on."""
+        now_ns = self._now_ns()
+        over = isinstance(error, CredentialExpired)
+        if (over or error.code == Refusal.KEY_RETIRED) and now_ns >= self._refusal_pause_ns:
+            self._refusal_pause_ns = now_ns + PROBE_PAUSE_MS * MS
+            self._begin("renew", self._renew(expired=over))
+
+    async def _renew(self, *, expired: bool = False) -> None:
         asked_ns = self._now_ns()
         try:
-            credential = await self._services.authority.renew(self.volume, epoch=self.epoch)
+            credential = await self._services.authority.renew(self.volume, epoch=self.epoch, expired=expired)
             term_ns = credential_term_ns(credential)
         except AuthorityUnavailable as error:
             log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)

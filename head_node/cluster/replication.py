@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
+from uuid import UUID
 
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import LinkError
@@ -24,6 +25,7 @@ from head_node.cluster.frames import (
     encode_chunk,
     encode_opnum,
 )
+from head_node.cluster.pace import DelayMeter
 from head_node.store.records import Member, VolumeRecord
 from head_node.volume.engine import LogPosition
 from head_node.volume.errors import LogRotten
@@ -34,6 +36,14 @@ log = logging.getLogger(__name__)
 
 WINDOW_BYTES: Final = 8 * 1024 * 1024
 """Unanswered record bytes per member: some loop turns of the fastest writer; more only grows the kernel's queues."""
+
+NEAR_BYTES: Final = WINDOW_BYTES // 2
+"""A member that owes no more keeps up: its disk makes that durable within moments."""
+RESYNCS_AT_ONCE: Final = 2
+"""Full resyncs of a member that begin as soon as it asks: one may have met a lost link."""
+RESYNC_PAUSE_NS: Final = 5_000_000_000
+RESYNC_PAUSE_NS_MAX: Final = 300_000_000_000
+"""After them each waits twice as long as the one before."""
 
 History = Sequence[tuple[int, int]]
 
@@ -48,6 +58,8 @@ class SourceLog(Protocol):
     def epoch_history(self) -> list[tuple[int, int]]: ...
     def read_log(self, from_opnum: int, max_bytes: int) -> list[Buffer] | None: ...
     async def export_checkpoint(self) -> list[Buffer]: ...
+    def hold_log(self, holder: UUID, opnum: int | None = None, taken_bytes: int = 0) -> None: ...
+    def release_log(self, holder: UUID) -> None: ...
 
 
 class SenderState(enum.Enum):
@@ -110,6 +122,36 @@ def split(batch: Buffer, bytes_max: int) -> list[tuple[int, memoryview]]:
     return pieces
 
 
+class Resyncs:
+    """How often full resyncs of a member have come to nothing, and when the next one may begin: each costs a checkpoint
+    of the whole volume. Times are handed in, in nanoseconds of CLOCK_BOOTTIME."""
+
+    def __init__(self) -> None:
+        self._begun: dict[UUID, tuple[int, int]] = {}
+
+    def count(self, head: UUID) -> int:
+        """Full resyncs begun since the member last caught up."""
+        return self._begun.get(head, (0, 0))[0]
+
+    def counts(self) -> dict[UUID, int]:
+        return {head: count for head, (count, _) in self._begun.items()}
+
+    def wait_s(self, head: UUID, now_ns: int) -> float:
+        """Seconds until another one may begin; 0 when it may now."""
+        count, at_ns = self._begun.get(head, (0, 0))
+        if count < RESYNCS_AT_ONCE:
+            return 0.0
+        pause_ns = min(RESYNC_PAUSE_NS << min(count - RESYNCS_AT_ONCE, 16), RESYNC_PAUSE_NS_MAX)
+        return max(0, at_ns + pause_ns - now_ns) / 1e9
+
+    def begun(self, head: UUID, now_ns: int) -> None:
+        self._begun[head] = (self.count(head) + 1, now_ns)
+
+    def succeeded(self, head: UUID) -> None:
+        """The member has caught up."""
+        self._begun.pop(head, None)
+
+
 class LogSender:
     """The stream of one volume's log to one member. Frames of the link come in through `joined` and `durable`."""
 
@@ -121,8 +163,14 @@ class LogSender:
         on_durable: Callable[[Member, int], None],
         on_diverged: Callable[[Member, Join, int], None],
         record: Callable[[], VolumeRecord],
+        now_ns: Callable[[], int],
+        resyncs: "Resyncs",
     ) -> None:
+        self._resyncs = resyncs
         self.member = member
+        self.records_pace = DelayMeter()
+        self.heartbeats_pace = DelayMeter()
+        self._now_ns = now_ns
         self.state = SenderState.JOINING
         self.connection = connection
         self.durable = 0
@@ -140,6 +188,8 @@ class LogSender:
         self._drained = asyncio.Event()
         self._drained.set()
         self._commit_due = False
+        self._holding = False
+        self._waiting: asyncio.TimerHandle | None = None
         connection.on_writable = self._writable
 
     @property
@@ -150,6 +200,21 @@ class LogSender:
             and self._next_opnum > self._engine.tail.opnum
             and self.durable >= self._engine.committed
         )
+
+    @property
+    def keeps_up(self) -> bool:
+        """All that is committed was sent, and the member takes it as it comes. Under load it is never caught up in any
+        one moment: that takes commits that wait for it."""
+        return (
+            self.state is SenderState.STREAMING
+            and self._next_opnum > self._engine.committed
+            and self._in_flight_bytes <= NEAR_BYTES
+        )
+
+    @property
+    def holds_all(self) -> bool:
+        """The member holds everything committed, durably."""
+        return self.state is SenderState.STREAMING and self.durable >= self._engine.committed
 
     @property
     def lag(self) -> int:
@@ -193,14 +258,22 @@ class LogSender:
         if opnum >= self._next_opnum:
             raise LinkError(f"DURABLE {opnum}, but only {self._next_opnum - 1} was sent")
         self.durable = opnum
+        self.records_pace.answered(opnum, self._now_ns())
+        taken_bytes = 0
         while self._in_flight and self._in_flight[0][0] <= opnum:
-            self._in_flight_bytes -= self._in_flight.popleft()[1]
+            taken_bytes += self._in_flight.popleft()[1]
+        self._in_flight_bytes -= taken_bytes
+        if self._holding:
+            self._keep_log(taken_bytes)
         self._on_durable(self.member, opnum)
         self._pump()
 
     def close(self) -> None:
         """Send nothing more; the connection is the caller's."""
         self._to(SenderState.CLOSED)
+        self._release_log()
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._resync is not None:
             self._resync.cancel()
 
@@ -226,8 +299,11 @@ class LogSender:
         self._to(SenderState.STREAMING)
         self._in_flight.clear()
         self._in_flight_bytes = 0
+        self.records_pace = DelayMeter()
         self.durable = 0
         self._next_opnum = after + 1
+        self._holding = True
+        self._engine.hold_log(self.member.head, after + 1)
         self._order(after)
         self.committed()
         self._pump()
@@ -263,6 +339,19 @@ class LogSender:
         order = Truncate(self._epoch, resync, after, record.forced_epoch, record.doubtful_epoch)
         self.connection.send(FrameType.TRUNCATE, order.encode())
 
+    def _keep_log(self, taken_bytes: int) -> None:
+        """A member that catches up has what it needs kept for it, until it has caught up."""
+        if self.keeps_up:
+            self._release_log()
+            self._resyncs.succeeded(self.member.head)
+        else:
+            self._engine.hold_log(self.member.head, self.durable + 1, taken_bytes)
+
+    def _release_log(self) -> None:
+        if self._holding:
+            self._holding = False
+            self._engine.release_log(self.member.head)
+
     def _pump(self) -> None:
         while self.state is SenderState.STREAMING and self._has_room() and self._next_opnum <= self._engine.tail.opnum:
             try:
@@ -287,6 +376,7 @@ class LogSender:
         self._next_opnum = last + 1
         self._in_flight.append((last, size))
         self._in_flight_bytes += size
+        self.records_pace.sent(last, self._now_ns())
         self.connection.send(FrameType.RECORDS, *buffers)
 
     def _has_room(self) -> bool:
@@ -305,6 +395,12 @@ class LogSender:
             self._drained.clear()
 
     def _start_resync(self, join: Join, after: int) -> None:
+        if wait_s := self._resyncs.wait_s(self.member.head, self._now_ns()):
+            count = self._resyncs.count(self.member.head)
+            log.warning("event=resync_waits head=%s came_to_nothing=%d wait_s=%.0f", self.member.head, count, wait_s)
+            self._waiting = asyncio.get_running_loop().call_later(wait_s, self._resync_due)
+            return
+        self._resyncs.begun(self.member.head, self._now_ns())
         log.warning(
             "event=member_resyncs head=%s tail=%d common=%d epoch=%d",
             self.member.head, join.tail_opnum, after, self._epoch,
@@ -314,6 +410,10 @@ class LogSender:
         self._resync = asyncio.get_running_loop().create_task(self._send_checkpoint())
         self._resync.add_done_callback(self._checkpoint_sent)
 
+    def _resync_due(self) -> None:
+        if self._join is not None and self.state is SenderState.JOINING:
+            self._answer(self._join)
+
     def _checkpoint_sent(self, task: "asyncio.Task[None]") -> None:
         """A member that got half a checkpoint would wait for the rest for ever; without its link it begins anew."""
         error = None if task.cancelled() else task.exception()
@@ -322,6 +422,8 @@ class LogSender:
             self.connection.abort(f"the full resync failed: {error}")
 
     async def _send_checkpoint(self) -> None:
+        self._holding = True
+        self._engine.hold_log(self.member.head)
         data = memoryview(b"".join(await self._engine.export_checkpoint()))
         for offset in range(0, len(data), CHUNK_BYTES):
             await self._drained.wait()

@@ -1,6 +1,6 @@
 """What a volume on this head is given by the head: identity, clocks, the authority, sleds, links, clients."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -33,8 +33,9 @@ class Authority(Protocol):
     async def lost_declared(
         self, volume: UUID, *, epoch: int, expected_version: int, lost: LostRange
     ) -> VolumeRecord: ...  # fmt: skip
-    async def renew(self, volume: UUID, *, epoch: int) -> bytes: ...
-    async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None: ...
+    async def renew(self, volume: UUID, *, epoch: int, expired: bool = False) -> bytes: ...
+    async def confirm_deleted(self, volume: UUID, *, epoch: int, strays: Collection[UUID] = ()) -> None: ...
+    async def confirm_log_removed(self, volume: UUID) -> None: ...
     async def report_credential(self, credential: bytes) -> VolumeRecord: ...
     async def report_divergence(
         self, volume: UUID, *, epoch: int, parted: int, logs: Sequence[LogEnd]

@@ -16,6 +16,15 @@ CONNECTIONS_MAX: Final = 64
 CONNECTION_BYTES_MAX: Final = 512 * 1024
 """What one may cost: a read of the event loop, and the status of a head with thousands of volumes."""
 
+_LABELLED: Final = {
+    "volumes": ("volume", "volume"),
+    "sleds": ("sled", "sled"),
+    "members_lag": ("head", "head"),
+    "members_delay_ms": ("member_delay_ms", "head"),
+    "members_resyncs": ("member_resyncs", "head"),
+}
+"""Objects whose keys are names of things: how the metric is called, and the label that carries the key."""
+
 Status = Callable[[], dict[str, Any]]
 
 
@@ -44,12 +53,11 @@ def _metrics(name: str, value: object, labels: dict[str, str]) -> Iterator[str]:
         shown = ",".join(f'{key}="{text}"' for key, text in labels.items())
         yield f"{name}{{{shown}}} {float(value):g}\n" if shown else f"{name} {float(value):g}\n"
     elif isinstance(value, dict):
-        labelled = {"volumes": "volume", "sleds": "sled", "members_lag": "head"}
         for key, inner in value.items():
-            label = labelled.get(str(key))
-            if label is not None and isinstance(inner, dict):
+            if str(key) in _LABELLED and isinstance(inner, dict):
+                shown_key, label = _LABELLED[str(key)]
                 for item, content in inner.items():
-                    yield from _metrics(f"{name}_{label}", content, {**labels, label: str(item)})
+                    yield from _metrics(f"{name}_{shown_key}", content, {**labels, label: str(item)})
             else:
                 yield from _metrics(f"{name}_{key}", inner, labels)
 

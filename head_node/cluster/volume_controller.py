@@ -18,6 +18,7 @@ from head_node.cluster.errors import NotServing, SealRefused, TakeoverImpossible
 from head_node.cluster.follower import Follower
 from head_node.cluster.frames import FrameType
 from head_node.cluster.lease import MemberPromise
+from head_node.cluster.pace import NO_PACE
 from head_node.cluster.primary import End, Outcome, PrimaryRole
 from head_node.cluster.services import Services
 from head_node.cluster.sled_notes import sled_notes
@@ -160,6 +161,10 @@ class VolumeController:
             "lease_valid": role is not None and role.lease.valid(now_ns),
             "receipts": role.attachments.receipts if role is not None else 0,
             "members_lag": {str(s.member.head): s.lag for s in role.links.senders()} if role is not None else {},
+            "members_resyncs": {str(head): n for head, n in role.links.resyncs.counts().items()}
+            if role is not None
+            else {},
+            **(role.pace.status() if role is not None else NO_PACE),
             "faulty_sleds": sorted(map(str, role.attachments.quarantined)) if role is not None else [],
             "fenced_total": self._fenced_total + (role.fenced_total if role is not None else 0),
             "last_fenced": (role.last_fenced if role is not None else None) or self._last_fenced,

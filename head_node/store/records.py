@@ -208,6 +208,45 @@ class VolumeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Cleanup:
+    """A deleted volume that something may be left of: its namespaces on `sleds`, its log on `heads`.
+
+    `epoch` is the newest that the volume ever had; it still rises. `blocks` is how large each namespace is."""
+
+    volume: UUID
+    name: str
+    epoch: int
+    blocks: int
+    sleds: tuple[UUID, ...] = ()
+    heads: tuple[UUID, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "volume": str(self.volume),
+            "name": self.name,
+            "epoch": self.epoch,
+            "blocks": self.blocks,
+            "sleds": [str(sled) for sled in self.sleds],
+            "heads": [str(head) for head in self.heads],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            return cls(
+                UUID(data["volume"]),
+                str(data["name"]),
+                int(data["epoch"]),
+                int(data["blocks"]),
+                tuple(UUID(sled) for sled in data["sleds"]),
+                tuple(UUID(head) for head in data["heads"]),
+            )
+        except _MALFORMED as error:
+            raise RecordMalformed("cleanup", error) from error
+
+
+@dataclass(frozen=True, slots=True)
 class HeadRecord:
     """An enrolled head. `addresses` by service: `peer` (head to head), `nbd` and `nvme` (clients).
 
@@ -305,6 +344,8 @@ class RackView:
     volumes: Mapping[UUID, VolumeRecord]
     secrets: Mapping[UUID, bytes] = field(default_factory=dict)
     """By volume with hosts that have to prove themselves: `HostSecrets` as JSON, sealed to the head."""
+    deleted: frozenset[UUID] = frozenset()
+    """Volumes that are deleted and whose log this head has not said to have removed."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -314,6 +355,7 @@ class RackView:
             "key_set": self.key_set.hex(),
             "volumes": [volume.to_json() for volume in self.volumes.values()],
             "secrets": {str(volume): sealed.hex() for volume, sealed in self.secrets.items()},
+            "deleted": sorted(map(str, self.deleted)),
         }
 
     @classmethod
@@ -330,6 +372,7 @@ class RackView:
                 key_set=bytes.fromhex(data["key_set"]),
                 volumes={volume.volume: volume for volume in volumes},
                 secrets={UUID(volume): bytes.fromhex(sealed) for volume, sealed in data["secrets"].items()},
+                deleted=frozenset(UUID(volume) for volume in data["deleted"]),
             )
         except _MALFORMED as error:
             raise RecordMalformed("rack view", error) from error

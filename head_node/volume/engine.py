@@ -349,6 +349,12 @@ class VolumeEngine(Replica):
             self._service.attached()
         self._service.pump()
 
+    def ration(self, elapsed_ns: int) -> None:
+        """Time has passed, of which clients that are slowed get their share. With each heartbeat."""
+        if self.log_hold.throttled:
+            self.log_hold.passed(elapsed_ns)
+            self._service.pump()
+
     def hold(self) -> None:
         """Acknowledge nothing until `resume` (F6)."""
         self._held = True
@@ -401,6 +407,7 @@ class VolumeEngine(Replica):
 
     def append_write(self, lba: int, data: Buffer) -> int:
         """Log a client write; returns the opnum of its last record."""
+        self.log_hold.spent(len(data))
         log = self._log
         position = log.position
         if len(data) == BLOCK_BYTES:
@@ -537,8 +544,9 @@ class VolumeEngine(Replica):
         oldest = self.state.overlay.oldest_opnum() if pressed or rot is not None else None
         force = False
         if oldest is not None:
-            sequence, before = log.segment_of(oldest)
-            force = (pressed and before == log.first_position) or (rot is not None and sequence <= rot.sequence)
+            sequence, _ = log.segment_of(oldest)
+            first = max(log.first_sequence, self._needed_sequence)
+            force = (pressed and sequence <= first) or (rot is not None and sequence <= rot.sequence)
         self._destager.force = force
 
     def _fenced(self, column: int, error: BaseException) -> None:
@@ -580,6 +588,7 @@ class VolumeEngine(Replica):
         self._epoch = self._epoch_opnum = self._announced = 0
         self._held = False
         self._members.clear()
+        self.log_hold.clear()
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             if not waiter.done():

@@ -23,6 +23,8 @@ class Limits:
     """Committed blocks in memory that are in no stripe yet."""
     unanswered_bytes_max: int = 32 << 20
     """Client data admitted and not yet acknowledged."""
+    held_log_bytes_max: int = 256 << 20
+    """How much longer than it needs to be the log may become for members that catch up."""
 
     def __post_init__(self) -> None:
         if self.segment_bytes < SEGMENT_BYTES_MIN or self.segment_bytes % BLOCK_BYTES:

@@ -311,6 +311,11 @@ class WriteLog(KeptRecords):
         """Live segments."""
         return len(self._segments)
 
+    @property
+    def first_sequence(self) -> int:
+        """The oldest live segment."""
+        return self._segments[0].sequence
+
     def _room_bytes(self) -> int:
         return self._segments[-1].file.size_bytes - self._segments[-1].end
 

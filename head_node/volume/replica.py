@@ -36,6 +36,7 @@ from head_node.volume.identity import IDENTITY_FILE, Identity, PromiseFile, read
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
+from head_node.volume.log_hold import LogHold
 from head_node.volume.reader import Reader
 from head_node.volume.records import Kind, Record, parse_lost, parse_reservations, parse_stripe
 from head_node.volume.reservations import Reservations
@@ -108,6 +109,9 @@ class Replica(ABC):
         self._checkpoint_retry: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._checkpointing: asyncio.Task[None] | None = None
+        self.log_hold = LogHold(limits.held_log_bytes_max)
+        self._needed_sequence = 0
+        """The oldest segment that the durable checkpoint needs; older ones are held for members."""
         self._checkpoint_count = 0
 
     # -- for the engine to say --------------------------------------------------------------------------------------
@@ -244,6 +248,7 @@ class Replica(ABC):
 
     def _adopt(self, log: WriteLog) -> None:
         self._log = log
+        self._needed_sequence = log.first_sequence
         log.on_durable = self._durable
         log.on_failed = self._fail
         log.commit_point = lambda: self.committed
@@ -306,7 +311,7 @@ class Replica(ABC):
         """Is there room in log, overlay and on the disk for `length` more bytes of client records?"""
         if len(self.state.overlay) * BLOCK_BYTES >= self.limits.overlay_bytes_max:
             return False
-        if not self._log_takes(length, self.limits.client_log_bytes_max):
+        if not self._log_takes(length, self.limits.client_log_bytes_max) or not self.log_hold.admits():
             return False
         if self._log.has_room(length):
             return True
@@ -322,7 +327,7 @@ class Replica(ABC):
 
     def _log_takes(self, length: int, bound: int) -> bool:
         # A depth-1 writer of 4 KiB blocks uses two blocks of log per block.
-        fits = self._log.used_bytes + self._log.pending_bytes + 2 * length <= bound
+        fits = self.needed_log_bytes + self._log.pending_bytes + 2 * length <= bound
         if not fits or self._room.enough(self._checkpoint_bytes()):
             return fits
         self.state.count_pages()
@@ -347,6 +352,9 @@ class Replica(ABC):
             "log_segments": self._log.segment_count,
             "log_batches": self._log.batch_count,
             "log_no_room": self._log.no_room or self._room.refused,
+            "log_held_bytes": self._held_segments() * self._identity.segment_bytes,
+            "log_holds_given_up": self.log_hold.given_up_count,
+            "throttled": self.log_hold.throttled,
             "log_rotten": str(self._log.rot) if self._log.rot else None,
             "log_losses": str(self.losses) if self.losses else None,
             "checkpoints": self._checkpoint_count,
@@ -555,7 +563,7 @@ class Replica(ABC):
         if rot is not None:
             due = self._log.segment_of(self._needed_from())[0] > rot.sequence
         else:
-            gain = self._log.index_of(self._needed_from())
+            gain = self._log.index_of(self._needed_from()) - self._held_segments()
             due = gain >= 2 or (gain > 0 and self._log_pressed())
         if due:
             self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint_now())
@@ -563,8 +571,52 @@ class Replica(ABC):
     def _log_pressed(self) -> bool:
         """Is the log to be made shorter as soon as it can be?"""
         return self._log.no_room is not None or (
-            self._log.segment_count > 2 and self._log.used_bytes > self.limits.log_bytes_max // 2
+            self._log.segment_count > 2 and self.needed_log_bytes > self.limits.log_bytes_max // 2
         )
+
+    @property
+    def needed_log_bytes(self) -> int:
+        """Bytes of the log without what is only held for members that catch up."""
+        return self._log.used_bytes - self._held_segments() * self._identity.segment_bytes
+
+    def _held_segments(self) -> int:
+        return max(0, self._needed_sequence - self._log.first_sequence)
+
+    def hold_log(self, holder: UUID, opnum: int | None = None, taken_bytes: int = 0) -> None:
+        """Keep the log from `opnum` on for a member (None: from where an exported checkpoint begins), which has taken
+        so many bytes since it was last said."""
+        if opnum is None:
+            opnum = self._log.segment_of(self._needed_from())[1].opnum + 1
+        self.log_hold.keep(holder, opnum, taken_bytes)
+        self._trim_held()
+        if self.log_hold.throttled:
+            self._log_trimmed()
+
+    def release_log(self, holder: UUID) -> None:
+        """The member has caught up, or is gone."""
+        if self.log_hold.release(holder):
+            self._trim_held()
+            self._log_trimmed()
+
+    def _trim_held(self) -> None:
+        """Give up segments that no checkpoint and no member needs any more."""
+        if self._checkpointing is None and self._log.first_sequence < self._trim_point():
+            self._checkpointing = asyncio.get_running_loop().create_task(self._trim_now())
+
+    def _trim_point(self) -> int:
+        oldest, rot, needed = self.log_hold.oldest, self._log.rot, self._needed_sequence
+        point = needed if oldest is None else min(needed, self._log.segment_of(oldest)[0])
+        # No member can be given what has rotted.
+        return point if rot is None else max(point, min(needed, rot.sequence + 1))
+
+    async def _trim_now(self) -> None:
+        try:
+            await self._log.trim_before(self._trim_point())
+        except OSError as error:
+            logger.error("event=trim_failed volume=%s error=%s", self.volume, error)
+        finally:
+            self._checkpointing = None
+        self._log_trimmed()
 
     async def _checkpoint_now(self) -> None:
         try:
@@ -588,7 +640,10 @@ class Replica(ABC):
         self.state.count_pages()
         await self._room.write(await self._checkpoint(sequence, before).encode())
         self._checkpoint_count += 1
-        await self._log.trim_before(sequence)
+        self._needed_sequence = sequence
+        if self.log_hold.measured(self._held_segments() * self._identity.segment_bytes):
+            logger.warning("event=log_hold_given_up volume=%s bytes=%d", self.volume, self.limits.held_log_bytes_max)
+        await self._log.trim_before(self._trim_point())
 
     async def _settle_checkpoint(self) -> None:
         if self._checkpointing is not None:

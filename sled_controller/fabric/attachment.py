@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from sled_controller.credential import Credential
-from sled_controller.errors import CommandFailed, FencedOff, SledError, SledUnavailable, Superseded
+from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric import vendor
 from sled_controller.fabric.command import Command, Completed, Data
 from sled_controller.fabric.refusal import error_of
@@ -57,6 +57,8 @@ class Attachment:
         self._error: SledError | None = None
         self._fenced: list[asyncio.Future[None]] | list[asyncio.Future[Buffer]] = []
         self._fence_asked = False
+        self.on_credential_refused: Callable[[CredentialRefused], None] = lambda error: None
+        """A command was refused because of the credential: it is over in the sled's time, or its key is retired."""
 
     def write(self, nsid: int, lba: int, data: Sequence[Buffer], *, fua: bool = False) -> asyncio.Future[None]:
         """Write `data` (together 1 to 256 blocks), which must stay as it is until the future is done."""
@@ -169,6 +171,8 @@ class Attachment:
         error = error_of(outcome.status, outcome.dw0, outcome.dw1)
         if isinstance(error, Superseded):
             self._error = error
+        elif isinstance(error, CredentialRefused):
+            self.on_credential_refused(error)
         if isinstance(error, FencedOff) and self._error is not None:
             error = self._error
         _set_exception(future, error)

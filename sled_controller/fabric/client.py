@@ -98,6 +98,8 @@ class SledClient:
     ) -> None:  # fmt: skip
         self.sled_id = sled_id
         self.reason = ""
+        self.sled_time_ms = 0
+        """The sled's time when the key set was last compared, as it said without proof; 0 before."""
         self.state = ClientState.NEW
         self._address = (host, port)
         self._sled_public = sled_public
@@ -162,7 +164,7 @@ class SledClient:
             vendor.get_log_page(LogPage.SLED_STATUS, vendor.STATUS.size), into_bytes=vendor.STATUS.size,
             authenticated=False,
         )  # fmt: skip
-        _, version, _ = vendor.STATUS.unpack(_into(page))
+        _, version, self.sled_time_ms = vendor.STATUS.unpack(_into(page))
         if version_of(data) <= version:
             return
         try:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from sled_controller.association import Refusal
-from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledError, Superseded
+from sled_controller.errors import CommandFailed, CredentialExpired, CredentialRefused, FencedOff, SledError, Superseded
 from spdk_bindings.nvme import Status, status_name
 
 _REASONS: Final = {
@@ -33,7 +33,7 @@ def error_of(status: int, dw0: int, dw1: int, credential: bytes | None = None) -
     if status == Status.REFUSED:
         return CredentialRefused(reason_of(dw0), dw0)
     if status == Status.CREDENTIAL_EXPIRED:
-        return CredentialRefused("it has expired in sled time")
+        return CredentialExpired()
     return CommandFailed(status, status_name(status))
 
 

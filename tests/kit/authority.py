@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.api.app import create_app
 from head_node.authority.authority import Authority, Policy
+from head_node.authority.cleanups import CLEANED
 from head_node.authority.client import AuthorityClient
 from head_node.authority.nodes import Fencer
 from head_node.authority.retirement import CONFIRMED
 from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
-from head_node.store.records import Column, SledRecord, VolumeRecord, column_blocks
+from head_node.store.records import Cleanup, Column, SledRecord, VolumeRecord, column_blocks
 from sled_controller.environment import Environment
 
 URL = "http://authority.test"
@@ -73,10 +74,22 @@ class RecordingFencer:
 
     def __init__(self) -> None:
         self.fenced: list[VolumeRecord] = []
+        self.times_ms: list[int] = []
+        self.away: set[UUID] = set()
+        self.cleaned: list[tuple[UUID, UUID, int]] = []
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         self.fenced.append(record)
         return dict.fromkeys(record.sleds, "fenced")
+
+    async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
+        if sled in self.away:
+            return "out of reach"
+        self.cleaned.append((cleanup.volume, sled, await next_epoch(0)))
+        return CLEANED
+
+    async def sled_times(self, record: VolumeRecord) -> list[int]:
+        return self.times_ms
 
     async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
         return dict.fromkeys(statements, CONFIRMED)
@@ -232,3 +245,15 @@ def run(scenario: Callable[[Kit], Awaitable[None]], **options: Any) -> None:
             await scenario(kit)
 
     asyncio.run(main())
+
+
+async def send_again(kit: Kit, head: Head, **changes: Any) -> httpx.Response:
+    """Send the head's last request once more, with some of it changed."""
+    last = head.transport.sent[-1]
+    parts: dict[str, Any] = {
+        "method": last.method, "url": last.url, "content": last.content, "headers": dict(last.headers),
+    }  # fmt: skip
+    parts["headers"] |= changes.pop("headers", {})
+    parts |= changes
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(kit.app)) as http:
+        return await http.request(**parts)

@@ -2,19 +2,30 @@
 are kept in memory, and clocks that can jump."""
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from kit.credentials import BLOCK as BLOCK
+from kit.credentials import GEOMETRY as GEOMETRY
+from kit.credentials import KEY_SET as KEY_SET
+from kit.credentials import ROOT_KEY as ROOT_KEY
+from kit.credentials import ROOT_PUBLIC as ROOT_PUBLIC
+from kit.credentials import SIGNING_KEY as SIGNING_KEY
+from kit.credentials import VOLUME as VOLUME
+from kit.credentials import credential_of as credential_of
+from kit.credentials import record_of as record_of
+from kit.memory_sled import MemorySled as MemorySled
+from kit.memory_sled import MemorySledClient as MemorySledClient
 from kit.skewed_clock import SkewedClock as SkewedClock
 from rackctl.simulation.log_disk import MemoryDirectory, MemoryDisk
 
 from head_node.authority import transitions
 from head_node.authority.errors import AuthorityUnavailable, NotEligible
 from head_node.cluster.head import Head
-from head_node.cluster.lease import MS, LeaseTerms
+from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.states import VolumeState
 from head_node.cluster.volume_controller import VolumeController
 from head_node.store.records import (
@@ -30,25 +41,12 @@ from head_node.store.records import (
 from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogMissing
-from head_node.volume.geometry import Geometry
 from head_node.volume.limits import Limits
-from sled_controller.credential import ALL_RIGHTS, Credential
 from sled_controller.environment import Environment
-from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
-from sled_controller.keyset import KeySet
-from sled_controller.receipt import DeviceState, Receipt
-from spdk_bindings.device import Buffer
 
 T = TypeVar("T")
-BLOCK = 4096
 TERMS = LeaseTerms.scaled(500)
-VOLUME = UUID(int=7)
-GEOMETRY = Geometry(data_shards=2, parity_shards=1, shard_blocks=4)
 LIMITS = Limits(segment_bytes=8 << 20, log_bytes_max=32 << 20)
-ROOT_KEY = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
-SIGNING_KEY = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
-ROOT_PUBLIC = ROOT_KEY.public_key().public_bytes_raw()
-KEY_SET = KeySet(1, {1: SIGNING_KEY.public_key().public_bytes_raw()}, 1)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -60,21 +58,6 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait until `condition` holds."""
     while not condition():  # noqa: ASYNC110 (the condition is state, no event marks it)
         await asyncio.sleep(0.001)
-
-
-def credential_of(epoch: int, *, volume: UUID = VOLUME, key: Ed25519PrivateKey = SIGNING_KEY, key_id: int = 1,
-                  head: bytes = b"h" * 32, term_ms: int = 600_000, serial: int = 1) -> bytes:  # fmt: skip
-    """A signed credential."""
-    now_ms = time.time_ns() // MS
-    return Credential(key_id, volume, head, epoch, ALL_RIGHTS, now_ms, now_ms + term_ms, serial).sign(key)
-
-
-def record_of(heads: Sequence[UUID], sleds: Sequence[UUID], **changes: Any) -> VolumeRecord:
-    fields: dict[str, Any] = {
-        "volume": VOLUME, "name": "vol", "size_bytes": 64 * BLOCK, "geometry": GEOMETRY, "heads": tuple(heads),
-        "sleds": tuple(sleds),
-    }  # fmt: skip
-    return VolumeRecord(**{**fields, **changes})
 
 
 class MemoryAuthority:
@@ -89,6 +72,12 @@ class MemoryAuthority:
         self.term_ms = 600_000
         self.journal: list[tuple[Any, ...]] = []
         self.evidence: list[bytes] = []
+        self.ahead_ms = 0
+        """Of what is issued, as an authority that follows its sleds' time."""
+        self.deleted: defaultdict[UUID, set[UUID]] = defaultdict(set)
+        """By head: deleted volumes whose log it has not said to have removed."""
+        self.strays: list[UUID] = []
+        self.asked_sleds: list[MemorySled] = []
         self._changed = asyncio.Event()
 
     def put(self, record: VolumeRecord) -> VolumeRecord:
@@ -106,7 +95,10 @@ class MemoryAuthority:
 
     def view(self, head: UUID) -> RackView:
         mine = {record.volume: record for record in self.records.values() if head in record.heads}
-        return RackView(self.revision, dict(self.heads), dict(self.sleds), KEY_SET.sign(ROOT_KEY), mine)
+        deleted = frozenset(self.deleted[head])
+        return RackView(
+            self.revision, dict(self.heads), dict(self.sleds), KEY_SET.sign(ROOT_KEY), mine, deleted=deleted
+        )  # fmt: skip
 
 
 class Api:
@@ -118,6 +110,7 @@ class Api:
         self._public = public
         self._claims: dict[UUID, int] = {}
         self.cut_off = False
+        self.said_expired = 0
         self.lose_replies: set[str] = set()
         """Names of calls whose next answer is lost after they were carried out."""
         self.gates: dict[str, asyncio.Event] = {}
@@ -186,15 +179,24 @@ class Api:
         self._leave("lost_declared")
         return record
 
-    async def renew(self, volume: UUID, *, epoch: int) -> bytes:
+    async def renew(self, volume: UUID, *, epoch: int, expired: bool = False) -> bytes:
         await self._enter("renew")
+        self.said_expired += expired
+        if expired:
+            self._authority.ahead_ms = max(sled.ahead_ms for sled in self._authority.asked_sleds)
         record = self._authority.records[volume]
         transitions.check_renewal(record, self._head, epoch)
         self._authority.journal.append(("renewed", epoch))
         return self._credential(record)
 
-    async def confirm_deleted(self, volume: UUID, *, epoch: int) -> None:
+    async def confirm_log_removed(self, volume: UUID) -> None:
+        await self._enter("confirm_log_removed")
+        self._authority.deleted[self._head].discard(volume)
+        self._authority.touch()
+
+    async def confirm_deleted(self, volume: UUID, *, epoch: int, strays: Collection[UUID] = ()) -> None:
         await self._enter("confirm_deleted")
+        self._authority.strays = list(strays)
         transitions.check_deleted(self._authority.records[volume], self._head, epoch)
         del self._authority.records[volume]
         self._authority.touch()
@@ -221,7 +223,11 @@ class Api:
         self.reports.append(status)
 
     def _credential(self, record: VolumeRecord) -> bytes:
-        return credential_of(record.epoch, volume=record.volume, head=self._public, term_ms=self._authority.term_ms)
+        authority = self._authority
+        return credential_of(
+            record.epoch, volume=record.volume, head=self._public, term_ms=authority.term_ms,
+            ahead_ms=authority.ahead_ms,
+        )  # fmt: skip
 
     def _claim(self, volume: UUID, epoch: int) -> None:
         if self._claims.get(volume) != epoch:
@@ -239,172 +245,6 @@ class Api:
         if name in self.lose_replies:
             self.lose_replies.discard(name)
             raise AuthorityUnavailable("the answer was lost")
-
-
-class MemorySled:
-    """A sled's fence and namespaces, as far as a head can tell."""
-
-    def __init__(self, number: int) -> None:
-        self.id = UUID(int=1000 + number)
-        self.record = SledRecord(self.id, f"sled-{number}", bytes(32), f"nqn.{number}", ("127.0.0.1", number + 1))
-        self.fences: dict[UUID, tuple[int, int, bytes]] = {}
-        self.namespaces: dict[int, tuple[UUID, int, int]] = {}
-        self.data: dict[tuple[int, int], bytes] = {}
-        self.writes: list[tuple[int, int]] = []
-        """(epoch, lba) of every write that was let in."""
-        self.dead = False
-        self.boots = 1
-        self.clients: list[MemorySledClient] = []
-        self.lie: bytes | None = None
-        """A credential shown with a fenced-off answer to everything from now on."""
-        self.key_sets = 0
-
-    def kill(self) -> None:
-        self.dead = True
-        for client in list(self.clients):
-            client.cut()
-
-    def restart(self) -> None:
-        """It starts again, and has forgotten what it believed."""
-        self.kill()
-        self.dead, self.lie = False, None
-        self.boots += 1
-
-    def admit(self, volume: UUID, epoch: int, number: int) -> None:
-        """F1's equality; raises what a sled would answer."""
-        current, attach, credential = self.fences[volume]
-        if self.lie is not None:
-            raise FencedOff(epoch + 1, self.lie)
-        if current != epoch:
-            raise FencedOff(current, credential)
-        if attach != number:
-            raise Superseded(current, attach)
-
-
-class MemorySledClient:
-    """Stands for SledClient."""
-
-    def __init__(self, sled: MemorySled, unreachable: Callable[[], bool]) -> None:
-        self._sled = sled
-        self._unreachable = unreachable
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def open(self) -> None:
-        await asyncio.sleep(0)
-        if self._sled.dead or self._unreachable():
-            raise SledUnavailable("no answer")
-        self._sled.clients.append(self)
-
-    @property
-    def boot_counter(self) -> int:
-        return self._sled.boots
-
-    async def push_key_set(self) -> None:
-        self._sled.key_sets += 1
-
-    async def attach(self, credential: bytes, attach_number: int) -> "MemoryAttachment":
-        await asyncio.sleep(0)
-        self.check()
-        from sled_controller.credential import parse_credential, verify
-
-        shown = verify(parse_credential(credential), KEY_SET)
-        epoch, number, raised_by = self._sled.fences.get(shown.volume, (0, 0, b""))
-        if self._sled.lie is not None:
-            raise FencedOff(shown.epoch + 1, self._sled.lie)
-        if shown.epoch < epoch:
-            raise FencedOff(epoch, raised_by)
-        if shown.epoch == epoch and attach_number < number:
-            raise Superseded(epoch, number)
-        self._sled.fences[shown.volume] = (shown.epoch, attach_number, credential)
-        return MemoryAttachment(self._sled, self, shown.volume, shown.epoch, attach_number)
-
-    def check(self) -> None:
-        if self.closed.done() or self._sled.dead or self._unreachable():
-            self.cut()
-            raise SledUnavailable("gone")
-
-    def cut(self) -> None:
-        if self in self._sled.clients:
-            self._sled.clients.remove(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    async def close(self) -> None:
-        self.cut()
-
-
-class MemoryAttachment:
-    """Stands for Attachment."""
-
-    def __init__(self, sled: MemorySled, client: MemorySledClient, volume: UUID, epoch: int, number: int) -> None:
-        self._sled, self._client = sled, client
-        self._key = (volume, epoch, number)
-        devices = ((0, DeviceState.DRAINED),)
-        self.receipt = Receipt(sled.id, 1, volume, epoch, number, 0, devices)
-        self.renewals = 0
-
-    def write(self, nsid: int, lba: int, data: Sequence[Buffer], *, fua: bool = False) -> "asyncio.Future[None]":
-        def act() -> None:
-            joined = b"".join(data)
-            self._sled.writes.append((self._key[1], lba))
-            for at in range(0, len(joined), BLOCK):
-                self._sled.data[nsid, lba + at // BLOCK] = joined[at : at + BLOCK]
-
-        return self._do(act)
-
-    def read(self, nsid: int, lba: int, blocks: int) -> "asyncio.Future[Buffer]":
-        return self._do(
-            lambda: b"".join(self._sled.data.get((nsid, at), bytes(BLOCK)) for at in range(lba, lba + blocks))
-        )
-
-    def flush(self, nsid: int) -> "asyncio.Future[None]":
-        return self._do(lambda: None)
-
-    async def create_namespace(self, column: int, blocks: int) -> int:
-        def act() -> int:
-            wanted = (self._key[0], column, blocks)
-            for nsid, made in self._sled.namespaces.items():
-                if made == wanted:
-                    return nsid
-            nsid = len(self._sled.namespaces) + 1
-            self._sled.namespaces[nsid] = wanted
-            return nsid
-
-        return await self._do(act)
-
-    async def delete_namespace(self, nsid: int) -> None:
-        await self._do(lambda: self._sled.namespaces.pop(nsid))
-
-    async def namespaces(self) -> list[Any]:
-        from sled_controller.fabric.vendor import NamespaceEntry
-
-        return [
-            NamespaceEntry(nsid, column, blocks, volume)
-            for nsid, (volume, column, blocks) in self._sled.namespaces.items()
-            if volume == self._key[0]
-        ]
-
-    async def renew(self, credential: bytes) -> None:
-        if not credential:
-            raise CredentialRefused("empty")
-        self.renewals += 1
-
-    def _do(self, act: Callable[[], T]) -> "asyncio.Future[T]":
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def finish() -> None:
-            if future.done():
-                return
-            try:
-                self._client.check()
-                self._sled.admit(*self._key)
-                future.set_result(act())
-            except SledError as error:
-                future.set_exception(error)
-
-        loop.call_soon(finish)
-        return future
 
 
 class KitHead:
@@ -540,6 +380,7 @@ class Rack:
         self.authority = MemoryAuthority()
         self.sleds = {sled.id: sled for sled in map(MemorySled, range(sleds))}
         self.authority.sleds = {sled.id: sled.record for sled in self.sleds.values()}
+        self.authority.asked_sleds = list(self.sleds.values())
         self.heads = [KitHead(self, number) for number in range(heads)]
         self.tail_wait_ms = 2 * TERMS.ttl_ms
 

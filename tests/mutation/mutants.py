@@ -32,6 +32,9 @@ TRANSITIONS = "head_node/authority/transitions.py"
 CONTROLLER = "head_node/cluster/volume_controller.py"
 TAKEOVER = "head_node/cluster/takeover.py"
 TAILS = "head_node/cluster/tails.py"
+PACE = "head_node/cluster/pace.py"
+ISSUE_TIME = "head_node/authority/issue_time.py"
+CLEANUPS = "head_node/authority/cleanups.py"
 LEASE = "head_node/cluster/lease.py"
 MEMBERSHIP = "head_node/cluster/membership.py"
 RECEIVER = "head_node/cluster/receiver.py"
@@ -134,8 +137,8 @@ MUTANTS = (
     ),
     one(
         "add-after-put", "F5: a member counts before its addition is sent", MEMBERSHIP,
-        "            if adding is None:\n                self._membership.begin_add(member)\n                self._on_change()\n",
-        "", CLUSTER,
+        "                self._membership.begin_add(member)\n                self._on_change()\n                if not await",
+        "                if not await", CLUSTER,
     ),
     one(
         "member-forgets-epochs", "F5: a member refuses records below the highest epoch that it has seen", REPLICA,
@@ -301,7 +304,7 @@ MUTANTS = (
     one(
         "trim-before-checkpoint", "engine 2: the checkpoint is durable before the log goes", REPLICA,
         "        await self._room.write(await self._checkpoint(sequence, before).encode())\n"
-        "        self._checkpoint_count += 1\n        await self._log.trim_before(sequence)\n",
+        "        self._checkpoint_count += 1\n",
         "        await self._log.trim_before(sequence)\n"
         "        await self._room.write(await self._checkpoint(sequence, before).encode())\n"
         "        self._checkpoint_count += 1\n", VOLUME,
@@ -721,5 +724,86 @@ MUTANTS = (
         "diverged-recovered-unnamed", "D1: logs that part go on only from the one that an operator names",
         "head_node/authority/recovery.py", "            if parted and heir is None:\n", "            if False:\n",
         f"{AUTHORITY}/test_divergence.py",
+    ),
+    one(
+        "slow-beside-none", "D1: a copy is slow only beside others that are fast", PACE,
+        "            and delay_ns >= SLOW_FACTOR * reference_ns\n", "", CLUSTER,
+    ),
+    one(
+        "slow-at-once", "members: a hiccup makes no copy slow", PACE,
+        "if not copy.slow and copy.score == SLOW_WINDOWS:", "if not copy.slow and copy.score:", CLUSTER,
+    ),
+    one(
+        "slow-below-the-policy", "D1: a slow member is kept where the policy needs it", "head_node/cluster/member_watch.py",
+        "self._pace.slow(head) and removable:", "self._pace.slow(head):", f"{CLUSTER}/test_pace.py",
+    ),
+    one(
+        "slow-for-ever", "members: a copy that is fast again is taken back", PACE,
+        "            copy.slow, copy.score = False, 0\n", "", CLUSTER,
+    ),
+    one(
+        "gray-members-kept", "members: a slow member is removed while another copy exists",
+        "head_node/cluster/member_watch.py", "                self._begin(\"members\", self._remove(sender.member, slow))\n", "",
+        CLUSTER,
+    ),
+    one(
+        "issue-time-falls", "clocks: what is issued is never of an earlier time than before", ISSUE_TIME,
+        "max(run_on_ms, time_ms if", "max(0, time_ms if", AUTHORITY,
+    ),
+    one(
+        "issue-time-forgotten", "clocks: a restarted authority goes on from the time it issued", ISSUE_TIME,
+        "            self._raise_to(self._kept_ms)\n", "            pass\n", AUTHORITY,
+    ),
+    one(
+        "issue-time-follows-one", "clocks: no single sled moves issue time", ISSUE_TIME,
+        "sorted(sled_times_ms)[enough - 1]", "max(sled_times_ms)", AUTHORITY,
+    ),
+    one(
+        "count-of-the-clock", "clocks: a clock that is set does not make the authority forget nonces",
+        "head_node/authority/authentication.py",
+        "        return self._count_began_s + self._env.clock.boottime_ns() // NS_PER_S\n",
+        "        return self._env.clock.wall_ms() // 1000\n", AUTHORITY,
+    ),
+    one(
+        "expired-is-not-renewed", "clocks: a credential refused as expired within its term is renewed at once", PRIMARY,
+        "            self._begin(\"renew\", self._renew(expired=over))\n", "            pass\n", CLUSTER,
+    ),
+    one(
+        "strays-forgotten", "delete: sleds that could not be asked are named by the commit that drops the record",
+        "head_node/authority/volumes.py", "left = tuple(strays) if record.epoch else ()", "left: tuple[UUID, ...] = ()", AUTHORITY,
+    ),
+    one(
+        "cleanup-tried-once", "delete: a cleanup is kept until it is confirmed", CLEANUPS,
+        "        if result == CLEANED:\n", "        if result:\n", f"{AUTHORITY}/test_cleanups.py",
+    ),
+    one(
+        "cleanup-in-an-old-epoch", "F4: each visit of a cleanup has an epoch of its own", CLEANUPS,
+        "epoch=max(found.value.epoch, seen) + 1)", "epoch=max(found.value.epoch, seen))", f"{AUTHORITY}/test_cleanups.py",
+    ),
+    one(
+        "logs-left", "delete: a head that was away removes the log of a deleted volume", "head_node/cluster/head.py",
+        "if view.deleted and self._remover is None:", "if False:", CLUSTER,
+    ),
+    one(
+        "put-before-ready", "F5: the put is sent once the member holds everything committed", MEMBERSHIP,
+        "                if not await self._becomes(ready):", "                if False:", CLUSTER,
+    ),
+    one(
+        "log-not-held", "resync: the log is held for a member that catches up", REPLICA,
+        "        point = needed if oldest is None else min(", "        point = needed if True else min(",
+        f"{CLUSTER}/test_catching_up.py",
+    ),
+    one(
+        "clients-keep-the-lead", "resync: a member that catches up gains on the clients", "head_node/volume/log_hold.py",
+        "CLIENT_SHARE: Final = 2\n", "CLIENT_SHARE: Final = 1\n", f"{VOLUME}/test_log_hold.py",
+    ),
+    one(
+        "resync-without-pause", "resync: one that comes to nothing is not repeated at once for ever",
+        "head_node/cluster/replication.py", "        if count < RESYNCS_AT_ONCE:\n", "        if True:\n", CLUSTER,
+    ),
+    one(
+        "last-copies-removed", "logs: one set aside is removed only when another member has all",
+        "head_node/log_directories.py", "            if not others:\n                raise OSError(", "            if False:\n                raise OSError(",
+        "tests/unit/head_node/test_log_directories.py",
     ),
 )  # fmt: skip

@@ -11,11 +11,14 @@ from kit.volume import run
 from rackctl.simulation.log_disk import MemoryDisk, MemoryRoot
 
 from head_node.files import HostDirectory, HostRoot
-from head_node.log_directories import ACCEPTED_FILE, SET_ASIDE_MAX, LogDirectories
+from head_node.log_directories import ACCEPTED_FILE, ASIDES_MAX, LogDirectories
+from head_node.store.records import Member
 from head_node.volume.errors import LogDamaged
+from head_node.volume.replica import INSTALLING_FILE
 from sled_controller.environment import Environment
 
 HEAD = UUID(int=1)
+OTHERS = record_of([HEAD], [], current=(Member(UUID(int=2), UUID(int=3)),))
 
 
 def test_a_full_disk_uses_up_no_names_for_logs_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +33,7 @@ def test_a_full_disk_uses_up_no_names_for_logs_set_aside(tmp_path: Path, monkeyp
         logs = LogDirectories(HostRoot(tmp_path), HEAD, Environment())
         record = record_of([HEAD], [])
         monkeypatch.setattr(HostDirectory, "_create", full)
-        for _ in range(SET_ASIDE_MAX + 2):
+        for _ in range(ASIDES_MAX + 2):
             with pytest.raises(OSError, match="no space"):
                 await logs.open(record)
         monkeypatch.setattr(HostDirectory, "_create", create)
@@ -49,7 +52,7 @@ def test_a_log_that_is_set_aside_is_kept_and_another_one_begins(tmp_path: Path) 
         await logs.set_aside(VOLUME)
         engine = await logs.open(record)
         assert engine.log_id != former.log_id
-        assert logs.orphans({VOLUME}) == [f"{VOLUME}.aside-0"]
+        assert logs.orphans({VOLUME}) == [f"{VOLUME}.aside-parted-0"]
         await engine.close()
 
     run(scenario())
@@ -79,5 +82,74 @@ def test_a_loss_is_accepted_by_a_file_with_its_code_in_the_directory_of_the_log(
                     await logs.open(record)
         disk.crash()
         assert (await logs.open(record)).tail.opnum == 3
+
+    run(scenario())
+
+
+def asides(path: Path) -> list[str]:
+    """Numbers of the logs set aside."""
+    return sorted(entry.name.partition(".aside-")[2] for entry in path.glob("*.aside-*"))
+
+
+async def spoil(logs: LogDirectories, path: Path) -> None:
+    """Make a log and let both copies of its checkpoint rot."""
+    await (await logs.open(OTHERS)).close()
+    for name in ("checkpoint", "checkpoint-copy"):
+        (path / str(VOLUME) / name).write_bytes(b"rot" * 100)
+
+
+def test_the_oldest_log_set_aside_goes_when_another_member_has_all(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        logs = LogDirectories(HostRoot(tmp_path), HEAD, Environment())
+        for _ in range(ASIDES_MAX + 3):
+            await spoil(logs, tmp_path)
+        engine = await logs.open(OTHERS)
+        assert asides(tmp_path) == [str(number) for number in range(3, ASIDES_MAX + 3)]
+        await engine.close()
+
+    run(scenario())
+
+
+def test_a_full_disk_is_not_kept_full_by_logs_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = HostDirectory._create
+
+    def full(directory: HostDirectory, name: str, size_bytes: int) -> int:
+        if name.startswith("segment") and asides(tmp_path):
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return create(directory, name, size_bytes)
+
+    async def scenario() -> None:
+        logs = LogDirectories(HostRoot(tmp_path), HEAD, Environment())
+        await spoil(logs, tmp_path)
+        monkeypatch.setattr(HostDirectory, "_create", full)
+        engine = await logs.open(OTHERS)
+        assert not asides(tmp_path)
+        await engine.close()
+
+    run(scenario())
+
+
+def test_the_last_copies_are_never_removed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        logs = LogDirectories(HostRoot(tmp_path), HEAD, Environment())
+        for _ in range(ASIDES_MAX):
+            await spoil(logs, tmp_path)
+        await (await logs.open(OTHERS)).close()
+        (tmp_path / str(VOLUME) / "identity").unlink()
+        with pytest.raises(OSError, match="set aside already"):
+            await logs.open(record_of([HEAD], []))
+        assert len(asides(tmp_path)) == ASIDES_MAX
+
+    run(scenario())
+
+
+def test_what_an_unfinished_full_resync_left_is_not_set_aside(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        logs = LogDirectories(HostRoot(tmp_path), HEAD, Environment())
+        for _ in range(5):
+            await (await logs.open(OTHERS)).close()
+            (tmp_path / str(VOLUME) / INSTALLING_FILE).write_bytes(b"")
+        await (await logs.open(OTHERS)).close()
+        assert not asides(tmp_path)
 
     run(scenario())

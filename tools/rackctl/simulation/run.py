@@ -67,6 +67,7 @@ def _limits(random: Random) -> Limits:
         log_bytes_max=segment_bytes * segments,
         overlay_bytes_max=random.choice((48 * BLOCK_BYTES, 128 << 20)),
         unanswered_bytes_max=random.choice((16 * BLOCK_BYTES, 32 << 20)),
+        held_log_bytes_max=segment_bytes * segments,
     )
 
 

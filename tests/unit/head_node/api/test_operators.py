@@ -72,7 +72,15 @@ def test_health_comes_from_the_record_and_from_live_reports() -> None:
             found: dict[str, object] = (await kit.operator.get("/v1/volumes/v")).json()["health"]
             return found
 
-        quiet = {"exposed": False, "primary_live": False, "serving": False, "stopped": "", "members": 2, "reports": {}}
+        quiet = {
+            "exposed": False,
+            "primary_live": False,
+            "serving": False,
+            "stopped": "",
+            "members": 2,
+            "degraded": "",
+            "reports": {},
+        }
         assert await health() == quiet
         said = {"role": "primary", "epoch": 1, "exposed": True, "serving": True}
         await primary.client.report({"volumes": {str(record.volume): said}})
@@ -82,6 +90,7 @@ def test_health_comes_from_the_record_and_from_live_reports() -> None:
             "serving": True,
             "stopped": "",
             "members": 2,
+            "degraded": "",
             "reports": {str(primary.id): said},
         }
         await primary.client.report({"volumes": {str(record.volume): said | {"exposed": False}}})

@@ -9,25 +9,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.authority import URL, Head, Kit, LosingTransport, rack, run
+from kit.authority import URL, Kit, LosingTransport, rack, run, send_again
 
 from head_node.authority import signatures
 from head_node.authority.client import AuthorityClient
 from head_node.authority.errors import AuthorityUnavailable, NotEligible, TooMany, Unauthorised
 from head_node.authority.replay import NONCES_PER_KEY_MAX, ReplayWindow
 from head_node.store.memory import MemoryStore
-
-
-async def send_again(kit: Kit, head: Head, **changes: Any) -> httpx.Response:
-    """Send the head's last request once more, with some of it changed."""
-    last = head.transport.sent[-1]
-    parts: dict[str, Any] = {
-        "method": last.method, "url": last.url, "content": last.content, "headers": dict(last.headers),
-    }  # fmt: skip
-    parts["headers"] |= changes.pop("headers", {})
-    parts |= changes
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(kit.app)) as http:
-        return await http.request(**parts)
 
 
 def slug(reply: httpx.Response) -> str:

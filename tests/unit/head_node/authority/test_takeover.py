@@ -310,8 +310,8 @@ def test_an_old_primary_cannot_change_the_record_of_the_new_one() -> None:
 def test_f4_a_valid_newer_credential_freezes_the_volume_until_an_operator_recovers_it() -> None:
     async def scenario(kit: Kit) -> None:
         primary, _, record = await kit.ready()
-        newer = await kit.authority.volumes.sign_for(replace(record, epoch=7), primary.public, Rights.READ)
-        same = await kit.authority.volumes.sign_for(record, primary.public, Rights.READ)
+        newer = await kit.authority.volumes.sign_for(record.volume, 7, primary.public, Rights.READ)
+        same = await kit.authority.volumes.sign_for(record.volume, record.epoch, primary.public, Rights.READ)
         assert (await primary.client.report_credential(same)).state is VolumeState.ACTIVE
         frozen = await primary.client.report_credential(newer)
         assert frozen.state is VolumeState.FROZEN

@@ -18,6 +18,14 @@ ALONE = record_of([A, B], [], epoch=3, primary=A, current=(SELF,), version=5)
 BOTH = replace(ALONE, current=(SELF, OTHER))
 
 
+def yes() -> bool:
+    return True
+
+
+def no() -> bool:
+    return False
+
+
 def later(record: VolumeRecord, **changes: object) -> VolumeRecord:
     return replace(record, version=record.version + 1, **changes)  # type: ignore[arg-type]
 
@@ -55,11 +63,42 @@ class Script:
         return MembershipChanges(self, self.membership, 3, self.reread, self.changed)
 
 
+def test_f5_the_put_is_sent_when_a_member_that_counts_already_holds_everything() -> None:
+    async def work() -> None:
+        membership = Membership(A, ALONE)
+        script = Script(membership, later(BOTH))
+        counted: list[bool] = []
+
+        def ready() -> bool:
+            assert not script.versions, "the put was sent before the member held everything"
+            counted.append(B in membership.required)
+            return len(counted) == 3
+
+        assert await script.runner().add(OTHER, yes, ready)
+        assert counted == [True] * 3
+
+    run(work())
+
+
+def test_a_member_that_does_not_get_ready_counts_no_more_and_no_put_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("head_node.cluster.membership.READY_SECONDS_MAX", 0.01)
+
+    async def work() -> None:
+        membership = Membership(A, ALONE)
+        script = Script(membership)
+        assert not await script.runner().add(OTHER, yes, no)
+        assert B not in membership.required
+        assert not script.versions
+        assert script.changes == 2
+
+    run(work())
+
+
 def test_an_addition_counts_before_its_put() -> None:
     async def work() -> None:
         membership = Membership(A, ALONE)
         script = Script(membership, later(BOTH))
-        assert await script.runner().add(OTHER, lambda: True)
+        assert await script.runner().add(OTHER, yes, yes)
         assert script.required_when_asked == [{B}]
         assert membership.required == {B}
         assert membership.adding is None
@@ -70,7 +109,7 @@ def test_an_addition_counts_before_its_put() -> None:
 def test_a_member_that_is_not_ready_in_that_turn_is_not_added() -> None:
     async def work() -> None:
         script = Script(Membership(A, ALONE))
-        assert not await script.runner().add(OTHER, lambda: False)
+        assert not await script.runner().add(OTHER, no, yes)
         assert script.changes == 0
 
     run(work())
@@ -92,7 +131,7 @@ def test_an_unknown_outcome_is_asked_again_with_the_same_version(last: VolumeRec
     async def work() -> None:
         membership = Membership(A, ALONE)
         script = Script(membership, AuthorityUnavailable("lost"), last)
-        assert await script.runner().add(OTHER, lambda: True)
+        assert await script.runner().add(OTHER, yes, yes)
         assert script.versions == [5, 5]
         assert script.required_when_asked == [{B}, {B}]
 
@@ -103,7 +142,7 @@ def test_a_refused_addition_counts_no_more_once_the_record_says_so() -> None:
     async def work() -> None:
         membership = Membership(A, ALONE)
         script = Script(membership, NotEligible("no"), later(ALONE))
-        assert not await script.runner().add(OTHER, lambda: True)
+        assert not await script.runner().add(OTHER, yes, yes)
         assert membership.required == frozenset()
 
     run(work())
@@ -128,9 +167,9 @@ def test_an_addition_without_a_definite_outcome_goes_on_counting_and_is_not_begu
         changes = script.runner()
         for _ in range(2):
             with pytest.raises(Deposed):
-                await changes.add(OTHER, lambda: True)
+                await changes.add(OTHER, yes, yes)
         assert script.changes == 1
-        assert not await changes.add(Member(B, UUID(int=3)), lambda: True), "nor is another of the same head"
+        assert not await changes.add(Member(B, UUID(int=3)), yes, yes), "nor is another of the same head"
         assert membership.required == {B}
 
     run(work())
@@ -141,7 +180,7 @@ def test_changes_come_one_at_a_time() -> None:
         membership = Membership(A, ALONE)
         script = Script(membership, later(BOTH), later(later(ALONE)))
         changes = script.runner()
-        added, removed = await asyncio.gather(changes.add(OTHER, lambda: True), changes.remove(OTHER, lambda: True))
+        added, removed = await asyncio.gather(changes.add(OTHER, yes, yes), changes.remove(OTHER, lambda: True))
         assert (added, removed) == (True, True)
         assert script.versions == [5, 6]
         await until(lambda: not changes.busy)

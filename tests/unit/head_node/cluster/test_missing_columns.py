@@ -3,7 +3,8 @@
 import asyncio
 
 import pytest
-from kit.cluster import BLOCK, VOLUME, KitHead, MemoryAttachment, MemorySled, Rack, until, with_rack
+from kit.cluster import BLOCK, VOLUME, KitHead, MemorySled, Rack, until, with_rack
+from kit.memory_sled import MemoryAttachment
 
 from head_node.authority import transitions
 from head_node.cluster import missing_columns

@@ -7,13 +7,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from kit.cluster import BLOCK, MS, KitHead, Rack, record_of, run, until, with_rack
+from kit.cluster import BLOCK, KitHead, Rack, record_of, run, until, with_rack
 from kit.lost_tail import lose_last_batches
 
 from head_node.cluster import tails
 from head_node.cluster.errors import LinkClosed, LinkError, TakeoverImpossible
 from head_node.cluster.frames import FrameType, Purpose, Tail
-from head_node.cluster.lease import LeaseTerms, MemberPromise
+from head_node.cluster.lease import MS, LeaseTerms, MemberPromise
 from head_node.cluster.states import VolumeState
 from head_node.cluster.tails import TailQuestions, TailSurvey, ask_tail, hindrance
 from head_node.cluster.takeover import Step

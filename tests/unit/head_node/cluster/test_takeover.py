@@ -4,10 +4,11 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from kit.cluster import MS, SkewedClock, credential_of, record_of, run
+from kit.cluster import SkewedClock, credential_of, record_of, run
 
 from head_node.authority.errors import AuthorityUnavailable, RecordChanged
 from head_node.cluster.errors import TakeoverImpossible
+from head_node.cluster.lease import MS
 from head_node.cluster.takeover import (
     FIRST_TURN_MS,
     WHOLE_PLACEMENT_MS,

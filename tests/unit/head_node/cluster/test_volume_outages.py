@@ -9,13 +9,13 @@ from kit.cluster import (
     TERMS,
     VOLUME,
     KitHead,
-    MemoryAttachment,
     MemorySledClient,
     Rack,
     credential_of,
     until,
     with_rack,
 )
+from kit.memory_sled import MemoryAttachment
 
 from head_node.authority import transitions
 from head_node.cluster import primary
