@@ -12,9 +12,11 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from head_node.volume.errors import DirectoryLocked
+from sled_controller.durable import make_directory, sync_directory
 from spdk_bindings.device import Buffer
 
 Committed: TypeAlias = Callable[[OSError | None], None]
@@ -48,7 +50,7 @@ class Directory(Protocol):
     path: str
 
     def lock(self) -> None:
-        """Take the directory for this process until `close`; raises DirectoryLocked."""
+        """Take the directory for this process until `close`, and make its name durable; raises DirectoryLocked."""
 
     def names(self) -> list[str]:
         """The files present, sorted."""
@@ -77,7 +79,7 @@ class Directory(Protocol):
         """Remove a file durably; no error when there is none."""
 
     async def remove_all(self) -> None:
-        """Remove every file and the directory itself; the directory must not be used afterwards."""
+        """Remove every file and the directory itself durably; the directory must not be used afterwards."""
 
     def close(self) -> None:
         """Close what is open and give up the lock."""
@@ -93,7 +95,7 @@ class DirectoryRoot(Protocol):
         """The directories present, sorted."""
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a directory that nobody uses another name, which must be free."""
+        """Durably give a directory that nobody uses another name, which must be free."""
 
     def shown(self, name: str) -> str:
         """The directory as people are to be told of it."""
@@ -224,8 +226,10 @@ class HostDirectory:
             os.close(descriptor)
             raise DirectoryLocked(f"{self.path}: another process holds it; end that process") from None
         self._lock = descriptor
-        # Names that a crashed process left in the kernel's cache only must not be trusted more than the disk.
+        # Names that a crashed process left in the kernel's cache only must not be trusted more than the disk; nor may
+        # the name of this directory be lost with all that is acknowledged in it.
         self._sync_names()
+        sync_directory(Path(self.path).parent)
 
     def names(self) -> list[str]:
         return sorted(name for name in os.listdir(self.path) if name != _LOCK_NAME and not name.endswith(_NEW_SUFFIX))
@@ -258,7 +262,7 @@ class HostDirectory:
 
     async def remove_all(self) -> None:
         self.close()
-        await asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, self.path)
+        await asyncio.get_running_loop().run_in_executor(None, self._remove_all)
 
     def close(self) -> None:
         self._worker.close()
@@ -333,6 +337,10 @@ class HostDirectory:
         self._discard(self._path(name))
         self._sync_names()
 
+    def _remove_all(self) -> None:
+        shutil.rmtree(self.path)
+        sync_directory(Path(self.path).parent)
+
     @staticmethod
     def _discard(path: str) -> None:
         try:
@@ -341,30 +349,25 @@ class HostDirectory:
             return
 
     def _sync_names(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(Path(self.path))
 
 
 class HostRoot:
-    """A directory of directories in the machine's file system."""
+    """A directory of directories in the machine's file system. Made with its parents when missing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
+        make_directory(Path(path), 0o700)
 
     def directory(self, name: str) -> Directory:
         return HostDirectory(self.shown(name))
 
     def names(self) -> list[str]:
-        try:
-            return sorted(os.listdir(self._path))
-        except FileNotFoundError:
-            return []
+        return sorted(os.listdir(self._path))
 
     def rename(self, name: str, new_name: str) -> None:
         os.rename(self.shown(name), self.shown(new_name))
+        sync_directory(Path(self._path))
 
     def shown(self, name: str) -> str:
         return os.path.join(self._path, name)

@@ -27,6 +27,7 @@ from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
 from sled_controller.descriptors import memory_bytes, of_program
+from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
 from sled_controller.settings import load
@@ -43,7 +44,7 @@ class StateDirectory:
 
     def __init__(self, path: Path, name: str, env: Environment) -> None:
         self.path = path
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path, 0o700)
         self._lock = os.open(path / "head.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,11 +68,11 @@ class StateDirectory:
         return data
 
     def remember_root(self, root_public: bytes) -> None:
-        write_file(self.path / "root.pub", root_public.hex() + "\n", 0o644)
+        replace_file(self.path / "root.pub", root_public.hex() + "\n", 0o644)
 
     def write_endpoints(self, endpoints: Mapping[str, object]) -> None:
         """Say where this process listens; it is up from here on."""
-        write_file(self.path / "endpoints.json", json.dumps({"pid": os.getpid(), **endpoints}) + "\n", 0o644)
+        replace_file(self.path / "endpoints.json", json.dumps({"pid": os.getpid(), **endpoints}) + "\n", 0o644)
 
     def close(self) -> None:
         (self.path / "endpoints.json").unlink(missing_ok=True)
@@ -83,7 +84,7 @@ class StateDirectory:
             data = bytes.fromhex(path.read_text("ascii"))
         except FileNotFoundError:
             data = env.entropy.bytes(KEY_BYTES)
-            write_file(path, data.hex() + "\n", 0o600)
+            replace_file(path, data.hex() + "\n", 0o600)
         except ValueError:
             data = b""
         if len(data) != KEY_BYTES:
@@ -99,20 +100,8 @@ class StateDirectory:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateDirectoryUnusable(f"{path}: is not a head's identity ({error}); restore it") from None
         public = self.key.public_key().public_bytes_raw()
-        write_file(path, json.dumps({"id": str(head), "name": name, "public_key": public.hex()}) + "\n", 0o644)
+        replace_file(path, json.dumps({"id": str(head), "name": name, "public_key": public.hex()}) + "\n", 0o644)
         return head
-
-
-def write_file(path: Path, text: str, mode: int) -> None:
-    """Replace `path` atomically and durably."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(partial, path)
 
 
 async def enrol(

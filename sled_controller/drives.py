@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from sled_controller.config import SledSettings, SpdkSettings
+from sled_controller.durable import make_directory
 from sled_controller.errors import SledError
 from spdk_bindings.device import BLOCK_BYTES, Device
 from spdk_bindings.emulator import FileDevice
@@ -92,7 +93,7 @@ def _files(paths: Sequence[Path], device_bytes: int | None, devices: list[Device
     for path in paths:
         try:
             if device_bytes is not None and not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(path.parent)
                 devices.append(FileDevice.create(path, device_bytes // BLOCK_BYTES))
                 created = True
             else:

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sled_board.console.provisioning import Provisioning
-from sled_board.durable import sync_directory
 from sled_board.errors import CommandNotDone
 
+from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
 from sled_controller.subsystem import Identity
@@ -32,7 +32,7 @@ class StateDirectory:
 
     def __init__(self, path: Path) -> None:
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_directory(path)
         except OSError as error:
             raise StateDirectoryUnusable(f"{path}: cannot be made: {error.strerror}; use another one") from None
         self.path = path
@@ -97,16 +97,8 @@ class StateDirectory:
 
     def replace(self, name: str, value: dict[str, Any], secret: bool = False) -> None:
         """Write a JSON file durably and atomically; raises OSError."""
-        path = self.path / name
-        fresh = path.with_suffix(path.suffix + ".new")
-        fresh.touch(mode=0o600 if secret else 0o644)
-        fresh.chmod(0o600 if secret else 0o644)
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        sync_directory(self.path)
+        text = json.dumps(value, indent=2) + "\n"
+        replace_file(self.path / name, text, 0o600 if secret else 0o644)
 
     def _read(self, name: str) -> Any:
         """What a JSON file has; None where there is none, or no JSON."""

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -133,6 +134,15 @@ class MemoryDevice:
         """Nothing to release."""
 
 
+def _sync_name(path: str) -> None:
+    """Make the name of a file durable; a drive that served and is gone after a power loss is data lost."""
+    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _load_fallocate() -> "ctypes._NamedFuncPointer | None":
     try:
         call = ctypes.CDLL(None, use_errno=True).fallocate
@@ -167,6 +177,8 @@ class FileDevice:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             if not self._size or self._size % BLOCK_BYTES:
                 raise ValueError(f"{self.path}: {self._size} bytes is not a whole number of 4096-byte blocks")
+            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+                _sync_name(self.path)
         except BaseException:
             os.close(self._fd)
             raise
@@ -182,12 +194,20 @@ class FileDevice:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], block_count: int, serial: str | None = None) -> "FileDevice":
-        """Make a sparse all-zero file of `block_count` blocks (FileExistsError if it's there) and open it."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        """Make a sparse all-zero file of `block_count` blocks (FileExistsError if it's there) and open it.
+
+        It has its name only once it has its size: a file that a power loss cut short would be no drive for good.
+        """
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "a drive is there already", os.fspath(path))
+        fresh = os.fspath(path) + ".new"
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, block_count * BLOCK_BYTES)
+            os.fsync(fd)
         finally:
             os.close(fd)
+        os.rename(fresh, path)
         return cls(path, serial)
 
     def read(self, lba: int, into: memoryview | bytearray, done: Done) -> int:

@@ -5,7 +5,6 @@ every credential that it signed has expired. The root key signs sets (and answer
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from head_node.authority.errors import AuthorityError, Conflict
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.ledger import KEYS_KEY, Ledger, Versioned, revision_of
 from head_node.store.errors import RecordMalformed
+from sled_controller.durable import replace_file
 from sled_controller.environment import Environment
 from sled_controller.keyset import KEYS_MAX, KeySet
 
@@ -197,12 +197,4 @@ def _write_private(path: Path, key: Ed25519PrivateKey) -> None:
     text = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, text)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(partial, path)
+    replace_file(path, text.decode(), 0o600)

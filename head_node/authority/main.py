@@ -25,6 +25,7 @@ from head_node.authority.keyring import load_root_key
 from head_node.store.errors import StoreError
 from head_node.store.sqlite import SqliteStore
 from sled_controller.descriptors import raise_limit
+from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.settings import PeerSilence, Settings, load
@@ -92,7 +93,7 @@ async def serve(settings: AuthoritySettings) -> None:
     """Run until SIGTERM or SIGINT."""
     raise_limit()
     folder = settings.state_dir
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(folder, 0o700)
     env = Environment.of_program(settings.clock_faults)
     listener = listen(settings.host, settings.port)
     watch_peer(listener, settings.peer_silence_s)
@@ -129,8 +130,8 @@ async def run_server(authority: Authority, settings: AuthoritySettings, listener
     known = read_text(token_file)
     token = await authority.operator_token(known)
     if token != known:
-        write_file(token_file, token + "\n", 0o600)
-    write_file(folder / "root.pub", authority.root_public.hex() + "\n", 0o644)
+        replace_file(token_file, token + "\n", 0o600)
+    replace_file(folder / "root.pub", authority.root_public.hex() + "\n", 0o644)
     server = Server(
         uvicorn.Config(
             create_app(authority, folder),
@@ -164,7 +165,7 @@ async def run_server(authority: Authority, settings: AuthoritySettings, listener
         "root_public_key": authority.root_public.hex(),
         "operator_token_file": str(token_file.resolve()),
     }
-    write_file(endpoints, json.dumps(content) + "\n", 0o644)
+    replace_file(endpoints, json.dumps(content) + "\n", 0o644)
     _log.info("event=serving api=http://%s:%d root_public_key=%s", shown, port, authority.root_public.hex())
     try:
         await serving
@@ -194,18 +195,6 @@ def read_text(path: Path) -> str | None:
         return None
     except UnicodeDecodeError:
         return None
-
-
-def write_file(path: Path, text: str, mode: int) -> None:
-    """Replace `path` atomically and durably."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TypeVar
 from head_node.store.errors import CompareFailed, OutcomeUnknown, StoreError, StoreFailed, StoreLocked, StoreUnsafe
 from head_node.store.interface import ABSENT, RESTORED_REVISIONS_SKIPPED, Entry, Snapshot, check_transaction
 from head_node.store.watchers import Watchers
+from sled_controller.durable import sync_directory
 
 APPLICATION_ID = 0x50414C53  # "PALS"
 FORMAT = 1
@@ -195,6 +196,7 @@ class _Database:
             partial.unlink(missing_ok=True)
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
             with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as copy:
+                copy.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._opened().backup(copy)
                 copy.execute("PRAGMA journal_mode = DELETE")
                 copy.execute("PRAGMA synchronous = FULL")
@@ -203,11 +205,7 @@ class _Database:
                 ahead = revision + RESTORED_REVISIONS_SKIPPED
                 copy.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (ahead,))
             os.replace(partial, path)
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_directory(path.parent)
         except (OSError, sqlite3.Error) as error:
             raise StoreFailed(f"backup to {path}: {error}") from error
         return revision

@@ -7,6 +7,8 @@ the ones to ask when it is not what can see the rule (a sled's answer to a forge
 
 from dataclasses import dataclass
 
+from sync_mutants import SYNCS
+
 VOLUME = "tests/unit/head_node/volume"
 CLUSTER = "tests/unit/head_node/cluster"
 AUTHORITY = "tests/unit/head_node/authority"
@@ -22,6 +24,8 @@ class Mutant:
     rule: str
     edits: tuple[tuple[str, str, str], ...]
     tests: tuple[str, ...]
+    simulated: bool = True
+    """Whether the simulator may see it."""
 
 
 def one(name: str, rule: str, file: str, text: str, replacement: str, *tests: str) -> Mutant:
@@ -807,3 +811,8 @@ MUTANTS = (
         "tests/unit/head_node/test_log_directories.py",
     ),
 )  # fmt: skip
+
+MUTANTS += tuple(
+    Mutant(name, rule, ((file, text, replacement),), (tests,), simulated=False)
+    for name, rule, file, text, replacement, tests in SYNCS
+)

@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from sled_board.durable import sync_directory
+
 from rackctl.errors import FileUnreadable, RackError
 
 
@@ -37,6 +39,7 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
                 os.fchmod(descriptor, mode)
                 os.fsync(descriptor)
             os.rename(name, target)
+            sync_directory(target.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -54,6 +57,7 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(descriptor)
+            sync_directory(path.parent)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
