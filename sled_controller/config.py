@@ -9,6 +9,7 @@ from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.pdu import DEFAULT_PORT
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
 from sled_controller.settings import PeerSilence, Settings
+from sled_controller.storage.timed_device import COMMAND_SECONDS_MAX
 from spdk_bindings.device import BLOCK_BYTES
 
 PROG: Final = "sled-controller"
@@ -82,6 +83,10 @@ class SledSettings(SpdkSettings):
     root_public_key: str | None = Field(
         None, validate_default=True, description="the root key that signs key sets: 64 hexadecimal digits; a sled with "
         "a console may be given it there instead",
+    )  # fmt: skip
+    device_timeout_s: float = Field(
+        COMMAND_SECONDS_MAX, ge=0.5, le=300, description="seconds; a device that leaves a command unanswered longer is "
+        "reset, and taken offline when that does not help",
     )  # fmt: skip
     connections_max: int = Field(CONNECTIONS_MAX, ge=2, le=4096, description="connections of heads at the same time")
     peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS

@@ -35,6 +35,7 @@ from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
 from sled_controller.storage.sled_storage import SledStorage
+from sled_controller.storage.timed_device import TimedDevice
 from sled_controller.subsystem import ASSOCIATIONS_MAX, Identity, Subsystem
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,10 @@ async def _serve(
     devices, created = await open_devices(settings, state.has_served)
     wanted = settings.device_bytes is not None or settings.format_blank
     may_format = wanted and (created or not state.has_served)
-    storage = await SledStorage.open(devices, sled_id=identity.sled_id, env=env, format=may_format)
+    timed = [TimedDevice(device, settings.device_timeout_s) for device in devices]
+    storage = await SledStorage.open(timed, sled_id=identity.sled_id, env=env, format=may_format)
+    for device in timed:
+        device.on_unresponsive = storage.unresponsive
     try:
         advertised = None if settings.advertise_host is None else str(settings.advertise_host)
         call_later = asyncio.get_running_loop().call_later

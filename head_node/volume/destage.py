@@ -17,7 +17,8 @@ from head_node.volume.overlay import Entry
 from head_node.volume.reader import Reader
 from head_node.volume.records import StripeRecord
 from head_node.volume.state import VolumeState
-from head_node.volume.stripewriter import Outcome, StripeBlock, StripeWriter
+from head_node.volume.stripewriter import ANSWERS, Outcome, StripeBlock, StripeWriter
+from sled_controller.errors import FencedOff, Superseded
 
 STRIPES_IN_FLIGHT_MAX: Final = 3
 """Enough to keep six sleds busy while one stripe is encoded; each holds about 1.5 MiB."""
@@ -142,6 +143,26 @@ class Destager:
                 self._state.stripes.written(slot, self._writer.live(self._unsettled.pop(slot)[1]))
             self._wake()
         self.pump()
+
+    def column_hangs(self, column: Column, hangs: bool) -> None:
+        """A column does not answer, or has answered again."""
+        index = self._writer.index_of(column)
+        if index is not None:
+            logger.warning("event=%s column=%d", "column_hangs" if hangs else "column_answers", index)
+            self.column_changed()
+
+    def late_answer(self, slot: int, column: Column, error: BaseException | None) -> None:
+        """A shard for `slot` that was given up has been written or refused, maybe before its STRIPE is committed:
+        nothing more comes of that command (F3)."""
+        index = self._writer.index_of(column)
+        if index is None or (error is not None and not isinstance(error, ANSWERS)):
+            return
+        if slot in self._unsettled:
+            opnum, unanswered = self._unsettled[slot]
+            self._unsettled[slot] = opnum, [other for other in unanswered if other is not column]
+        self._state.stripes.answered(slot, column)
+        if isinstance(error, FencedOff | Superseded):
+            self._on_fenced(index, error)
 
     def pump(self) -> None:
         """Begin what can be begun; called whenever blocks, columns or slots may have come."""

@@ -48,6 +48,7 @@ from head_node.volume.segments import LogPosition, Position
 from head_node.volume.service import ClientService
 from head_node.volume.stripewriter import StripeWriter
 from head_node.volume.unreadable import RANGES_SHOWN_MAX, ranges_of
+from head_node.volume.watched_column import WatchedColumn, hanging
 from sled_controller.environment import Environment
 from spdk_bindings.device import Buffer
 
@@ -148,6 +149,7 @@ class VolumeEngine(Replica):
             "columns_missing": len(away) if self.role is Role.PRIMARY else None,
             "columns_away": away if self.role is Role.PRIMARY else [],
             "stripes_wait_for_sleds": destager.short if destager else False,
+            "columns_hanging": hanging(self._columns),
             "stripes_written": destager.stripe_count if destager else 0,
             "stripes_exposed": stripes.exposed_count,
             "stripes_without_spare": stripes.without_spare_count,
@@ -161,6 +163,7 @@ class VolumeEngine(Replica):
             "slots_held": destager.held_slots if destager else 0,
             "no_space": self.no_space(),
             "blocks_reconstructed": self.reader.reconstructed_count,
+            "reads_hedged": self.reader.hedged_count,
             "blocks_mismatched": self.reader.mismatch_count,
             "failure": str(self.failure) if self.failure else None,
             "requests": self._service.gauges(),
@@ -230,7 +233,7 @@ class VolumeEngine(Replica):
         await self._accept_loss(epoch, forced_epoch)
         await self.see_epoch(epoch)
         self._become(Role.PRIMARY)
-        self._columns[:] = columns
+        self._columns[:] = [self._watched(column) for column in columns]
         self._epoch = epoch
         opnum = self._log.position.opnum + 1
         header, chain = epoch_record(opnum, epoch, self._log.position.chain)
@@ -338,9 +341,11 @@ class VolumeEngine(Replica):
 
     def set_column(self, index: int, column: Column | None) -> None:
         """A sled came back with a new attach, or went."""
-        former, self._columns[index] = self._columns[index], column
-        if former is not None and former is not column:
-            self.state.stripes.attach_gone(former)
+        former = self._columns[index]
+        if not isinstance(former, WatchedColumn) or former.inner is not column:
+            self._columns[index] = self._watched(column)
+            if former is not None:
+                self.state.stripes.attach_gone(former)
         if self._destager is not None:
             if self._slots() != self.state.stripes.slot_count:
                 self.state.stripes.resize(self._slots())
@@ -354,6 +359,18 @@ class VolumeEngine(Replica):
         if self.log_hold.throttled:
             self.log_hold.passed(elapsed_ns)
             self._service.pump()
+
+    def _watched(self, column: Column | None) -> Column | None:
+        return column and WatchedColumn(column, self.limits.column_seconds_max, self._column_changed, self._late_answer)
+
+    def _column_changed(self, column: WatchedColumn) -> None:
+        if self._destager is not None:
+            self._destager.column_hangs(column, column.hangs)
+        self._service.pump()
+
+    def _late_answer(self, column: WatchedColumn, lba: int, error: BaseException | None) -> None:
+        if self._destager is not None:
+            self._destager.late_answer(lba // self.geometry.shard_blocks, column, error)
 
     def hold(self) -> None:
         """Acknowledge nothing until `resume` (F6)."""

@@ -97,6 +97,11 @@ class NotEnoughColumns(VolumeError):
     """Fewer columns are available than a stripe needs: bring sleds back; writes stay in the log meanwhile."""
 
 
+class ColumnHangs(VolumeError):
+    """A column leaves commands unanswered while its association lives: it is away until it answers, and what was given
+    up may still be carried out (F3)."""
+
+
 class BlockUnreadable(VolumeError):
     """A block cannot be read or reconstructed with the CRC that the map has for it (D2): reported as EIO."""
 

@@ -1,4 +1,4 @@
-"""Bounds of one engine."""
+"""Bounds of one engine: bytes, and how long a column may take."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +13,7 @@ SEGMENT_BYTES_MIN: Final = BLOCK_BYTES + aligned(MARK.size + RECORD_BYTES_MAX)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Every bound in bytes."""
+    """What one engine may take and wait for."""
 
     segment_bytes: int = 32 << 20
     """Large enough that rolling is rare and its unused end small, small enough to be zeroed in 50 ms."""
@@ -25,6 +25,9 @@ class Limits:
     """Client data admitted and not yet acknowledged."""
     held_log_bytes_max: int = 256 << 20
     """How much longer than it needs to be the log may become for members that catch up."""
+    column_seconds_max: float = 3.0
+    """A command of a column that takes longer makes the column count as away: longer than a healthy drive collects its
+    garbage, shorter than a client notices."""
 
     def __post_init__(self) -> None:
         if self.segment_bytes < SEGMENT_BYTES_MIN or self.segment_bytes % BLOCK_BYTES:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations, groupby, islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from crc32c import crc32c
@@ -20,6 +20,7 @@ from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.erasure import erasure_code
 from head_node.volume.errors import BlockAway, BlockFenced, BlockLost, BlockUnreadable
+from head_node.volume.hedging import HEDGE_SECONDS_MIN, Hedging
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.overlay import Entry
 from head_node.volume.shard import ShardHeader, decode_shard_header
@@ -32,6 +33,9 @@ from spdk_bindings.nvme import Status
 
 HEADERS_CACHED_MAX: Final = 4096
 """Shard headers kept, about half a KiB each."""
+
+LOOK_AGAIN_SECONDS_MAX: Final = 0.25
+"""A read that is slow, and was not worth a second one, is judged again at least so often."""
 
 RUNS_IN_FLIGHT_MAX: Final = 512
 """Runs asked of the columns at a time; a megabyte of scattered blocks is 256 runs. More would hold up the loop, and
@@ -80,6 +84,14 @@ class Piece(NamedTuple):
     """The column, if it may give more another time."""
 
 
+class _Asked(NamedTuple):
+    """A run whose shard was asked of its column, and who waits for it."""
+
+    since_s: float
+    run: Run
+    done: RunDone
+
+
 class Reader:
     """Reads committed blocks of one volume through its columns."""
 
@@ -103,9 +115,14 @@ class Reader:
         self._tasks: dict[asyncio.Task[None], tuple[Run, RunDone]] = {}
         self._in_flight = 0
         self._waiting: deque[tuple[Run, RunDone]] = deque()
-        self._closings = 0
+        self._asked: dict[asyncio.Future[Buffer], _Asked] = {}
+        """Runs read the usual way, oldest first."""
+        self._hedging = Hedging()
+        self._look_timer: asyncio.TimerHandle | None = None
         self.unreadable = UnreadableBlocks()
         self.reconstructed_count = 0
+        self.hedged_count = 0
+        """Runs that were reconstructed because their shard was slow."""
         self.mismatch_count = 0
         self.corrected_count = 0
         """Blocks of the overlay that had changed in memory and were read from the log again."""
@@ -201,8 +218,12 @@ class Reader:
         if data is None:
             self._spawn(run, None, done)
         elif header is not None:
-            closings = self._closings
-            data.add_done_callback(lambda future: self._arrived(run, future, done, closings))
+            self._hedging.asked()
+            loop = asyncio.get_running_loop()
+            self._asked[data] = _Asked(loop.time(), run, done)
+            if self._look_timer is None:
+                self._look_timer = loop.call_later(HEDGE_SECONDS_MIN, self._look)
+            data.add_done_callback(self._arrived)
         else:
             self._spawn(run, data, done)
 
@@ -212,29 +233,79 @@ class Reader:
         while self._waiting and self._in_flight < RUNS_IN_FLIGHT_MAX:
             self._begin(*self._waiting.popleft())
 
-    def _arrived(self, run: Run, future: asyncio.Future[Buffer], done: RunDone, closings: int) -> None:
+    def _arrived(self, future: asyncio.Future[Buffer]) -> None:
+        asked = self._asked.pop(future, None)
+        if asked is None:
+            return
+        since_s, run, done = asked
+        self._hedging.took(asyncio.get_running_loop().time() - since_s)
         if not future.cancelled() and future.exception() is None and self._verified(run, future.result()):
             done(None, future.result())
-        elif closings != self._closings:
-            self._give_up(run, done)
         else:
             self._spawn(run, None, done)
 
-    async def _finish(
-        self,
-        run: Run,
-        data: asyncio.Future[Buffer] | None,
-        done: RunDone,
-    ) -> None:
+    def _look(self) -> None:
+        """Give the runs a second try whose shard is slow, oldest first."""
+        loop = asyncio.get_running_loop()
+        self._look_timer = None
+        now_s = loop.time()
+        slow: list[asyncio.Future[Buffer]] = []
+        for data, asked in self._asked.items():
+            waited_s = now_s - asked.since_s
+            if waited_s < self._hedging.wait_s:
+                break
+            if not data.done() and self._may_hedge(asked.run):
+                slow.append(data)
+        for data in slow:
+            since_s, run, done = self._asked.pop(data)
+            self._hedging.took(now_s - since_s)
+            self._spawn(run, data, done, slow=True)
+        if self._asked:
+            self._look_timer = loop.call_later(max(HEDGE_SECONDS_MIN, self._hedging.wait_s / 4), self._look)
+
+    def _may_hedge(self, run: Run) -> bool:
+        """Within the budget, or because the column hangs: then waiting is no answer."""
+        geometry = self._state.geometry
+        return not self._attached(geometry.column_of(run.slot, run.shard)) or self._hedging.spend(geometry.shards - 1)
+
+    async def _finish(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone, slow: bool) -> None:
         try:
-            own = await self._piece(run, run.shard, data)
-            buffer: Buffer = own.data if all(own.good) else await self._reconstruct(run, own)
+            buffer = await self._first_good(run, data, slow)
         except BlockUnreadable as error:
             done(error, b"")
             return
         if self.unreadable:
             self.unreadable.discard(run.lba, len(run.places))
         done(None, buffer)
+
+    async def _first_good(self, run: Run, data: asyncio.Future[Buffer] | None, slow: bool) -> Buffer:
+        """What the shard says, or what the others yield, who are asked when it is slow, too. Raises BlockUnreadable."""
+        direct = asyncio.ensure_future(self._piece(run, run.shard, data))
+        others: asyncio.Future[Buffer] | None = None
+        try:
+            wait_s = self._hedging.wait_s
+            while not (slow or direct.done()):
+                await asyncio.wait([direct], timeout=wait_s)
+                slow = not direct.done() and self._may_hedge(run)
+                wait_s = min(wait_s * 2, LOOK_AGAIN_SECONDS_MAX)
+            if slow:
+                self.hedged_count += 1
+                late = self._nothing(run, run.shard)._replace(
+                    column=self._state.geometry.column_of(run.slot, run.shard)
+                )
+                others = asyncio.ensure_future(self._reconstruct(run, late))
+                tries: set[asyncio.Future[Any]] = {direct, others}
+                while tries and not (direct.done() and all(direct.result().good)):
+                    _, tries = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
+                    if others.done() and others.exception() is None:
+                        return others.result()
+            own = await direct
+            return own.data if all(own.good) else await self._reconstruct(run, own)
+        finally:
+            for one in (direct, others):
+                if one is not None and not one.done():
+                    one.cancel()
+                    await asyncio.wait([one])
 
     def _verified(self, run: Run, buffer: Buffer) -> bool:
         return len(buffer) == len(run.places) * BLOCK_BYTES and all(self._verify(run, run.shard, memoryview(buffer)))
@@ -262,7 +333,29 @@ class Reader:
         k = self._state.geometry.data_shards
         others = [shard for shard in range(self._state.geometry.shards) if shard != run.shard]
         self._check_reachable(run, own, others)
-        pieces = await asyncio.gather(*(self._piece(run, shard) for shard in others))
+        asking = [asyncio.ensure_future(self._piece(run, shard)) for shard in others]
+        left = set(asking)
+        pieces: list[Piece] = []
+        try:
+            # One that hangs holds nothing up while k others suffice.
+            while left:
+                over, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                pieces = sorted([*pieces, *(one.result() for one in over)], key=lambda piece: piece.shard)
+                if left and sum(all(piece.good) for piece in pieces) < k:
+                    continue
+                out, short = self._rebuilt(run, own, pieces)
+                if not short:
+                    return out
+        finally:
+            for one in left:
+                one.cancel()
+            if left:
+                await asyncio.wait(left)
+        raise self._short_of(run, own, pieces, short)
+
+    def _rebuilt(self, run: Run, own: Piece, pieces: list[Piece]) -> tuple[Buffer, list[int]]:
+        """The run as far as its own shard and these others give it, and the rows that they do not."""
+        k = self._state.geometry.data_shards
         out = bytearray(len(run.places) * BLOCK_BYTES)
         short: list[int] = []
         rows = range(len(run.places))
@@ -280,9 +373,7 @@ class Reader:
             else:
                 out[start:stop] = rebuilt
                 self.reconstructed_count += len(span)
-        if short:
-            self._raise_short(run, own, pieces, short)
-        return out
+        return out, short
 
     def _check_reachable(self, run: Run, own: Piece, others: list[int]) -> None:
         """Raise BlockAway before anything is asked of the columns, where too few of them are attached."""
@@ -313,7 +404,7 @@ class Reader:
                 return rebuilt
         return None
 
-    def _raise_short(self, run: Run, own: Piece, pieces: list[Piece], short: list[int]) -> None:
+    def _short_of(self, run: Run, own: Piece, pieces: list[Piece], short: list[int]) -> BlockUnreadable:
         """Rows `short` could not be had; an error for good counts for more than one that may pass."""
         k = self._state.geometry.data_shards
         away = {piece.column for piece in pieces if piece.column is not None}
@@ -325,12 +416,16 @@ class Reader:
                 lba, place = run.lba + row, run.places[row]
                 if self.unreadable.add(lba, place.opnum, place.slot):
                     logger.error("event=block_unreadable volume=%s lba=%d reason=%s", self._volume, lba, reason)
-                raise BlockUnreadable(lba, reason)
-        raise self._away(run, run.lba + short[0], away if own.column is None else away | {own.column})
+                return BlockUnreadable(lba, reason)
+        return self._away(run, run.lba + short[0], away if own.column is None else away | {own.column})
+
+    @staticmethod
+    def _nothing(run: Run, shard: int) -> Piece:
+        return Piece(shard, memoryview(b""), [False] * len(run.places))
 
     async def _piece(self, run: Run, shard: int, data: asyncio.Future[Buffer] | None = None) -> Piece:
         """What a shard gives for the run: its own blocks as the map wants them, others as their header says."""
-        nothing = Piece(shard, memoryview(b""), [False] * len(run.places))
+        nothing = self._nothing(run, shard)
         if not run.stripe.present >> shard & 1:
             return nothing
         try:
@@ -405,8 +500,8 @@ class Reader:
             raise _ShardAway from error
         return future.result()
 
-    def _spawn(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone) -> None:
-        task = asyncio.get_running_loop().create_task(self._finish(run, data, done))
+    def _spawn(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone, *, slow: bool = False) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish(run, data, done, slow))
         self._tasks[task] = (run, done)
         task.add_done_callback(self._tasks.pop)
 
@@ -415,9 +510,9 @@ class Reader:
 
     async def close(self) -> None:
         """End what is under way: those reads fail, for callers who have stopped listening. Reading may begin again."""
-        self._closings += 1
-        waiting = list(self._waiting)
+        waiting = [*self._waiting, *((asked.run, asked.done) for asked in self._asked.values())]
         self._waiting.clear()
+        self._asked.clear()
         tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()

@@ -166,12 +166,18 @@ class StripeTable:
         if failed:
             self._unanswered[slot] = self._unanswered.get(slot, set()) | failed
 
+    def answered(self, slot: int, column: object) -> None:
+        """What was unanswered in `slot` of this attach has been answered late."""
+        columns = self._unanswered.get(slot)
+        if columns is not None:
+            columns.discard(column)
+            if not columns:
+                del self._unanswered[slot]
+
     def attach_gone(self, column: object) -> None:
         """A newer attach drained this one (F3): its commands can no longer take effect."""
         for slot in [slot for slot, columns in self._unanswered.items() if column in columns]:
-            self._unanswered[slot].discard(column)
-            if not self._unanswered[slot]:
-                del self._unanswered[slot]
+            self.answered(slot, column)
 
     def hold(self, slot: int) -> None:
         """A reader depends on what is in `slot`."""

@@ -84,6 +84,10 @@ class StripeWriter:
             for index, column in enumerate(self._columns)
         )
 
+    def index_of(self, column: Column) -> int | None:
+        """Which one it is, None if it was replaced."""
+        return next((index for index, present in enumerate(self._columns) if present is column), None)
+
     def live(self, columns: Iterable[Column]) -> list[Column]:
         """Those of `columns` that were not replaced since: the others are over, and nobody would say so again."""
         return [column for column in columns if any(column is present for present in self._columns)]

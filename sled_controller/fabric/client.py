@@ -45,6 +45,7 @@ from spdk_bindings.nvme import (
     LogPage,
     Property,
     Status,
+    VendorIo,
     status_name,
     uuid_nqn,
 )
@@ -59,6 +60,7 @@ SILENCE_SECONDS_MAX: Final = 2.0
 COMMAND_SECONDS_MAX: Final = 30.0  # an ATTACH waits for the drain of a slow drive; a dead sled is noticed by silence
 KEEP_ALIVE_TIMEOUT_MS: Final = 15_000  # how long the sled is asked to wait for us
 CONTROLLER_CONFIGURATION: Final = CC_ENABLE | 6 << 16 | 4 << 20  # SQEs of 2^6 bytes, CQEs of 2^4
+NO_NAMESPACE: Final = 0  # a sled refuses a command to it without asking a drive
 NAMESPACE_PAGE_BYTES: Final = 4096
 NAMESPACE_PAGES_MAX: Final = 512
 
@@ -86,9 +88,10 @@ TRANSITIONS: Final = frozenset(
 class SledClient:
     """One association: admin queue, one I/O queue, one session. Made within a running loop.
 
-    `key_set` gives the newest signed key set that this head has. `silence_s` without a byte from the sled, or a
-    command without an answer for `command_s`, ends the association. `closed` is resolved when it is gone, for any
-    reason; `reason` says which; pending commands fail with SledUnavailable.
+    `key_set` gives the newest signed key set that this head has. `silence_s` without a byte from the sled, or an
+    admin command without an answer for `command_s`, ends the association. A drive's command that is not answered ends
+    nothing: as long as the I/O queue answers a probe it is that drive alone which hangs. `closed` is resolved when it
+    is gone, for any reason; `reason` says which; pending commands fail with SledUnavailable.
     """
 
     def __init__(
@@ -117,6 +120,8 @@ class SledClient:
         self._keys: SessionKeys | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._keep_alive_out = False
+        self._probe_s: float | None = None
+        """Since when a probe of the I/O queue is unanswered."""
 
     @property
     def boot_counter(self) -> int:
@@ -342,14 +347,33 @@ class SledClient:
         assert self._io is not None
         now_s = self._loop.time()
         heard_s = max(self._admin.heard_s, self._io.heard_s)
-        verdict = self._liveness.judge(now_s, heard_s, self._admin.oldest_s(), self._io.oldest_s())
+        verdict = self._liveness.judge(now_s, heard_s, self._admin.oldest_s(), self._queue_unanswered_s())
         if verdict:
             self._close(verdict)
             return
+        self._probe_io(now_s)
         if not self._keep_alive_out:
             self._keep_alive_out = True
             self._submit_admin(vendor.keep_alive(), b"", 0, False, self._kept_alive)
         self._timer = self._loop.call_later(self._tick_s, self._tick)
+
+    def _queue_unanswered_s(self) -> float | None:
+        """Since when the I/O queue itself has answered nothing: a probe, or everything when there is room for none."""
+        assert self._io is not None
+        return self._io.oldest_s() if self._probe_s is None and not self._io.core.has_room else self._probe_s
+
+    def _probe_io(self, now_s: float) -> None:
+        """When a command takes long, ask the queue for something that no drive is needed for."""
+        assert self._io is not None
+        oldest_s = self._io.oldest_s()
+        slow = oldest_s is not None and now_s - oldest_s > self._liveness.silence_s
+        if slow and self._probe_s is None and self._io.core.has_room:
+            self._probe_s = now_s
+            sqe = vendor.vendor_sqe(VendorIo.FLUSH, nsid=NO_NAMESPACE)
+            self._io.submit(Command(sqe, authenticated=True, context=self._probed))
+
+    def _probed(self, outcome: Outcome) -> None:
+        self._probe_s = None
 
     def _kept_alive(self, outcome: Outcome) -> None:
         self._keep_alive_out = False

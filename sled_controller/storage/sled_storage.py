@@ -405,6 +405,11 @@ class SledStorage:
         store.log.abandon()
         store.device.reset(_ignore)
 
+    def unresponsive(self, device: Device, reason: str) -> None:
+        """A device does not answer, not even to a reset: stop serving it."""
+        for index in [store.index for store in self._roster.present() if store.device is device]:
+            self.take_offline(index, reason)
+
     def release(self, index: int) -> None:
         """Close a device that is offline, so that it (the same file, say) can be opened again and `join`."""
         store = self._roster.stores.get(index)

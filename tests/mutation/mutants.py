@@ -7,6 +7,7 @@ the ones to ask when it is not what can see the rule (a sled's answer to a forge
 
 from dataclasses import dataclass
 
+from hang_mutants import HANGS
 from sync_mutants import SYNCS
 
 VOLUME = "tests/unit/head_node/volume"
@@ -814,5 +815,5 @@ MUTANTS = (
 
 MUTANTS += tuple(
     Mutant(name, rule, ((file, text, replacement),), (tests,), simulated=False)
-    for name, rule, file, text, replacement, tests in SYNCS
+    for name, rule, file, text, replacement, tests in (*SYNCS, *HANGS)
 )

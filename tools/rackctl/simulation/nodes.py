@@ -26,6 +26,7 @@ from sled_controller.fabric.target_server import TargetServer
 from sled_controller.storage import superblock
 from sled_controller.storage.errors import StorageError
 from sled_controller.storage.sled_storage import SledStorage
+from sled_controller.storage.timed_device import TimedDevice
 from sled_controller.subsystem import Identity, Subsystem
 from spdk_bindings.device import Buffer, Device, Done
 from spdk_bindings.emulator import MemoryDevice
@@ -328,8 +329,10 @@ class SledNode(Node):
 
     async def run(self, env: Environment) -> None:
         identity = Identity(self.id, self.key, self.world.root_public, self.name)
-        devices = [drive.device for drive in self.drives if drive.present]
+        devices = [TimedDevice(drive.device) for drive in self.drives if drive.present]
         storage = await SledStorage.open(devices, sled_id=self.id, env=env, format=self.starts == 1)
+        for device in devices:
+            device.on_unresponsive = storage.unresponsive
         self.subsystem = Subsystem(identity, storage, env, self.world.loop.call_later)
         self._server = TargetServer(self.subsystem)
         await self._server.start(self.address, SLED_PORT)

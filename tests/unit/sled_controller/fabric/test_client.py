@@ -284,19 +284,52 @@ class HungDevice(MemoryDevice):
         return PENDING if self.hung else super().write(lba, data, fua, done)
 
 
-def test_a_command_that_is_never_answered_ends_the_association() -> None:
+def test_a_drive_that_hangs_ends_neither_the_association_nor_the_service_of_the_other_drives() -> None:
     async def scenario() -> None:
-        device = HungDevice(4096)
-        async with running_sled(device) as sled:
-            client = sled.client(command_s=0.3, silence_s=0.4)
+        hung, healthy = HungDevice(4096), MemoryDevice(4096)
+        async with running_sled(hung, healthy) as sled:
+            client = sled.client(command_s=0.3, silence_s=0.2)
+            await client.open()
+            volume = await client.attach(host.signed(), 1)
+            one, other = await volume.create_namespace(0, 16), await volume.create_namespace(1, 16)
+            hung.hung = True
+            writes = [volume.write(nsid, 0, [bytes(4096)]) for nsid in (one, other)]
+            probed, answers = asyncio.Event(), 0
+            real = client._probed
+
+            def counting(outcome: Any) -> None:
+                nonlocal answers
+                real(outcome)
+                answers += 1
+                if answers == 6:  # half a second and more: past `command_s`
+                    probed.set()
+
+            client._probed = counting  # type: ignore[method-assign]
+            await probed.wait()
+            assert client.state is ClientState.OPEN
+            assert sorted(write.done() for write in writes) == [False, True]
+            nsid = other if writes[1].done() else one
+            await volume.write(nsid, 1, [bytes(4096)])
+            hung.hung = False
+            await client.close()
+            await asyncio.gather(*writes, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_an_io_queue_that_answers_nothing_ends_the_association() -> None:
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            client = sled.client(command_s=0.3, silence_s=0.2)
             await client.open()
             volume = await client.attach(host.signed(), 1)
             nsid = await volume.create_namespace(0, 16)
-            device.hung = True
+            assert client._io is not None
+            assert client._io._transport is not None
+            client._io._transport.pause_reading()  # type: ignore[attr-defined]
             with pytest.raises(SledUnavailable, match="unanswered"):
                 await volume.write(nsid, 0, [bytes(4096)])
             await client.closed
-            device.hung = False
 
     run(scenario)
 
