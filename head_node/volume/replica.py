@@ -109,6 +109,7 @@ class Replica(ABC):
         self._checkpoint_retry: asyncio.TimerHandle | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._checkpointing: asyncio.Task[None] | None = None
+        self._checkpoints_paused = False
         self.log_hold = LogHold(limits.held_log_bytes_max)
         self._needed_sequence = 0
         """The oldest segment that the durable checkpoint needs; older ones are held for members."""
@@ -486,6 +487,7 @@ class Replica(ABC):
             # The old log is gone and the new one is not there: what this member said to be durable is not.
             self._fail(error)
             raise
+        self._checkpoints_paused = False
 
     async def _install(self, checkpoint: Checkpoint) -> None:
         known = self.commit_point
@@ -557,7 +559,8 @@ class Replica(ABC):
         return await self._log.give_up_spare(0 if self._log.index_of(self._needed_from()) else 1)
 
     def _consider_checkpoint(self) -> None:
-        if self._checkpointing is not None or self._checkpoint_retry is not None or self.failure is not None:
+        busy = self._checkpointing is not None or self._checkpoint_retry is not None
+        if busy or self._checkpoints_paused or self.failure is not None:
             return
         rot = self._log.rot
         if rot is not None:
@@ -600,7 +603,8 @@ class Replica(ABC):
 
     def _trim_held(self) -> None:
         """Give up segments that no checkpoint and no member needs any more."""
-        if self._checkpointing is None and self._log.first_sequence < self._trim_point():
+        idle = self._checkpointing is None and not self._checkpoints_paused
+        if idle and self._log.first_sequence < self._trim_point():
             self._checkpointing = asyncio.get_running_loop().create_task(self._trim_now())
 
     def _trim_point(self) -> int:
@@ -646,5 +650,7 @@ class Replica(ABC):
         await self._log.trim_before(self._trim_point())
 
     async def _settle_checkpoint(self) -> None:
-        if self._checkpointing is not None:
+        """Wait for the checkpoint under way; the next one begins when `_checkpoints_paused` is taken back."""
+        self._checkpoints_paused = True
+        while self._checkpointing is not None:
             await asyncio.wait([self._checkpointing])

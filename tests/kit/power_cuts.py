@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from random import Random
 from typing import Any, Final, NamedTuple
 
@@ -13,39 +14,45 @@ NEVER: Final = 1 << 62
 
 @dataclass(slots=True)
 class Change:
-    """What a program wanted something to become, from when on it might have, and when it was said to have."""
+    """What a program wanted something to become, from when on it might have, and when it was said to have: in steps of
+    the disk, and in `turns`, which tell what came first within a step."""
 
     disk: Disk
     value: Any
     begun: int
+    turns: Iterator[int]
     acknowledged: int = NEVER
+    answered_turn: int = NEVER
+    begun_turn: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun_turn = next(self.turns)
 
     def acknowledge(self) -> None:
-        self.acknowledged = self.disk.steps
+        self.acknowledged, self.answered_turn = self.disk.steps, next(self.turns)
 
 
 @dataclass(slots=True)
 class Claims:
-    """What was begun and what was acknowledged on one disk, for each thing that has a value, in order."""
+    """What was begun and what was acknowledged on one disk, for each thing that has a value. Of changes that were under
+    way together any may be the last one."""
 
     disk: Disk
     changes: dict[Hashable, list[Change]] = field(default_factory=dict)
+    turns: Iterator[int] = field(default_factory=count)
 
     def begin(self, key: Hashable, value: Any) -> Change:
         """Something is about to become `value`; call `acknowledge` of what this returns when it is durable."""
-        change = Change(self.disk, value, self.disk.steps)
+        change = Change(self.disk, value, self.disk.steps, self.turns)
         self.changes.setdefault(key, []).append(change)
         return change
 
     def allowed(self, key: Hashable, at: int, before: Any = None) -> list[Any]:
         """Every value that may be found after a cut at that step; `before`: what it was in the beginning."""
-        values = [before]
-        for change in self.changes.get(key, ()):
-            if change.acknowledged <= at:
-                values = []
-            if change.begun <= at:
-                values.append(change.value)
-        return values
+        changes = self.changes.get(key, [])
+        newest = max((change.begun_turn for change in changes if change.acknowledged <= at), default=-1)
+        values = [before] if newest < 0 else []
+        return values + [change.value for change in changes if change.begun <= at and change.answered_turn > newest]
 
 
 class Cut(NamedTuple):

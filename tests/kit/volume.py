@@ -25,6 +25,13 @@ SMALL = Limits(segment_bytes=8 << 20, log_bytes_max=32 << 20)
 ENV = Environment()
 
 
+class TinySegments(Limits):
+    """Segments far smaller than a head may have, so that a short story fills, trims and reuses many of them."""
+
+    def __post_init__(self) -> None:
+        assert self.log_bytes_max >= 4 * self.segment_bytes
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a test's coroutine; half a minute is for ever here."""
     return asyncio.run(asyncio.wait_for(work, 30))

@@ -50,8 +50,8 @@ SYNCS = (
     ),
     (
         "replacement-not-synced", "D1: a file is replaced by a whole one", FILES,
-        "            _write_fully(descriptor, 0, buffers)\n            os.fsync(descriptor)\n",
-        "            _write_fully(descriptor, 0, buffers)\n", LOG_TESTS,
+        "            os.ftruncate(descriptor, sum(map(len, buffers)))\n            os.fsync(descriptor)\n",
+        "            os.ftruncate(descriptor, sum(map(len, buffers)))\n", LOG_TESTS,
     ),
     (
         "replaced-name-not-synced", "D1: a file that was replaced stays so", FILES,

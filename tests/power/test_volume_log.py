@@ -7,23 +7,15 @@ from random import Random
 from kit.power_cuts import Claims, cuts, kills
 from kit.power_fuse import Disk, Shelf
 from kit.power_model import Kept
-from kit.volume import ENV, GEOMETRY, VOLUME, Bench, pattern, run, until
+from kit.volume import ENV, GEOMETRY, VOLUME, Bench, TinySegments, pattern, run, until
 
 from head_node.files import Directory, HostRoot
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogMissing
 from head_node.volume.interface import BLOCK_BYTES
-from head_node.volume.limits import Limits
 
 BLOCKS = 40
 ZERO = bytes(BLOCK_BYTES)
-
-
-class TinySegments(Limits):
-    """Segments far smaller than a head may have, so that a short story fills, trims and reuses many of them."""
-
-    def __post_init__(self) -> None:
-        assert self.log_bytes_max >= 4 * self.segment_bytes
 
 
 LIMITS = TinySegments(segment_bytes=96 << 10, log_bytes_max=1 << 20)

@@ -521,7 +521,7 @@ def test_a_head_that_waits_for_room_on_its_disk_owes_nothing_and_one_whose_disk_
         engine._log.no_room = "no space left on device"
         bench.disk.gate = lambda finish: None
         hanging = bench.write(0, pattern(1))
-        await until(lambda: engine.owed == 1)
+        await until(lambda: engine.owed > 0)
         assert not hanging.done()
 
     run(scenario())
