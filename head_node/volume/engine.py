@@ -15,7 +15,6 @@ from head_node.volume.callbacks import tell
 from head_node.volume.columns import Column
 from head_node.volume.destage import Destager
 from head_node.volume.errors import (
-    BatchMalformed,
     LogCorrupt,
     LogDiverged,
     LogHangs,
@@ -32,11 +31,9 @@ from head_node.volume.records import (
     RECORD_BLOCKS_MAX,
     Kind,
     LostBlocks,
-    Record,
     StripeRecord,
     epoch_record,
     lost_record,
-    parse_records,
     reservation_record,
     stripe_record,
     write_header,
@@ -169,54 +166,6 @@ class VolumeEngine(Replica):
             "requests": self._service.gauges(),
             "sled_waits": self._service.sled_waits(),
         }
-
-    def follow_append(self, batch: Buffer, *, epoch: int | None = None) -> None:
-        """Append raw records of the primary of `epoch` (None: of the highest epoch seen).
-
-        Raises StaleEpoch, LogDiverged, BatchMalformed; nothing of the batch is kept then. A read-only `batch` belongs
-        to the engine from now on, a writable one is copied.
-        """
-        self._expect_follower()
-        highest = self.highest_epoch
-        if epoch is not None and epoch != highest:
-            if epoch < highest:
-                raise StaleEpoch(epoch, highest)
-            raise WrongRole(f"epoch {epoch} was not made durable by see_epoch; {highest} is the highest")
-        view = memoryview(batch)
-        raw: Buffer = view if view.readonly else bytes(view)
-        before = self._log.position
-        records: list[Record] = []
-        try:
-            records.extend(parse_records(raw, before.opnum + 1, before.chain))
-        except BatchMalformed as error:
-            if not records:
-                raise LogDiverged(f"records do not continue opnum {before.opnum}: {error}") from None
-            raise
-        newest = before.epoch
-        for record in records:
-            if not newest <= record.epoch <= highest or (record.epoch > newest) != (record.kind == Kind.EPOCH):
-                raise BatchMalformed(f"opnum {record.opnum}: epoch {record.epoch} after {newest}, highest {highest}")
-            newest = record.epoch
-        self._append_raw(memoryview(raw).cast("B"), records)
-
-    def _append_raw(self, raw: memoryview, records: list[Record]) -> None:
-        start = 0
-        for index, record in enumerate(records):
-            self._note(record)
-            last = index + 1 == len(records)
-            if last or records[index + 1].end - start > RECORD_BLOCKS_MAX * BLOCK_BYTES:
-                position = Position(record.opnum, record.epoch, record.crc)
-                self._log.append(raw[start : record.end], None, position)
-                start = record.end
-        # The frame is the batch: there is nothing more of this turn to wait for.
-        self._log.kick()
-
-    def follow_committed(self, opnum: int) -> None:
-        """The primary says that everything up to `opnum` is committed."""
-        self._expect_follower()
-        self._announced = opnum
-        self._apply_to(min(opnum, self.durable))
-        self._consider_checkpoint()
 
     async def lead(self, epoch: int, columns: Sequence[Column | None], forced_epoch: int = 0) -> int:
         """Become primary of `epoch`: append its epoch record and return its opnum (not yet committed).

@@ -45,6 +45,7 @@ MEMBERSHIP = "head_node/cluster/membership.py"
 RECEIVER = "head_node/cluster/receiver.py"
 ENGINE = "head_node/volume/engine.py"
 REPLICA = "head_node/volume/replica.py"
+CHECKPOINTING = "head_node/volume/checkpointing.py"
 LOG = "head_node/volume/log.py"
 SERVICE = "head_node/volume/service.py"
 STRIPES = "head_node/volume/stripes.py"
@@ -302,12 +303,12 @@ MUTANTS = (
         (VOLUME,),
     ),
     one(
-        "trim-too-much", "engine 2: a record goes only when a durable checkpoint covers its stripe", REPLICA,
+        "trim-too-much", "engine 2: a record goes only when a durable checkpoint covers its stripe", CHECKPOINTING,
         "        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)\n",
         "        return self.committed + 1\n", VOLUME,
     ),
     one(
-        "trim-before-checkpoint", "engine 2: the checkpoint is durable before the log goes", REPLICA,
+        "trim-before-checkpoint", "engine 2: the checkpoint is durable before the log goes", CHECKPOINTING,
         "        await self._room.write(await self._checkpoint(sequence, before).encode())\n"
         "        self._checkpoint_count += 1\n",
         "        await self._log.trim_before(sequence)\n"
@@ -533,9 +534,9 @@ MUTANTS = (
         "                        out.append(StripeBlock(lba, place.opnum + (1 << 20), place.crc, block))\n", VOLUME,
     ),
     one(
-        "trim-on-local-durability", "engine 2: what is durable here and not committed stays in the log", REPLICA,
+        "trim-on-local-durability", "engine 2: what is durable here and not committed stays in the log", CHECKPOINTING,
         "        return self.committed + 1 if oldest is None else min(oldest, self.committed + 1)\n",
-        "        return self.durable + 1 if oldest is None else min(oldest, self.durable + 1)\n", VOLUME,
+        "        return self._log.durable + 1 if oldest is None else min(oldest, self._log.durable + 1)\n", VOLUME,
     ),
     one(
         "shards-without-fua", "D1: shards are written FUA, so that no flush is owed after a sled's power cycle",
@@ -794,7 +795,7 @@ MUTANTS = (
         "                if not await self._becomes(ready):", "                if False:", CLUSTER,
     ),
     one(
-        "log-not-held", "resync: the log is held for a member that catches up", REPLICA,
+        "log-not-held", "resync: the log is held for a member that catches up", CHECKPOINTING,
         "        point = needed if oldest is None else min(", "        point = needed if True else min(",
         f"{CLUSTER}/test_catching_up.py",
     ),

@@ -50,7 +50,7 @@ def test_d1_the_log_is_not_trimmed_before_the_checkpoint_is_durable(monkeypatch:
 
 def test_a_head_that_stops_writes_one_checkpoint_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        for turns in range(0, 60):
+        for turns in range(60):
             bench = Bench()
             engine = await bench.create(TinySegments(segment_bytes=96 << 10, log_bytes_max=1 << 20))
             await bench.lead(1)
