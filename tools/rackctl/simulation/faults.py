@@ -153,9 +153,10 @@ STEPS: Final = (
         VolumeState.SEALED, VolumeState.ATTACHING, VolumeState.LEADING, VolumeState.SERVING, VolumeState.HOLDING,
         VolumeState.STEPPING_DOWN, VolumeState.DELETING,
     )),
-    "membership", "resync",
+    "membership", "resync", "truncation", "checkpoint", "compaction",
 )  # fmt: skip
-"""States that a volume enters on a head, a change of members that is sent, a checkpoint that is installed."""
+"""States that a volume enters on a head, a change of members that is sent, a full resync that is installed, a log that
+is cut, a checkpoint that is written, a compaction that begins."""
 
 _PROCESSES = {Kind.KILL: 4.0, Kind.POWER_LOSS: 3.0, Kind.PAUSE: 5.0, Kind.RESTART: 3.0}
 _LINKS = {Kind.CUT: 3.0, Kind.SPLIT: 3.0, Kind.ISOLATE: 3.0, Kind.SLOW_LINK: 1.0, Kind.RESETS: 3.0}
@@ -177,7 +178,7 @@ MIXES: Final = (
         Kind.DRIVE_AWAY: 1.0, Kind.SLED_LIES: 1.0, Kind.DRIVE_LIES: 1.0, Kind.POWER_LOSS: 2.0, Kind.KILL: 1.0,
     }),
     Mix("logs", 40, {
-        Kind.SLOW_LOG: 2.0, Kind.LOG_FULL: 1.0, Kind.LOG_ERROR: 2.0, Kind.LOG_WIPE: 2.0, Kind.LOG_ROT: 2.0,
+        Kind.SLOW_LOG: 2.0, Kind.LOG_FULL: 2.0, Kind.LOG_ERROR: 2.0, Kind.LOG_WIPE: 2.0, Kind.LOG_ROT: 2.0,
         Kind.LOG_SYNC_LOST: 2.0, Kind.LOG_UNREADABLE: 2.0, Kind.LOG_LIES: 2.0, Kind.LOG_TAIL_LOST: 2.0,
         Kind.KILL: 2.0, Kind.POWER_LOSS: 2.0,
     }),
@@ -186,6 +187,12 @@ MIXES: Final = (
         Kind.DAY_JUMP: 1.0, Kind.LOG_FULL: 1.0, Kind.SLOW_LOG: 1.0, Kind.KILL: 2.0, Kind.CUT: 1.0,
     }),
     Mix("power", 20, {Kind.RACK_POWER_LOSS: 2.0, Kind.POWER_LOSS: 3.0}),
+    Mix("full", 30, {Kind.LOG_FULL: 4.0, Kind.SLOW_LOG: 1.0, Kind.KILL: 1.0, Kind.CUT: 1.0, Kind.DRIVE_AWAY: 0.5}),
+    Mix("engines", 40, {Kind.KILL: 2.0, Kind.POWER_LOSS: 2.0, Kind.SPLIT: 2.0, Kind.LOG_WIPE: 1.0, Kind.PAUSE: 1.0},
+        at_steps={
+            Kind.POWER_LOSS: 4.0, Kind.RACK_POWER_LOSS: 2.0, Kind.KILL: 2.0, Kind.LOG_FULL: 1.0, Kind.LOG_ERROR: 1.0,
+            Kind.LOG_FILES_FAIL: 1.0, Kind.RESTART: 1.0, Kind.ISOLATE: 1.0, Kind.SLED_LIES: 1.0, Kind.DRIVE_ROT: 1.0,
+        }),
     Mix("operator", 30, {
         Kind.REVOKE: 2.0, Kind.ROTATE_KEYS: 1.0, Kind.VOLUME: 2.0, Kind.FREEZE: 1.0, Kind.RESTART: 2.0,
         Kind.SLED_LIES: 1.0, Kind.KILL: 1.0, Kind.CUT: 1.0, Kind.BLIND: 1.0, Kind.STORE_UNCERTAIN: 1.0,
@@ -211,16 +218,20 @@ def plan(random: Random, world: "World", start_s: float, end_s: float, drawn: Co
         weights = {kind: weight for kind, weight in weights.items() if kind in drawn}
         kind = random.choices(list(weights), list(weights.values()))[0]
         seconds = random.uniform(*(SECONDS[-1] if kind in _LONG else random.choice(SECONDS)))
-        targets = _targets(random, kind, world, mix) if step is None else _targets_at_step(random, kind)
+        targets = _targets(random, kind, world, mix) if step is None else _targets_at_step(random, kind, world)
         faults.append(Fault(number, random.uniform(start_s, end_s), seconds, kind, targets, step))
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
-def _targets_at_step(random: Random, kind: Kind) -> tuple[str, ...]:
+def _targets_at_step(random: Random, kind: Kind, world: "World") -> tuple[str, ...]:
     if kind is Kind.RACK_POWER_LOSS:
         return ()
     if kind is Kind.STORE_UNCERTAIN:
         return (AUTHORITY,)
+    if kind in DAMAGES_A_LOG or kind in (Kind.LOG_FULL, Kind.LOG_FILES_FAIL):
+        return (random.choice((ACTOR, PRIMARY)),)
+    if kind in (Kind.SLED_LIES, Kind.DRIVE_ROT):
+        return (random.choice([sled.name for sled in world.sleds]),)
     return (random.choice((ACTOR, ACTOR, PRIMARY, AUTHORITY)),)
 
 

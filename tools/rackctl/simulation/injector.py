@@ -22,9 +22,11 @@ from spdk_bindings.nvme import Status
 if TYPE_CHECKING:
     from rackctl.simulation.world import World
 
-STEP_DELAY_S: Final = (0.0, 0.02)
-"""How long after a step a fault that waits for it begins: within what the step leads to."""
+STEP_DELAY_S: Final = 0.02
+"""How long at most after a step a fault that waits for it begins: within what the step leads to."""
 CLOCK_READINGS_MAX: Final = 60
+COMMIT_S: Final = 100e-6
+"""About as long as a sync takes."""
 DAY_MS: Final = 86_400_000
 SECOND_FAULTS_FROM: Final = 10_000
 """Numbers of faults that follow from others."""
@@ -93,7 +95,8 @@ class Injector:
         for fault in [fault for fault in self._waiting if fault.step == step]:
             self._waiting.remove(fault)
             targets = tuple(actor if name == ACTOR else name for name in fault.targets)
-            delay_s = self._world.stream(f"delay {fault.number}").uniform(*STEP_DELAY_S)
+            # Often within the first millisecond: most steps take no longer.
+            delay_s = STEP_DELAY_S * self._world.stream(f"delay {fault.number}").random() ** 4
             loop = self._world.loop
             self._due.append(loop.call_later(delay_s, self._begin, replace(fault, targets=targets), context=NOBODY))
 
@@ -139,11 +142,29 @@ class Injector:
             node.kill()
 
     def _cut_power(self, fault: Fault, random: Random) -> None:
-        for node in self._targets(fault):
-            node.power_cut()
+        """Now, or in the middle of the next commit of a head, which it tears."""
+        heads = [node for node in self._targets(fault) if isinstance(node, HeadNode) and node.running]
+        if not heads or random.random() < 0.3:
+            self._cut_power_now(fault)
+            return
+        head = random.choice(heads)
+
+        def begun() -> None:
+            head.disk.on_commit = None
+            delay_s = random.uniform(0.0, COMMIT_S) * head.sync_slowness
+            self._world.loop.call_later(min(delay_s, fault.seconds / 2), self._cut_power_now, fault, context=NOBODY)
+
+        head.disk.on_commit = begun
+
+    def _cut_power_now(self, fault: Fault) -> None:
+        if fault in self._budget.active:
+            for node in self._targets(fault):
+                node.power_cut()
 
     def _start(self, fault: Fault) -> None:
         for node in self._targets(fault):
+            if isinstance(node, HeadNode):
+                node.disk.on_commit = None
             node.start()
 
     def _start_again(self, fault: Fault) -> None:

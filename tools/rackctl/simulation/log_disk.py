@@ -150,6 +150,8 @@ class MemoryDisk:
         self.no_descriptors = False
         """No file can be opened."""
         self.commit_count = 0
+        self.on_commit: Callable[[], None] | None = None
+        """Called when a commit has begun: what is cut soon afterwards is torn."""
         self.gate: Callable[[Callable[[], None]], None] | None = None
         """Given every completion of a sync; calls it when the sync should end. None: in the next loop turn."""
         self._recent: deque[tuple[str, Content, dict[int, bytes]]] = deque(maxlen=RECENT_MAX)
@@ -218,6 +220,8 @@ class MemoryFile:
         disk.commit_count += 1
         data = b"".join(buffers)
         blocks = self._content.write(offset, data) if data else list(self._content.cached)
+        if disk.on_commit is not None:
+            disk.on_commit()
 
         def finish() -> None:
             self._busy = False

@@ -39,29 +39,30 @@ class Setting:
     def drawn(cls, random: Random) -> "Setting":
         """A setting by luck: two heads or three, wide stripes or narrow ones, a lease short or long, busy or idle, and
         logs, caches and columns so small that they fill up within seconds, or larger ones."""
+        # Seconds of work, and the mean pause of a client: from a few busy seconds to two quiet minutes.
+        seconds, think_s = random.choice(((6.0, 0.01), (6.0, 0.01), (12.0, 0.03), (24.0, 0.1), (120.0, 1.0)))
         heads, heads_per_volume = random.choice(((2, 2), (2, 2), (3, 3), (3, 2)))
         shape = Shape(
             heads=heads,
             heads_per_volume=heads_per_volume,
             geometry=random.choice((Geometry(4, 2, 4), Geometry(2, 1, 4), Geometry(2, 2, 8))),
-            volumes=random.choice((1, 1, 2, 4)),
+            # What many volumes do to each other shows within seconds, and minutes of them are dear.
+            volumes=random.choice((1, 1, 2, 4) if seconds < 60 else (1, 1, 2)),
             volume_blocks=random.choice((96, 96, 256)),
             drives_per_sled=random.choice((1, 1, 2)),
             ttl_ms=random.choice((500, 1000, 1000)),
             credential_term_ms=random.choice((20_000, 600_000)),
             head_drift=random.choice((DRIFT_MAX, DRIFT_MAX, DRIFT_BOUND)),
             limits=_limits(random),
-            spare_slots=random.choice((12, 12, 20, 64)),
+            spare_slots=random.choice((0, 4, 12, 64)),
         )
-        # Seconds of work, and the mean pause of a client: from a few busy seconds to two quiet minutes.
-        seconds, think_s = random.choice(((6.0, 0.01), (12.0, 0.03), (24.0, 0.1), (120.0, 1.0)))
         habits = Habits(random.choice((1, 2, 4)), think_s, blocks_max=random.choice((8, 24)))
         return cls(shape, seconds, random.randrange(1, 4), habits)
 
 
 def _limits(random: Random) -> Limits:
     smallest = SEGMENT_BYTES_MIN
-    segment_bytes, segments = random.choice(((smallest, 4), (smallest, 6), (2 << 20, 5), (8 << 20, 4)))
+    segment_bytes, segments = random.choice(((smallest, 4), (smallest, 6), (2 << 20, 5), (4 << 20, 4)))
     return Limits(
         segment_bytes=segment_bytes,
         log_bytes_max=segment_bytes * segments,

@@ -14,9 +14,11 @@ from head_node.cluster.membership import MembershipChanges
 from head_node.cluster.states import VolumeState
 from head_node.cluster.volume_controller import VolumeController
 from head_node.store.records import VolumeRecord
+from head_node.volume.destage import Destager
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.interface import Done as Answered
 from head_node.volume.interface import ExtentsDone, Gone, ReadDone, ServedVolume, never_gone
+from head_node.volume.replica import Replica
 from head_node.volume.reservations import NO_HOST
 from head_node.volume.shard import SHARD_HEADER, SHARD_MAGIC
 from rackctl.consistency.epochs import EpochMonitor
@@ -196,6 +198,14 @@ class Watchers:
             step("resync")
             await install(engine, data)
 
+        def stepping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def stepped(*args: Any, **options: Any) -> Any:
+                step(name)
+                return function(*args, **options)
+
+            return stepped
+
         @wraps(delete)
         async def watched_delete(attachments: VolumeAttachments) -> list[UUID]:
             strays = await delete(attachments)
@@ -212,6 +222,9 @@ class Watchers:
             mock.patch.object(MembershipChanges, "_put", watched_put),
             mock.patch.object(VolumeEngine, "install_checkpoint", watched_install),
             mock.patch.object(VolumeAttachments, "delete_namespaces", watched_delete),
+            mock.patch.object(Replica, "truncate_after", stepping("truncation", Replica.truncate_after)),
+            mock.patch.object(Replica, "_write_checkpoint", stepping("checkpoint", Replica._write_checkpoint)),
+            mock.patch.object(Destager, "_compact", stepping("compaction", Destager._compact)),
         ):
             yield
 

@@ -1,0 +1,73 @@
+"""Logs of several small segments: what the log must keep for blocks that are in no stripe yet."""
+
+import asyncio
+import random
+
+from kit.volume import Bench, check, fill, run, until
+
+from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
+from sled_controller.errors import SledUnavailable
+
+SMALLEST = Limits(SEGMENT_BYTES_MIN, log_bytes_max=6 * SEGMENT_BYTES_MIN)
+BLOCKS_OF_A_SEGMENT = 200
+"""More than a segment has room for, when each is a batch of its own."""
+
+
+async def one_by_one(bench: Bench, blocks: range, seed: int) -> dict[int, bytes]:
+    content: dict[int, bytes] = {}
+    for lba in blocks:
+        content |= await fill(bench, lba, 1, seed)
+    return content
+
+
+def test_f5_a_full_resync_brings_blocks_that_are_in_no_stripe_from_older_segments() -> None:
+    async def scenario() -> None:
+        source = Bench(size_blocks=2048)
+        engine = await source.create(SMALLEST)
+        await engine.wait_committed(await engine.lead(1, [None] * 6))
+        content = await one_by_one(source, range(2 * BLOCKS_OF_A_SEGMENT), seed=1)
+        assert engine.status()["log_segments"] > 2
+        newcomer = Bench(size_blocks=2048)
+        member = await newcomer.create(SMALLEST)
+        await member.see_epoch(1)
+        await member.install_checkpoint(b"".join(await engine.export_checkpoint()))
+        while member.tail.opnum < engine.tail.opnum:
+            for piece in engine.read_log(member.tail.opnum + 1, 1 << 20) or ():
+                member.follow_append(piece)
+            await asyncio.sleep(0)
+        member.follow_committed(engine.committed)
+        await until(lambda: member.committed == engine.committed)
+        await engine.close()
+        await newcomer.lead(2)
+        await check(newcomer, content)
+        await member.close()
+
+    run(scenario())
+
+
+def test_d1_blocks_of_a_stripe_that_was_given_up_stay_in_the_log_until_they_are_in_another() -> None:
+    async def scenario() -> None:
+        bench = Bench(size_blocks=2048)
+        engine = await bench.create(SMALLEST)
+        await bench.lead(1)
+        for column in bench.columns:
+            column.held = []
+        content = await fill(bench, 0, 36, seed=1)
+        await until(lambda: len(engine.state.overlay.leaving) == 36)
+        # Newer blocks, in later segments, while the stripes hang.
+        for turn in range(2):
+            content |= await one_by_one(bench, range(1000, 1000 + BLOCKS_OF_A_SEGMENT), seed=turn + 2)
+        assert engine.status()["log_segments"] > 2
+        for column in bench.columns:
+            held, column.held, column.error = column.held or [], None, lambda: SledUnavailable("gone")
+            for answer in held:
+                answer()
+        await until(lambda: not engine.state.overlay.leaving)
+        await engine._write_checkpoint()
+        bench.disk.power_cut(random.Random(1))
+        await bench.open(SMALLEST)
+        await bench.lead(2)
+        await check(bench, content)
+        await bench.engine.close()
+
+    run(scenario())
