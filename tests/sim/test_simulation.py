@@ -1,6 +1,7 @@
-"""Whole racks under seeded faults: the seeds that once failed, some dozens more that differ from commit to commit,
-and that a seed says everything about its run."""
+"""Whole racks under seeded faults: the seeds that once failed, those that together reach everything, a dozen that
+differ from commit to commit; and that a seed says everything about its run."""
 
+import itertools
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,14 +9,27 @@ from pathlib import Path
 
 import pytest
 from kit.sources import ROOT
+from rackctl.simulation.branches import branches
+from rackctl.simulation.coverage import Coverage, choose, everything, wanted
 from rackctl.simulation.faults import DRAWN, Fault, plan
 from rackctl.simulation.run import Report, simulate
 from rackctl.simulation.shrink import kind_of, shrink
+from rackctl.simulation.unreached import RARE, UNREACHED, matches
 from rackctl.simulation.world import Shape, World
 
-KEPT = (Path(__file__).parent / "seeds.txt").read_text(encoding="utf-8").splitlines()
-SEEDS_KEPT = [line.split()[0] for line in KEPT if not line.startswith("#")]
-CHUNKS, SEEDS_IN_CHUNK = 12, 6
+from head_node.volume.overlay import Overlay
+
+
+def seeds_in(name: str) -> list[str]:
+    lines = (Path(__file__).parent / name).read_text(encoding="utf-8").splitlines()
+    return [line.split()[0] for line in lines if not line.startswith("#")]
+
+
+SEEDS_KEPT = seeds_in("seeds.txt")
+SEEDS_CHOSEN = seeds_in("coverage.txt")
+CHUNKS, SEEDS_IN_CHUNK = 3, 4
+REACHED_MIN = 0.95
+"""Of all that chosen seeds are to reach: each change of the code moves some of them elsewhere."""
 
 
 def first_seed() -> int:
@@ -33,6 +47,44 @@ def test_every_promise_is_kept_under_the_faults_of_this_commits_seeds(chunk: int
     for seed in range(begin, begin + SEEDS_IN_CHUNK):
         report = simulate(str(seed))
         assert report.failure is None, f"make sim SEED={seed}: {report.failure}"
+
+
+def test_the_chosen_seeds_reach_what_a_simulated_rack_can_reach() -> None:
+    coverage = Coverage()
+    for seed in SEEDS_CHOSEN:
+        report = simulate(seed)
+        assert report.failure is None, f"make sim SEED={seed}: {report.failure}"
+        coverage.add(report)
+    again = "choose seeds again (make sim ARGS='--choose tests/sim/coverage.txt'), or find out why none reaches"
+    assert len(coverage.holes) <= (1 - REACHED_MIN) * len(wanted()), "\n".join((again, *coverage.holes))
+
+
+def test_what_no_rack_reaches_is_named_with_a_reason_and_exists() -> None:
+    names = everything()
+    stale = [
+        known
+        for known in (*RARE, *itertools.chain.from_iterable(UNREACHED.values()))
+        if not any(matches(known, name) for name in names)
+    ]
+    assert not stale
+
+
+def test_branches_are_counted_only_while_a_run_lasts() -> None:
+    code = Overlay.take.__code__
+    with branches().counted():
+        assert Overlay.take.__code__ is not code
+        Overlay().take(1)
+    assert Overlay.take.__code__ is code
+    taken = [name for name, hit in zip(branches().names, branches().taken, strict=True) if hit]
+    assert taken == ["volume.overlay Overlay.__init__: called", "volume.overlay Overlay.take: called"]
+
+
+def test_few_cheap_seeds_are_chosen_that_reach_as_much_as_all() -> None:
+    one, other, *_ = wanted()
+    found = {"dear": {one, other}, "cheap": {one, other}, "poor": {one}}
+    cost_s = {"dear": 20.0, "cheap": 2.0, "poor": 2.0}
+    assert choose(found, cost_s, times=1) == ["cheap"]
+    assert choose(found, cost_s, times=2) == ["cheap", "poor", "dear"]
 
 
 @pytest.mark.parametrize("seed", SEEDS_KEPT)

@@ -4,6 +4,7 @@ A run of RUNS_FOR_HOLES seeds or more that leaves a hole has failed: what was ne
 that no simulated rack can reach are named in `unreached`, with the reason.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
@@ -13,19 +14,26 @@ from rackctl.simulation.branches import branches
 from rackctl.simulation.faults import DRAWN
 from rackctl.simulation.run import Report
 from rackctl.simulation.situations import Situation
-from rackctl.simulation.unreached import reason_for
+from rackctl.simulation.unreached import rare, reason_for
 
 RUNS_FOR_HOLES: Final = 200
 """With fewer seeds what never happened says nothing."""
+RUNS_FOR_RARE: Final = 2000
 
 
-def wanted() -> list[str]:
-    """Everything that runs must reach together."""
+def everything() -> list[str]:
+    """All that is counted."""
     found = [f"fault {kind.value}" for kind in sorted(DRAWN)]
     found += [f"state {old.value} to {new.value}" for old, news in TRANSITIONS.items() for new in sorted(news, key=str)]
     found += [f"situation: {situation.value}" for situation in Situation]
     found += [f"branch {name}" for name in branches().names]
-    return [name for name in found if reason_for(name) is None]
+    return found
+
+
+@functools.cache
+def wanted(runs: int = RUNS_FOR_HOLES) -> list[str]:
+    """All that so many runs must reach together."""
+    return [name for name in everything() if reason_for(name) is None and (runs >= RUNS_FOR_RARE or not rare(name))]
 
 
 def reached(report: Report) -> set[str]:
@@ -53,11 +61,11 @@ class Coverage:
     @property
     def holes(self) -> list[str]:
         """What none has reached."""
-        return [name for name in wanted() if name not in self.counts]
+        return [name for name in wanted(self.runs) if name not in self.counts]
 
     def rarest(self, runs_max: int) -> list[tuple[int, str]]:
         """What at most so many runs have reached: (how many, what)."""
-        return sorted((count, name) for name in wanted() if 0 < (count := self.counts[name]) <= runs_max)
+        return sorted((count, name) for name in wanted(RUNS_FOR_RARE) if 0 < (count := self.counts[name]) <= runs_max)
 
 
 def choose(found: Mapping[str, Collection[str]], cost_s: Mapping[str, float], times: int) -> list[str]:
@@ -65,7 +73,7 @@ def choose(found: Mapping[str, Collection[str]], cost_s: Mapping[str, float], ti
 
     Greedy set cover: what brings most that is still wanted per second comes next.
     """
-    names = set(wanted())
+    names = set(wanted(RUNS_FOR_RARE))
     total = Counter(name for reached_names in found.values() for name in names & set(reached_names))
     owed = {name: min(times, count) for name, count in total.items()}
     left = {seed: names & set(reached_names) for seed, reached_names in found.items()}
