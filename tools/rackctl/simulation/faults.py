@@ -55,6 +55,7 @@ class Kind(StrEnum):
     DRIVE_MISDIRECTS = "drive-misdirects"
     DRIVE_AWAY = "drive-away"
     DRIVE_LIES = "drive-lies"
+    SLEDS_AWAY = "sleds-away"
     SLED_LIES = "sled-lies"
     STORE_UNCERTAIN = "store-uncertain"
     REVOKE = "revoke"
@@ -105,6 +106,7 @@ _SUSPENDS: Final = {
     Kind.DRIVE_MISDIRECTS: {Suspended.REDUNDANCY},
     Kind.DRIVE_AWAY: {Suspended.REDUNDANCY},
     Kind.DRIVE_LIES: {Suspended.REDUNDANCY},
+    Kind.SLEDS_AWAY: {Suspended.REDUNDANCY, Suspended.SERVICE},
     Kind.SLED_LIES: {Suspended.REDUNDANCY},
     Kind.RACK_POWER_LOSS: {Suspended.SERVICE},
     Kind.WALL_JUMP: {Suspended.TIME, Suspended.SERVICE},
@@ -187,6 +189,10 @@ MIXES: Final = (
         Kind.DAY_JUMP: 1.0, Kind.LOG_FULL: 1.0, Kind.SLOW_LOG: 1.0, Kind.KILL: 2.0, Kind.CUT: 1.0,
     }),
     Mix("power", 20, {Kind.RACK_POWER_LOSS: 2.0, Kind.POWER_LOSS: 3.0}),
+    Mix("resyncs", 40, {
+        Kind.SLEDS_AWAY: 4.0, Kind.LOG_WIPE: 2.0, Kind.LOG_ERROR: 1.0, Kind.LOG_ROT: 1.0, Kind.POWER_LOSS: 2.0,
+        Kind.KILL: 1.0, Kind.SPLIT: 1.0,
+    }),
     Mix("full", 30, {Kind.LOG_FULL: 4.0, Kind.SLOW_LOG: 1.0, Kind.KILL: 1.0, Kind.CUT: 1.0, Kind.DRIVE_AWAY: 0.5}),
     Mix("engines", 40, {Kind.KILL: 2.0, Kind.POWER_LOSS: 2.0, Kind.SPLIT: 2.0, Kind.LOG_WIPE: 1.0, Kind.PAUSE: 1.0},
         at_steps={
@@ -202,8 +208,10 @@ MIXES: Final = (
 )  # fmt: skip
 SECONDS: Final = ((0.005, 0.3), (0.3, 1.5), (1.5, 6.0))
 """Blips, about a lease's TTL, and long enough for everybody to have gone on."""
-_LONG: Final = frozenset({Kind.BLIND, Kind.REVIVE, Kind.RESTORE})
+_LONG: Final = frozenset({Kind.BLIND, Kind.REVIVE, Kind.RESTORE, Kind.SLEDS_AWAY})
 """What matters here is what others do meanwhile."""
+_SLEDS_AWAY_SECONDS: Final = (2.0, 8.0)
+"""Long enough for busy clients to fill a log."""
 
 
 def plan(random: Random, world: "World", start_s: float, end_s: float, drawn: Collection[Kind] = DRAWN) -> list[Fault]:
@@ -218,6 +226,8 @@ def plan(random: Random, world: "World", start_s: float, end_s: float, drawn: Co
         weights = {kind: weight for kind, weight in weights.items() if kind in drawn}
         kind = random.choices(list(weights), list(weights.values()))[0]
         seconds = random.uniform(*(SECONDS[-1] if kind in _LONG else random.choice(SECONDS)))
+        if kind is Kind.SLEDS_AWAY:
+            seconds = random.uniform(*_SLEDS_AWAY_SECONDS)
         targets = _targets(random, kind, world, mix) if step is None else _targets_at_step(random, kind, world)
         faults.append(Fault(number, random.uniform(start_s, end_s), seconds, kind, targets, step))
     return sorted(faults, key=lambda fault: fault.at_s)
@@ -255,6 +265,8 @@ def _targets(random: Random, kind: Kind, world: "World", mix: Mix) -> tuple[str,
         one = random.choice(heads)
         other = random.choice([name for name in (*heads, *heads, *sleds, AUTHORITY) if name != one])
         return (one, other) if random.random() < 0.5 else (other, one)
+    if kind is Kind.SLEDS_AWAY:
+        return tuple(random.sample(sleds, world.shape.geometry.parity_shards))
     if kind.value.startswith("drive") or kind is Kind.SLED_LIES:
         return (random.choice(sleds),)
     if kind.value.startswith("log") or kind is Kind.SLOW_LOG:
