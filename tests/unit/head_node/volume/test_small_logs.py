@@ -20,6 +20,17 @@ async def one_by_one(bench: Bench, blocks: range, seed: int) -> dict[int, bytes]
     return content
 
 
+async def followed(source: Bench, member: Bench, *, committed: bool) -> None:
+    """What the source's log has beyond the member's, and that it is committed."""
+    while member.engine.tail.opnum < source.engine.tail.opnum:
+        for piece in source.engine.read_log(member.engine.tail.opnum + 1, 1 << 20) or ():
+            member.engine.follow_append(piece)
+        await asyncio.sleep(0)
+    if committed:
+        member.engine.follow_committed(source.engine.committed)
+        await until(lambda: member.engine.committed == source.engine.committed)
+
+
 def test_f5_a_full_resync_brings_blocks_that_are_in_no_stripe_from_older_segments() -> None:
     async def scenario() -> None:
         source = Bench(size_blocks=2048)
@@ -31,16 +42,36 @@ def test_f5_a_full_resync_brings_blocks_that_are_in_no_stripe_from_older_segment
         member = await newcomer.create(SMALLEST)
         await member.see_epoch(1)
         await member.install_checkpoint(b"".join(await engine.export_checkpoint()))
-        while member.tail.opnum < engine.tail.opnum:
-            for piece in engine.read_log(member.tail.opnum + 1, 1 << 20) or ():
-                member.follow_append(piece)
-            await asyncio.sleep(0)
-        member.follow_committed(engine.committed)
-        await until(lambda: member.committed == engine.committed)
+        await followed(source, newcomer, committed=True)
         await engine.close()
         await newcomer.lead(2)
         await check(newcomer, content)
         await member.close()
+
+    run(scenario())
+
+
+def test_f5_a_full_resync_drops_records_that_were_never_committed() -> None:
+    async def scenario() -> None:
+        former, source, member = Bench(), Bench(), Bench()
+        for bench, epoch in ((former, 1), (source, 2)):
+            engine = await bench.create(SMALLEST)
+            await engine.wait_committed(await engine.lead(epoch, [None] * 6))
+        await member.create(SMALLEST)
+        await member.engine.see_epoch(1)
+        await fill(former, 100, 8, seed=1)
+        await followed(former, member, committed=False)
+        await member.engine.see_epoch(2)
+        content = await fill(source, 0, 2, seed=2)
+        await member.engine.install_checkpoint(b"".join(await source.engine.export_checkpoint()))
+        content |= await fill(source, 1, 12, seed=3)
+        await followed(source, member, committed=True)
+        await former.engine.close()
+        await source.engine.close()
+        await member.lead(3)
+        await check(member, content)
+        assert not any(await member.read(100, 8))
+        await member.engine.close()
 
     run(scenario())
 
