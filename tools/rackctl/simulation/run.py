@@ -54,7 +54,7 @@ class Setting:
             credential_term_ms=random.choice((20_000, 600_000)),
             head_drift=random.choice((DRIFT_MAX, DRIFT_MAX, DRIFT_BOUND)),
             limits=_limits(random),
-            spare_slots=random.choice((0, 4, 12, 64)),
+            spare_slots=random.choice((12, 12, 20, 64)),
         )
         habits = Habits(random.choice((1, 2, 4)), think_s, blocks_max=random.choice((8, 24)))
         return cls(shape, seconds, random.randrange(1, 4), habits)
