@@ -64,7 +64,8 @@ UNREACHED: Final[dict[str, tuple[str, ...]]] = {
         "branch volume.reader Reader.start: if self._in_flight*",
         "branch volume.reader Reader._over: while*",
         "branch volume.reader Reader._header: if len(self._headers)*",
-        "branch volume.service ClientService._wait: if len(self._waiting)*",
+        "branch volume.service ClientService._wait: if self._waiting_count() >= WAITING_MAX",
+        "branch volume.service ClientService._wait_for_sleds: if self._waiting_count() >= WAITING_MAX",
         "branch cluster.replication LogSender._writable*",
     ),
     "files of another log or volume, and formats of another version; tests/unit and tests/fuzz have them": (
@@ -72,7 +73,6 @@ UNREACHED: Final[dict[str, tuple[str, ...]]] = {
         "branch volume.identity read_identity: if*",
         "branch volume.identity PromiseFile._decode: if*",
         "branch volume.segments decode_segment: if*",
-        "branch volume.replica Replica._recover: if checkpoint.log_id*",
         "branch volume.shard decode_shard_header: if len(block)*",
     ),
     "an error of our own code, which would end the run": (
@@ -83,7 +83,6 @@ UNREACHED: Final[dict[str, tuple[str, ...]]] = {
         "branch volume.service ClientService.answer: except Exception",
         "branch volume.stripewriter StripeWriter.write: except Exception",
         "branch volume.state VolumeState._check_places: if*",
-        "branch volume.reader Reader._verified: if len(view)*",
     ),
     "callers that the cluster never is": (
         "branch volume.engine VolumeEngine.lead: if len(columns)*",
