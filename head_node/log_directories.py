@@ -6,6 +6,7 @@ log id begins, which is another member until it has caught up.
 
 import errno
 import logging
+from collections import Counter
 from typing import Final
 from uuid import UUID
 
@@ -20,6 +21,9 @@ from sled_controller.environment import Environment
 
 log = logging.getLogger(__name__)
 
+UNREADABLE_TRIES: Final = 5
+"""A log whose disk answers reads with EIO is opened again a second later, by its volume; so often in a row, its sectors
+are gone and not only its disk for a moment."""
 ACCEPTED_FILE: Final = "accept-loss"
 """In a volume's directory: the code of a loss that an operator accepts (`Losses.code`). Nothing here ever writes it."""
 ASIDES_MAX: Final = 2
@@ -42,6 +46,8 @@ class LogDirectories:
         self._env = env
         self._limits = limits or Limits()
         self._capacity = capacity or Capacity()
+        self._unreadable: Counter[UUID] = Counter()
+        """How often in a row a volume's log could not be read."""
 
     async def open(self, record: VolumeRecord) -> VolumeEngine:
         """The engine over the volume's log, made if there is none. Raises VolumeError, OSError; LogCorrupt and
@@ -51,13 +57,20 @@ class LogDirectories:
         others = any(member.head != self._head for member in record.current)
         try:
             directory = root.directory(name)
-            return await VolumeEngine.open(
+            engine = await VolumeEngine.open(
                 directory, volume=record.volume, env=self._env, limits=self._limits, accepted_loss=_accepted(directory)
             )
+            del self._unreadable[record.volume]
+            return engine
         except LogMissing:
             await self._clear(name, others)
         except (LogCorrupt, LogForeign) as error:
             if not others:
+                raise
+            log.error("event=log_unusable volume=%s error=%s", record.volume, error)
+            await self._set_aside(name, others)
+        except OSError as error:
+            if not self._given_up(record, error, others):
                 raise
             log.error("event=log_unusable volume=%s error=%s", record.volume, error)
             await self._set_aside(name, others)
@@ -84,6 +97,16 @@ class LogDirectories:
                 if error.errno != errno.ENOSPC or not others or not asides:
                     raise
                 await self._remove_aside(asides[0])
+
+    def _given_up(self, record: VolumeRecord, error: OSError, others: bool) -> bool:
+        """Whether the log's sectors are unreadable for good, and another member has what they held."""
+        if error.errno != errno.EIO or not others:
+            return False
+        self._unreadable[record.volume] += 1
+        if self._unreadable[record.volume] < UNREADABLE_TRIES:
+            return False
+        del self._unreadable[record.volume]
+        return True
 
     async def remove(self, volume: UUID) -> None:
         """Remove a deleted volume's log; the engine is closed."""

@@ -869,6 +869,12 @@ MUTANTS = (
         "            await self._shrink(segment, batch, valid_bytes, valid_records, size_bytes)\n",
         "            segment.end, self._mark_number = batch.offset + aligned(MARK.size + valid_bytes), batch.number\n", VOLUME,
     ),
+    one(
+        "sole-log-set-aside", "D1: a log that no other member has is never set aside because it cannot be read",
+        "head_node/log_directories.py",
+        "        if error.errno != errno.EIO or not others:\n",
+        "        if error.errno != errno.EIO:\n", "tests/unit/head_node/test_log_directories.py",
+    ),
 )  # fmt: skip
 
 MUTANTS += tuple(

@@ -11,14 +11,14 @@ from kit.volume import run
 from rackctl.simulation.log_disk import MemoryDisk, MemoryRoot
 
 from head_node.files import HostDirectory, HostRoot
-from head_node.log_directories import ACCEPTED_FILE, ASIDES_MAX, LogDirectories
-from head_node.store.records import Member
+from head_node.log_directories import ACCEPTED_FILE, ASIDES_MAX, UNREADABLE_TRIES, LogDirectories
+from head_node.store.records import Member, VolumeRecord
 from head_node.volume.errors import LogDamaged
 from head_node.volume.replica import INSTALLING_FILE
 from sled_controller.environment import Environment
 
-HEAD = UUID(int=1)
-OTHERS = record_of([HEAD], [], current=(Member(UUID(int=2), UUID(int=3)),))
+HEAD, OTHER, LOG = UUID(int=1), UUID(int=2), UUID(int=3)
+OTHERS = record_of([HEAD], [], current=(Member(OTHER, LOG),))
 
 
 def test_a_full_disk_uses_up_no_names_for_logs_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +54,45 @@ def test_a_log_that_is_set_aside_is_kept_and_another_one_begins(tmp_path: Path) 
         assert engine.log_id != former.log_id
         assert logs.orphans({VOLUME}) == [f"{VOLUME}.aside-parted-0"]
         await engine.close()
+
+    run(scenario())
+
+
+async def unreadable_log(disk: MemoryDisk, logs: LogDirectories, record: VolumeRecord) -> UUID:
+    """A log of which one sector cannot be read any more; returns its id."""
+    engine = await logs.open(record)
+    await engine.close()
+    disk.files[f"{VOLUME}/segment-000001"].unreadable.add(0)
+    return engine.log_id
+
+
+def test_a_log_with_unreadable_sectors_is_set_aside_when_another_member_has_its_content() -> None:
+    async def scenario() -> None:
+        disk = MemoryDisk()
+        logs = LogDirectories(MemoryRoot(disk), HEAD, Environment())
+        record = record_of([HEAD, OTHER], [], current=(Member(HEAD, LOG), Member(OTHER, LOG)))
+        former = await unreadable_log(disk, logs, record)
+        for _ in range(UNREADABLE_TRIES - 1):
+            with pytest.raises(OSError, match="unreadable"):
+                await logs.open(record)
+        engine = await logs.open(record)
+        assert engine.log_id != former
+        assert logs.orphans({VOLUME}) == [f"{VOLUME}.aside-0"]
+        await engine.close()
+
+    run(scenario())
+
+
+def test_d1_a_log_with_unreadable_sectors_that_nobody_else_has_is_never_set_aside() -> None:
+    async def scenario() -> None:
+        disk = MemoryDisk()
+        logs = LogDirectories(MemoryRoot(disk), HEAD, Environment())
+        record = record_of([HEAD, OTHER], [], current=(Member(HEAD, LOG),))
+        await unreadable_log(disk, logs, record)
+        for _ in range(2 * UNREADABLE_TRIES):
+            with pytest.raises(OSError, match="unreadable"):
+                await logs.open(record)
+        assert logs.orphans({VOLUME}) == []
 
     run(scenario())
 
