@@ -1,7 +1,7 @@
 """What many runs together have reached and what not: faults, transitions, branches of the engine, situations.
 
 A run of RUNS_FOR_HOLES seeds or more that leaves a hole has failed: what was never reached was never tested. Branches
-that no simulated rack can reach are named in `unreached`, with the reason.
+that no simulated rack can reach are named in `unreached`, with the reason; known holes in `holes`.
 """
 
 import functools
@@ -12,9 +12,10 @@ from typing import Final
 from head_node.cluster.states import TRANSITIONS
 from rackctl.simulation.branches import branches
 from rackctl.simulation.faults import DRAWN
+from rackctl.simulation.holes import OPEN, RARE
 from rackctl.simulation.run import Report
 from rackctl.simulation.situations import Situation
-from rackctl.simulation.unreached import rare, reason_for
+from rackctl.simulation.unreached import reason_for
 
 RUNS_FOR_HOLES: Final = 200
 """With fewer seeds what never happened says nothing."""
@@ -33,7 +34,8 @@ def everything() -> list[str]:
 @functools.cache
 def wanted(runs: int = RUNS_FOR_HOLES) -> list[str]:
     """All that so many runs must reach together."""
-    return [name for name in everything() if reason_for(name) is None and (runs >= RUNS_FOR_RARE or not rare(name))]
+    excused = {*OPEN, *(RARE if runs < RUNS_FOR_RARE else ())}
+    return [name for name in everything() if name not in excused and reason_for(name) is None]
 
 
 def reached(report: Report) -> set[str]:
@@ -62,6 +64,11 @@ class Coverage:
     def holes(self) -> list[str]:
         """What none has reached."""
         return [name for name in wanted(self.runs) if name not in self.counts]
+
+    @property
+    def closed(self) -> list[str]:
+        """Holes that are known and are none any more."""
+        return [name for name in OPEN if name in self.counts]
 
     def rarest(self, runs_max: int) -> list[tuple[int, str]]:
         """What at most so many runs have reached: (how many, what)."""

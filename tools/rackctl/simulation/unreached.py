@@ -90,11 +90,27 @@ UNREACHED: Final[dict[str, tuple[str, ...]]] = {
         "branch log_directories LogDirectories.orphans: called",
         "branch volume.replica Replica.create: if directory.names()",
     ),
+    "no operator of a simulated rack declares blocks lost or accepts a loss; tests/unit/head_node/volume do": (
+        "branch volume.lost *",
+        "branch volume.state VolumeState.lost*",
+        "branch volume.blockmap BlockMap.lose*",
+        "branch volume.engine VolumeEngine.append_lost*",
+        "branch volume.engine VolumeEngine._accept_loss*",
+        "branch volume.destage Destager.lost*",
+        "branch volume.identity PromiseFile.accept_loss*",
+        "branch volume.replica _AcceptedCut*",
+        "branch volume.unreadable *",
+    ),
+    "the memory of simulated heads does not rot; tests/unit/head_node/volume flip its bits": (
+        "branch volume.engine VolumeEngine._spoiled*",
+        "branch volume.overlay Overlay.spoil*",
+        "branch volume.overlay Overlay.correct*",
+        "branch volume.reader Reader._spoiled*",
+        "branch volume.reader Reader.from_overlay*",
+        "branch volume.destage Destager._checked*",
+    ),
 }
 """By reason, the names."""
-
-RARE: Final[tuple[str, ...]] = ()
-"""What fewer than one run in fifty reaches: only a run of `coverage.RUNS_FOR_RARE` seeds is judged by it."""
 
 
 def matches(known: str, name: str) -> bool:
@@ -108,8 +124,3 @@ def reason_for(name: str) -> str | None:
         if any(matches(known, name) for known in names):
             return reason
     return None
-
-
-def rare(name: str) -> bool:
-    """Whether only a large run is judged by `name`."""
-    return any(matches(known, name) for known in RARE)
