@@ -16,7 +16,7 @@ from rackctl.simulation.faults import Kind
 from rackctl.simulation.run import Report, simulate
 from rackctl.simulation.shrink import shrink
 
-CHOSEN_TIMES = 2
+CHOSEN_TIMES = 3
 """How often chosen seeds reach each thing, where they can: a change of the code moves some of them elsewhere."""
 
 

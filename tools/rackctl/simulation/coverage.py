@@ -80,7 +80,7 @@ def choose(found: Mapping[str, Collection[str]], cost_s: Mapping[str, float], ti
 
     Greedy set cover: what brings most that is still wanted per second comes next.
     """
-    names = set(wanted(RUNS_FOR_RARE))
+    names = set(wanted())
     total = Counter(name for reached_names in found.values() for name in names & set(reached_names))
     owed = {name: min(times, count) for name, count in total.items()}
     left = {seed: names & set(reached_names) for seed, reached_names in found.items()}
