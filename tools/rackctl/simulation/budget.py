@@ -118,4 +118,8 @@ class Budget:
         return [] if self._world.operator.idle else [fault.kind for fault in self._active]
 
     def _whole(self) -> bool:
-        return all(self._world.redundant(record) for record in self._world.records())
+        """Every head is a member; after a log was damaged it also has been filled again, as only a primary can do."""
+        records = self._world.records()
+        if not all(self._world.redundant(record) for record in records):
+            return False
+        return self._log_damaged is None or all(self._world.caught_up(record) for record in records)

@@ -16,6 +16,7 @@ from head_node.authority.fencing import SledFencer
 from head_node.cluster.head import PEER_SERVICE, Head
 from head_node.log_directories import LogDirectories
 from head_node.store.records import SledRecord
+from head_node.volume.engine import VolumeEngine
 from rackctl.simulation.http import SimulatedHttp
 from rackctl.simulation.log_disk import MemoryDisk, MemoryRoot
 from rackctl.simulation.loop import NOBODY, NS, Process, SimulationLoop
@@ -388,10 +389,14 @@ class HeadNode(Node):
         """Where clients connect."""
         return self.address, NBD_PORT
 
+    def engine_of(self, volume: UUID) -> VolumeEngine | None:
+        """The engine that it has open for the volume."""
+        controller = None if self.head is None else self.head.controllers.get(volume)
+        return None if controller is None else controller._engine
+
     def log_of(self, volume: UUID) -> UUID | None:
         """The id of the log that it has open for the volume."""
-        controller = None if self.head is None else self.head.controllers.get(volume)
-        engine = None if controller is None else controller._engine
+        engine = self.engine_of(volume)
         return None if engine is None else engine.log_id
 
     def log_names(self) -> set[str]:
@@ -400,8 +405,7 @@ class HeadNode(Node):
 
     def highest_epoch(self, volume: UUID) -> int:
         """The highest epoch that its log of the volume has seen, 0 when it is not open."""
-        controller = None if self.head is None else self.head.controllers.get(volume)
-        engine = None if controller is None else controller._engine
+        engine = self.engine_of(volume)
         return 0 if engine is None else engine.highest_epoch
 
     async def run(self, env: Environment) -> None:

@@ -210,6 +210,14 @@ class World:
         wanted = min(self.shape.heads_per_volume, len(self.heads))
         return len(record.heads) == wanted == len(self.members(record)) and record.state is VolumeState.ACTIVE
 
+    def caught_up(self, record: VolumeRecord) -> bool:
+        """A primary serves the volume, and every running head has durably what is committed."""
+        engines = {head.id: head.engine_of(record.volume) for head in self.heads if head.id in record.heads}
+        primary = None if record.primary is None else engines.get(record.primary)
+        if primary is None or not primary.serving:
+            return False
+        return all(engine is not None and engine.durable >= primary.committed for engine in engines.values())
+
     async def stop(self) -> None:
         """End everything in good order: heads, then sleds, then the authority."""
         for node in (*self.heads, *self.sleds, self.authority):
