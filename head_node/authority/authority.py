@@ -83,7 +83,7 @@ class Authority:
         self._fencer = fencer
         self._sleds_asked_ns: int | None = None
         self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
-        self.cleanups = Cleanups(self.ledger, self.reports, env, fencer)
+        self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self._stopping = asyncio.Event()
         self._upkeep: list[asyncio.Task[None]] = []

@@ -92,7 +92,7 @@ class SledFencer:
         """Delete what is left of a volume on one sled."""
         authority, key, seen = self._of(), self._key(), 0
         public = key.public_key().public_bytes_raw()
-        enrolled = (await authority.ledger.rack()).sleds.get(sled)
+        enrolled = (await authority.ledger.rack("sled/")).sleds.get(sled)
         if enrolled is None:
             return "not enrolled"
 
@@ -148,7 +148,7 @@ class SledFencer:
 
     async def _sleds_of(self, record: VolumeRecord) -> tuple[list[UUID], list[SledRecord]]:
         """The volume's sleds, and those of them that are enrolled."""
-        enrolled = (await self._of().ledger.rack()).sleds
+        enrolled = (await self._of().ledger.rack("sled/")).sleds
         sleds = list(dict.fromkeys([*record.sleds, *(column.sled for column in record.columns)]))
         return sleds, [enrolled[sled].value for sled in sleds if sled in enrolled]
 

@@ -44,7 +44,7 @@ class Assembly:
         self._parts: dict[int, Mapping[str, Any]] = {}
 
     def take(self, part: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The whole report once all its parts are there, None before that; a part of another one begins anew."""
+        """The whole report once it has all its parts, None before that; one of another report starts over."""
         named = part.get("part")
         if not isinstance(named, dict):
             return dict(part)

@@ -121,7 +121,9 @@ class Retirements:
 
     async def advance(self) -> None:
         """Bring the statements that are due to the sleds that have not confirmed; those that do not answer have their
-        next turn with the next call."""
+        next turn with the next call. A sled that something of the volume is still to be deleted on is not asked: that
+        takes a credential, and nothing could be signed for a volume of which nothing is left here.
+        """
         retirer = self._retirer
         found = await self._ledger.json_list(tombstone_key(""))
         now_ms = self._issue.now_ms()
@@ -130,22 +132,27 @@ class Retirements:
             return
         key = (await self._keyring.current()).signer(now_ms)
         private = Ed25519PrivateKey.from_private_bytes(key.private)
-        by_sled: dict[UUID, dict[UUID, bytes]] = {}
+        cleanups = (await self._ledger.rack("cleanup/")).cleanups
+        by_sled: dict[UUID, list[UUID]] = {}
         for volume, value in due.items():
-            statement = Retirement(key.key_id, volume, value["epoch"], value["over_ms"]).sign(private)
+            unclean = cleanups[volume].value.sleds if volume in cleanups else ()
             for sled in map(UUID, value["sleds"]):
-                by_sled.setdefault(sled, {})[volume] = statement
-        enrolled = (await self._ledger.rack()).sleds
+                if sled not in unclean:
+                    by_sled.setdefault(sled, []).append(volume)
+        enrolled = (await self._ledger.rack("sled/")).sleds
         turns = asyncio.Semaphore(SLEDS_AT_ONCE_MAX)
 
-        async def visit(sled: UUID, statements: dict[UUID, bytes]) -> tuple[UUID, Sequence[UUID]]:
+        async def visit(sled: UUID, volumes: list[UUID]) -> tuple[UUID, Sequence[UUID]]:
             if sled not in enrolled:
-                return sled, list(statements)
+                return sled, volumes
             if self._reports.sled_reachable(sled) is False:
                 return sled, []
             async with turns:
-                chosen = dict(list(statements.items())[:STATEMENTS_AT_ONCE_MAX])
-                results = await retirer.retire(enrolled[sled].value, chosen)
+                statements = {
+                    volume: Retirement(key.key_id, volume, due[volume]["epoch"], due[volume]["over_ms"]).sign(private)
+                    for volume in volumes[:STATEMENTS_AT_ONCE_MAX]
+                }
+                results = await retirer.retire(enrolled[sled].value, statements)
             refused = {volume: result for volume, result in results.items() if result != CONFIRMED}
             for result in sorted(set(refused.values())):
                 count = list(refused.values()).count(result)
@@ -156,10 +163,14 @@ class Retirements:
             for volume in confirmed:
                 await self._confirm(volume, sled, due[volume]["over_ms"])
 
-    async def _confirm(self, volume: UUID, sled: UUID, over_ms: int) -> None:
+    async def give_up(self, volume: UUID, sled: UUID) -> None:
+        """An operator says that this sled will not come back: it is not waited for."""
+        await self._confirm(volume, sled, None)
+
+    async def _confirm(self, volume: UUID, sled: UUID, over_ms: int | None) -> None:
         async def attempt() -> None:
             found = await self._ledger.json(tombstone_key(volume))
-            if found is None or found.value["over_ms"] != over_ms:
+            if found is None or over_ms not in (None, found.value["over_ms"]):
                 return  # another credential was signed meanwhile: what was confirmed does not cover it
             left = [other for other in found.value["sleds"] if other != str(sled)]
             key = tombstone_key(volume)

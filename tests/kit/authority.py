@@ -77,6 +77,8 @@ class RecordingFencer:
         self.times_ms: list[int] = []
         self.away: set[UUID] = set()
         self.cleaned: list[tuple[UUID, UUID, int]] = []
+        self.refused = 0
+        self.retired: list[tuple[UUID, UUID]] = []
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         self.fenced.append(record)
@@ -84,6 +86,7 @@ class RecordingFencer:
 
     async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
         if sled in self.away:
+            self.refused += 1
             return "out of reach"
         self.cleaned.append((cleanup.volume, sled, await next_epoch(0)))
         return CLEANED
@@ -92,6 +95,9 @@ class RecordingFencer:
         return self.times_ms
 
     async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
+        if sled.id in self.away:
+            return dict.fromkeys(statements, "out of reach")
+        self.retired += [(sled.id, volume) for volume in statements]
         return dict.fromkeys(statements, CONFIRMED)
 
 

@@ -7,8 +7,9 @@ import pytest
 from kit.authority import Head, Kit, ManualClock, RecordingFencer, columns_of, rack, run
 from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled
 
-from head_node.authority.cleanups import RETRY_NS
+from head_node.authority.cleanups import LOOK_S, RETRY_NS
 from head_node.authority.fencing import SledFencer
+from head_node.authority.ledger import Ledger, Rack, tombstone_key
 from head_node.authority.placement import place_columns
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Cleanup, SledRecord, VolumeRecord, VolumeState, column_blocks
@@ -120,6 +121,94 @@ def test_an_operator_may_say_that_a_sled_is_gone_for_good() -> None:
         assert await listed(kit) == []
 
     run(scenario)
+
+
+def test_a_sled_is_cleaned_before_it_is_asked_to_forget_however_late_it_is_back() -> None:
+    """The other way round the tombstone may go first, and no credential to delete with could be signed any more."""
+    fencer = RecordingFencer()
+
+    async def scenario(kit: Kit) -> None:
+        _, _, record, away = await deleted(kit, 1)
+        await kit.authority.stop()  # nothing comes in between
+        kit.clock.advance(2 * 86_400_000)
+        await kit.authority.retirements.advance()
+        assert {sled for sled, _ in fencer.retired} == set(record.sleds) - set(away)
+        assert await kit.authority.ledger.json(tombstone_key(record.volume)) is not None
+        await kit.authority.volumes.sign_for(record.volume, 2, bytes(32), ALL_RIGHTS)
+        kit.clock.advance(86_400_000)
+        await kit.authority.cleanups.look()
+        assert await listed(kit) == []
+        await kit.authority.retirements.advance()
+        assert (away[0], record.volume) in fencer.retired
+        assert await kit.authority.ledger.json(tombstone_key(record.volume)) is None
+
+    run(scenario, fencer=fencer)
+
+
+def test_nothing_is_kept_of_a_sled_that_an_operator_has_given_up() -> None:
+    fencer = RecordingFencer()
+
+    async def scenario(kit: Kit) -> None:
+        _, _, record, (gone,) = await deleted(kit, 1)
+        fencer.away = {gone}
+        path = f"/v1/cleanups/{record.volume}/sleds/"
+        kit.clock.advance(86_400_000)
+        await kit.authority.retirements.advance()
+        assert (await kit.operator.delete(path + str(gone))).status_code == 204
+        assert await kit.authority.ledger.json(tombstone_key(record.volume)) is None
+        assert (await kit.operator.delete(path + str(gone))).status_code == 404
+
+    run(scenario, fencer=fencer)
+
+
+def test_a_sled_that_refuses_is_asked_more_and_more_rarely_until_it_was_away() -> None:
+    """Each try takes an epoch and a credential, which keeps the fences of the volume on the other sleds."""
+    fencer = RecordingFencer()
+
+    async def scenario(kit: Kit) -> None:
+        primary, _, _, away = await deleted(kit, 1)
+        fencer.away = set(away)
+
+        async def look(reachable: bool) -> None:
+            await primary.client.report({"sleds": {str(away[0]): {"reachable": reachable}}})
+            await kit.authority.cleanups.look()
+            kit.clock.advance(int(LOOK_S * 1000))
+
+        for _ in range(3600 // int(LOOK_S)):
+            await look(True)
+        assert 5 <= fencer.refused <= 12
+        fencer.away = set()
+        await look(False)
+        await look(True)
+        assert await listed(kit) == [], "a sled that was away may have what it lacked before"
+
+    run(scenario, fencer=fencer)
+
+
+def test_a_look_at_what_is_left_reads_no_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes every five seconds, and four thousand records cost the authority's loop a third of a second."""
+    fencer = RecordingFencer()
+
+    async def scenario(kit: Kit) -> None:
+        await deleted(kit, 1)
+        await kit.volume("other")
+        await kit.authority.stop()  # only what the test asks for is counted
+        read, reading = 0, Ledger.rack
+
+        async def counted(self: Ledger, kind: str = "") -> Rack:
+            nonlocal read
+            found = await reading(self, kind)
+            read += len(found.volumes)
+            return found
+
+        monkeypatch.setattr(Ledger, "rack", counted)
+        kit.clock.advance(86_400_000)
+        await kit.authority.cleanups.look()
+        await kit.authority.retirements.advance()
+        assert len(fencer.cleaned) == 1
+        assert read == 0
+
+    run(scenario, fencer=fencer)
 
 
 def test_a_new_volume_goes_where_nothing_is_left() -> None:
