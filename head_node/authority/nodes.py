@@ -255,6 +255,8 @@ class Nodes:
 
     async def finish_revocations(self) -> None:
         """Complete what a stop of the authority has cut short: no revoked head stays in a record."""
+        if not any(entry.value.revoked for entry in (await self._ledger.rack("head/")).heads.values()):
+            return
         rack = await self._ledger.rack()
         named = {head for entry in rack.volumes.values() for head in entry.value.heads}
         named |= {member.head for entry in rack.volumes.values() for member in entry.value.current}

@@ -205,6 +205,7 @@ def test_a_look_at_what_is_left_reads_no_volume(monkeypatch: pytest.MonkeyPatch)
         kit.clock.advance(86_400_000)
         await kit.authority.cleanups.look()
         await kit.authority.retirements.advance()
+        await kit.authority.nodes.finish_revocations()
         assert len(fencer.cleaned) == 1
         assert read == 0
 
