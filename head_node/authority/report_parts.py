@@ -78,7 +78,9 @@ def _entries(status: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, 
 
 def _place(status: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     for name in path:
-        status = status.setdefault(name, {})
+        if not isinstance(status.get(name), dict):
+            status[name] = {}
+        status = status[name]
     return status
 
 

@@ -88,3 +88,12 @@ def test_a_head_of_whose_report_only_a_part_has_come_is_live() -> None:
         assert known.status == {"volumes": {"v": {"state": "serving"}}}  # what it said last
 
     run(scenario)
+
+
+@pytest.mark.parametrize("said", [{"volumes": 5}, {"nvme": [1]}, {"nvme": {"volumes": None}}])
+def test_parts_that_contradict_each_other_are_no_error_of_the_authority(said: dict[str, Any]) -> None:
+    assembly = Assembly()
+    assert assembly.take(said | {"part": {"id": "a", "number": 0, "of": 2}}) is None
+    second = {"volumes": {"v": {"role": "primary"}}, "nvme": {"volumes": {"v": {"hosts": 1}}}}
+    whole = assembly.take(second | {"part": {"id": "a", "number": 1, "of": 2}})
+    assert whole == second
