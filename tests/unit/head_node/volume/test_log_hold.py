@@ -38,7 +38,7 @@ def test_clients_are_not_slowed_before_half_of_the_bound_is_used() -> None:
     assert hold.admits()
 
 
-@given(st.lists(st.tuples(st.integers(0, MIB), st.integers(1, MIB)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, MIB), st.integers(4096, MIB)), max_size=60))
 def test_a_member_gains_on_clients_that_write_as_much_as_they_may(steps: list[tuple[int, int]]) -> None:
     hold, taken, written = throttled(), 0, 0
     for piece, length in steps:
