@@ -58,8 +58,9 @@ class LogDirectories:
         try:
             directory = root.directory(name)
             engine = await VolumeEngine.open(
-                directory, volume=record.volume, env=self._env, limits=self._limits, accepted_loss=_accepted(directory)
-            )
+                directory, volume=record.volume, env=self._env, limits=self._limits,
+                accepted_loss=_accepted(directory), alone=not others,
+            )  # fmt: skip
             del self._unreadable[record.volume]
             return engine
         except LogMissing:

@@ -127,6 +127,13 @@ class Checkpointing(ABC):
             self._trim_held()
             self._log_trimmed()
 
+    def _give_up_hold(self) -> None:
+        """The disk is full, and clients wait: they come before members that catch up."""
+        if self._held_segments():
+            if self.log_hold.give_up():
+                logger.warning("event=log_hold_given_up volume=%s reason=disk_full", self.volume)
+            self._trim_held()
+
     def _trim_held(self) -> None:
         """Give up segments that no checkpoint and no member needs any more."""
         idle = self._checkpointing is None and not self._checkpoints_paused

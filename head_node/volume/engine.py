@@ -232,6 +232,7 @@ class VolumeEngine(Replica):
             self.append_reservation(self.reservations_ahead)  # something has to be the first record of the next one
 
     def _disk_full(self) -> None:
+        self._give_up_hold()
         if self._log.segment_count == 1:
             self._leave_segment()
         self._free_room()

@@ -6,6 +6,7 @@ rotten byte costs neither: the other copy is as good.
 """
 
 import asyncio
+import errno
 import logging
 import struct
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from head_node.files import Directory, LogFile
 from head_node.volume.errors import LogCorrupt, LogForeign, LogMissing
 from head_node.volume.geometry import Geometry
 from head_node.volume.interface import BLOCK_BYTES
-from head_node.volume.segments import commit_now
+from head_node.volume.segments import LogPosition, commit_now
 
 IDENTITY_FILE: Final = "identity"
 PROMISE_FILE: Final = "promise"
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 _AFTER_CRC: Final = 12
 _NO_CUT: Final = (1 << 64) - 1
+_ROTTEN: Final = b"\xff" * BLOCK_BYTES
+"""Neither empty nor valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,15 @@ class Identity:
 def read_identity(directory: Directory, volume: UUID) -> Identity:
     """The identity of a directory that should hold `volume`; raises LogMissing, LogCorrupt, LogForeign."""
     try:
-        data = directory.read(IDENTITY_FILE)
+        file = directory.open(IDENTITY_FILE)
     except FileNotFoundError:
         raise LogMissing(f"{directory.path}: no log here (new or wiped); create one with a new log id") from None
-    for offset in (0, BLOCK_BYTES):
-        found = _decode_identity(data[offset : offset + IDENTITY.size])
+    try:
+        blocks = _read_both(file)
+    finally:
+        file.close()
+    for offset, block in zip((0, BLOCK_BYTES), blocks, strict=True):
+        found = _decode_identity(block[: IDENTITY.size])
         if found is None:
             logger.error("event=identity_rotten path=%s byte=%d", directory.path, offset)
         elif found.volume != volume:
@@ -93,6 +100,21 @@ def read_identity(directory: Directory, volume: UUID) -> Identity:
         else:
             return found
     raise LogCorrupt(IDENTITY_FILE, 0, "does not verify in either copy")
+
+
+def _read_both(file: LogFile) -> list[bytes]:
+    """The two blocks of a file that repeats itself. One that the drive cannot give has rotted; raises OSError when it
+    gives neither."""
+    blocks, refused = [], None
+    for offset in (0, BLOCK_BYTES):
+        try:
+            blocks.append(file.read(offset, BLOCK_BYTES))
+        except OSError as error:
+            if refused is not None or error.errno != errno.EIO:
+                raise
+            refused = error
+            blocks.append(_ROTTEN)
+    return blocks
 
 
 def _decode_identity(data: bytes) -> Identity | None:
@@ -143,7 +165,7 @@ class PromiseFile:
             self = cls(directory.open(PROMISE_FILE), log_id)
         except FileNotFoundError:
             raise LogCorrupt(PROMISE_FILE, 0, "is missing; resync this member in full") from None
-        blocks = [self._file.read(offset, BLOCK_BYTES) for offset in (0, BLOCK_BYTES)]
+        blocks = _read_both(self._file)
         found = [promise for block in blocks if (promise := self._decode(block)) is not None]
         # A promise counts when both blocks have it, so either one is enough. Blocks are atomic: one that is neither
         # zero nor valid has rotted.
@@ -175,10 +197,14 @@ class PromiseFile:
             highest = max(epoch, self.promise.highest_epoch)
             await self._write(replace(self.promise, highest_epoch=highest, committed=(opnum, opnum_epoch)))
 
-    async def intend_cut(self, opnum: int | None) -> None:
-        """Record that everything after `opnum` is being cut, or that the cut is done; durable on return."""
+    async def intend_cut(self, opnum: int | None, given_up_to: LogPosition | None = None) -> None:
+        """Record that everything after `opnum` is being cut, or that the cut is done; durable on return. With
+        `given_up_to` nothing after that is committed any more."""
         async with self._writing:
-            await self._write(replace(self.promise, cut_after=opnum))
+            committed = self.promise.committed
+            if given_up_to is not None and committed[0] > given_up_to.opnum:
+                committed = (given_up_to.opnum, given_up_to.epoch)
+            await self._write(replace(self.promise, cut_after=opnum, committed=committed))
 
     async def _write(self, promise: Promise) -> None:
         sequence = self._sequence + 1

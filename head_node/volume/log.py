@@ -5,6 +5,7 @@ Any error of a commit is final (`on_failed`): a retried fdatasync would succeed 
 """
 
 import asyncio
+import errno
 import logging
 from bisect import bisect_right
 from collections import deque
@@ -23,6 +24,7 @@ from head_node.volume.segments import (
     MARK,
     SEGMENT_PREFIX,
     Batch,
+    PastSectors,
     Position,
     Scan,
     Segment,
@@ -35,6 +37,7 @@ from head_node.volume.segments import (
     newest_mark,
     offset_of,
     refuse_rot,
+    refuse_unreadable,
     zero_range,
 )
 from spdk_bindings.device import Buffer
@@ -126,16 +129,22 @@ class WriteLog(KeptRecords):
         replay: Callable[[Record], None],
         cut_after: int | None = None,
         judge: Callable[[Salvage, int], None] = lambda salvage, tail: None,
+        *,
+        past_sectors: bool = False,
     ) -> "WriteLog":
         """Open an existing log and hand every valid record to `replay`, in order.
 
         A torn tail is cut. `cut_after` finishes a truncation that was under way: what follows that opnum is not
-        looked at. `judge` hears what is rotten, and the tail, before anything is changed; it may raise. Raises
-        LogForeign and LogCorrupt (a segment missing, or rot behind which nothing can be read).
+        looked at. `past_sectors`: what the drive cannot read has rotted. `judge` hears what is
+        rotten, and the tail, before anything is changed; it may raise. Raises LogForeign and LogCorrupt (a segment
+        missing, or rot behind which nothing can be read), OSError.
         """
         files = [directory.open(name) for name in directory.names() if name.startswith(SEGMENT_PREFIX)]
+        if past_sectors:
+            files = [PastSectors(file) for file in files]
         segments, others, copies = live_segments(log_id, files, first_sequence)
         if not segments:
+            refuse_unreadable(files)
             raise LogCorrupt(directory.path, 0, f"log segment {first_sequence} is missing; resync this member in full")
         log = cls(directory, log_id, segment_bytes, segments[0].before)
         log._adopt_names()
@@ -154,7 +163,11 @@ class WriteLog(KeptRecords):
                 if not log.salvage.skip(scan):
                     raise
                 log._note_rot(LogRotten(rot.file, rot.offset, rot.reason, sequence, scan.position.opnum))
-        judge(log.salvage, scan.position.opnum)
+        tail = scan.position.opnum
+        if cut_after is None and scan.end_unreadable:
+            log.salvage.end_lost(scan)
+            tail += 1
+        judge(log.salvage, tail)
         log._mark_number = scan.mark_number
         log.position = scan.position
         log.durable = scan.position.opnum
@@ -217,7 +230,10 @@ class WriteLog(KeptRecords):
             (at, min(BATCH_BYTES_MAX, segment.end - at)) for at in range(2 * BLOCK_BYTES, segment.end, BATCH_BYTES_MAX)
         ]
         for at, length in [*pieces, (BLOCK_BYTES, BLOCK_BYTES)]:
-            await commit_now(file, at, [segment.file.read(at, length)])
+            former = segment.file
+            if isinstance(former, PastSectors) and not self.salvage.file and not former.gives(at, length):
+                raise OSError(errno.EIO, f"{former.name}: byte {at}: could be read a moment ago")
+            await commit_now(file, at, [former.read(at, length)])
         await commit_now(file, 0, [encode_segment(self._log_id, segment)])
 
     async def _repair(self, scan: Scan, stale: list[LogFile], wipe: bool) -> None:

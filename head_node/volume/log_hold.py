@@ -60,12 +60,17 @@ class LogHold:
         if not self._needs:
             return False
         if held_bytes > self._bytes_max:
-            self.given_up_count += len(self._needs)
-            self.clear()
-            return True
+            return self.give_up()
         if held_bytes > self._bytes_max // 2 and not self.throttled:
             self.throttled, self._credit_bytes = True, 0
         return False
+
+    def give_up(self) -> bool:
+        """The holders lose their hold; whether there were any."""
+        held = bool(self._needs)
+        self.given_up_count += len(self._needs)
+        self.clear()
+        return held
 
     def passed(self, elapsed_ns: int) -> None:
         """Time has passed."""

@@ -72,6 +72,11 @@ class _AcceptedCut(Exception):
         self.after = after
 
 
+def _newer(one: LogPosition, other: LogPosition) -> LogPosition:
+    """Of two commit points: the epoch counts first, for what an earlier one had beyond that was given up."""
+    return max(one, other, key=lambda point: (point.epoch, point.opnum))
+
+
 class Replica(Checkpointing):
     """Log and committed state of one volume in one directory."""
 
@@ -166,19 +171,21 @@ class Replica(Checkpointing):
         env: Environment,
         limits: Limits | None = None,
         accepted_loss: str = "",
+        alone: bool = False,
     ) -> Self:
         """Recover a log. Raises LogMissing, LogForeign, LogCorrupt, DirectoryLocked; LogDamaged when data is lost
-        whose code (`Losses.code`) is not `accepted_loss`."""
+        whose code (`Losses.code`) is not `accepted_loss`. `alone`: no other log of the volume counts: what
+        the drive cannot read has rotted, and what was committed beyond an end that is accepted is given up with it."""
         directory.lock()
         try:
-            return await cls._recover(directory, volume, env, limits or Limits(), accepted_loss)
+            return await cls._recover(directory, volume, env, limits or Limits(), accepted_loss, alone)
         except BaseException:
             directory.close()
             raise
 
     @classmethod
     async def _recover(
-        cls, directory: Directory, volume: UUID, env: Environment, limits: Limits, accepted_loss: str
+        cls, directory: Directory, volume: UUID, env: Environment, limits: Limits, accepted_loss: str, alone: bool
     ) -> Self:
         identity = read_identity(directory, volume)
         if INSTALLING_FILE in directory.names():
@@ -191,19 +198,21 @@ class Replica(Checkpointing):
         try:
             log = await WriteLog.recover(
                 directory, identity.log_id, identity.segment_bytes, checkpoint.first_sequence, engine._note, cut,
-                lambda salvage, tail: engine._judge(salvage, tail, checkpoint, accepted_loss),
+                lambda salvage, tail: engine._judge(salvage, tail, checkpoint, accepted_loss), past_sectors=alone,
             )  # fmt: skip
         except _AcceptedCut as accepted:
-            await promise.intend_cut(accepted.after)
-            return await cls._recover(directory, volume, env, limits, accepted_loss)
+            end = LogPosition(accepted.after, engine._epoch_of(accepted.after))
+            await promise.intend_cut(accepted.after, end if alone else None)
+            return await cls._recover(directory, volume, env, limits, accepted_loss, alone)
         engine._adopt(log)
         if cut is not None:
             await promise.intend_cut(None)
         if checkpoint.covered > engine.durable and not checkpoint.catching_up:
             reason = f"covers opnum {checkpoint.covered} but the log ends at {engine.durable}: its end has rotted"
             raise LogCorrupt(CHECKPOINT_FILE, 0, reason)
-        engine._floor = max(LogPosition(*promise.promise.committed), checkpoint.commit_point)
-        engine._apply_to(min(max(engine._log.recovered_commit_point, engine._floor.opnum), engine.durable))
+        engine._floor = _newer(LogPosition(*promise.promise.committed), checkpoint.commit_point)
+        floor = engine._floor.opnum if engine._floor_counts() else 0
+        engine._apply_to(min(max(engine._log.recovered_commit_point, checkpoint.covered, floor), engine.durable))
         engine._room.enough(engine._checkpoint_bytes())
         if engine.missing and not checkpoint.catching_up:
             logger.error(
@@ -220,7 +229,7 @@ class Replica(Checkpointing):
         )  # fmt: skip
         if not losses:
             return
-        if losses.code != accepted_loss:
+        if accepted_loss not in losses.codes:
             raise LogDamaged(salvage.file, salvage.offset, f"rotten, and nothing else here has what is lost: {losses}")
         logger.error("event=loss_accepted volume=%s code=%s lost=%s", self.volume, losses.code, losses)
         if losses.cut_after is not None:
@@ -264,7 +273,7 @@ class Replica(Checkpointing):
     @property
     def commit_point(self) -> LogPosition:
         """The last record known committed here. It is above `tail` where the log has lost its end."""
-        if self._floor.opnum > self.committed:
+        if self._floor.opnum > self.committed and self._floor_counts():
             return self._floor
         return LogPosition(self.committed, self._epoch_of(self.committed))
 
@@ -272,6 +281,11 @@ class Replica(Checkpointing):
     def missing(self) -> int:
         """Records known committed that this log has lost, or not got yet: it must not lead (D1)."""
         return max(0, self.commit_point.opnum - self._log.position.opnum)
+
+    def _floor_counts(self) -> bool:
+        """Whether nothing in the log contradicts the floor: a record of a later epoch at or below it means that an
+        operator gave it up, and let a shorter log lead."""
+        return self._epoch_of(min(self._floor.opnum, self._log.position.opnum)) <= self._floor.epoch
 
     @property
     def settled_tail(self) -> LogPosition:
@@ -292,7 +306,11 @@ class Replica(Checkpointing):
         """Is there room in log, overlay and on the disk for `length` more bytes of client records?"""
         if len(self.state.overlay) * BLOCK_BYTES >= self.limits.overlay_bytes_max:
             return False
-        if not self._log_takes(length, self.limits.client_log_bytes_max) or not self.log_hold.admits():
+        if not self._log_takes(length, self.limits.client_log_bytes_max):
+            if self._room.refused is not None:
+                self._give_up_hold()
+            return False
+        if not self.log_hold.admits():
             return False
         if self._log.has_room(length):
             return True
@@ -507,8 +525,13 @@ class Replica(Checkpointing):
         self._expect_follower()
         checkpoint = decode_checkpoint(bytes(data), self.volume)
         await self._settle_checkpoint()
-        await self._promise.see_epoch(self.highest_epoch)
-        await self._directory.replace(INSTALLING_FILE, [b"full resync under way\n"])
+        try:
+            await self._promise.see_epoch(self.highest_epoch)
+            # What fills the disk may be the log that is about to go.
+            await self._room.put(INSTALLING_FILE, [b"full resync under way\n"])
+        except BaseException:
+            self._checkpoints_paused = False  # the former log goes on
+            raise
         try:
             await self._install(checkpoint)
         except Exception as error:
@@ -529,7 +552,7 @@ class Replica(Checkpointing):
             self._directory, self.log_id, self._identity.segment_bytes, checkpoint.before, checkpoint.first_sequence
         )
         self._adopt(log)
-        self._floor, self.vouched = max(known, checkpoint.commit_point), False
+        self._floor, self.vouched = _newer(known, checkpoint.commit_point), False
         own = self._checkpoint(checkpoint.first_sequence, checkpoint.before, catching_up=True)
         await self._room.write(await own.encode())
         await self._directory.remove(INSTALLING_FILE)

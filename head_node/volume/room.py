@@ -51,15 +51,16 @@ class CheckpointRoom:
     async def write(self, buffers: Sequence[Buffer]) -> None:
         """Put a checkpoint in place, then its copy: at each moment one of them is whole. Raises OSError when neither
         was written."""
-        await self._replace(CHECKPOINT_FILE, buffers)
+        await self.put(CHECKPOINT_FILE, buffers)
         try:
-            await self._replace(CHECKPOINT_COPY, buffers)
+            await self.put(CHECKPOINT_COPY, buffers)
         except OSError as error:
             # The former copy may need more log than there is soon; freeing room comes first.
             logger.error("event=checkpoint_copy_failed path=%s error=%s", self._directory.path, error)
         self._want(sum(map(len, buffers)))
 
-    async def _replace(self, name: str, buffers: Sequence[Buffer]) -> None:
+    async def put(self, name: str, buffers: Sequence[Buffer]) -> None:
+        """Put a file in place; in the kept blocks if there are no others. Raises OSError."""
         try:
             await self._directory.replace(name, buffers)
         except OSError as error:

@@ -5,7 +5,7 @@ the rest of its batch: the next MARK says where the log goes on. Nothing here de
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -83,6 +83,12 @@ class Salvage:
         scan.go_on(where, number - 1)
         return True
 
+    def end_lost(self, scan: Scan) -> None:
+        """The end of the log cannot be read: at least one record may have been there."""
+        if not self.file:
+            self.file, self.offset = scan.segment.file.name, scan.segment.end
+        self.holes.append(Hole(scan.position.opnum + 1, scan.position.opnum + 1))
+
     def _read_in_part(self, scan: Scan, batch: Batch, at: int) -> bool:
         """Hand on the records whose headers verify; True when that was the whole batch."""
         body = memoryview(scan.segment.file.read(batch.offset + MARK.size, batch.body_bytes))
@@ -146,6 +152,12 @@ class Losses:
         """Names exactly these losses of exactly this log."""
         named = f"{self.log_id} {self.blocks} {[tuple(hole) for hole in self.unknown]} {self.cut_after}"
         return f"{crc32c(named.encode()):08x}"
+
+    @property
+    def codes(self) -> set[str]:
+        """By which it is accepted: once the end that was accepted too is cut, the log just ends there."""
+        cut = self if self.cut_after is not None else replace(self, cut_after=self.tail)
+        return {self.code, cut.code}
 
     def __str__(self) -> str:
         parts = []

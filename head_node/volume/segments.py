@@ -10,6 +10,7 @@ is kept without a sync of its own (D1).
 """
 
 import asyncio
+import errno
 import struct
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -108,6 +109,47 @@ class Segment:
         return self.before.opnum + 1
 
 
+class PastSectors:
+    """A log file in which a block that the drive cannot give is zeroes: it has rotted like one that does not verify."""
+
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
+        self.name = file.name
+        self.size_bytes = file.size_bytes
+        self.commit, self.close = file.commit, file.close
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = max(0, min(length, self.size_bytes - offset))
+        if (data := self._given(offset, length)) is not None:
+            return data
+        pieces, at, stop = [], offset, offset + length
+        while at < stop:
+            end = min(stop, at - at % BLOCK_BYTES + BLOCK_BYTES)
+            pieces.append(self._given(at, end - at) or bytes(end - at))
+            at = end
+        return b"".join(pieces)
+
+    def gives(self, offset: int, length: int) -> bool:
+        """Whether all of that can be read."""
+        return self._given(offset, min(length, self.size_bytes - offset)) is not None
+
+    def _given(self, offset: int, length: int) -> bytes | None:
+        try:
+            data = self._file.read(offset, length)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return None
+        return data if len(data) == length else None  # what Linux gives before a sector that it cannot read
+
+
+def refuse_unreadable(files: list[LogFile]) -> None:
+    """Raise OSError when the beginning of a file cannot be read: no wonder that its segment is missing."""
+    for file in files:
+        if isinstance(file, PastSectors) and not file.gives(0, BLOCK_BYTES):
+            raise OSError(errno.EIO, f"{file.name}: unreadable sector where the segment begins")
+
+
 def encode_segment(log_id: UUID, segment: Segment) -> bytes:
     """Block 0 of a segment."""
     before = segment.before
@@ -198,6 +240,14 @@ class Scan:
     def go_on(self, position: Position, mark_number: int) -> None:
         """The next batch continues `position` and has the number after `mark_number`."""
         self.position, self.mark_number, self.bad_mark, self.torn = position, mark_number, mark_number + 1, None
+
+    @property
+    def end_unreadable(self) -> bool:
+        """Whether the drive cannot give what follows, so that nothing says whether the log ends there."""
+        at = self.segment.end
+        length = aligned(MARK.size + self.torn[0].body_bytes) if self.torn is not None else BLOCK_BYTES
+        file = self.segment.file
+        return isinstance(file, PastSectors) and not file.gives(at, length)
 
     def batch(self, last_opnum: int | None) -> list[Record] | None:
         """The next batch's valid records; None at the end. `last_opnum` cuts: records after it do not count."""

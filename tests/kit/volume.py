@@ -71,9 +71,14 @@ class Bench:
         )
         return self.engine
 
-    async def open(self, limits: Limits = SMALL, accepted_loss: str = "") -> VolumeEngine:
+    async def open(self, limits: Limits = SMALL, accepted_loss: str = "", *, alone: bool = True) -> VolumeEngine:
         self.engine = await VolumeEngine.open(
-            MemoryDirectory(self.disk), volume=VOLUME, env=ENV, limits=limits, accepted_loss=accepted_loss
+            MemoryDirectory(self.disk),
+            volume=VOLUME,
+            env=ENV,
+            limits=limits,
+            accepted_loss=accepted_loss,
+            alone=alone,
         )
         return self.engine
 
