@@ -294,6 +294,9 @@ class VolumeController:
             if engine.failure is None:
                 self._note(f"no takeover: {error}")
             return None
+        if self._forfeited:
+            follower.promise.unseal()  # said while this was on its way: another log counts, and this one goes aside
+            return None
         self._to(VolumeState.SEALED)
         try:
             in_doubt = bool(tails.done_without)

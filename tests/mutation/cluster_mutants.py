@@ -294,6 +294,10 @@ CLUSTERS = (
         "head_node/cluster/replication.py", "        if count < RESYNCS_AT_ONCE:\n", "        if True:\n", CLUSTER,
     ),
     one(
+        "forfeited-leads", "D1: a log that is to be set aside takes no epoch", "head_node/cluster/volume_controller.py",
+        "        if self._forfeited:\n", "        if False:\n", CLUSTER,
+    ),
+    one(
         "last-copies-removed", "logs: one set aside is removed only when another member has all",
         "head_node/log_directories.py", "            if not others:\n                raise OSError(", "            if False:\n                raise OSError(",
         "tests/unit/head_node/test_log_directories.py",

@@ -116,11 +116,16 @@ VOLUMES = (
     ),
     one(
         "loss-accepts-itself", "D1: a log that has lost data goes on only when an operator accepts exactly that", REPLICA,
-        "        if losses.code != accepted_loss:\n", "        if False:\n", VOLUME,
+        "        if accepted_loss not in losses.codes:\n", "        if False:\n", VOLUME,
+    ),
+    one(
+        "given-up-point-counts", "D1: a commit point that was given up makes no later record committed", REPLICA,
+        "        return self._epoch_of(min(self._floor.opnum, self._log.position.opnum)) <= self._floor.epoch\n",
+        "        return True\n", VOLUME,
     ),
     one(
         "one-checkpoint", "D1: a checkpoint has a copy", "head_node/volume/room.py",
-        "            await self._replace(CHECKPOINT_COPY, buffers)\n", "            pass\n", VOLUME,
+        "            await self.put(CHECKPOINT_COPY, buffers)\n", "            pass\n", VOLUME,
     ),
     one(
         "destage-unchecked", "D2: destage verifies what it takes from memory", DESTAGE,

@@ -197,6 +197,28 @@ def test_d1_what_a_takeover_without_all_answers_may_lack_is_set_aside_and_not_cu
     with_rack(scenario)
 
 
+def test_d1_a_log_that_is_to_be_set_aside_takes_no_epoch_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told while its takeover is on its way. Leading first, it would be set aside with what it acknowledged."""
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        follower = second.controller._follower
+        assert follower is not None
+        seal = follower.seal
+
+        async def told_meanwhile() -> None:
+            await seal()
+            follower.on_forfeited()
+
+        monkeypatch.setattr(follower, "seal", told_meanwhile)
+        await first.crash()
+        await until(lambda: bool(second.aside) or second.serving)
+        assert second.aside
+        assert rack.record.epoch == 1
+
+    with_rack(scenario)
+
+
 def test_a_member_that_is_only_behind_is_no_divergence() -> None:
     """What a member had and never knew as committed is cut as before; see also the full resyncs of test_replication."""
 
