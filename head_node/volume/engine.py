@@ -258,7 +258,7 @@ class VolumeEngine(Replica):
         """Is half of what clients may fill full?"""
         limits = self.limits
         filled = len(self.state.overlay) * BLOCK_BYTES
-        return filled > limits.overlay_bytes_max // 2 or self._log.used_bytes > limits.client_log_bytes_max // 2
+        return filled > limits.overlay_bytes_max // 2 or self.needed_log_bytes > limits.client_log_bytes_max // 2
 
     def _slots(self) -> int:
         sizes = [column.blocks for column in self._columns if column is not None]
