@@ -152,11 +152,12 @@ class Destager:
             self.column_changed()
 
     def late_answer(self, slot: int, column: Column, error: BaseException | None) -> None:
-        """A shard for `slot` that was given up has been written or refused, maybe before its STRIPE is committed:
-        nothing more comes of that command (F3)."""
+        """A shard for `slot` that was given up has been written or refused, maybe before the others of its stripe are
+        answered, or its STRIPE is committed: nothing more comes of that command (F3)."""
         index = self._writer.index_of(column)
         if index is None or (error is not None and not isinstance(error, ANSWERS)):
             return
+        self._writer.late_answer(slot, column, error)
         if slot in self._unsettled:
             opnum, unanswered = self._unsettled[slot]
             self._unsettled[slot] = opnum, [other for other in unanswered if other is not column]

@@ -316,6 +316,8 @@ class VolumeEngine(Replica):
     def _column_changed(self, column: WatchedColumn) -> None:
         if self._destager is not None:
             self._destager.column_hangs(column, column.hangs)
+        if not column.hangs:
+            self._service.attached()
         self._service.pump()
 
     def _late_answer(self, column: WatchedColumn, lba: int, error: BaseException | None) -> None:

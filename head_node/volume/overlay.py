@@ -96,8 +96,9 @@ class Overlay:
     def put_back(self, taken: list[tuple[int, Entry]]) -> None:
         """The stripe of these blocks was given up: they are fresh again unless superseded."""
         back = []
-        for lba, entry in taken:
-            if self.leaving.get(lba) is entry:
+        for lba, (opnum, _, _) in taken:
+            entry = self.leaving.get(lba)  # by its version: it may have been corrected meanwhile
+            if entry is not None and entry[0] == opnum:
                 del self.leaving[lba]
                 if lba not in self.fresh:
                     back.append((lba, entry))

@@ -337,7 +337,7 @@ class ClientService:
             again()
 
     def attached(self) -> None:
-        """A sled is attached: what waits for one is asked again."""
+        """A sled is attached, or a column answers again: what waits for one is asked again."""
         self._attaches += 1
         self._away.attached()
 

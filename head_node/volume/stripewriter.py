@@ -70,6 +70,8 @@ class StripeWriter:
         self._epoch = epoch
         self._columns = columns
         self._sequence = 0
+        self._open: dict[int, Outcome] = {}
+        """slot -> what is known of a stripe of which not every shard was answered."""
         self._failing: set[int] = set()
         """Columns whose last shard was not written, through whichever attach."""
 
@@ -92,6 +94,19 @@ class StripeWriter:
         """Those of `columns` that were not replaced since: the others are over, and nobody would say so again."""
         return [column for column in columns if any(column is present for present in self._columns)]
 
+    def late_answer(self, slot: int, column: Column, error: BaseException | None) -> None:
+        """A shard that was given up has been written or refused, while others of its stripe are unanswered."""
+        outcome = self._open.get(slot)
+        shards = outcome.failed if outcome is not None else {}
+        shard = next((shard for shard, (given_up, _) in shards.items() if given_up is column), None)
+        if outcome is None or shard is None:
+            return
+        if error is None:
+            del outcome.failed[shard]
+            outcome.present.add(shard)
+        else:
+            outcome.failed[shard] = (column, error)
+
     def write(
         self, slot: int, blocks: Sequence[StripeBlock], needed: int, done: Callable[[StripeRecord, Outcome], None]
     ) -> None:
@@ -100,7 +115,7 @@ class StripeWriter:
         self._sequence += 1
         entries = self._entries(blocks)
         shards = self._shards(blocks, entries)
-        outcome = Outcome(needed)
+        outcome = self._open[slot] = Outcome(needed)
         offset = slot * self._geometry.shard_blocks
         left = 1
         epoch, sequence = self._epoch, self._sequence
@@ -120,6 +135,7 @@ class StripeWriter:
             nonlocal left
             left -= 1
             if not left:
+                del self._open[slot]
                 places = tuple(
                     (self._geometry.column_of(slot, shard), shard in outcome.present, offset)
                     for shard in range(self._geometry.shards)

@@ -191,3 +191,51 @@ def test_f6_a_refusal_that_comes_late_is_reported() -> None:
         assert [column for column, _ in told] == [HUNG]
 
     run_virtual(scenario())
+
+
+@pytest.mark.parametrize("error", [None, SledUnavailable("gone")])
+def test_f3_a_late_answer_counts_also_while_other_shards_of_its_stripe_are_unanswered(error: Exception | None) -> None:
+    async def scenario() -> None:
+        bench, _ = await filled(12)
+        stripes = bench.engine.state.stripes
+        held = hang(bench)
+        reading = bench.engine.reader.columns[HUNG]
+        assert reading is not None
+        reading.read(0, 1)  # this command is what is overdue, so that the stripe's shard is given up at once
+        await asyncio.sleep(HANGS_S - 0.2)
+        slow = hang(bench, 1)
+        await fill(bench, 0, 12, 2)
+        await asyncio.sleep(0.5)
+        assert bench.engine.status()["columns_hanging"] == [HUNG]
+        if error is not None:
+            bench.columns[HUNG].error = lambda: error
+        answer(bench, held)
+        await asyncio.sleep(0.1)
+        bench.columns[HUNG].error = None
+        answer(bench, slow, 1)
+        await settled(bench)
+        free = stripes.free_count
+        await fill(bench, 0, 12, 3)
+        await settled(bench)
+        assert stripes.free_count - free == (0 if error is None else -1), "the former slot"
+
+    run_virtual(scenario())
+
+
+def test_reads_that_wait_for_columns_that_hang_are_asked_again_when_those_answer() -> None:
+    async def scenario() -> None:
+        bench, content = await filled(12)
+        held = {index: hang(bench, index) for index in range(3)}
+        first = [bench.reading(lba) for lba in content]
+        await asyncio.sleep(HANGS_S + 0.5)
+        assert bench.engine.status()["columns_hanging"] == [0, 1, 2]
+        reads = {lba: bench.reading(lba) for lba in content}
+        await asyncio.sleep(10)
+        assert bench.engine.status()["sled_waits"]["reads"] > 0
+        for index, kept in held.items():
+            answer(bench, kept, index)
+        await asyncio.sleep(0.5)
+        assert all(read.done() for read in [*first, *reads.values()])
+        assert all(reads[lba].result() == (0, data) for lba, data in content.items())
+
+    run_virtual(scenario())
