@@ -45,6 +45,8 @@ class Checkpointing(ABC):
         self._epochs: list[tuple[int, int]] = []
         self.log_hold = LogHold(limits.held_log_bytes_max)
         self._room = CheckpointRoom(directory, self._checkpoint_bytes_max(), self._give_up_spare)
+        self._checkpoint_to_come_bytes = self._checkpoint_bytes()
+        """As of the last record applied."""
         self._checkpoint_count = 0
         self._checkpointing: asyncio.Task[None] | None = None
         self._checkpoints_paused = False

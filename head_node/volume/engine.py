@@ -376,7 +376,8 @@ class VolumeEngine(Replica):
 
     def append_write(self, lba: int, data: Buffer) -> int:
         """Log a client write; returns the opnum of its last record."""
-        self.log_hold.spent(len(data))
+        if self.log_hold.throttled:
+            self.log_hold.spent(len(data))
         log = self._log
         position = log.position
         if len(data) == BLOCK_BYTES:

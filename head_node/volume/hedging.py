@@ -11,6 +11,7 @@ SLOW_SHARE: Final = 0.01
 """Reads that are slower than what is waited: the 99th percentile."""
 STEP: Final = 0.05
 """How far one slow read moves it; a hundred fast ones move it back."""
+_BACK: Final = 1 - STEP * SLOW_SHARE / (1 - SLOW_SHARE)
 EXTRA_SHARE: Final = 0.05
 """Extra shard reads, of all that are asked for anyway: a rack that is slow as a whole must not be asked for more."""
 EXTRA_MAX: Final = 60.0
@@ -33,8 +34,8 @@ class Hedging:
         """A read has been answered, or was given up as slow, after so long."""
         if seconds > self.wait_s:
             self.wait_s = min(self.wait_s * (1 + STEP), HEDGE_SECONDS_MAX)
-        else:
-            self.wait_s = max(self.wait_s * (1 - STEP * SLOW_SHARE / (1 - SLOW_SHARE)), HEDGE_SECONDS_MIN)
+        elif self.wait_s > HEDGE_SECONDS_MIN:
+            self.wait_s = max(self.wait_s * _BACK, HEDGE_SECONDS_MIN)
 
     def spend(self, reads: int) -> bool:
         """Whether so many extra reads are within the budget; they count from now on."""

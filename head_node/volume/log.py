@@ -289,6 +289,8 @@ class WriteLog(KeptRecords):
     def has_room(self, length: int) -> bool:
         """Whether the disk has blocks for `length` more bytes of client data, and still a whole segment for records
         that free room."""
+        if self._spares and self._fits_newest(length):
+            return True
         left = self._spares_after(length) - 1
         if left >= 0:
             return True
@@ -299,6 +301,13 @@ class WriteLog(KeptRecords):
     def has_kept_room(self, length: int) -> bool:
         """Whether `length` more bytes leave half a segment for records that free room."""
         return self._spares_after(length + self._segment_bytes // 2) >= 0
+
+    def _fits_newest(self, length: int) -> bool:
+        """Whether all that was appended, and `length` bytes more, surely go into the segment that is written now. Asked
+        for each request, so it counts generously: three blocks for each batch."""
+        batches = len(self._chunks) + 3 + length // (self._chunk_bytes_max - BLOCK_BYTES)
+        newest = self._segments[-1]
+        return self._pending_bytes + length + 3 * BLOCK_BYTES * batches <= newest.file.size_bytes - newest.end
 
     def _spares_after(self, length: int) -> int:
         """How many spare segments are left, less than none if some are missing, when all that was appended and

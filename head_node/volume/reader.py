@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations, groupby, islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from crc32c import crc32c
@@ -84,12 +84,11 @@ class Piece(NamedTuple):
     """The column, if it may give more another time."""
 
 
-class _Asked(NamedTuple):
-    """A run whose shard was asked of its column, and who waits for it."""
+_Asked: TypeAlias = tuple[float, Run, RunDone, Column, asyncio.Future[Buffer] | None]
+"""A run whose shard was asked of its column: since when, who waits for it, the column, and its header, if asked for."""
 
-    since_s: float
-    run: Run
-    done: RunDone
+_Slow: TypeAlias = tuple[asyncio.Future[Buffer], asyncio.Future[Buffer] | None]
+"""What was asked of a column that is slow: the data, and the header."""
 
 
 class Reader:
@@ -129,13 +128,10 @@ class Reader:
 
     def read(self, lba: int, count: int, done: BlocksDone) -> None:
         """Read `count` blocks; calls `done` with an error or the blocks in order, maybe inside the call."""
-        overlay = self._state.overlay
         if count == 1:
-            entry = overlay.get(lba)
-            if entry is not None:
-                block = self.from_overlay(lba, entry)
-                done(*((None, (block,)) if block is not None else (self._spoiled(lba), ())))
-                return
+            self._read_one(lba, done)
+            return
+        overlay = self._state.overlay
         answer: list[Buffer] = [_ZERO_BLOCK] * count
         runs: list[Run] = []
         for at, place in enumerate(self._state.map.find_range(lba, count)):
@@ -155,6 +151,22 @@ class Reader:
             done(None, answer)
             return
         _Pending(self, runs, answer, done)
+
+    def _read_one(self, lba: int, done: BlocksDone) -> None:
+        entry = self._state.overlay.get(lba)
+        if entry is not None:
+            block = self.from_overlay(lba, entry)
+            done(*((None, (block,)) if block is not None else (self._spoiled(lba), ())))
+            return
+        place = self._state.map.find(lba)
+        if place is None:
+            done(None, [_ZERO_BLOCK])
+        elif place.slot == LOST:
+            done(BlockLost(lba, "it was declared lost"), ())
+        else:
+            runs: list[Run] = []
+            self._add(runs, place, lba, 0)
+            _Pending(self, runs, [_ZERO_BLOCK], done)
 
     def from_overlay(self, lba: int, entry: Entry) -> bytes | None:
         """The block if it has the CRC that the client's bytes had (D2), else what the log has; None for neither."""
@@ -213,19 +225,24 @@ class Reader:
     def _begin(self, run: Run, then: RunDone) -> None:
         self._in_flight += 1
         done = partial(self._over, then)
-        data = self._fetch(run, run.shard, 1 + run.row, len(run.places))
-        header = self._known(run, run.shard)
-        if data is None:
-            self._spawn(run, None, done)
-        elif header is not None:
-            self._hedging.asked()
-            loop = asyncio.get_running_loop()
-            self._asked[data] = _Asked(loop.time(), run, done)
-            if self._look_timer is None:
-                self._look_timer = loop.call_later(HEDGE_SECONDS_MIN, self._look)
+        geometry = self._state.geometry
+        column = self.columns[geometry.column_of(run.slot, run.shard)]
+        if column is None or not column.available or not run.stripe.present >> run.shard & 1:
+            self._spawn(run, done)
+            return
+        data = column.read(run.slot * geometry.shard_blocks + 1 + run.row, len(run.places))
+        head = None if self._known(run, run.shard) is not None else self._fetch(run, run.shard, 0, 1)
+        self._hedging.asked()
+        loop = asyncio.get_running_loop()
+        self._asked[data] = (loop.time(), run, done, column, head)
+        if self._look_timer is None:
+            self._look_timer = loop.call_later(HEDGE_SECONDS_MIN, self._look)
+        if head is None:
             data.add_done_callback(self._arrived)
         else:
-            self._spawn(run, data, done)
+            both = partial(self._arrived_in_part, run, head, data)
+            head.add_done_callback(both)
+            data.add_done_callback(both)
 
     def _over(self, then: RunDone, error: Exception | None, data: Buffer) -> None:
         self._in_flight -= 1
@@ -233,16 +250,29 @@ class Reader:
         while self._waiting and self._in_flight < RUNS_IN_FLIGHT_MAX:
             self._begin(*self._waiting.popleft())
 
+    def _arrived_in_part(
+        self, run: Run, head: asyncio.Future[Buffer], data: asyncio.Future[Buffer], one: asyncio.Future[Buffer]
+    ) -> None:
+        if not (head.done() and data.done()) or data not in self._asked:
+            return
+        if not head.cancelled() and head.exception() is None:
+            self._keep_header(run, run.shard, head.result())
+        self._arrived(data)
+
     def _arrived(self, future: asyncio.Future[Buffer]) -> None:
         asked = self._asked.pop(future, None)
         if asked is None:
             return
-        since_s, run, done = asked
+        since_s, run, done, column, head = asked
         self._hedging.took(asyncio.get_running_loop().time() - since_s)
-        if not future.cancelled() and future.exception() is None and self._verified(run, future.result()):
+        counts = head is None or self._known(run, run.shard) is not None
+        if counts and not future.cancelled() and future.exception() is None and self._verified(run, future.result()):
+            if self.unreadable:
+                self.unreadable.discard(run.lba, len(run.places))
             done(None, future.result())
         else:
-            self._spawn(run, None, done)
+            self._noted(self._state.geometry.column_of(run.slot, run.shard), column, future)
+            self._spawn(run, done)
 
     def _look(self) -> None:
         """Give the runs a second try whose shard is slow, oldest first."""
@@ -250,16 +280,17 @@ class Reader:
         self._look_timer = None
         now_s = loop.time()
         slow: list[asyncio.Future[Buffer]] = []
-        for data, asked in self._asked.items():
-            waited_s = now_s - asked.since_s
-            if waited_s < self._hedging.wait_s:
+        for data, (since_s, run, _, _, head) in self._asked.items():
+            if now_s - since_s < self._hedging.wait_s:
                 break
-            if not data.done() and self._may_hedge(asked.run):
+            answered = data.done() and (head is None or head.done())
+            if not answered and self._may_hedge(run):
                 slow.append(data)
         for data in slow:
-            since_s, run, done = self._asked.pop(data)
+            since_s, run, done, column, head = self._asked.pop(data)
+            data.add_done_callback(partial(self._noted, self._state.geometry.column_of(run.slot, run.shard), column))
             self._hedging.took(now_s - since_s)
-            self._spawn(run, data, done, slow=True)
+            self._spawn(run, done, (data, head))
         if self._asked:
             self._look_timer = loop.call_later(max(HEDGE_SECONDS_MIN, self._hedging.wait_s / 4), self._look)
 
@@ -268,9 +299,9 @@ class Reader:
         geometry = self._state.geometry
         return not self._attached(geometry.column_of(run.slot, run.shard)) or self._hedging.spend(geometry.shards - 1)
 
-    async def _finish(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone, slow: bool) -> None:
+    async def _finish(self, run: Run, done: RunDone, slow: _Slow | None) -> None:
         try:
-            buffer = await self._first_good(run, data, slow)
+            buffer = await self._first_good(run, slow)
         except BlockUnreadable as error:
             done(error, b"")
             return
@@ -278,9 +309,11 @@ class Reader:
             self.unreadable.discard(run.lba, len(run.places))
         done(None, buffer)
 
-    async def _first_good(self, run: Run, data: asyncio.Future[Buffer] | None, slow: bool) -> Buffer:
-        """What the shard says, or what the others yield, who are asked when it is slow, too. Raises BlockUnreadable."""
-        direct = asyncio.ensure_future(self._piece(run, run.shard, data))
+    async def _first_good(self, run: Run, asked: _Slow | None) -> Buffer:
+        """What the shard says, or what the others yield, who are asked when it is slow, too. `asked` is what was, if it
+        is slow already. Raises BlockUnreadable."""
+        direct = asyncio.ensure_future(self._piece(run, run.shard, *(asked or ())))
+        slow = asked is not None
         others: asyncio.Future[Buffer] | None = None
         try:
             wait_s = self._hedging.wait_s
@@ -423,14 +456,21 @@ class Reader:
     def _nothing(run: Run, shard: int) -> Piece:
         return Piece(shard, memoryview(b""), [False] * len(run.places))
 
-    async def _piece(self, run: Run, shard: int, data: asyncio.Future[Buffer] | None = None) -> Piece:
-        """What a shard gives for the run: its own blocks as the map wants them, others as their header says."""
+    async def _piece(
+        self,
+        run: Run,
+        shard: int,
+        data: asyncio.Future[Buffer] | None = None,
+        head: asyncio.Future[Buffer] | None = None,
+    ) -> Piece:
+        """What a shard gives for the run: its own blocks as the map wants them, others as their header says. `data` and
+        `head` are asked for already, if given."""
         nothing = self._nothing(run, shard)
         if not run.stripe.present >> shard & 1:
             return nothing
         try:
             asked = data or self._fetch(run, shard, 1 + run.row, len(run.places))
-            header = await self._header(run, shard)
+            header = await self._header(run, shard, head)
             buffer = await self._settled(asked)
         except _ShardAway:
             return nothing._replace(column=self._state.geometry.column_of(run.slot, shard))
@@ -469,17 +509,19 @@ class Reader:
         named = (header.volume, header.epoch, header.sequence, header.index, len(header.crcs))
         return named == (self._volume, stripe.epoch, stripe.sequence, shard, self._state.geometry.rows)
 
-    async def _header(self, run: Run, shard: int) -> ShardHeader | None:
+    async def _header(self, run: Run, shard: int, asked: asyncio.Future[Buffer] | None) -> ShardHeader | None:
         """The verified header of a shard, None if the shard does not count; raises _ShardAway."""
         known = self._known(run, shard)
         if known is not None:
             return known
-        block = await self._settled(self._fetch(run, shard, 0, 1))
-        header = decode_shard_header(block) if block is not None else None
+        block = await self._settled(asked or self._fetch(run, shard, 0, 1))
+        return None if block is None else self._keep_header(run, shard, block)
+
+    def _keep_header(self, run: Run, shard: int, block: Buffer) -> ShardHeader | None:
+        header = decode_shard_header(block)
         if header is None or not self._names(header, run.stripe, shard):
-            if block is not None:
-                self.mismatch_count += 1
-                logger.warning("event=stale_shard volume=%s slot=%d shard=%d", self._volume, run.slot, shard)
+            self.mismatch_count += 1
+            logger.warning("event=stale_shard volume=%s slot=%d shard=%d", self._volume, run.slot, shard)
             return None
         if len(self._headers) >= HEADERS_CACHED_MAX:
             del self._headers[next(iter(self._headers))]
@@ -500,8 +542,8 @@ class Reader:
             raise _ShardAway from error
         return future.result()
 
-    def _spawn(self, run: Run, data: asyncio.Future[Buffer] | None, done: RunDone, *, slow: bool = False) -> None:
-        task = asyncio.get_running_loop().create_task(self._finish(run, data, done, slow))
+    def _spawn(self, run: Run, done: RunDone, slow: _Slow | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish(run, done, slow))
         self._tasks[task] = (run, done)
         task.add_done_callback(self._tasks.pop)
 
@@ -510,7 +552,7 @@ class Reader:
 
     async def close(self) -> None:
         """End what is under way: those reads fail, for callers who have stopped listening. Reading may begin again."""
-        waiting = [*self._waiting, *((asked.run, asked.done) for asked in self._asked.values())]
+        waiting = [*self._waiting, *((run, done) for _, run, done, _, _ in self._asked.values())]
         self._waiting.clear()
         self._asked.clear()
         tasks = dict(self._tasks)

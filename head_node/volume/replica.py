@@ -326,11 +326,15 @@ class Replica(Checkpointing):
 
     def _log_takes(self, length: int, bound: int) -> bool:
         # A depth-1 writer of 4 KiB blocks uses two blocks of log per block.
-        fits = self.needed_log_bytes + self._log.pending_bytes + 2 * length <= bound
-        if not fits or self._room.enough(self._checkpoint_bytes()):
-            return fits
+        log = self._log
+        bound -= log.pending_bytes + 2 * length
+        if log.used_bytes > bound and self.needed_log_bytes > bound:
+            return False
+        if self._room.enough(self._checkpoint_to_come_bytes):
+            return True
         self.state.count_pages()
-        return self._room.enough(self._checkpoint_bytes())
+        self._checkpoint_to_come_bytes = self._checkpoint_bytes()
+        return self._room.enough(self._checkpoint_to_come_bytes)
 
     @property
     def owed(self) -> int:
@@ -577,6 +581,7 @@ class Replica(Checkpointing):
             logger.exception("event=apply_failed volume=%s committed=%d", self.volume, self.committed)
             self._fail(error)
             return
+        self._checkpoint_to_come_bytes = self._checkpoint_bytes()
         if opnum > self.committed:
             self.committed = opnum
             self._idle_note.advanced()

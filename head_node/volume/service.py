@@ -275,7 +275,6 @@ class ClientService:
         """`since_s`: since when it has waited for sleds."""
         self.read_count += since_s is None
         generation, attaches = self._generation, self._attaches
-        now_s = asyncio.get_running_loop().time
         reservations = self._engine.state.reservations
         if not reservations.may_read(host):
             self._reply(lambda: done(errno.EPERM, ()))
@@ -284,35 +283,39 @@ class ClientService:
         def finished(error: Exception | None, blocks: Sequence[Buffer]) -> None:
             if generation != self._generation:
                 return
-            if isinstance(error, BlockFenced) and not self._serving():
-                self._wait(self._unserved, 0, partial(again, since_s or now_s()), gone)
-            elif isinstance(error, BlockAway | BlockFenced):
-                since = since_s or now_s()
-                self._wait_for_sleds(error, since, attaches != self._attaches, gone, partial(again, since), fail)
-            elif error is not None:
-                self._reply(lambda: done(errno.EIO, ()))
+            if error is not None:
+                failed(error)
             elif not self._replies and self._serving():
                 deliver(blocks)
             else:
                 self._reply(lambda: deliver(blocks))
+
+        def failed(error: Exception) -> None:
+            since = since_s or asyncio.get_running_loop().time()
+            again = partial(self._read_again, offset, length, done, gone, host, since)
+            if isinstance(error, BlockFenced) and not self._serving():
+                self._wait(self._unserved, 0, again, gone)
+            elif isinstance(error, BlockAway | BlockFenced):
+                fail = partial(self._reply, partial(done, errno.EIO, ()))
+                self._wait_for_sleds(error, since, attaches != self._attaches, gone, again, fail)
+            else:
+                self._reply(partial(done, errno.EIO, ()))
 
         def deliver(blocks: Sequence[Buffer]) -> None:
             if self._engine.state.reservations is reservations:
                 done(0, blocks)
             else:
                 # They may be of a time when the host was kept from them: read again, if it still may.
-                again(since_s or now_s())
-
-        def again(since: float) -> None:
-            if self._stopped():
-                self._wait(self._unserved, 0, lambda: self._read(offset, length, done, gone, host, since), gone)
-            else:
-                self._read(offset, length, done, gone, host, since)
-
-        def fail() -> None:
-            self._reply(lambda: done(errno.EIO, ()))
+                since = since_s or asyncio.get_running_loop().time()
+                self._read_again(offset, length, done, gone, host, since)
 
         self._engine.reader.read(offset // BLOCK_BYTES, length // BLOCK_BYTES, finished)
+
+    def _read_again(self, offset: int, length: int, done: ReadDone, gone: Gone, host: bytes, since_s: float) -> None:
+        if self._stopped():
+            self._wait(self._unserved, 0, partial(self._read, offset, length, done, gone, host, since_s), gone)
+        else:
+            self._read(offset, length, done, gone, host, since_s)
 
     def _wait_for_sleds(
         self, error: BlockUnreadable, since_s: float, newer: bool, gone: Gone, again: Request, fail: Request

@@ -36,9 +36,12 @@ class VolumeState:
 
     def write(self, opnum: int, lba: int, crcs: tuple[int, ...], data: Buffer) -> None:
         """Apply a WRITE."""
-        for page in range(lba >> PAGE_SHIFT, (lba + len(crcs) - 1 >> PAGE_SHIFT) + 1):
-            if page not in self.map.pages:
+        pages = self.map.pages
+        page, last = lba >> PAGE_SHIFT, lba + len(crcs) - 1 >> PAGE_SHIFT
+        while page <= last:
+            if page not in pages:
                 self.new_pages.add(page)
+            page += 1
         if opnum > self.covered:
             self.overlay.put(opnum, lba, crcs, data)
             return
@@ -53,7 +56,7 @@ class VolumeState:
 
     def count_pages(self) -> None:
         """Forget those that the map has by now."""
-        self.new_pages -= self.map.pages.keys()
+        self.new_pages = {page for page in self.new_pages if page not in self.map.pages}
 
     def zero(self, opnum: int, lba: int, count: int) -> None:
         """Apply a ZERO."""

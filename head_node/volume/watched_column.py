@@ -51,19 +51,21 @@ class WatchedColumn:
         asked = self.inner.write(lba, buffers, fua=fua)
         told: asyncio.Future[None] = self._loop.create_future()
         self._writes[asked] = told
-        self._sent(asked)
+        self._unanswered[asked] = self._loop.time()
+        self._watch()
         asked.add_done_callback(lambda future: self._written(lba, future))
         return told
 
     def read(self, lba: int, blocks: int) -> asyncio.Future[Buffer]:
         """Like `Column.read`; it is the reader who looks elsewhere when it takes too long."""
         asked = self.inner.read(lba, blocks)
-        self._sent(asked)
+        self._unanswered[asked] = self._loop.time()
+        if self._timer is None:
+            self._watch()
         asked.add_done_callback(self._answered)
         return asked
 
-    def _sent(self, asked: asyncio.Future[None] | asyncio.Future[Buffer]) -> None:
-        self._unanswered[asked] = self._loop.time()
+    def _watch(self) -> None:
         if self._timer is None and not self.hangs:
             self._timer = self._loop.call_later(self._seconds_max, self._look)
 

@@ -576,3 +576,23 @@ def test_a_drive_that_refuses_every_write_does_not_use_the_slots_up() -> None:
         await engine.close()
 
     run(scenario())
+
+
+def test_a_block_that_was_corrected_on_its_way_into_a_stripe_that_is_given_up_comes_back() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        engine = await bench.create()
+        await bench.lead(1)
+        overlay = engine.state.overlay
+        content = await fill(bench, 0, 11, 1)
+        opnum, crc, data = overlay.fresh[3]
+        overlay.fresh[3] = (opnum, crc, bytes([data[0] ^ 1]) + data[1:])
+        for column in bench.columns[:3]:
+            column.error = lambda: CommandFailed(0x082, "")
+        content |= await fill(bench, 11, 1, 1)
+        await until(lambda: engine.status()["stripes_given_up"] == 1)
+        assert list(overlay.fresh) == list(content)
+        assert not overlay.leaving, "no stripe takes it from there, and the log keeps its record"
+        await engine.close()
+
+    run(scenario())

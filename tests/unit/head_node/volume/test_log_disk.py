@@ -13,7 +13,7 @@ from head_node.volume.geometry import Geometry
 from head_node.volume.interface import BLOCK_BYTES
 from head_node.volume.limits import Limits
 from head_node.volume.overlay import Overlay
-from sled_controller.errors import CommandFailed, SledUnavailable
+from sled_controller.errors import SledUnavailable
 
 SEGMENT = "segment-000001"
 FULL = GEOMETRY.stripe_blocks
@@ -383,25 +383,6 @@ def test_d2_a_bit_that_flipped_in_memory_is_corrected_from_the_log_before_it_is_
         await check(bench, content)
         assert engine.status()["overlay_blocks_corrected"] == 4
         assert engine.status()["blocks_mismatched"] == 0
-        await engine.close()
-
-    run(scenario())
-
-
-def test_a_block_that_was_corrected_on_its_way_into_a_stripe_that_is_given_up_comes_back() -> None:
-    async def scenario() -> None:
-        bench = Bench()
-        engine = await bench.create()
-        await bench.lead(1)
-        content = await one_batch_each(bench, range(FULL - 1))
-        spoil(bench, 3)
-        for column in bench.columns[:3]:
-            column.error = lambda: CommandFailed(0x281, "", "")
-        content |= await fill(bench, FULL, 1, seed=1)
-        await until(lambda: engine.status()["stripes_given_up"] == 1)
-        overlay = engine.state.overlay
-        assert list(overlay.fresh) == list(content)
-        assert not overlay.leaving, "no stripe takes it from there, and the log keeps its record"
         await engine.close()
 
     run(scenario())
