@@ -312,7 +312,7 @@ class Reader:
     async def _first_good(self, run: Run, asked: _Slow | None) -> Buffer:
         """What the shard says, or what the others yield, who are asked when it is slow, too. `asked` is what was, if it
         is slow already. Raises BlockUnreadable."""
-        direct = asyncio.ensure_future(self._piece(run, run.shard, *(asked or ())))
+        direct = asyncio.ensure_future(self._piece(run, run.shard, asked))
         slow = asked is not None
         others: asyncio.Future[Buffer] | None = None
         try:
@@ -456,15 +456,9 @@ class Reader:
     def _nothing(run: Run, shard: int) -> Piece:
         return Piece(shard, memoryview(b""), [False] * len(run.places))
 
-    async def _piece(
-        self,
-        run: Run,
-        shard: int,
-        data: asyncio.Future[Buffer] | None = None,
-        head: asyncio.Future[Buffer] | None = None,
-    ) -> Piece:
-        """What a shard gives for the run: its own blocks as the map wants them, others as their header says. `data` and
-        `head` are asked for already, if given."""
+    async def _piece(self, run: Run, shard: int, slow: _Slow | None = None) -> Piece:
+        """What a shard gives for the run: its own blocks as the map wants them, others as their header says."""
+        data, head = slow or (None, None)
         nothing = self._nothing(run, shard)
         if not run.stripe.present >> shard & 1:
             return nothing

@@ -37,7 +37,16 @@ HANGS = (
     ),
     (
         "slow-reads-wait", "a read that is slow is reconstructed too", READER,
-        "            self._spawn(run, data, done, slow=True)\n", "            self._asked[data] = _Asked(since_s, run, done)\n", HANGING,
+        "            self._spawn(run, done, (data, head))\n",
+        "            self._asked[data] = (since_s, run, done, column, head)\n", HANGING,
+    ),
+    (
+        "late-answer-of-an-open-stripe-forgotten", "F3: a late answer counts while other shards are unanswered",
+        "head_node/volume/destage.py", "        self._writer.late_answer(slot, column, error)\n", "", HANGING,
+    ),
+    (
+        "reads-not-asked-again-after-a-hang", "reads that wait for a column that hangs are asked again when it answers",
+        "head_node/volume/engine.py", "        if not column.hangs:\n            self._service.attached()\n", "", HANGING,
     ),
     (
         "hedging-without-budget", "hedged reads are a share of all", "head_node/volume/hedging.py",
