@@ -42,6 +42,21 @@ class KeptRecords(ABC):
         return segment.sequence, segment.before
 
     @property
+    def newest_sequence(self) -> int:
+        """The sequence of the segment that is written now."""
+        return self._segments[-1].sequence
+
+    @property
+    def segment_count(self) -> int:
+        """Live segments."""
+        return len(self._segments)
+
+    @property
+    def first_sequence(self) -> int:
+        """The oldest live segment."""
+        return self._segments[0].sequence
+
+    @property
     def first_position(self) -> Position:
         """What the oldest record kept continues."""
         return self._segments[0].before

@@ -326,21 +326,6 @@ class WriteLog(KeptRecords):
             room -= need
         return spares
 
-    @property
-    def newest_sequence(self) -> int:
-        """The sequence of the segment that is written now."""
-        return self._segments[-1].sequence
-
-    @property
-    def segment_count(self) -> int:
-        """Live segments."""
-        return len(self._segments)
-
-    @property
-    def first_sequence(self) -> int:
-        """The oldest live segment."""
-        return self._segments[0].sequence
-
     def _room_bytes(self) -> int:
         return self._segments[-1].file.size_bytes - self._segments[-1].end
 

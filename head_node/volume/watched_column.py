@@ -62,7 +62,7 @@ class WatchedColumn:
         self._unanswered[asked] = self._loop.time()
         if self._timer is None:
             self._watch()
-        asked.add_done_callback(self._answered)
+        asked.add_done_callback(self._read)
         return asked
 
     def _watch(self) -> None:
@@ -102,6 +102,11 @@ class WatchedColumn:
         else:
             # After whoever was told of the failure has heard of it.
             self._loop.call_soon(self._on_late, self, lba, error)
+        self._answered(asked)
+
+    def _read(self, asked: asyncio.Future[Buffer]) -> None:
+        if not asked.cancelled():
+            asked.exception()  # a reader that has enough without this one asks no more what became of it
         self._answered(asked)
 
     def _answered(self, asked: asyncio.Future[None] | asyncio.Future[Buffer]) -> None:

@@ -63,7 +63,6 @@ UNREACHED: Final[dict[str, tuple[str, ...]]] = {
         "branch cluster.receiver LogReceiver._checkpoint: not len(self._pieces) == total_bytes",
         "branch volume.reader Reader.start: if self._in_flight*",
         "branch volume.reader Reader._over: while*",
-        "branch volume.reader Reader._header: if len(self._headers)*",
         "branch volume.service ClientService._wait: if self._waiting_count() >= WAITING_MAX",
         "branch volume.service ClientService._wait_for_sleds: if self._waiting_count() >= WAITING_MAX",
         "branch cluster.replication LogSender._writable*",
