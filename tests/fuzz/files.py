@@ -35,6 +35,7 @@ from head_node.store.memory import MemoryStore
 from head_node.store.records import HeadRecord, SledRecord
 from head_node.volume.errors import VolumeError
 from head_node.volume.geometry import Geometry
+from head_node.volume.identity import IDENTITY as layout
 from head_node.volume.identity import IDENTITY_FILE, PROMISE_FILE, Identity, PromiseFile, read_identity
 from head_node.volume.interface import BLOCK_BYTES
 from sled_controller.environment import Environment
@@ -112,7 +113,8 @@ def log_directory(data: bytes) -> None:
         disk.files[name].durable[:] = part
     directory = MemoryDirectory(disk)
     identity = read_identity(directory, VOLUME)
-    assert identity.encode()[:BLOCK_BYTES] in (data[:BLOCK_BYTES], data[BLOCK_BYTES:size])
+    told = identity.encode()[: layout.size]
+    assert told in (data[: layout.size], data[BLOCK_BYTES : BLOCK_BYTES + layout.size])
     asyncio.run(PromiseFile.open(directory, LOG))
 
 
