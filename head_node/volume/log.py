@@ -289,7 +289,7 @@ class WriteLog(KeptRecords):
     def has_room(self, length: int) -> bool:
         """Whether the disk has blocks for `length` more bytes of client data, and still a whole segment for records
         that free room."""
-        if self._spares and self._fits_newest(length):
+        if self.has_spare_room(length):
             return True
         left = self._spares_after(length) - 1
         if left >= 0:
@@ -297,6 +297,10 @@ class WriteLog(KeptRecords):
         self._spares_wanted = max(SPARES_MAX, len(self._spares) - left)
         self._prepare()
         return False
+
+    def has_spare_room(self, length: int) -> bool:
+        """The same, as far as it is plain at a glance."""
+        return bool(self._spares) and self._fits_newest(length)
 
     def has_kept_room(self, length: int) -> bool:
         """Whether `length` more bytes leave half a segment for records that free room."""

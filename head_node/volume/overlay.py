@@ -11,7 +11,7 @@ stays while its neighbours are overwritten would keep all of that.
 """
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias
 
 from head_node.volume.interface import BLOCK_BYTES
@@ -28,6 +28,9 @@ class Overlay:
         self.fresh: dict[int, Entry] = {}
         self.leaving: dict[int, Entry] = {}
         self.spoiled: dict[int, Entry] = {}
+        self._oldest_apart: int | None = 0
+        """The oldest opnum in `leaving` and `spoiled`, which are in no order; 0: to be looked for, None: they are
+        empty. Asked once per commit, changed once per stripe."""
 
     def __len__(self) -> int:
         return len(self.fresh) + len(self.leaving) + len(self.spoiled)
@@ -40,6 +43,7 @@ class Overlay:
         """A committed WRITE; `data` is copied unless it is a block of `bytes` already."""
         fresh = self.fresh
         if self.spoiled:
+            self._oldest_apart = 0
             for at in range(lba, lba + len(crcs)):
                 self.spoiled.pop(at, None)
         if len(crcs) == 1:
@@ -56,6 +60,7 @@ class Overlay:
 
     def discard(self, lba: int, count: int) -> None:
         """A committed ZERO: older blocks are dead, in stripes being written too."""
+        self._oldest_apart = 0
         for blocks in (self.fresh, self.leaving, self.spoiled):
             if count <= len(blocks):
                 for at in range(lba, lba + count):
@@ -77,6 +82,7 @@ class Overlay:
             entry = blocks.get(lba)
             if entry is not None and entry[0] == opnum:
                 del blocks[lba]
+                self._oldest_apart = 0
                 return True
         return False
 
@@ -84,9 +90,11 @@ class Overlay:
         entry = self.leaving.get(lba)
         if entry is not None and entry[0] == opnum:
             del self.leaving[lba]
+            self._oldest_apart = 0
 
     def take(self, count: int) -> list[tuple[int, Entry]]:
         """Move the `count` oldest fresh blocks to `leaving` and return them."""
+        self._oldest_apart = 0
         taken = list(islice(self.fresh.items(), count))
         for lba, entry in taken:
             del self.fresh[lba]
@@ -95,6 +103,7 @@ class Overlay:
 
     def put_back(self, taken: list[tuple[int, Entry]]) -> None:
         """The stripe of these blocks was given up: they are fresh again unless superseded."""
+        self._oldest_apart = 0
         back = []
         for lba, (opnum, _, _) in taken:
             entry = self.leaving.get(lba)  # by its version: it may have been corrected meanwhile
@@ -120,19 +129,20 @@ class Overlay:
 
     def spoil(self, lba: int, entry: Entry) -> None:
         """A block that was taken has no good copy here."""
+        self._oldest_apart = 0
         del self.leaving[lba]
         if lba not in self.fresh:
             self.spoiled[lba] = entry
 
     def oldest_opnum(self) -> int | None:
         """The oldest record that the log must keep for this overlay, None when it is empty."""
-        first = next(iter(self.fresh.values()), None)
-        oldest = None if first is None else first[0]
-        for blocks in (self.leaving, self.spoiled):
-            if blocks:
-                first_of = min(entry[0] for entry in blocks.values())
-                oldest = first_of if oldest is None else min(oldest, first_of)
-        return oldest
+        if self._oldest_apart == 0:
+            entries = chain(self.leaving.values(), self.spoiled.values())
+            self._oldest_apart = min((entry[0] for entry in entries), default=None)
+        apart = self._oldest_apart
+        for opnum, _, _ in self.fresh.values():
+            return opnum if apart is None else min(opnum, apart)
+        return apart
 
     def within(self, lba: int, count: int) -> Iterator[int]:
         """The lbas of a range that are here."""

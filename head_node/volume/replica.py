@@ -318,6 +318,14 @@ class Replica(Checkpointing):
             self._disk_full()
         return False
 
+    def _has_spare_room(self, length: int) -> bool:
+        """Whether there is room without asking for any: nothing is given up for it."""
+        return (
+            len(self.state.overlay) * BLOCK_BYTES < self.limits.overlay_bytes_max
+            and self._log_takes(length, self.limits.client_log_bytes_max)
+            and self._log.has_spare_room(length)
+        )
+
     def has_room_without_data(self, length: int) -> bool:
         """Is there room in the log for `length` more bytes of records that give room back (trims)? Half of what client
         data leaves, in its bound and of the kept segment, is theirs."""

@@ -278,6 +278,11 @@ CLUSTERS = (
         "        if result == CLEANED:\n", "        if result:\n", f"{AUTHORITY}/test_cleanups.py",
     ),
     one(
+        "forgotten-before-clean", "F2: a sled is not asked to forget the fence of a volume that it still has something of",
+        RETIREMENT, "            unclean = cleanups[volume].value.sleds if volume in cleanups else ()\n",
+        "            unclean = ()\n", AUTHORITY,
+    ),
+    one(
         "cleanup-in-an-old-epoch", "F4: each visit of a cleanup has an epoch of its own", CLEANUPS,
         "epoch=max(found.value.epoch, seen) + 1)", "epoch=max(found.value.epoch, seen))", f"{AUTHORITY}/test_cleanups.py",
     ),

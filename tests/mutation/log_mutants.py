@@ -23,6 +23,16 @@ LOGS: Final[tuple[tuple[str, ...], ...]] = (
         "merged = [*self.fresh.items(), *back]", VOLUME,
     ),
     (
+        "oldest-remembered-too-long", "engine 2: the log is trimmed before the oldest block that is in no stripe yet",
+        "head_node/volume/overlay.py",
+        "        self._oldest_apart = 0\n        taken =", "        taken =", VOLUME,
+    ),
+    (
+        "turn-without-bound", "engine 3: writes of one turn take no more room than was found for them",
+        "head_node/volume/engine.py",
+        "            self._turn_room_bytes = length + TURN_BYTES\n", "            self._turn_room_bytes = 1 << 40\n", VOLUME,
+    ),
+    (
         "resync-keeps-old-records", "F5: a full resync replaces what the member had not applied yet", REPLICA,
         "        await self._log.discard()\n        self._pending.clear()\n", "        await self._log.discard()\n", VOLUME,
     ),

@@ -102,3 +102,23 @@ def test_d1_blocks_of_a_stripe_that_was_given_up_stay_in_the_log_until_they_are_
         await bench.engine.close()
 
     run(scenario())
+
+
+def test_the_room_found_for_a_turn_holds_no_more_than_was_found() -> None:
+    """Writes of one loop turn ask together; a log that fills up lets in what it would have let in one by one."""
+
+    async def scenario() -> None:
+        bench = Bench(size_blocks=2048)
+        engine = await bench.create(SMALLEST)
+        await engine.wait_committed(await engine.lead(1, [None] * 6))
+        writes = [bench.write(lba % 2048, bytes(4096)) for lba in range(3 * SMALLEST.log_bytes_max // 4096)]
+        await until(lambda: engine.status()["requests"]["waiting_for_room"] and engine.durable == engine.tail.opnum)
+        assert engine.status()["log_bytes"] <= SMALLEST.client_log_bytes_max
+        assert any(write.done() for write in writes)
+        bench.attach()
+        for index, column in enumerate(bench.columns):
+            engine.set_column(index, column)
+        assert not any(await asyncio.gather(*writes))
+        await engine.close()
+
+    run(scenario())
