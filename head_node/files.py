@@ -40,6 +40,10 @@ class LogFile(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Read `length` bytes at `offset` inline; fewer at the end of the file. Raises OSError."""
 
+    async def fetch(self, offset: int, length: int) -> bytes:
+        """The same for what may not be in memory: nothing waits for the disk but the caller. The file may be closed
+        meanwhile."""
+
     def close(self) -> None:
         """Give the file back; nothing may be outstanding."""
 
@@ -141,11 +145,23 @@ class HostFile:
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._descriptor, length, offset)
 
+    async def fetch(self, offset: int, length: int) -> bytes:
+        # A descriptor of its own: the number of one that is closed meanwhile may be another file's by then.
+        own = os.dup(self._descriptor)
+        return await asyncio.get_running_loop().run_in_executor(None, _read_and_close, own, offset, length)
+
     def close(self) -> None:
         # Once only: the number may be another file's or socket's by now.
         descriptor, self._descriptor = self._descriptor, CLOSED
         if descriptor != CLOSED:
             os.close(descriptor)
+
+
+def _read_and_close(descriptor: int, offset: int, length: int) -> bytes:
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
 
 
 class _Worker:

@@ -18,6 +18,7 @@ from head_node.cluster.frames import Purpose
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.link import LinkContext
 from head_node.cluster.relay_transport import LinkRelayTransport
+from head_node.cluster.reopening import Reopening
 from head_node.cluster.services import Authority, Services
 from head_node.cluster.sleds import MakeClient, Sleds
 from head_node.cluster.states import VolumeState as RoleState
@@ -98,6 +99,7 @@ class Head:
         self._report_refused = ""
         self._stopping = False
         self._started = False
+        self._reopening = Reopening(self._begin_again)
         self._services = Services(
             head=head, env=env, terms=terms, authority=authority, watch=self.watch, sleds=self.sleds,
             key_set=lambda: self._key_set, dial=self._dial, drop_clients=self._drop_clients,
@@ -115,6 +117,7 @@ class Head:
     async def stop(self) -> None:
         """Hand over what is served, or destage it, then close everything."""
         self._stopping = True
+        self._reopening.close()
         await asyncio.gather(*(controller.stop() for controller in self.controllers.values()))
         await self.nbd.close()
         await self.nvme.close()
@@ -161,6 +164,7 @@ class Head:
             controller.record_changed(view.volumes.get(volume))
             if controller.left_view and controller.ended:
                 del self.controllers[volume]
+                self._reopening.forget(volume)
         for volume, record in view.volumes.items():
             if volume not in self.controllers:
                 controller = VolumeController(self._services, record, self._ended)
@@ -187,8 +191,16 @@ class Head:
         if not task.cancelled() and task.exception() is not None:
             log.error("event=log_remover_broke", exc_info=task.exception())
 
-    def _ended(self) -> None:
+    def _ended(self, volume: UUID) -> None:
         """A volume has ended here; if it has come back to the view meanwhile, it begins again."""
+        if self.watch.view is not None:
+            self._viewed(self.watch.view)
+        controller = self.controllers.get(volume)
+        if controller is not None and controller.may_begin_again and not self._stopping:
+            self._reopening.failed(volume)
+
+    def _begin_again(self, volume: UUID) -> None:
+        del self.controllers[volume]
         if self.watch.view is not None:
             self._viewed(self.watch.view)
 

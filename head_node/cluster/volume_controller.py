@@ -28,7 +28,7 @@ from head_node.cluster.takeover import Grant, Situation, Step, ask, check_sleds,
 from head_node.store.records import VolumeRecord
 from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
-from head_node.volume.errors import VolumeError
+from head_node.volume.errors import LogHangs, VolumeError
 from head_node.volume.interface import ServedVolume
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class VolumeController:
     """See the module. `start` once, then `record_changed` with each newer record, `stop` at the end. `on_ended` is
     called when nothing of the volume runs here any more."""
 
-    def __init__(self, services: Services, record: VolumeRecord, on_ended: Callable[[], None]) -> None:
+    def __init__(self, services: Services, record: VolumeRecord, on_ended: Callable[[UUID], None]) -> None:
         self._services = services
         self._on_ended = on_ended
         self.volume = record.volume
@@ -74,7 +74,7 @@ class VolumeController:
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"volume {self.volume}")
-        self._task.add_done_callback(lambda done: self._on_ended())
+        self._task.add_done_callback(lambda done: self._on_ended(self.volume))
 
     async def stop(self) -> None:
         """Stop in good order: hand over to a member that has everything, or destage when alone."""
@@ -130,6 +130,12 @@ class VolumeController:
     def ended(self) -> bool:
         """Nothing of this volume runs here any more."""
         return self._task is not None and self._task.done()
+
+    @property
+    def may_begin_again(self) -> bool:
+        """It failed, and a new controller may open the log: not while a command to a disk that hangs is under way."""
+        hangs = self._engine is not None and isinstance(self._engine.failure, LogHangs)
+        return self.ended and self.state is VolumeState.FAILED and not hangs
 
     @property
     def is_primary(self) -> bool:
@@ -200,7 +206,7 @@ class VolumeController:
                     break
         except Exception:
             log.exception("event=volume_broke volume=%s state=%s", self.volume, self.state.value)
-            self._fail("an internal error ended this volume here; see the log, restart the head")
+            self._fail("an internal error ended this volume here; see the log")
         finally:
             await self._close()
 

@@ -85,26 +85,33 @@ class KeptRecords(ABC):
         """(first opnum, last opnum, body) of the batch that holds `opnum`, durable or not."""
         if opnum > self.durable:
             return self._not_durable(opnum)
+        segment, batch = self._place_of(opnum)
+        body, records = (b"", []) if batch is None else self._verified(segment, batch)
+        if not records or records[-1].opnum < opnum:
+            first = segment.batches[0] if segment.batches else None
+            raise self._rotten(segment, batch or first, opnum, "was skipped")
+        return records[0].opnum, records[-1].opnum, body
+
+    def _place_of(self, opnum: int) -> tuple[Segment, Batch | None]:
+        """The segment and the batch that hold a durable record, as far as the segment has one that begins before."""
         segment = self._segments[bisect_right(self._segments, opnum, key=lambda segment: segment.first_opnum) - 1]
         at = bisect_right(segment.batches, opnum, key=lambda batch: batch.first_opnum) - 1
-        body, records = self._verified(segment, segment.batches[at]) if at >= 0 else (b"", [])
-        if not records or records[-1].opnum < opnum:
-            raise self._rotten(segment, segment.batches[max(at, 0)] if segment.batches else None, opnum, "was skipped")
-        return records[0].opnum, records[-1].opnum, body
+        return segment, segment.batches[at] if at >= 0 else None
 
     def find(self, opnum: int) -> Record | None:
         """One durable record, verified; None when it was trimmed. Raises LogRotten."""
         if not self.first_opnum <= opnum <= self.durable:
             return None
-        first, _, body = self._batch_at(opnum)
-        at = bisect_right(self._segments, opnum, key=lambda segment: segment.first_opnum) - 1
-        batches = self._segments[at].batches
-        chain = batches[bisect_right(batches, opnum, key=lambda batch: batch.first_opnum) - 1].chain
-        return next(record for record in parse_records(body, first, chain) if record.opnum == opnum)
+        segment, batch = self._place_of(opnum)
+        records = [] if batch is None else self._verified(segment, batch)[1]
+        if not records or records[-1].opnum < opnum:
+            raise self._rotten(segment, batch, opnum, "was skipped")
+        return next(record for record in records if record.opnum == opnum)
 
-    def _verified(self, segment: Segment, batch: Batch) -> tuple[bytes, list[Record]]:
+    def _verified(self, segment: Segment, batch: Batch, fetched: bytes | None = None) -> tuple[bytes, list[Record]]:
+        """Its body, read here unless it was `fetched`, and records. Raises LogRotten."""
         try:
-            body = segment.file.read(batch.offset + MARK.size, batch.body_bytes)
+            body = segment.file.read(batch.offset + MARK.size, batch.body_bytes) if fetched is None else fetched
             records = list(parse_records(body, batch.first_opnum, batch.chain))
         except (BatchMalformed, OSError) as error:
             raise self._rotten(segment, batch, batch.first_opnum, str(error)) from None
@@ -138,8 +145,22 @@ class KeptRecords(ABC):
             logger.warning("event=log_rot_dropped path=%s segment=%d", self._directory.path, self.rot.sequence)
             self.rot = None
 
-    def look_for_rot(self) -> None:
-        """Verify the next durable batch, going round (a recovery would trust none that fails). Raises LogRotten."""
+    async def look_for_rot(self) -> None:
+        """Verify the next durable batch, going round (a recovery would trust none that fails). It may have left the
+        page cache long ago, so the loop does not read it. Raises LogRotten."""
         opnum = self._looked_to + 1 if self.first_opnum <= self._looked_to < self.durable else self.first_opnum
-        if opnum <= self.durable:
-            self._looked_to = self._batch_at(opnum)[1]
+        if opnum > self.durable:
+            return
+        segment, batch = self._place_of(opnum)
+        if batch is None:
+            raise self._rotten(segment, segment.batches[0] if segment.batches else None, opnum, "was skipped")
+        body, reason = b"", ""
+        try:
+            body = await segment.file.fetch(batch.offset + MARK.size, batch.body_bytes)
+        except OSError as error:
+            reason = str(error)
+        if not self.first_opnum <= opnum <= self.durable or self._place_of(opnum) != (segment, batch):
+            return  # trimmed or cut meanwhile
+        if reason:
+            raise self._rotten(segment, batch, opnum, reason)
+        self._looked_to = self._verified(segment, batch, body)[1][-1].opnum

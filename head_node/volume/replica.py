@@ -102,7 +102,7 @@ class Replica(Checkpointing):
         self.reader = Reader(self.volume, self.state, self._columns, self._fenced, self.reread)
         self.losses: Losses | None = None
         """What this log has lost, accepted by an operator."""
-        self._looking: asyncio.TimerHandle | None = None
+        self._looking: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     # -- for the engine to say --------------------------------------------------------------------------------------
 
@@ -407,16 +407,20 @@ class Replica(Checkpointing):
         self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
+        self._looking = asyncio.get_running_loop().create_task(self._look_for_rot())
+
+    async def _look_for_rot(self) -> None:
         try:
-            self._log.look_for_rot()
+            await self._log.look_for_rot()
         except LogRotten:
             self._mend()
+        self._looking = None
         self._look_later()
 
     async def _close_log(self) -> None:
-        for timer in (self._looking, self._checkpoint_retry):
-            if timer is not None:
-                timer.cancel()
+        for later in (self._looking, self._checkpoint_retry):
+            if later is not None:
+                later.cancel()
         await self._room.close()
         await self._log.close()
 

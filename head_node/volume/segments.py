@@ -129,6 +129,9 @@ class PastSectors:
             at = end
         return b"".join(pieces)
 
+    async def fetch(self, offset: int, length: int) -> bytes:
+        return self.read(offset, length)
+
     def gives(self, offset: int, length: int) -> bool:
         """Whether all of that can be read."""
         return self._given(offset, min(length, self.size_bytes - offset)) is not None

@@ -360,6 +360,7 @@ class KitHead:
         try:
             return await VolumeEngine.open(MemoryDirectory(self.disk), volume=record.volume, env=env, limits=LIMITS)
         except LogMissing:
+            self.disk = MemoryDisk()  # a full resync that was not finished leaves no log
             return await VolumeEngine.create(
                 MemoryDirectory(self.disk), volume=record.volume, geometry=record.geometry,
                 size_blocks=record.size_bytes // BLOCK, env=env, limits=LIMITS,

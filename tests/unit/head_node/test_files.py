@@ -166,3 +166,23 @@ def test_a_file_is_replaced_within_blocks_that_were_reserved(tmp_path: Path) -> 
         assert directory.names() == ["checkpoint"]
 
     run(scenario())
+
+
+def test_a_file_may_be_closed_while_a_piece_of_it_is_fetched(tmp_path: Path) -> None:
+    """The descriptor's number may be another file's by then."""
+
+    async def scenario() -> None:
+        directory = HostDirectory(str(tmp_path))
+        file = await directory.create("one", 1 << 16)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        file.commit(0, [b"content"], lambda error: done.set_result(None))
+        await done
+        fetched = asyncio.get_running_loop().create_task(file.fetch(0, 7))
+        await asyncio.sleep(0)
+        file.close()
+        (tmp_path / "other").write_bytes(b"another")
+        with (tmp_path / "other").open("rb"):
+            assert await fetched == b"content"
+        directory.close()
+
+    asyncio.run(scenario())

@@ -21,7 +21,7 @@ CALM_SECONDS: Final = 2.0
 START_SECONDS_MAX: Final = 30.0
 OPERATOR_SECONDS_MAX: Final = 180.0
 """A recovery waits for the term of credentials, several pieces of work for each other."""
-REST_SECONDS_MAX: Final = 60.0
+REST_SECONDS_MAX: Final = 120.0
 """Within this time after the last fault everything must be as it was."""
 
 

@@ -248,6 +248,10 @@ class MemoryFile:
             raise OSError(errno.EIO, "injected")
         return self._content.read(offset, length)
 
+    async def fetch(self, offset: int, length: int) -> bytes:
+        await asyncio.sleep(0)
+        return self.read(offset, length)
+
     def close(self) -> None:
         return
 

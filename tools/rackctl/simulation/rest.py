@@ -46,11 +46,13 @@ def keys_carried(world: World) -> bool:
 
 
 def restart_failed(world: World) -> None:
-    """Do what an operator does about a head that has given a volume up because its log failed: restart it."""
+    """Do what an operator does about a head one of whose log disks hung: restart it. Other volumes that failed begin
+    again by themselves."""
     for head in world.heads:
         controllers = {} if head.head is None else head.head.controllers
-        if any(controller.state is VolumeState.FAILED for controller in controllers.values()):
-            world.note("director", f"restarts {head.name}, whose log has failed")
+        failed = [controller for controller in controllers.values() if controller.state is VolumeState.FAILED]
+        if any(controller.ended and not controller.may_begin_again for controller in failed):
+            world.note("director", f"restarts {head.name}, whose log disk hung")
             head.kill()
             head.start()
 

@@ -1,6 +1,9 @@
 """What a volume does when the log disk of one of its heads fails, hangs or comes back."""
 
 import asyncio
+import errno
+from itertools import pairwise
+from uuid import UUID
 
 import pytest
 from kit.cluster import (
@@ -11,8 +14,9 @@ from kit.cluster import (
     until,
     with_rack,
 )
+from kit.virtual_time import run_virtual
 
-from head_node.cluster import follower, primary
+from head_node.cluster import follower, primary, reopening
 from head_node.cluster.primary import End
 from head_node.cluster.states import VolumeState
 from head_node.volume.errors import LogFailed
@@ -191,3 +195,91 @@ def test_a_volume_that_is_deleted_before_it_began_leaves_no_log_behind() -> None
         await until(lambda: not first.disk.files and not second.disk.files)
 
     with_rack(scenario)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reopening, "FIRST_SECONDS", 0.02)
+
+
+@pytest.mark.usefixtures("soon")
+def test_d1_a_volume_whose_log_failed_begins_again_and_redundancy_comes_back() -> None:
+    """Nobody restarts the head: what was wrong with the disk is over."""
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, ONE) == 0
+        first.disk.fail_commits = True
+        first.write(1, TWO)
+        await until(lambda: first.state is VolumeState.FAILED)
+        await until(lambda: second.serving and not rack.is_member(first))
+        assert await second.write(0, TWO) == 0
+        first.disk.fail_commits = False
+        await until(lambda: rack.is_member(first))
+        assert first.engine.failure is None
+        await second.crash()
+        await until(lambda: first.serving)
+        assert await first.read(0) == TWO
+
+    with_rack(scenario)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_full_resync_that_fails_for_want_of_room_is_tried_again() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        assert await first.write(0, ONE) == 0
+
+        async def full(checkpoint: object) -> None:
+            await second.engine._log.discard()
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        second.engine._install = full  # type: ignore[assignment, method-assign]
+        data = b"".join(await first.engine.export_checkpoint())
+        with pytest.raises(OSError, match="no space"):
+            await second.engine.install_checkpoint(data)
+        await until(lambda: not rack.is_member(second))
+        await until(lambda: rack.is_member(second))
+        await first.crash()
+        await until(lambda: second.serving)
+        assert await second.read(0) == ONE
+
+    with_rack(scenario)
+
+
+def test_a_volume_that_goes_on_failing_is_tried_less_and_less_often() -> None:
+    async def scenario() -> None:
+        begun: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        def begin(volume: UUID) -> None:
+            begun.append(loop.time())
+            again.failed(volume)
+
+        again = reopening.Reopening(begin)
+        again.failed(VOLUME)
+        await asyncio.sleep(3600)
+        pauses = [round(after - before) for before, after in pairwise([0.0, *(at - begun[0] + 5 for at in begun)])]
+        assert pauses[:8] == [5, 10, 20, 40, 80, 160, 320, 600]
+        assert set(pauses[8:]) == {600}
+        again.close()
+
+    run_virtual(scenario())
+
+
+def test_a_volume_that_was_well_for_long_is_tried_at_once_again() -> None:
+    async def scenario() -> None:
+        begun: list[UUID] = []
+        again = reopening.Reopening(begun.append)
+        for _ in range(3):
+            again.failed(VOLUME)
+            again.failed(VOLUME)
+            await asyncio.sleep(reopening.FIRST_SECONDS + 1)
+            await asyncio.sleep(2 * reopening.LONGEST_SECONDS)
+        assert len(begun) == 3
+        again.failed(VOLUME)
+        again.forget(VOLUME)
+        await asyncio.sleep(reopening.FIRST_SECONDS + 1)
+        assert len(begun) == 3
+
+    run_virtual(scenario())

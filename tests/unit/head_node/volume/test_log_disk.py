@@ -221,7 +221,7 @@ def test_rot_is_looked_for_on_a_member_that_nobody_reads_and_waits_for_the_prima
         await until(lambda: engine.committed == pair.primary.engine.committed)
         flip(pair.follower, *place_of(pair.follower, content[1]))
         for _ in range(4):
-            engine._look()
+            await engine._look_for_rot()
         assert engine.status()["log_rotten"] is not None
         assert engine.failure is None, "what it has in memory is whole"
         content |= await fill(pair.primary, 3, FULL, seed=1)
