@@ -45,21 +45,15 @@ Head = Annotated[HeadRecord, Depends(signing_head)]
 
 
 @router.post("/heads", operation_id="enrolHead")
-async def enrol(request: Request, rack: Rack, body: models.EnrolmentRequest) -> models.EnrolmentDocument:
+async def enrol(request: Request, rack: Rack, body: models.EnrolmentRequest) -> models.HeadAnswer:
     """Enrol a head with a join token; signed with the key that it enrols."""
     key = parse_key(body.public_key)
     proof = bytes.fromhex(body.proof)
     # Before the nonce is remembered: who has no token takes no memory.
     await rack.nodes.check_proof(body.id, key, body.token_id, proof)
     rack.authenticator.newcomer(await received(request), body.id, key)
-    head, welcome = await rack.nodes.enrol_head(
-        body.id, body.name, key, _addresses(body.addresses), body.token_id, proof
-    )
-    return models.EnrolmentDocument(
-        head=models.HeadDocument.model_validate(head.to_json()),
-        root_public_key=rack.root_public.hex(),
-        welcome=welcome.hex(),
-    )
+    head = await rack.nodes.enrol_head(body.id, body.name, key, _addresses(body.addresses), body.token_id, proof)
+    return models.HeadAnswer(head=models.HeadDocument.model_validate(head.to_json()))
 
 
 @router.put("/heads/self/addresses", operation_id="announceAddresses")

@@ -343,13 +343,7 @@ class EnrolmentRequest(Body):
     public_key: KeyHex
     addresses: Addresses
     token_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    proof: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="binds the join token to id and key")]
-
-
-class EnrolmentDocument(BaseModel):
-    head: HeadDocument
-    root_public_key: str
-    welcome: Annotated[str, Field(description="binds the root key to the join token")]
+    proof: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$", description="the token's signature over id and key")]
 
 
 class AddressesRequest(Body):

@@ -230,6 +230,7 @@ class Authority:
         while True:
             try:
                 await self.nodes.finish_revocations()
+                await self.nodes.close_expired_tokens()
                 await self.keyring.retire()
                 await self.retirements.advance()
             except AuthorityError as error:

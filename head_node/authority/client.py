@@ -18,6 +18,7 @@ from head_node.authority.errors import (
     ERRORS_BY_SLUG,
     AuthorityError,
     AuthorityUnavailable,
+    EnrolmentRefused,
     NotEligible,
     OtherTime,
     RecordChanged,
@@ -54,8 +55,8 @@ __all__ = [
 class AuthorityClient:
     """One head process's connection to the authority.
 
-    `root_public` is the rack's root key; without it, `enrol` learns it (proved by the join token) and every other call
-    accepts unverified answers until then. A takeover's claim is kept here: `renew`, `change_members`, `set_columns`
+    `root_public` is the rack's root key; without it, `enrol` takes it from the join token and every other call accepts
+    unverified answers until then. A takeover's claim is kept here: `renew`, `change_members`, `set_columns`
     and `confirm_deleted` work only in the process whose `takeover` was answered (F4).
 
     Every method may raise AuthorityUnavailable (no, or an unusable, answer: a change may have happened) and
@@ -96,7 +97,8 @@ class AuthorityClient:
     async def enrol(self, join_token: str, *, name: str, addresses: Mapping[str, Address]) -> HeadRecord:
         """Make this head known with its public key; repeating it changes only name and addresses.
 
-        Raises EnrolmentRefused. The token itself is never sent, only a proof that binds it to this key.
+        Raises EnrolmentRefused. The token itself is never sent, only a proof that binds it to this key; it says by
+        which root key the answer has to be signed.
         """
         public = self._key.public_key().public_bytes_raw()
         token = joining.JoinToken.parse(join_token)
@@ -108,17 +110,10 @@ class AuthorityClient:
             "token_id": token.id,
             "proof": token.proof(self._head_id, public).hex(),
         }
-        expected = self.root_public
-        answer = await self._call("POST", "/v1/heads", body, verified=False)
-        try:
-            root = bytes.fromhex(answer["root_public_key"])
-            welcome = bytes.fromhex(answer["welcome"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise AuthorityUnavailable(f"the answer to the enrolment is malformed: {error!r}") from error
-        if not token.is_welcome(welcome, root, public) or expected not in (None, root):
-            raise Unauthorised("the authority does not know the join token or has another root key")
-        self.root_public = root
-        return HeadRecord.from_json(answer["head"])
+        if self.root_public not in (None, token.root_public):
+            raise EnrolmentRefused("the join token is of a rack with another root key")
+        self.root_public = token.root_public
+        return _head(await self._call("POST", "/v1/heads", body))
 
     async def announce(self, addresses: Mapping[str, Address]) -> HeadRecord:
         """Tell where this head listens now."""
@@ -258,12 +253,11 @@ class AuthorityClient:
         *,
         query: str = "",
         timeout_s: float = REQUEST_TIMEOUT_S,
-        verified: bool = True,
     ) -> Any:
         content = b"" if body is None else json.dumps(body).encode()
         for _ in range(ATTEMPTS_MAX):
             try:
-                return await self._call_once(method, path, content, query, timeout_s, verified)
+                return await self._call_once(method, path, content, query, timeout_s)
             except StaleInstance as error:
                 self._instance = error.instance
                 self._count_ahead_s = error.now_s - self._uptime_s()
@@ -274,9 +268,7 @@ class AuthorityClient:
     def _uptime_s(self) -> int:
         return self._env.clock.boottime_ns() // NS_PER_S
 
-    async def _call_once(
-        self, method: str, path: str, content: bytes, query: str, timeout_s: float, verified: bool
-    ) -> Any:
+    async def _call_once(self, method: str, path: str, content: bytes, query: str, timeout_s: float) -> Any:
         digest = signatures.content_digest(content)
         values = signatures.request_values(method, self._authority, path, query, self._instance, digest)
         headers = {
@@ -303,7 +295,7 @@ class AuthorityClient:
         except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
             raise AuthorityUnavailable(f"{self._base_url}: {type(error).__name__}: {error}") from error
         answer = bytes(received)
-        if verified and self.root_public is not None:
+        if self.root_public is not None:
             asked = signatures.Asked(method, path, query, digest, headers["signature"])
             self._verify(reply, answer, asked, self.root_public)
         return _open(reply.status_code, answer)

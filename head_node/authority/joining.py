@@ -1,39 +1,45 @@
-"""Join tokens: how a head proves that the operator invited it, and the authority that it is the one that did.
+"""Join tokens: how a head proves that the operator invited it, and how it knows the authority that it joins.
 
-The token `pj1.<id>.<secret>` goes from the operator to the head by other means and is never sent: the head sends a MAC
-that binds the secret to its own id and public key, and gets one that binds it to the rack's root key.
+The token `pj2.<id>.<seed>.<root key>.<CA>` goes from the operator to the head by other means and is never sent. Its
+seed makes an Ed25519 key: the head signs its own id and public key with it, and the authority keeps only the public
+half, so nothing that is stored there enrols a head. The token names the rack's root key, by which every answer is
+checked, and the SHA-256 of the certificate that signs the authority's TLS certificate (`-` without one).
 """
 
 import hashlib
-import hmac
 import re
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from head_node.authority.errors import EnrolmentRefused
 
-_PREFIX = "pj1"
-_FORM = re.compile(r"pj1\.([0-9a-f]{16})\.([0-9a-f]{64})")
+NO_CA: Final = "-"
+_PREFIX: Final = "pj2"
+_FORM: Final = re.compile(r"pj2\.([0-9a-f]{16})\.([0-9a-f]{64})\.([0-9a-f]{64})\.([0-9a-f]{64}|-)")
 
 
-def verifier_of(secret_hex: str) -> bytes:
-    """What the authority keeps of a token's secret: enough to check proofs, not to write the token."""
-    return hashlib.sha256(b"palisade join token v1" + bytes.fromhex(secret_hex)).digest()
+def verifier_of(seed: bytes) -> bytes:
+    """What the authority keeps of a token: the public key that checks proofs and makes none."""
+    return _key(seed).public_key().public_bytes_raw()
 
 
-def proof_of(verifier: bytes, head: UUID, public_key: bytes) -> bytes:
-    """32 bytes that only a holder of the token can make for this head and key."""
-    return hmac.digest(verifier, b"palisade join proof v1" + head.bytes + public_key, "sha256")
+def check(verifier: bytes, proof: bytes, root_public: bytes, token_id: str, head: UUID, public_key: bytes) -> bool:
+    """Whether a holder of the token has signed for this head and key."""
+    try:
+        Ed25519PublicKey.from_public_bytes(verifier).verify(proof, _signed(root_public, token_id, head, public_key))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
-def welcome_of(verifier: bytes, root_public: bytes, public_key: bytes) -> bytes:
-    """32 bytes by which the authority vouches for the root key towards the holder of the token."""
-    return hmac.digest(verifier, b"palisade join welcome v1" + root_public + public_key, "sha256")
-
-
-def token_text(token_id: str, secret_hex: str) -> str:
-    """The token as the operator hands it on."""
-    return f"{_PREFIX}.{token_id}.{secret_hex}"
+def token_text(token_id: str, seed: bytes, root_public: bytes, authority_ca: bytes | None) -> str:
+    """The token as the operator hands it on; `authority_ca` is the SHA-256 of a certificate."""
+    ca = NO_CA if authority_ca is None else authority_ca.hex()
+    return ".".join((_PREFIX, token_id, seed.hex(), root_public.hex(), ca))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +47,29 @@ class JoinToken:
     """A token in the hands of a head."""
 
     id: str
-    verifier: bytes
+    seed: bytes
+    root_public: bytes
+    """The rack's root key: an authority whose answers it did not sign is another one."""
+    authority_ca: bytes | None
+    """SHA-256 of the certificate (DER) to pin for TLS."""
 
     @classmethod
     def parse(cls, text: str) -> "JoinToken":
         """Raises EnrolmentRefused when `text` is not a token."""
         found = _FORM.fullmatch(text.strip())
         if found is None:
-            raise EnrolmentRefused("the join token is malformed: expected pj1.<16 hex digits>.<64 hex digits>")
-        return cls(found[1], verifier_of(found[2]))
+            raise EnrolmentRefused("the join token is malformed: expected pj2.<16 hex digits>.<64>.<64>.<64 or ->")
+        ca = None if found[4] == NO_CA else bytes.fromhex(found[4])
+        return cls(found[1], bytes.fromhex(found[2]), bytes.fromhex(found[3]), ca)
 
     def proof(self, head: UUID, public_key: bytes) -> bytes:
-        return proof_of(self.verifier, head, public_key)
+        """64 bytes that only a holder of the token can make for this head and key."""
+        return _key(self.seed).sign(_signed(self.root_public, self.id, head, public_key))
 
-    def is_welcome(self, welcome: bytes, root_public: bytes, public_key: bytes) -> bool:
-        return hmac.compare_digest(welcome, welcome_of(self.verifier, root_public, public_key))
+
+def _signed(root_public: bytes, token_id: str, head: UUID, public_key: bytes) -> bytes:
+    return b"palisade join proof v2" + root_public + token_id.encode() + head.bytes + public_key
+
+
+def _key(seed: bytes) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"palisade join token v2" + seed).digest())

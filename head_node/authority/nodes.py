@@ -1,7 +1,7 @@
 """Who belongs to the rack: heads by join token and key, sleds by the operator's word, and how a head is put out."""
 
 import asyncio
-import hmac
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from head_node.authority.ledger import (
 from head_node.authority.reports import Reports
 from head_node.authority.retirement import Retirer
 from head_node.authority.volumes import Volumes
+from head_node.store.errors import CompareFailed
 from head_node.store.records import Address, Cleanup, HeadRecord, SledRecord, VolumeRecord
 from sled_controller.environment import Environment
 
@@ -85,8 +86,9 @@ class Nodes:
         self._root_public = root_public
         self._fencer = fencer
 
-    async def new_token(self, uses: int, term_ms: int) -> tuple[str, dict[str, Any]]:
-        """Make a join token for `uses` heads within `term_ms`; its text is shown only here."""
+    async def new_token(self, uses: int, term_ms: int, authority_ca: bytes | None = None) -> tuple[str, dict[str, Any]]:
+        """Make a join token for `uses` heads within `term_ms`; its text is shown only here. `authority_ca`: SHA-256 of
+        the certificate that heads are to pin."""
         tokens = await self._ledger.json_list("token/")
         now_ms = self._env.clock.wall_ms()
         # Spent ones stay as long as there is room: a head that restarts enrols with its token once more.
@@ -94,20 +96,29 @@ class Nodes:
         delete = [token_key(name) for name in spent[:64]] if len(tokens) >= TOKENS_MAX else []
         if len(tokens) - len(delete) >= TOKENS_MAX:
             raise Conflict(f"{TOKENS_MAX} join tokens are open; delete some")
-        token_id, secret = self._env.entropy.bytes(8).hex(), self._env.entropy.bytes(32).hex()
+        token_id, seed = self._env.entropy.bytes(8).hex(), self._env.entropy.bytes(32)
         kept = {
             "id": token_id,
-            "verifier": joining.verifier_of(secret).hex(),
+            "verifier": joining.verifier_of(seed).hex(),
             "uses_left": uses,
             "expires_ms": now_ms + term_ms,
+            "heads": [],
         }
         await self._ledger.commit(compare={}, put={token_key(token_id): kept}, delete=delete)
-        return joining.token_text(token_id, secret), kept
+        return joining.token_text(token_id, seed, self._root_public, authority_ca), kept
 
     async def tokens(self) -> list[dict[str, Any]]:
-        """Open and spent tokens, without anything secret."""
-        found = await self._ledger.json_list("token/")
-        return [{key: value for key, value in token.value.items() if key != "verifier"} for token in found.values()]
+        """Open and spent tokens."""
+        return [token.value for token in (await self._ledger.json_list("token/")).values()]
+
+    async def close_expired_tokens(self) -> None:
+        """A token whose time was over once stays closed, even if the clock is set back."""
+        now_ms = self._env.clock.wall_ms()
+        for name, token in (await self._ledger.json_list("token/")).items():
+            if token.value["uses_left"] > 0 and token.value["expires_ms"] <= now_ms:
+                closed = {token_key(name): token.value | {"uses_left": 0}}
+                with contextlib.suppress(CompareFailed):
+                    await self._ledger.commit(compare={token_key(name): token.revision}, put=closed)
 
     async def delete_token(self, token_id: str) -> None:
         """Raises NotFound."""
@@ -118,9 +129,8 @@ class Nodes:
     async def check_proof(self, head: UUID, public_key: bytes, token_id: str, proof: bytes) -> Versioned[Any]:
         """The token with which `proof` was made for this head and key; raises EnrolmentRefused."""
         token = await self._ledger.json(token_key(token_id))
-        if token is None or not hmac.compare_digest(
-            joining.proof_of(bytes.fromhex(token.value["verifier"]), head, public_key), proof
-        ):
+        verifier = b"" if token is None else bytes.fromhex(token.value["verifier"])
+        if token is None or not joining.check(verifier, proof, self._root_public, token_id, head, public_key):
             raise EnrolmentRefused("the join token is unknown, or another one than it says")
         return token
 
@@ -132,14 +142,14 @@ class Nodes:
         addresses: Mapping[str, Address],
         token_id: str,
         proof: bytes,
-    ) -> tuple[HeadRecord, bytes]:
-        """Enrol a head that has proved to hold its key; returns its record and the welcome for it.
+    ) -> HeadRecord:
+        """Enrol a head that has proved to hold its key.
 
         A head that is enrolled already only updates name and addresses, and spends no use of the token.
         Raises EnrolmentRefused, Conflict.
         """
 
-        async def attempt() -> tuple[HeadRecord, bytes]:
+        async def attempt() -> HeadRecord:
             token = await self.check_proof(head, public_key, token_id, proof)
             found = await self._ledger.head(head)
             if found is not None and (found.value.revoked or found.value.public_key != public_key):
@@ -155,7 +165,10 @@ class Nodes:
                 number = await self._reserve_number(head, compare, put)
                 record = HeadRecord(head, name, public_key, dict(addresses), now_ms, number=number)
                 compare[token_key(token_id)] = token.revision
-                put[token_key(token_id)] = token.value | {"uses_left": token.value["uses_left"] - 1}
+                put[token_key(token_id)] = token.value | {
+                    "uses_left": token.value["uses_left"] - 1,
+                    "heads": [*token.value["heads"], str(head)],
+                }
                 await self._reserve(identity_key(public_key), str(head), compare, put, "its public key")
             else:
                 record = replace(found.value, name=name, addresses=dict(addresses))
@@ -165,14 +178,13 @@ class Nodes:
                     delete.append(name_key("head", found.value.name))
             put[head_key(head)] = record.to_json()
             await self._ledger.commit(compare=compare, put=put, delete=delete)
-            welcome = joining.welcome_of(bytes.fromhex(token.value["verifier"]), self._root_public, public_key)
-            return record, welcome
+            return record
 
-        record, welcome = await self._ledger.until_settled(attempt)
+        record = await self._ledger.until_settled(attempt)
         _log.info("event=head-enrolled head=%s name=%s", head, name)
-        self._reports.add_event("head-enrolled", head=str(head), name=name)
+        self._reports.add_event("head-enrolled", head=str(head), name=name, join_token=token_id)
         await self._volumes.fill_heads()
-        return record, welcome
+        return record
 
     async def announce(self, head: UUID, addresses: Mapping[str, Address]) -> HeadRecord:
         """Note where an enrolled head listens now."""
@@ -239,10 +251,14 @@ class Nodes:
             record = replace(found.value, revoked=True)
             name = name_key("head", record.name)
             owner = await self._ledger.json(name)
+            delete = [name] if owner is not None and owner.value == str(head) else []
+            # A token that it came with may have uses left, and it knows the token: it could come back as another.
+            tokens = await self._ledger.json_list("token/")
+            delete += [token_key(token) for token, kept in tokens.items() if str(head) in kept.value["heads"]]
             await self._ledger.commit(
                 compare={head_key(head): found.revision, name: revision_of(owner)},
                 put={head_key(head): record.to_json(), PLACEMENT_KEY: str(head)},
-                delete=[name] if owner is not None and owner.value == str(head) else [],
+                delete=delete,
             )
             return record
 

@@ -21,6 +21,7 @@ from head_node.authority.ledger import (
     PLACEMENT_KEY,
     Ledger,
     Versioned,
+    claim_hash,
     claim_key,
     cleanup_key,
     freeze_key,
@@ -173,7 +174,7 @@ class Volumes:
             requester = await self._enrolled(head)
             found = await self._ledger.volume(volume)
             record = transitions.take_over(found.value, head, log, expected_version, in_doubt=in_doubt)
-            given: dict[str, int | str] = {"epoch": record.epoch, "claim": claim, "head": str(head)}
+            given: dict[str, int | str] = {"epoch": record.epoch, "sha256": claim_hash(claim), "head": str(head)}
             await self._put(found, record, requester, {claim_key(volume): given})
             return record, requester.value.public_key
 

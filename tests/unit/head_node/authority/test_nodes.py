@@ -1,13 +1,17 @@
 """Who gets in, who does not, and what putting a head out does."""
 
 import asyncio
+import hmac
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kit.authority import Head, Kit, RecordingFencer, rack, run, term_and_margin_ms
 
-from head_node.authority import nodes
+from head_node.authority import joining, nodes
 from head_node.authority.errors import (
     AuthorityUnavailable,
     Conflict,
@@ -36,7 +40,7 @@ def test_a_head_enrols_with_a_token_and_learns_the_root_key() -> None:
         view = await head.client.view()
         assert view.heads == {head.id: record}
         sent = b"".join(request.content + str(request.headers).encode() for request in head.transport.sent)
-        assert token.rpartition(".")[2].encode() not in sent
+        assert JoinToken.parse(token).seed.hex().encode() not in sent
 
     run(scenario)
 
@@ -54,7 +58,93 @@ def test_a_token_admits_as_many_heads_as_it_says_and_those_again() -> None:
         await heads[2].client.enrol(await kit.token(), name="head-0", addresses={})
         left = (await kit.operator.get("/v1/join-tokens")).json()["tokens"]
         assert sorted(entry["uses_left"] for entry in left) == [0, 0]
-        assert "verifier" not in left[0]
+        assert set(left[0]) == {"id", "uses_left", "expires_ms"}
+
+    run(scenario)
+
+
+def test_nothing_that_the_store_holds_enrols_a_head() -> None:
+    """Who reads the store, or a backup of it, has not what a token proves itself with."""
+
+    async def scenario(kit: Kit) -> None:
+        text = await kit.token(uses=3)
+        token, enrolled = JoinToken.parse(text), await kit.enrolled("head-1")
+        stored = b"".join(entry.value for entry in (await kit.store.list("")).entries).decode()
+        assert token.seed.hex() not in stored
+        thief = kit.newcomer()
+        body = {"id": str(thief.id), "name": "thief", "public_key": thief.public.hex(), "addresses": {}}
+        told = {bytes.fromhex(found) for found in re.findall(r"[0-9a-f]{64}", stored)}
+        assert len(told) >= 3, "the tokens' public halves and the head's key are there"
+        signed = joining._signed(token.root_public, token.id, thief.id, thief.public)
+        proofs = {bytes(64), token.proof(enrolled.id, enrolled.public)}
+        for known in told:  # as the seed, as the private key, as a secret that both sides hold
+            proofs |= {replace(token, seed=known).proof(thief.id, thief.public)}
+            proofs |= {Ed25519PrivateKey.from_private_bytes(known).sign(signed), hmac.digest(known, signed, "sha512")}
+        for proof in proofs:
+            with pytest.raises(EnrolmentRefused, match="unknown"):
+                await thief.client._call("POST", "/v1/heads", body | {"token_id": token.id, "proof": proof.hex()})
+        assert await thief.client.enrol(text, name="head-2", addresses={}), "the token itself does"
+
+    run(scenario)
+
+
+def test_a_token_of_another_rack_is_refused_by_the_head_itself() -> None:
+    async def scenario(kit: Kit) -> None:
+        async with rack(root_seed=9, seed=9) as other:
+            foreign = await other.token()
+        head = kit.newcomer()
+        with pytest.raises(AuthorityUnavailable, match="root key"):
+            await head.client.enrol(foreign, name="head-1", addresses={})
+        known = await kit.enrolled("head-1")
+        before = len(known.transport.sent)
+        with pytest.raises(EnrolmentRefused, match="another root key"):
+            await known.client.enrol(foreign, name="head-1", addresses={})
+        assert len(known.transport.sent) == before
+
+    run(scenario)
+
+
+def test_a_head_that_is_revoked_takes_its_token_with_it() -> None:
+    """It knows the token: with a use left it would be back under another name."""
+
+    async def scenario(kit: Kit) -> None:
+        shared, other = await kit.token(uses=5), await kit.token(uses=5)
+        head = kit.newcomer()
+        await head.client.enrol(shared, name="head-1", addresses={})
+        await revoke(kit, head)
+        back = kit.newcomer()
+        with pytest.raises(EnrolmentRefused, match="unknown"):
+            await back.client.enrol(shared, name="back", addresses={})
+        await back.client.enrol(other, name="head-2", addresses={})
+
+    run(scenario)
+
+
+def test_a_token_that_has_expired_stays_expired_when_the_clock_is_set_back() -> None:
+    async def scenario(kit: Kit) -> None:
+        token = await kit.token(valid_s=10)
+        kit.clock.advance(10_000)
+        await kit.authority.nodes.close_expired_tokens()
+        kit.clock.advance(-10_000)
+        with pytest.raises(EnrolmentRefused, match="spent or expired"):
+            await kit.newcomer().client.enrol(token, name="head-1", addresses={})
+
+    run(scenario)
+
+
+def test_f4_a_claim_in_the_store_is_no_claim() -> None:
+    """An epoch belongs to the process that was answered, not to one that reads the store or a backup of it."""
+
+    async def scenario(kit: Kit) -> None:
+        primary, _, record = await kit.ready()
+        stored = b"".join(entry.value for entry in (await kit.store.list("")).entries).decode()
+        assert primary.client._claim(record.volume, record.epoch) not in stored
+        (kept,) = (await kit.authority.ledger.json_list("claim/")).values()
+        thief = kit.restarted(primary)
+        for known in re.findall(r"[0-9a-f]{32}", json.dumps(kept.value)):
+            thief.client._claims[record.volume] = (record.epoch, known)
+            with pytest.raises(NotEligible):
+                await thief.client.renew(record.volume, epoch=record.epoch)
 
     run(scenario)
 
@@ -105,8 +195,10 @@ def test_expired_unknown_deleted_and_malformed_tokens_admit_nobody() -> None:
         with pytest.raises(EnrolmentRefused, match="expired"):
             await head.client.enrol(expired, name="head-1", addresses={})
         good = await kit.token()
+        parts = good.split(".")
+        other = parts[2][:-1] + ("0" if parts[2][-1] != "0" else "1")
         with pytest.raises(EnrolmentRefused, match="unknown"):
-            await head.client.enrol(good[:-1] + ("0" if good[-1] != "0" else "1"), name="head-1", addresses={})
+            await head.client.enrol(".".join((*parts[:2], other, *parts[3:])), name="head-1", addresses={})
         with pytest.raises(EnrolmentRefused, match="malformed"):
             await head.client.enrol("pj1.x", name="head-1", addresses={})
         assert (await kit.operator.delete(f"/v1/join-tokens/{JoinToken.parse(good).id}")).status_code == 204
@@ -138,7 +230,7 @@ def test_an_authority_that_does_not_know_the_token_is_not_believed() -> None:
             head = kit.newcomer()
             token = await kit.token()
             caught = impostor.process(head.id, head.key)
-            with pytest.raises(EnrolmentRefused):
+            with pytest.raises(AuthorityUnavailable, match="root key"):
                 await caught.client.enrol(token, name="head-1", addresses={})
             await head.client.enrol(token, name="head-1", addresses={})
             caught = impostor.process(head.id, head.key, root=head.client.root_public)
