@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from head_node.api import heads, models, operators, problems, wrapping
+from head_node.api import access, heads, models, operators, problems, trail, wrapping
 from head_node.api.heads import Rack
 from head_node.authority.authority import Authority
 from head_node.authority.errors import AuthorityUnavailable
@@ -15,13 +15,13 @@ VERSION = "1"
 _health = APIRouter(tags=["health"])
 
 
-@_health.get("/healthz", operation_id="healthz")
+@_health.get("/healthz", operation_id="healthz", dependencies=[access.PUBLIC])
 async def healthz() -> models.HealthzDocument:
     """The process answers."""
     return models.HealthzDocument(status="ok")
 
 
-@_health.get("/readyz", operation_id="readyz")
+@_health.get("/readyz", operation_id="readyz", dependencies=[access.PUBLIC])
 async def readyz(rack: Rack) -> models.HealthzDocument:
     """The store can be read and the authority is not stopping; else 503."""
     if rack.stopping:
@@ -47,9 +47,11 @@ def create_app(authority: Authority | None, backup_folder: Path | None = None) -
     app.state.authority = authority
     app.state.backup_folder = backup_folder
     problems.install(app)
-    for router in (_health, heads.router, operators.router):
+    for router in (_health, heads.router, operators.router, trail.router):
+        access.state_access(router)
         app.include_router(router)
     if authority is not None:
+        app.add_middleware(wrapping.AuditedChanges, authority=authority)
         app.add_middleware(wrapping.SignedReplies, authority=authority)
     app.add_middleware(wrapping.BoundedBodies)
     return app

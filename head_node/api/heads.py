@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 
 from head_node.api import models
+from head_node.authority.audit import Actor, asks
 from head_node.authority.authentication import Received
 from head_node.authority.authority import Authority
 from head_node.authority.errors import RequestRefused
@@ -37,14 +38,26 @@ async def received(request: Request) -> Received:
 
 
 async def signing_head(request: Request) -> HeadRecord:
-    return await authority_of(request).authenticator.head(await received(request))
+    found = await authority_of(request).authenticator.head(await received(request))
+    asks(Actor(f"head:{found.id}", source_of(request)))
+    return found
+
+
+async def newcomer() -> None:
+    """A dependency that says: the route checks a join token's proof itself."""
+
+
+def source_of(request: Request) -> str:
+    """The address that a request came from."""
+    client = request.client
+    return "" if client is None else f"{client.host}:{client.port}"
 
 
 Rack = Annotated[Authority, Depends(rack_of)]
 Head = Annotated[HeadRecord, Depends(signing_head)]
 
 
-@router.post("/heads", operation_id="enrolHead")
+@router.post("/heads", operation_id="enrolHead", dependencies=[Depends(newcomer)])
 async def enrol(request: Request, rack: Rack, body: models.EnrolmentRequest) -> models.HeadAnswer:
     """Enrol a head with a join token; signed with the key that it enrols."""
     key = parse_key(body.public_key)
@@ -52,6 +65,7 @@ async def enrol(request: Request, rack: Rack, body: models.EnrolmentRequest) -> 
     # Before the nonce is remembered: who has no token takes no memory.
     await rack.nodes.check_proof(body.id, key, body.token_id, proof)
     rack.authenticator.newcomer(await received(request), body.id, key)
+    asks(Actor(f"head:{body.id}", source_of(request)))
     head = await rack.nodes.enrol_head(body.id, body.name, key, _addresses(body.addresses), body.token_id, proof)
     return models.HeadAnswer(head=models.HeadDocument.model_validate(head.to_json()))
 

@@ -1,13 +1,16 @@
-"""The routes that people and rackctl use, with the operator's bearer token."""
+"""The routes that people and rackctl use, with an operator's bearer token.
+
+A route's `dependencies` name the least role that may use it (`access.py`).
+"""
 
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.security import HTTPBearer
+from fastapi import APIRouter, Query, Request, Response
 
 from head_node.api import models, overview
-from head_node.api.heads import Rack, authority_of
+from head_node.api.access import ADMIN, BEARER, OPERATOR, VIEWER
+from head_node.api.heads import Rack
 from head_node.authority.errors import Conflict, RequestRefused
 from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
@@ -22,19 +25,10 @@ from sled_controller.fabric.dhchap.terms import Terms
 
 BACKUP_FILE = "store.backup"
 
-
-# For the document only; `operator` judges the header.
-_bearer = HTTPBearer(auto_error=False, scheme_name="operator", description="the operator's token")
+router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[BEARER])
 
 
-async def operator(request: Request) -> None:
-    await authority_of(request).authenticator.operator(request.headers.get("authorization"))
-
-
-router = APIRouter(prefix="/v1", tags=["operators"], dependencies=[Depends(operator), Depends(_bearer)])
-
-
-@router.post("/volumes", operation_id="createVolume", status_code=201)
+@router.post("/volumes", operation_id="createVolume", dependencies=[OPERATOR], status_code=201)
 async def create_volume(rack: Rack, body: models.VolumeRequest, response: Response) -> models.VolumeStatus:
     """Place a volume on the rack; heads make it within seconds (state `creating`, then `active`)."""
     record = await rack.volumes.create(
@@ -45,20 +39,20 @@ async def create_volume(rack: Rack, body: models.VolumeRequest, response: Respon
     return await overview.volume_status(rack, record)
 
 
-@router.get("/volumes", operation_id="listVolumes")
+@router.get("/volumes", operation_id="listVolumes", dependencies=[VIEWER])
 async def list_volumes(rack: Rack) -> models.VolumeList:
     """All volumes, by name."""
     volumes = sorted((entry.value for entry in (await rack.ledger.rack()).volumes.values()), key=lambda v: v.name)
     return models.VolumeList(volumes=[await overview.volume_status(rack, volume) for volume in volumes])
 
 
-@router.get("/volumes/{volume}", operation_id="inspectVolume")
+@router.get("/volumes/{volume}", operation_id="inspectVolume", dependencies=[VIEWER])
 async def inspect_volume(rack: Rack, volume: str) -> models.VolumeStatus:
     """One volume by id or name: record and health."""
     return await overview.volume_status(rack, await rack.volumes.find(volume))
 
 
-@router.patch("/volumes/{volume}", operation_id="setVolumePolicy")
+@router.patch("/volumes/{volume}", operation_id="setVolumePolicy", dependencies=[OPERATOR])
 async def set_policy(rack: Rack, volume: str, body: models.VolumePolicyRequest) -> models.VolumeStatus:
     """Say what a volume does while sleds are away; its primary obeys within moments."""
     found = await rack.volumes.find(volume)
@@ -71,13 +65,13 @@ async def set_policy(rack: Rack, volume: str, body: models.VolumePolicyRequest) 
     return await overview.volume_status(rack, record)
 
 
-@router.get("/volumes/{volume}/unreadable", operation_id="listUnreadable")
+@router.get("/volumes/{volume}/unreadable", operation_id="listUnreadable", dependencies=[VIEWER])
 async def list_unreadable(rack: Rack, volume: str) -> models.UnreadableDocument:
     """Blocks that no k shards give, as far as the primary has met them."""
     return overview.unreadable(rack, await rack.volumes.find(volume))
 
 
-@router.post("/volumes/{volume}/lost", operation_id="declareLost", status_code=202)
+@router.post("/volumes/{volume}/lost", operation_id="declareLost", dependencies=[ADMIN], status_code=202)
 async def declare_lost(rack: Rack, volume: str, body: models.LostRangeRequest) -> models.VolumeStatus:
     """Declare blocks lost. The primary reads each block of the range: what can be read stays, the rest is an error
     until it is written, and holds nothing up. The range is in the volume's `lost` until that is done."""
@@ -86,47 +80,47 @@ async def declare_lost(rack: Rack, volume: str, body: models.LostRangeRequest) -
     return await overview.volume_status(rack, await rack.volumes.declare_lost(found.volume, lost))
 
 
-@router.delete("/volumes/{volume}", operation_id="deleteVolume", status_code=202)
+@router.delete("/volumes/{volume}", operation_id="deleteVolume", dependencies=[OPERATOR], status_code=202)
 async def delete_volume(rack: Rack, volume: str) -> models.DeletionDocument:
     """Delete a volume by id or name: its primary removes the namespaces, then the record goes."""
     record = await rack.volumes.delete((await rack.volumes.find(volume)).volume)
     return models.DeletionDocument(gone=record is None, record=None if record is None else _volume(record))
 
 
-@router.get("/cleanups", operation_id="listCleanups")
+@router.get("/cleanups", operation_id="listCleanups", dependencies=[VIEWER])
 async def list_cleanups(rack: Rack) -> models.CleanupList:
     """Deleted volumes that something may be left of, on sleds and heads that were away."""
     found = sorted((entry.value for entry in (await rack.ledger.rack()).cleanups.values()), key=lambda c: c.name)
     return models.CleanupList(cleanups=[models.CleanupDocument.model_validate(c.to_json()) for c in found])
 
 
-@router.delete("/cleanups/{volume}/sleds/{sled}", operation_id="giveUpCleanup", status_code=204)
+@router.delete("/cleanups/{volume}/sleds/{sled}", operation_id="giveUpCleanup", dependencies=[ADMIN], status_code=204)
 async def give_up_cleanup(rack: Rack, volume: UUID, sled: UUID) -> None:
     """Say that a sled is gone for good: what is left of a deleted volume there is not waited for any more."""
     await rack.cleanups.give_up(volume, sled)
 
 
-@router.get("/volumes/{volume}/hosts", operation_id="listHosts")
+@router.get("/volumes/{volume}/hosts", operation_id="listHosts", dependencies=[VIEWER])
 async def list_hosts(rack: Rack, volume: str) -> models.HostList:
     """Who may connect to a volume by NVMe/TCP, and who has to prove himself."""
     return _hosts(await rack.hosts.of((await rack.volumes.find(volume)).volume))
 
 
-@router.post("/volumes/{volume}/hosts", operation_id="admitHost")
+@router.post("/volumes/{volume}/hosts", operation_id="admitHost", dependencies=[OPERATOR])
 async def admit_host(rack: Rack, volume: str, body: models.HostRequest) -> models.HostList:
     """Let a host connect by NVMe/TCP, `*` any host; nothing changes when it may already."""
     found = await rack.volumes.find(volume)
     return _hosts(await rack.hosts.admit(found.volume, body.nqn))
 
 
-@router.delete("/volumes/{volume}/hosts/{nqn:path}", operation_id="expelHost")
+@router.delete("/volumes/{volume}/hosts/{nqn:path}", operation_id="expelHost", dependencies=[OPERATOR])
 async def expel_host(rack: Rack, volume: str, nqn: str) -> models.HostList:
     """Take a host off the list, and forget its secrets; its connections are ended by the heads within moments."""
     found = await rack.volumes.find(volume)
     return _hosts(await rack.hosts.expel(found.volume, nqn))
 
 
-@router.put("/volumes/{volume}/host-secrets/{nqn:path}", operation_id="setHostSecret")
+@router.put("/volumes/{volume}/host-secrets/{nqn:path}", operation_id="setHostSecret", dependencies=[OPERATOR])
 async def set_host_secret(rack: Rack, volume: str, nqn: str, body: models.HostSecretRequest) -> models.HostList:
     """Have a host prove itself with this secret from now on, in place of a former one; the host is admitted with it.
 
@@ -136,21 +130,21 @@ async def set_host_secret(rack: Rack, volume: str, nqn: str, body: models.HostSe
     return _hosts(await rack.hosts.authenticate(found.volume, nqn, _terms(body)))
 
 
-@router.delete("/volumes/{volume}/host-secrets/{nqn:path}", operation_id="removeHostSecret")
+@router.delete("/volumes/{volume}/host-secrets/{nqn:path}", operation_id="removeHostSecret", dependencies=[OPERATOR])
 async def remove_host_secret(rack: Rack, volume: str, nqn: str) -> models.HostList:
     """Believe a host by its name from now on. It stays on the list."""
     found = await rack.volumes.find(volume)
     return _hosts(await rack.hosts.trust(found.volume, nqn))
 
 
-@router.post("/volumes/{volume}/freeze", operation_id="freezeVolume")
+@router.post("/volumes/{volume}/freeze", operation_id="freezeVolume", dependencies=[OPERATOR])
 async def freeze_volume(rack: Rack, volume: str) -> models.VolumeStatus:
     """Stop a volume: its primary steps down when it hears of it, nobody takes it over, until it is recovered."""
     found = await rack.volumes.find(volume)
     return await overview.volume_status(rack, await rack.recovery.freeze(found.volume, "an operator has frozen it"))
 
 
-@router.post("/volumes/{volume}/recover", operation_id="recoverVolume")
+@router.post("/volumes/{volume}/recover", operation_id="recoverVolume", dependencies=[ADMIN])
 async def recover_volume(rack: Rack, volume: str, body: models.RecoverRequest) -> models.VolumeStatus:
     """Set a frozen volume going again, above the highest epoch that was seen anywhere, once the term of every
     credential that may be about is over (F7). With `head` it goes on from the log of that head alone: one that is no
@@ -163,26 +157,26 @@ async def recover_volume(rack: Rack, volume: str, body: models.RecoverRequest) -
     return await overview.volume_status(rack, await rack.recovery.recover(found.volume, body.epoch, heir))
 
 
-@router.get("/nodes", operation_id="listNodes")
+@router.get("/nodes", operation_id="listNodes", dependencies=[VIEWER])
 async def list_nodes(rack: Rack) -> models.NodeList:
     """Heads with roles and latest report, sleds with what is placed on them."""
     seen = await rack.ledger.rack()
     return models.NodeList(heads=overview.heads(rack, seen), sleds=overview.sleds(rack, seen))
 
 
-@router.get("/heads", operation_id="listHeads")
+@router.get("/heads", operation_id="listHeads", dependencies=[VIEWER])
 async def list_heads(rack: Rack) -> list[models.HeadStatus]:
     """Heads with roles and latest report."""
     return overview.heads(rack, await rack.ledger.rack())
 
 
-@router.get("/sleds", operation_id="listSleds")
+@router.get("/sleds", operation_id="listSleds", dependencies=[VIEWER])
 async def list_sleds(rack: Rack) -> list[models.SledStatus]:
     """Sleds with what is placed on them."""
     return overview.sleds(rack, await rack.ledger.rack())
 
 
-@router.post("/sleds", operation_id="enrolSled", status_code=201)
+@router.post("/sleds", operation_id="enrolSled", dependencies=[ADMIN], status_code=201)
 async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocument:
     """Enrol a sled, or tell its new name, address or capacity; key and NQN stay."""
     record = await rack.nodes.enrol_sled(
@@ -191,7 +185,7 @@ async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocumen
     return models.SledDocument.model_validate(record.to_json())
 
 
-@router.post("/heads/{head}/revoke", operation_id="revokeHead")
+@router.post("/heads/{head}/revoke", operation_id="revokeHead", dependencies=[ADMIN])
 async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
     """Put a head (by id or name) out: unenrol it, take a new epoch on its volumes, fence it off now."""
     record = overview.find_head(await rack.ledger.rack(), head)
@@ -206,7 +200,7 @@ async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
     )
 
 
-@router.post("/join-tokens", operation_id="createJoinToken", status_code=201)
+@router.post("/join-tokens", operation_id="createJoinToken", dependencies=[ADMIN], status_code=201)
 async def create_token(rack: Rack, body: models.TokenRequest | None = None) -> models.TokenDocument:
     """A token with which a limited number of heads can enrol for a limited time."""
     asked = body or models.TokenRequest()
@@ -214,25 +208,25 @@ async def create_token(rack: Rack, body: models.TokenRequest | None = None) -> m
     return models.TokenDocument(token=text, id=kept["id"], uses_left=kept["uses_left"], expires_ms=kept["expires_ms"])
 
 
-@router.get("/join-tokens", operation_id="listJoinTokens")
+@router.get("/join-tokens", operation_id="listJoinTokens", dependencies=[VIEWER])
 async def list_tokens(rack: Rack) -> models.TokenList:
     """Tokens without their secrets."""
     return models.TokenList(tokens=[models.TokenStatus.model_validate(token) for token in await rack.nodes.tokens()])
 
 
-@router.delete("/join-tokens/{token}", operation_id="deleteJoinToken", status_code=204)
+@router.delete("/join-tokens/{token}", operation_id="deleteJoinToken", dependencies=[ADMIN], status_code=204)
 async def delete_token(rack: Rack, token: str) -> None:
     """Make a token unusable."""
     await rack.nodes.delete_token(token)
 
 
-@router.get("/keys", operation_id="listKeys")
+@router.get("/keys", operation_id="listKeys", dependencies=[VIEWER])
 async def list_keys(rack: Rack) -> models.KeyList:
     """The keys that sign credentials, in the key set that sleds get."""
     return _keys(rack, await rack.keyring.current())
 
 
-@router.post("/keys/rotate", operation_id="rotateKeys")
+@router.post("/keys/rotate", operation_id="rotateKeys", dependencies=[ADMIN])
 async def rotate_keys(rack: Rack) -> models.KeyList:
     """Publish a new signing key; it signs after the publication time, the older ones retire after a term."""
     ring = await rack.keyring.rotate()
@@ -240,13 +234,13 @@ async def rotate_keys(rack: Rack) -> models.KeyList:
     return _keys(rack, ring)
 
 
-@router.get("/events", operation_id="listEvents")
+@router.get("/events", operation_id="listEvents", dependencies=[VIEWER])
 async def list_events(rack: Rack, after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0) -> models.EventList:
     """What happened lately (takeovers, fenced-off heads, ...), oldest first, above sequence `after`."""
     return models.EventList(events=[event.to_json() for event in rack.reports.events(after)])
 
 
-@router.post("/backup", operation_id="backUpStore", status_code=201)
+@router.post("/backup", operation_id="backUpStore", dependencies=[ADMIN], status_code=201)
 async def back_up(request: Request, rack: Rack) -> models.BackupDocument:
     """Write a consistent copy of the store; a rack started from it begins frozen."""
     folder = request.app.state.backup_folder

@@ -1,14 +1,12 @@
-"""Who sends a request: a head by its signature, an operator by the bearer token."""
+"""Which head sends a request, by its signature. Operators are `operator_tokens.py`'s."""
 
-import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 from head_node.authority import signatures
 from head_node.authority.errors import StaleInstance, Unauthorised
-from head_node.authority.ledger import OPERATOR_KEY, Ledger
+from head_node.authority.ledger import Ledger
 from head_node.authority.replay import ReplayWindow
 from head_node.store.records import HeadRecord
 from sled_controller.environment import Environment
@@ -28,7 +26,7 @@ class Received:
 
 
 class Authenticator:
-    """Checks signatures and tokens; remembers nonces and nothing else."""
+    """Checks signatures; remembers nonces and nothing else."""
 
     def __init__(self, ledger: Ledger, env: Environment) -> None:
         self._ledger = ledger
@@ -63,16 +61,6 @@ class Authenticator:
         if given.key_id != str(head):
             raise Unauthorised("the signature is another head's")
         self._admit(given, values, public_key, "newcomer")
-
-    async def operator(self, authorization: str | None) -> None:
-        """Raises Unauthorised unless the header carries the operator's token."""
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Unauthorised("operators send `Authorization: Bearer <operator token>`")
-        found = await self._ledger.json(OPERATOR_KEY)
-        digest = hashlib.sha256(token.strip().encode()).hexdigest()
-        if found is None or not hmac.compare_digest(digest, str(found.value["sha256"])):
-            raise Unauthorised("the operator token is not this rack's; it is in the authority's operator.token file")
 
     def forget(self, head: UUID) -> None:
         """Drop what is remembered of a revoked head."""

@@ -1,7 +1,6 @@
 """The authority of one rack, put together over a store and a root key; knows nothing of HTTP."""
 
 import asyncio
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +8,18 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from head_node.authority.audit import LINES_KEPT, Audit
 from head_node.authority.authentication import Authenticator
 from head_node.authority.cleanups import Cleanups
 from head_node.authority.errors import AuthorityError, Unauthorised
 from head_node.authority.hosts import VolumeHosts
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
-from head_node.authority.ledger import OPERATOR_KEY, RACK_KEY, Ledger, revision_of
+from head_node.authority.ledger import RACK_KEY, Ledger
 from head_node.authority.nodes import Fencer, Nodes
+from head_node.authority.operator_tokens import OperatorTokens
 from head_node.authority.recovery import Recovery
-from head_node.authority.reports import Reports
+from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
@@ -44,6 +45,7 @@ class Policy:
     heads_per_volume: int = 2
     geometry: Geometry = field(default_factory=Geometry)
     """Of volumes made from now on."""
+    audit_lines_max: int = LINES_KEPT
 
 
 class Authority:
@@ -59,6 +61,9 @@ class Authority:
         self.store = store
         self.ledger = Ledger(store)
         self.reports = Reports(env)
+        self.audit = Audit(store, env, policy.audit_lines_max)
+        self.reports.on_own_event = self._note_event
+        self.tokens = OperatorTokens(self.ledger, self.reports, env)
         self.issue = IssueTime(self.ledger, env)
         self.keyring = Keyring(
             self.ledger, root_key, self.issue, env, term_ms=policy.credential_term_ms, publish_ms=policy.key_publish_ms
@@ -110,6 +115,7 @@ class Authority:
         authority._upkeep = [
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
+            asyncio.create_task(authority.audit.run(), name="authority-audit"),
         ]
         return authority
 
@@ -119,6 +125,7 @@ class Authority:
         for task in self._upkeep:
             task.cancel()
         await asyncio.gather(*self._upkeep, return_exceptions=True)
+        await self.audit.close()
 
     @property
     def stopping(self) -> bool:
@@ -186,15 +193,12 @@ class Authority:
         return followed
 
     async def operator_token(self, known: str | None) -> str:
-        """The operator's token: `known` if it is the rack's, else a new one that replaces it."""
-        found = await self.ledger.json(OPERATOR_KEY)
-        if known and found is not None and found.value["sha256"] == _sha256(known):
-            return known
-        token = self.env.entropy.bytes(32).hex()
-        await self.ledger.commit(
-            compare={OPERATOR_KEY: revision_of(found)}, put={OPERATOR_KEY: {"sha256": _sha256(token)}}
-        )
-        return token
+        """The operator's first token: `known` if it is the rack's, else a new one that replaces it."""
+        return await self.tokens.bootstrap(known)
+
+    def _note_event(self, event: Event) -> None:
+        """What the authority has done is told in the trail too, where it stays."""
+        self.audit.note(event.kind, target=str(event.fields.get("volume", "")), details=event.fields)
 
     async def _wait_for_change(self, after: int, timeout_s: float) -> None:
         changed = asyncio.ensure_future(self.store.watch(after))
@@ -221,6 +225,8 @@ class Authority:
         """A restored store does not know what was issued after the backup (F2, F4): nobody may rely on it."""
         reason = "the store was restored from a backup; compare with sleds and logs, then recover"
         await self.retirements.restored()
+        await self.nodes.drop_tokens()
+        await self.tokens.drop_all()
         frozen = await self.recovery.freeze_all(reason)
         await self.keyring.rotate(publish_ms=0, versions_skipped=RESTORED_VERSIONS_SKIPPED)
         await self.store.clear_restored()
@@ -231,12 +237,9 @@ class Authority:
             try:
                 await self.nodes.finish_revocations()
                 await self.nodes.close_expired_tokens()
+                await self.tokens.clear_expired()
                 await self.keyring.retire()
                 await self.retirements.advance()
             except AuthorityError as error:
                 _log.warning("event=upkeep-failed error=%s", error)
             await asyncio.sleep(UPKEEP_S)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -51,6 +51,12 @@ class Unauthorised(AuthorityError):
     status, slug, title = 401, "unauthorised", "Not authenticated"
 
 
+class NotAllowed(AuthorityError):
+    """The operator token is good, but of a lesser role than this takes: ask somebody with that role."""
+
+    status, slug, title = 403, "not-allowed", "The operator token does not allow this"
+
+
 class StaleInstance(Unauthorised):
     """The request was signed for another run of the authority: sign it again for `instance`."""
 

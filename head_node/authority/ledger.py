@@ -107,9 +107,14 @@ def token_key(token_id: str) -> str:
     return f"token/{token_id}"
 
 
+def operator_token_key(token_id: str) -> str:
+    return f"operator-token/{token_id}"
+
+
 KEYS_KEY = "keys"
 ISSUED_KEY = "issued"
 RACK_KEY = "rack-identity"
+# Which operator token is the one that the authority made for itself.
 OPERATOR_KEY = "operator"
 # Every credential ever signed expires before this time, Unix milliseconds.
 HORIZON_KEY = "horizon"

@@ -126,6 +126,11 @@ class Nodes:
             raise NotFound(f"there is no join token {token_id}")
         await self._ledger.commit(compare={}, put={}, delete=[token_key(token_id)])
 
+    async def drop_tokens(self) -> None:
+        """The store is a backup's: it does not know which tokens were deleted since."""
+        for name in await self._ledger.json_list("token/"):
+            await self._ledger.commit(compare={}, put={}, delete=[token_key(name)])
+
     async def check_proof(self, head: UUID, public_key: bytes, token_id: str, proof: bytes) -> Versioned[Any]:
         """The token with which `proof` was made for this head and key; raises EnrolmentRefused."""
         token = await self._ledger.json(token_key(token_id))

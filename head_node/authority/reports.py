@@ -3,16 +3,24 @@
 It is lost with the process and rebuilt by the next heartbeats; no decision about epochs or members rests on it.
 """
 
-from collections import deque
-from collections.abc import Mapping
+import heapq
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from head_node.authority import head_events
 from head_node.authority.report_parts import Assembly
 from sled_controller.environment import Environment
 
 EVENTS_MAX = 1024
+"""The authority's own."""
+EVENTS_PER_HEAD_MAX = 128
+"""Each head has a ring of its own: what it says washes out what it said before, and nothing else."""
+HEADS_MAX = 128
+"""Heads whose events are kept, revoked ones among them; as many as may be enrolled, and as many again."""
 EVENTS_PER_REPORT_MAX = 64
 EVENT_CHARS_MAX = 2048
 # Three missed heartbeats of a head that reports each second.
@@ -41,26 +49,34 @@ class Event:
         return {"sequence": self.sequence, "time_ms": self.time_ms, "kind": self.kind, **self.fields}
 
 
+_log = logging.getLogger(__name__)
+
+
 class Reports:
-    """The latest report of each head and a ring of events."""
+    """The latest report of each head, and rings of events: the authority's own, and one for each head."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._reports: dict[UUID, Report] = {}
         self._assemblies: dict[UUID, Assembly] = {}
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self._events_of: OrderedDict[UUID, deque[Event]] = OrderedDict()
+        self._refused_of: set[UUID] = set()
         self._sequence = 0
+        self.on_own_event: Callable[[Event], None] = lambda event: None
+        """Called with what the authority itself has done."""
 
     def add_event(self, kind: str, **fields: Any) -> Event:
-        """Append an event; the oldest falls out of a full ring."""
-        self._sequence += 1
-        event = Event(self._sequence, self._env.clock.wall_ms(), kind, fields)
+        """Append something that the authority itself has done or seen; the oldest falls out of a full ring."""
+        event = self._event(kind, fields)
         self._events.append(event)
+        self.on_own_event(event)
         return event
 
     def events(self, after: int) -> list[Event]:
         """Events with a sequence above `after`, oldest first."""
-        return [event for event in self._events if event.sequence > after]
+        rings = heapq.merge(self._events, *self._events_of.values(), key=lambda event: event.sequence)
+        return [event for event in rings if event.sequence > after]
 
     def add_report(self, head: UUID, status: Mapping[str, Any]) -> None:
         """Keep the status of `head`, or a part of it until the others have come; its `events` list moves to the ring.
@@ -76,10 +92,7 @@ class Reports:
         self._reports[head] = Report(kept, self._env.clock.wall_ms(), self._env.clock.boottime_ns())
         events = None if whole is None else whole.get("events")
         for event in events[:EVENTS_PER_REPORT_MAX] if isinstance(events, list) else ():
-            if isinstance(event, dict) and len(str(event)) <= EVENT_CHARS_MAX:
-                fields = {str(key): value for key, value in event.items() if key not in ("kind", "sequence", "time_ms")}
-                fields.pop("head", None)
-                self.add_event(str(event.get("kind", "unknown")), head=str(head), **fields)
+            self._add_event_of(head, event)
 
     def report(self, head: UUID) -> Report | None:
         return self._reports.get(head)
@@ -92,6 +105,26 @@ class Reports:
     def forget(self, head: UUID) -> None:
         self._reports.pop(head, None)
         self._assemblies.pop(head, None)
+        self._refused_of.discard(head)
+
+    def _add_event_of(self, head: UUID, said: object) -> None:
+        """Something that a head says, if it is something that heads say."""
+        found = head_events.checked(said) if len(str(said)) <= EVENT_CHARS_MAX else None
+        if found is None:
+            if head not in self._refused_of:  # one line for each head: it decides how many there are
+                self._refused_of.add(head)
+                _log.warning("event=head-event-refused head=%s said=%.100r", head, str(said))
+            return
+        ring = self._events_of.setdefault(head, deque(maxlen=EVENTS_PER_HEAD_MAX))
+        self._events_of.move_to_end(head)
+        if len(self._events_of) > HEADS_MAX:
+            self._events_of.popitem(last=False)
+        kind, fields = found
+        ring.append(self._event(kind, {"head": str(head), **fields}))
+
+    def _event(self, kind: str, fields: Mapping[str, Any]) -> Event:
+        self._sequence += 1
+        return Event(self._sequence, self._env.clock.wall_ms(), kind, fields)
 
     def of_volume(self, volume: UUID) -> dict[UUID, Mapping[str, Any]]:
         """What live heads say about a volume."""

@@ -2,9 +2,12 @@
 
 Keys are short text, values bytes. Every transaction has a revision, counted over the whole store; an entry carries the
 revision of the transaction that put it, which is what comparisons name. Nothing is cached across transactions.
+
+Beside the entries there is a journal: lines that are only ever added. It has no revision, so nothing that waits for a
+change is woken by it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +39,23 @@ class Snapshot:
     entries: tuple[Entry, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line for the journal: who caused it, and what it says."""
+
+    actor: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """A line of the journal. `sequence` rises and is never used again."""
+
+    sequence: int
+    actor: str
+    value: bytes
+
+
 class Store(Protocol):
     """A transactional key-value store. All methods may raise StoreFailed; none changes anything when it does."""
 
@@ -61,6 +81,16 @@ class Store(Protocol):
     async def watch(self, after: int) -> int:
         """Wait until the revision is not `after` any more, and return it."""
 
+    async def append(self, lines: Sequence[Line], keep_max: int) -> int:
+        """Add lines to the journal; durable on return of the last one's sequence.
+
+        Of more than `keep_max` lines in all, the oldest of the actor with the most goes: one actor that causes many
+        cannot wash out what the others did. Raises ValueError for a value above VALUE_BYTES_MAX.
+        """
+
+    async def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
+        """The first `count_max` lines of the journal with a sequence above `after`, oldest first."""
+
     async def backup(self, path: Path) -> int:
         """Write a consistent copy to `path` (replaced atomically, mode 0600) and return its revision.
 
@@ -75,6 +105,21 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what is under way and let go of the store; watchers end with StoreFailed."""
+
+
+def check_lines(lines: Sequence[Line]) -> None:
+    """Raise ValueError when a line of the journal passes the bounds of the interface."""
+    if any(len(line.value) > VALUE_BYTES_MAX or not 0 < len(line.actor) <= KEY_CHARS_MAX for line in lines):
+        raise ValueError(f"a line has at most {VALUE_BYTES_MAX} bytes, and an actor of 1 to {KEY_CHARS_MAX} characters")
+
+
+def surplus(counts: Mapping[str, int], keep_max: int) -> dict[str, int]:
+    """How many lines of which actors go so that `keep_max` stay: always one of an actor with the most."""
+    left = dict(counts)
+    for _ in range(sum(counts.values()) - keep_max):
+        most = max(left, key=lambda actor: (left[actor], actor))
+        left[most] -= 1
+    return {actor: counts[actor] - left[actor] for actor in counts if counts[actor] > left[actor]}
 
 
 def check_transaction(compare: Mapping[str, int], put: Mapping[str, bytes], delete: Collection[str]) -> None:

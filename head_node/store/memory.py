@@ -1,11 +1,22 @@
 """A store without durability: for simulations and tests, and the smallest reading of the interface."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from head_node.store.errors import CompareFailed, StoreFailed
-from head_node.store.interface import ABSENT, RESTORED_REVISIONS_SKIPPED, Entry, Snapshot, check_transaction
+from head_node.store.interface import (
+    ABSENT,
+    RESTORED_REVISIONS_SKIPPED,
+    Entry,
+    JournalLine,
+    Line,
+    Snapshot,
+    check_lines,
+    check_transaction,
+    surplus,
+)
 from head_node.store.watchers import Watchers
 
 
@@ -14,6 +25,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
+        self._journal: list[JournalLine] = []
+        self._sequence = 0
         self._revision = 0
         self._watchers = Watchers()
         self._restored = False
@@ -26,6 +39,8 @@ class MemoryStore:
         saved = json.loads(path.read_text(encoding="utf-8"))
         store._revision = saved["revision"] + RESTORED_REVISIONS_SKIPPED
         store._entries = {key: Entry(key, bytes.fromhex(value), revision) for key, value, revision in saved["entries"]}
+        store._journal = [JournalLine(number, actor, bytes.fromhex(text)) for number, actor, text in saved["journal"]]
+        store._sequence = saved["sequence"]
         store._restored = True
         return store
 
@@ -65,6 +80,26 @@ class MemoryStore:
         self._check_open()
         return self._revision if self._revision != after else await self._watchers.next()
 
+    async def append(self, lines: Sequence[Line], keep_max: int) -> int:
+        self._check_open()
+        check_lines(lines)
+        for line in lines:
+            self._sequence += 1
+            self._journal.append(JournalLine(self._sequence, line.actor, line.value))
+        drop = surplus(Counter(line.actor for line in self._journal), keep_max)
+        kept = []
+        for held in self._journal:
+            if drop.get(held.actor, 0):
+                drop[held.actor] -= 1
+            else:
+                kept.append(held)
+        self._journal = kept
+        return self._sequence
+
+    async def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
+        self._check_open()
+        return tuple(line for line in self._journal if line.sequence > after)[:count_max]
+
     async def backup(self, path: Path) -> int:
         self._check_open()
         self._save(path)
@@ -84,7 +119,9 @@ class MemoryStore:
 
     def _save(self, path: Path) -> None:
         entries = [[entry.key, entry.value.hex(), entry.revision] for entry in self._entries.values()]
-        path.write_text(json.dumps({"revision": self._revision, "entries": entries}), encoding="utf-8")
+        journal = [[line.sequence, line.actor, line.value.hex()] for line in self._journal]
+        saved = {"revision": self._revision, "entries": entries, "journal": journal, "sequence": self._sequence}
+        path.write_text(json.dumps(saved), encoding="utf-8")
         path.chmod(0o600)
 
     def _check_open(self) -> None:

@@ -11,18 +11,28 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from head_node.store.errors import CompareFailed, OutcomeUnknown, StoreError, StoreFailed, StoreLocked, StoreUnsafe
-from head_node.store.interface import ABSENT, RESTORED_REVISIONS_SKIPPED, Entry, Snapshot, check_transaction
+from head_node.store.interface import (
+    ABSENT,
+    RESTORED_REVISIONS_SKIPPED,
+    Entry,
+    JournalLine,
+    Line,
+    Snapshot,
+    check_lines,
+    check_transaction,
+    surplus,
+)
 from head_node.store.watchers import Watchers
 from sled_controller.durable import sync_directory
 
 APPLICATION_ID = 0x50414C53  # "PALS"
-FORMAT = 1
+FORMAT = 2
 SYNCHRONOUS_FULL = 2
 # Requests waiting for the one thread; each holds at most a transaction's values.
 PENDING_MAX = 256
@@ -33,6 +43,10 @@ _T = TypeVar("_T")
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL)"
     " WITHOUT ROWID",
+    # AUTOINCREMENT: the number of a line that went is not given again.
+    "CREATE TABLE IF NOT EXISTS journal (sequence INTEGER PRIMARY KEY AUTOINCREMENT, actor TEXT NOT NULL,"
+    " value BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS journal_by_actor ON journal (actor, sequence)",
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     "INSERT OR IGNORE INTO meta VALUES ('revision', 0), ('restored', 0)",
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -90,6 +104,14 @@ class SqliteStore:
             with contextlib.suppress(asyncio.CancelledError, StoreError):
                 await waiter
 
+    async def append(self, lines: Sequence[Line], keep_max: int) -> int:
+        lines = tuple(lines)
+        check_lines(lines)
+        return await self._run(lambda: self._database.append(lines, keep_max))
+
+    async def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
+        return await self._run(lambda: self._database.journal(after, count_max))
+
     async def backup(self, path: Path) -> int:
         return await self._run(lambda: self._database.backup(path))
 
@@ -136,6 +158,8 @@ class _Database:
         self._connect = connect
         self._lock_fd = -1
         self._connection: sqlite3.Connection | None = None
+        self._lines_by_actor: dict[str, int] | None = None
+        """How many lines of the journal there are, once counted: a count costs as much as there are."""
 
     def start(self) -> None:
         try:
@@ -189,6 +213,34 @@ class _Database:
             connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
             connection.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in delete])
         return revision
+
+    def append(self, lines: Sequence[Line], keep_max: int) -> int:
+        counts, self._lines_by_actor = self._lines_by_actor, None  # counted again if this fails
+        with self._writing() as connection:
+            if counts is None:
+                counts = dict(connection.execute("SELECT actor, count(*) FROM journal GROUP BY actor").fetchall())
+            sequence = 0
+            for line in lines:
+                row = (line.actor, line.value)
+                sequence = connection.execute("INSERT INTO journal (actor, value) VALUES (?, ?)", row).lastrowid or 0
+                counts[line.actor] = counts.get(line.actor, 0) + 1
+            for actor, count in surplus(counts, keep_max).items():
+                connection.execute(
+                    "DELETE FROM journal WHERE sequence IN"
+                    " (SELECT sequence FROM journal WHERE actor = ? ORDER BY sequence LIMIT ?)",
+                    (actor, count),
+                )
+                counts[actor] -= count
+        self._lines_by_actor = {actor: count for actor, count in counts.items() if count}
+        return sequence
+
+    def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT sequence, actor, value FROM journal WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                (after, count_max),
+            ).fetchall()
+        return tuple(JournalLine(*row) for row in rows)
 
     def backup(self, path: Path) -> int:
         partial = path.with_name(path.name + ".partial")

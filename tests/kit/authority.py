@@ -219,15 +219,17 @@ async def rack(
     fencer: Fencer | None = None,
     seed: int = 1,
     root_seed: int = 1,
+    bootstrap: str | None = None,
 ) -> AsyncIterator[Kit]:
-    """An authority that runs until the block ends; the store, when given, stays open."""
+    """An authority that runs until the block ends; the store, when given, stays open. `bootstrap`: the operator's token
+    of a former run."""
     clock = clock or ManualClock()
     env = Environment(clock, SeededEntropy(seed))
     used = store or MemoryStore()
     root_key = Ed25519PrivateKey.from_private_bytes(SeededEntropy(root_seed).bytes(32))
     authority = await Authority.start(used, root_key, env, policy, fencer)
     app = create_app(authority)
-    token = await authority.operator_token(None)
+    token = await authority.operator_token(bootstrap)
     operator = httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url=URL, headers={"authorization": f"Bearer {token}"}
     )

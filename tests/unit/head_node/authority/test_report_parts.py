@@ -20,7 +20,7 @@ def status_of(volumes: int) -> dict[str, Any]:
         "sleds": {"a": {"reachable": True}},
         "volumes": {name: {"state": "serving", "reason": "x" * 1300} for name in names},
         "nvme": {"hosts": 3, "volumes": {name: {"access": "optimized", "why": "y" * 200} for name in names}},
-        "events": [{"kind": "something"}],
+        "events": [{"kind": "stepped-down"}],
     }
 
 
@@ -69,7 +69,7 @@ def test_a_head_with_more_volumes_than_fit_into_a_request_is_live_and_says_what_
         said = kit.authority.reports.report(head.id)
         assert said is not None
         assert said.status == {key: value for key, value in status_of(1500).items() if key != "events"}
-        assert kit.authority.reports.events(0)[-1].kind == "something"
+        assert kit.authority.reports.events(0)[-1].kind == "stepped-down"
 
     run(scenario)
 

@@ -13,6 +13,7 @@ from head_node.store.interface import (
     RESTORED_REVISIONS_SKIPPED,
     TRANSACTION_KEYS_MAX,
     VALUE_BYTES_MAX,
+    Line,
     Store,
 )
 from head_node.store.memory import MemoryStore
@@ -218,3 +219,55 @@ def test_a_store_opened_from_a_backup_says_so_until_told_otherwise(opener: Opene
 
     run(opener, tmp_path, save)
     run(opener, tmp_path, reopen)
+
+
+def lines(actor: str, *numbers: int) -> list[Line]:
+    return [Line(actor, b"%s %d" % (actor.encode(), number)) for number in numbers]
+
+
+def test_the_journal_keeps_lines_in_order_and_wakes_nobody(opener: Opener, tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        before = (await store.list("")).revision
+        assert await store.journal(0, 10) == ()
+        first = await store.append(lines("a", 1, 2), 100)
+        last = await store.append(lines("b", 1), 100)
+        assert last == first + 1
+        assert [line.value for line in await store.journal(0, 10)] == [b"a 1", b"a 2", b"b 1"]
+        assert [line.actor for line in await store.journal(first - 1, 1)] == ["a"]
+        assert await store.journal(last, 10) == ()
+        assert (await store.list("")).revision == before
+        for wrong in (Line("", b""), Line("a" * 257, b""), Line("a", bytes(VALUE_BYTES_MAX + 1))):
+            with pytest.raises(ValueError, match="a line has"):
+                await store.append([wrong], 100)
+
+    run(opener, tmp_path, scenario)
+
+
+def test_a_full_journal_loses_the_oldest_line_of_the_one_with_the_most(opener: Opener, tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        await store.append(lines("quiet", 1, 2, 3), 10)
+        for number in range(100):
+            last = await store.append(lines("loud", number), 10)
+        assert last == 103, "numbers of lines that went are not given again"
+        kept = [line.value for line in await store.journal(0, 100)]
+        assert kept == [b"quiet 1", b"quiet 2", b"quiet 3", *(b"loud %d" % number for number in range(93, 100))]
+        await store.append(lines("quiet", *range(4, 20)), 10)
+        counts = [line.actor for line in await store.journal(0, 100)]
+        assert (counts.count("quiet"), counts.count("loud")) == (5, 5)
+        assert await store.append(lines("loud", 100), 1) > last
+        assert len(await store.journal(0, 100)) == 1
+
+    run(opener, tmp_path, scenario)
+
+
+def test_a_backup_has_the_journal_too(opener: Opener, tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        await store.append(lines("a", 1, 2), 10)
+        await store.backup(tmp_path / "copy")
+
+    async def again(store: Store) -> None:
+        assert [line.value for line in await store.journal(0, 10)] == [b"a 1", b"a 2"]
+        assert await store.append(lines("a", 3), 10) == 3
+
+    run(opener, tmp_path, scenario)
+    run(opener, tmp_path, again)
