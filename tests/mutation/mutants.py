@@ -15,6 +15,12 @@ from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from volume_mutants import VOLUMES
 
+JUDGED_BY_TESTS = (
+    *SYNCS,
+    *HANGS,
+    *OPERATORS,
+)
+
 MUTANTS = (
     *CLUSTERS,
     *VOLUMES,
@@ -23,6 +29,6 @@ MUTANTS = (
     *(one(*fields) for fields in LOGS),
     *(
         Mutant(name, rule, ((file, text, replacement),), (tests,), simulated=False)
-        for name, rule, file, text, replacement, tests in (*SYNCS, *HANGS, *OPERATORS)
+        for name, rule, file, text, replacement, tests in JUDGED_BY_TESTS
     ),
 )
