@@ -114,8 +114,10 @@ class Subsystem:
             if managers is None
             else InBandAuthentication(identity.nqn, managers, env.entropy, SequenceNumbers(env.entropy))
         )
-        self.discovery = DiscoverySubsystem(self._addresses, serial=self.serial, model=MODEL, firmware=FIRMWARE)
-        self._associations: Associations[Association] = Associations(associations_max)
+        self.discovery = DiscoverySubsystem(
+            self._addresses, env.entropy, serial=self.serial, model=MODEL, firmware=FIRMWARE
+        )
+        self._associations: Associations[Association] = Associations(associations_max, env.entropy)
         storage.on_device_offline = self._device_offline
         storage.on_fence_raised = self._fence_joined
         self.refresh_namespaces()

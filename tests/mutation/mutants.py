@@ -10,6 +10,7 @@ from hang_mutants import HANGS
 from log_mutants import LOGS
 from mutant import Mutant as Mutant
 from mutant import one
+from places_mutants import PLACES
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from volume_mutants import VOLUMES
@@ -22,6 +23,6 @@ MUTANTS = (
     *(one(*fields) for fields in LOGS),
     *(
         Mutant(name, rule, ((file, text, replacement),), (tests,), simulated=False)
-        for name, rule, file, text, replacement, tests in (*SYNCS, *HANGS)
+        for name, rule, file, text, replacement, tests in (*SYNCS, *HANGS, *PLACES)
     ),
 )
