@@ -495,7 +495,7 @@ class TargetQueue:
         """The host has proved itself; from now on its commands are carried out."""
         association = self.association
         if self.queue_id == 0 and association is not None:
-            association.proven = True
+            association.prove()
         if self.authenticating:
             if association is not None and not association.proved(self):
                 self.end("another connection of this host has the queue")

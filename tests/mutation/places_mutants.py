@@ -6,6 +6,9 @@ from mutant import SLED
 ASSOCIATIONS = "sled_controller/fabric/associations.py"
 COMMAND = "sled_controller/fabric/connect.py"
 TARGET = "sled_controller/fabric/target.py"
+ASSOCIATION = "sled_controller/association.py"
+PLACING = "sled_controller/places.py"
+HOLDERS = f"{SLED}/test_places.py"
 CONNECT = f"{SLED}/fabric/test_connect.py"
 
 PLACES = (
@@ -44,5 +47,56 @@ PLACES = (
         "host-id-of-the-head", "connect: a head gives another host id with each association", "sled_controller/fabric/client.py",
         "host_id=self._host_id, controller_id", "host_id=self._head_id, controller_id",
         f"{SLED}/fabric/test_client_against_target.py",
+    ),
+    (
+        "trusted-for-ever", "F1: standing follows from what holds now", ASSOCIATION,
+        "            if slot.holds(now_ms):\n", "            if True:\n", HOLDERS,
+    ),
+    (
+        "expired-is-standing", "F1: an expired slot is no standing", "sled_controller/attach.py",
+        "        return self.state.holder is self and self.key_current and now_ms <= self.expires_ms\n",
+        "        return self.state.holder is self and self.key_current\n", HOLDERS,
+    ),
+    (
+        "retired-key-is-standing", "F1: a slot of a retired key is no standing", "sled_controller/attach.py",
+        "        return self.state.holder is self and self.key_current and now_ms <= self.expires_ms\n",
+        "        return self.state.holder is self and now_ms <= self.expires_ms\n", HOLDERS,
+    ),
+    (
+        "keys-take-all-places", "places: a head key has few associations", PLACING,
+        "        while len(same) > KEY_ASSOCIATIONS_MAX:\n", "        while False:\n", HOLDERS,
+    ),
+    (
+        "holders-take-all-places", "places: a quarter is for those on their way", PLACING,
+        "        self._holders_max = bound - max(1, bound // 4)\n", "        self._holders_max = bound\n", HOLDERS,
+    ),
+    (
+        "no-share-of-places", "places: the key that has most gives first", PLACING,
+        "        if most <= count[association.key] + 1:\n", "        if True:\n", HOLDERS,
+    ),
+    (
+        "sessions-take-all-places", "places: sessions that hold nothing leave room", PLACING,
+        "            self._bound_sessions(association)\n", "            pass\n", HOLDERS,
+    ),
+    (
+        "fence-leaves-associations", "places: a fence above a holder ends its other associations", ASSOCIATION,
+        "            self.subsystem.places.fenced(former_holder, lost_by)\n", "            pass\n", HOLDERS,
+    ),
+    (
+        "attach-number-brings-back", "F3: an attach number alone does not bring an old holder back", ASSOCIATION,
+        "        return age < state.newest or (lost and age == state.newest)\n", "        return age < state.newest\n", HOLDERS,
+    ),
+    (
+        "older-credential-supersedes", "F3: an older credential supersedes no newer one", ASSOCIATION,
+        "        return age < state.newest or (lost and age == state.newest)\n", "        return lost and age <= state.newest\n",
+        HOLDERS,
+    ),
+    (
+        "attach-number-jumps", "F3: an attach number does not jump to the end", ASSOCIATION,
+        "        if within and attach_number - state.fence.attach_number > ATTACH_STEP_MAX:\n", "        if False:\n", HOLDERS,
+    ),
+    (
+        "attach-numbers-one-by-one", "cluster: a head finds the attach number in few steps", "head_node/cluster/attachments.py",
+        "                    step = min(2 * step, ATTACH_STEP_MAX)\n", "", "tests/unit/head_node/cluster/test_attachments.py",
     ),
 )  # fmt: skip
