@@ -35,6 +35,7 @@ REFUSED_ATTACHES: Final = 0xFFFF  # "slot" of log page C0h that names the ATTACH
 REFUSALS_KEPT_MAX: Final = 16
 """Volumes of one association whose last refusal is remembered: a head attaches all its volumes at once when a sled
 comes back, and asks for the credential in the way of each as soon as it is refused. What is forgotten goes unproven."""
+ATTACH_STEP_MAX: Final = 1 << 32  # an attach number that jumps to the end leaves none for the epoch's holder
 U32: Final = 0xFFFF_FFFF
 
 
@@ -55,6 +56,7 @@ class Refusal(IntEnum):
     NAMESPACES_REMAIN = 24  # RETIRE of a volume that has a namespace here
     NOT_OVER = 25  # RETIRE before sled time is there, or of a fence whose credential expires later
     NEWER_EPOCH = 26  # RETIRE of a volume whose fence is above the epoch that the statement knows of
+    OLD_HOLDER = 27  # the epoch's pair went to another association: its attach number does not bring it back
 
 
 STATUS_OF: Final[dict[int, int]] = {
@@ -98,8 +100,13 @@ class Association(HostAssociation):
         self.subsystem = subsystem
         self.slots: list[Slot] = []
         self.keys: SessionKeys | None = None
-        self.attached_once = False
         self.holder = b""
+        self.placed = False  # it makes room for no other one while it holds something
+        self.held_once = False
+        self._held: dict[Slot, None] = {}
+        """Slots that may hold their volume's pair; asked when it matters."""
+        self._lost: dict[UUID, int] = {}
+        """By volume, the epoch whose pair another association of the same head took away."""
         self._refused_by: dict[UUID, Fence] = {}
         """By volume, the newest refusal last."""
         self._handshake: SledHandshake | None = None
@@ -107,10 +114,40 @@ class Association(HostAssociation):
 
     @property
     def standing(self) -> Standing:
-        """A credential makes the difference, or a host's secret: a session takes no more than a key of one's own."""
-        if self.attached_once or self.proven:
+        """A credential makes the difference while it is good for something, or a host's secret: a session takes no more
+        than a key of one's own."""
+        if self.placed and (self.manages or self.holds):
             return Standing.TRUSTED
         return Standing.CONNECTED if self.keys is None else Standing.SESSION
+
+    @property
+    def holds(self) -> bool:
+        """Whether a volume is held through it now: a pair that stands, with a credential that is neither over nor of
+        a key that has left the set."""
+        now_ms = self.subsystem.time.now_ms()
+        while self._held:
+            slot = next(reversed(self._held))
+            if slot.holds(now_ms):
+                return True
+            del self._held[slot]
+        self.placed = self.manages
+        return False
+
+    @property
+    def key(self) -> bytes:
+        """Whose it is: the hash of a head's key, or a manager's name."""
+        return self.holder or self.host_nqn
+
+    def _hold(self, slot: Slot) -> None:
+        self._held[slot] = None
+        self.held_once = True
+        self.subsystem.places.hold(self)
+
+    def prove(self) -> None:
+        """Its host has authenticated, as one that manages the sled."""
+        super().prove()
+        self.subsystem.places.opened(self)
+        self.subsystem.places.hold(self)
 
     def queue_gone(self, queue_id: int, reason: str) -> None:
         """With a session it ends as a whole: a queue that came back would count its nonces anew."""
@@ -134,6 +171,7 @@ class Association(HostAssociation):
     def closing(self) -> None:
         """What is in flight is left to a later drain."""
         self._forget_firmware()
+        self.subsystem.places.forget(self)
         for slot in self.slots:
             self._drop(slot)
 
@@ -152,6 +190,8 @@ class Association(HostAssociation):
         """Slots whose credential's key has left the set are refused until they are renewed (F1)."""
         for slot in self.slots:
             slot.key_current = slot.key_id in key_set.keys
+            if slot.key_current and slot.state.holder is slot:
+                self._hold(slot)
 
     def slot(self, number: int) -> Slot | None:
         """The slot of that number."""
@@ -196,6 +236,7 @@ class Association(HostAssociation):
             return
         self.holder = holder_of(self.keys.head_public)
         reply(Status.SUCCESS, 0, 0, b"")
+        self.subsystem.places.opened(self)
 
     def execute(self, opcode: int, fields: AdminFields, data: bytes, reply: Reply) -> None:
         """A vendor admin command whose MAC was verified."""
@@ -261,7 +302,13 @@ class Association(HostAssociation):
         state = self.subsystem.volume(credential.volume)
         held = state.holder if state.holder is not None and state.holder.owner is self else None
         verdict = decide_attach(state.fence, credential.epoch, attach_number, self.holder, held is not None)
-        if verdict is AttachVerdict.RAISE:
+        age = credential.issued_ms, credential.serial
+        within = verdict is AttachVerdict.RAISE and credential.epoch == state.fence.epoch
+        if within and attach_number - state.fence.attach_number > ATTACH_STEP_MAX:
+            self._refuse(reply, Refusal.ATTACH_NUMBER, f"attach number {attach_number} is too far ahead")
+        elif within and self._is_old_holder(state, age):
+            self._refuse(reply, Refusal.OLD_HOLDER, "another association has the volume; a newer credential is needed")
+        elif verdict is AttachVerdict.RAISE:
             self._raise(state, credential, attach_number, data, reply)
         elif verdict is AttachVerdict.RENEW and held is not None:
             self._renew(held, credential, reply)
@@ -274,6 +321,12 @@ class Association(HostAssociation):
                 state.fence.epoch, state.fence.attach_number,
             )  # fmt: skip
             self._refuse_fenced(verdict is AttachVerdict.FENCED_OFF, credential.volume, state.fence, reply)
+
+    def _is_old_holder(self, state: VolumeState, age: tuple[int, int]) -> bool:
+        """Whether it takes a newer credential to get the epoch's pair: after another association of the same head has
+        taken it, or brought a newer one."""
+        lost = self._lost.get(state.fence.volume) == state.fence.epoch
+        return age < state.newest or (lost and age == state.newest)
 
     def _retire(self, data: bytes, reply: Reply) -> None:
         """Forget a deleted volume's fence (F2): for whoever brings the authority's word, as with a key set."""
@@ -329,6 +382,8 @@ class Association(HostAssociation):
             return
         if (credential.issued_ms, credential.serial) >= (slot.issued_ms, slot.serial):
             slot.renew(credential)
+            slot.state.newest = max(slot.state.newest, (credential.issued_ms, credential.serial))
+            self._hold(slot)
         reply(Status.SUCCESS, slot.number, 0, b"")
 
     def _raise(self, state: VolumeState, credential: Credential, attach_number: int, raw: bytes, reply: Reply) -> None:
@@ -337,7 +392,13 @@ class Association(HostAssociation):
         if number >= SLOTS_MAX:
             reply(Status.CAPACITY_EXCEEDED, 0, 0, b"")
             return
-        fence = state.fence
+        fence, lost_by = state.fence, None if state.holder is None else state.holder.owner
+        former_holder = fence.holder
+        if credential.epoch > fence.epoch:
+            state.newest = (0, 0)
+        elif lost_by is not None and lost_by is not self:
+            lost_by._lost[fence.volume] = fence.epoch
+        state.newest = max(state.newest, (credential.issued_ms, credential.serial))
         fence.raise_to(credential.epoch, attach_number, self.holder, bytes(raw))
         former = state.attach
         if former is not None:
@@ -347,6 +408,10 @@ class Association(HostAssociation):
         slot = Slot(state, self, number, credential, attach_number)
         self.slots.append(slot)
         state.holder = slot
+        self._lost.pop(fence.volume, None)
+        self._hold(slot)
+        if former_holder != self.holder:
+            self.subsystem.places.fenced(former_holder, lost_by)
         log.info("event=fence volume=%s epoch=%d attach=%d slot=%d", fence.volume, fence.epoch, attach_number, number)
         done, superseded = partial(self._attached, slot, reply), partial(self._attach_superseded, slot, reply)
         attach = Attach(slot, self.subsystem, self.subsystem.call_later, done, superseded)
@@ -368,7 +433,6 @@ class Association(HostAssociation):
             reply(status, 0, 0, b"")
             return
         slot.attached = True
-        self.attached_once = True
         slot.device_states = states
         reply(Status.SUCCESS, slot.number, 0, b"")
 

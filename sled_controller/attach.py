@@ -6,13 +6,16 @@ No task: every step is a callback of a device, the storage or a timer on the loo
 import logging
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sled_controller.credential import Credential
 from sled_controller.fencing import Claim, Fence
 from sled_controller.receipt import DeviceState
 from spdk_bindings.device import PENDING, Device
 from spdk_bindings.nvme import Status
+
+if TYPE_CHECKING:
+    from sled_controller.association import Association
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class Slot(Claim):
     __slots__ = ("device_states", "in_flight", "issued_ms", "key_id", "number", "owner", "serial", "state", "waiting")
 
     def __init__(
-        self, state: "VolumeState", owner: object, number: int, credential: Credential, attach_number: int
+        self, state: "VolumeState", owner: "Association", number: int, credential: Credential, attach_number: int
     ) -> None:
         super().__init__(state.fence, credential.epoch, attach_number, int(credential.rights), credential.expires_ms)
         self.state = state
@@ -77,6 +80,10 @@ class Slot(Claim):
         self.key_id = credential.key_id
         self.serial = credential.serial
         self.key_current = True
+
+    def holds(self, now_ms: int) -> bool:
+        """Whether it has its volume's pair, under a credential that is good at `now_ms` (sled time)."""
+        return self.state.holder is self and self.key_current and now_ms <= self.expires_ms
 
     def when_settled(self, call: Callable[[], None]) -> None:
         """Call it when nothing is in flight: now, or later."""
@@ -110,11 +117,13 @@ class Slot(Claim):
 class VolumeState:
     """One volume on this sled: its fence, who holds the standing pair, and former slots that have not settled."""
 
-    __slots__ = ("attach", "durable_epoch", "fence", "former", "holder")
+    __slots__ = ("attach", "durable_epoch", "fence", "former", "holder", "newest")
 
     def __init__(self, fence: Fence, durable_epoch: int) -> None:
         self.fence = fence
         self.durable_epoch = durable_epoch
+        self.newest = (0, 0)
+        """Issue time and serial number of the newest credential of the fence's epoch that was presented here."""
         self.holder: Slot | None = None
         self.former: list[Slot] = []
         self.attach: Attach | None = None

@@ -88,7 +88,9 @@ class SledSettings(SpdkSettings):
         COMMAND_SECONDS_MAX, ge=0.5, le=300, description="seconds; a device that leaves a command unanswered longer is "
         "reset, and taken offline when that does not help",
     )  # fmt: skip
-    connections_max: int = Field(CONNECTIONS_MAX, ge=2, le=4096, description="connections of heads at the same time")
+    connections_max: int = Field(
+        CONNECTIONS_MAX, ge=8, le=4096, description="connections at the same time, two of a head"
+    )
     peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 

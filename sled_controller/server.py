@@ -36,7 +36,7 @@ from sled_controller.state_dir import StateDirectory
 from sled_controller.storage.errors import StorageError
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.storage.timed_device import TimedDevice
-from sled_controller.subsystem import ASSOCIATIONS_MAX, Identity, Subsystem
+from sled_controller.subsystem import Identity, Subsystem
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ async def _serve(
         managers = None if settings.management_hosts is None else ManagementHosts.read(settings.management_hosts)
         subsystem = Subsystem(
             identity, storage, env, call_later, advertised, firmware=firmware, managers=managers,
-            associations_max=max(ASSOCIATIONS_MAX, settings.connections_max // 2),  # a head opens two connections
+            associations_max=settings.connections_max // 2,  # a head opens two connections
         )  # fmt: skip
         descriptors = of_program(asyncio.get_running_loop().time)
         server = TargetServer(

@@ -31,6 +31,7 @@ from sled_controller.fencing import Fence, Verdict
 from sled_controller.firmware.management import ManagementHosts
 from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.keyset import KeySet
+from sled_controller.places import Places
 from sled_controller.retirement import Retirement
 from sled_controller.served import Served, then
 from sled_controller.sled_time import SledTime
@@ -114,8 +115,11 @@ class Subsystem:
             if managers is None
             else InBandAuthentication(identity.nqn, managers, env.entropy, SequenceNumbers(env.entropy))
         )
-        self.discovery = DiscoverySubsystem(self._addresses, serial=self.serial, model=MODEL, firmware=FIRMWARE)
-        self._associations: Associations[Association] = Associations(associations_max)
+        self.discovery = DiscoverySubsystem(
+            self._addresses, env.entropy, serial=self.serial, model=MODEL, firmware=FIRMWARE
+        )
+        self._associations: Associations[Association] = Associations(associations_max, env.entropy)
+        self.places = Places(associations_max, self._associations.live)
         storage.on_device_offline = self._device_offline
         storage.on_fence_raised = self._fence_joined
         self.refresh_namespaces()
@@ -178,8 +182,12 @@ class Subsystem:
         """A joining device brought a higher fence than the one here."""
         state = self.volume(volume)
         if fence.epoch > state.fence.epoch:
+            holder, former = state.fence.holder, state.holder
             state.retire_holder()
             state.fence.raise_to(fence.epoch, 0, fence.holder, fence.credential)
+            state.newest = (0, 0)
+            if holder != fence.holder:
+                self.places.fenced(holder, None if former is None else former.owner)
 
     def count_refusal(self, verdict: Verdict) -> None:
         """Count a command that the fence decision refused."""

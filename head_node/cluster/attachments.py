@@ -16,6 +16,7 @@ from head_node.cluster.sleds import SledDirectory
 from head_node.store.records import Column as ColumnRecord
 from head_node.store.records import VolumeRecord
 from head_node.volume.columns import Buffer
+from sled_controller.association import ATTACH_STEP_MAX
 from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
@@ -255,7 +256,7 @@ class VolumeAttachments:
         place.work = asyncio.get_running_loop().create_task(self._attach(place))
 
     async def _attach(self, place: _Place) -> None:
-        task, pause = asyncio.current_task(), RETRY_SECONDS_MIN
+        task, pause, step = asyncio.current_task(), RETRY_SECONDS_MIN, 1
         try:
             while (client := self._sleds.client(place.sled)) is not None and not place.quarantined:
                 try:
@@ -264,7 +265,9 @@ class VolumeAttachments:
                 except FencedOff as error:
                     self.on_refused(place.index, error)
                 except Superseded as error:
-                    place.attach_number = max(place.attach_number, error.attach_number or 0)
+                    # The sled does not say which number stands: it is found in steps that double.
+                    place.attach_number = max(place.attach_number + step - 1, error.attach_number or 0)
+                    step = min(2 * step, ATTACH_STEP_MAX)
                     continue
                 except SledUnavailable:
                     pass

@@ -443,10 +443,10 @@ class PrimaryRole:
 
     def _credential_refused(self, error: CredentialRefused) -> None:
         """Sleds take the credential for expired, or its key for retired, before its term is over: one of a later time,
-        or of another key, helps. Others of the rack may have moved the sleds' time on."""
+        or of another key, helps; so it does against an attach with this head's key and a former credential."""
         now_ns = self._now_ns()
         over = isinstance(error, CredentialExpired)
-        if (over or error.code == Refusal.KEY_RETIRED) and now_ns >= self._refusal_pause_ns:
+        if (over or error.code in (Refusal.KEY_RETIRED, Refusal.OLD_HOLDER)) and now_ns >= self._refusal_pause_ns:
             self._refusal_pause_ns = now_ns + PROBE_PAUSE_MS * MS
             self._begin("renew", self._renew(expired=over))
 

@@ -2,8 +2,11 @@
 
 import enum
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from sled_controller.environment import Entropy
 
 if TYPE_CHECKING:
     from sled_controller.fabric.authentication import InBandAuthentication
@@ -13,6 +16,8 @@ log = logging.getLogger(__name__)
 
 CONTROLLER_ID_FIRST: Final = 1
 CONTROLLER_ID_LAST: Final = 0xFFEF  # FFF0h and above are reserved (Base 2.0, 3.1.1)
+ID_BYTES: Final = 8  # more than an id has, so that all of them are as likely
+FORMER_IDS_MAX: Final = 256
 
 
 class Standing(enum.IntEnum):
@@ -26,6 +31,10 @@ class Standing(enum.IntEnum):
 
 class Queue(Protocol):
     """What an association needs of a queue."""
+
+    queue_id: int
+    peer_host: str
+    """The address that it comes from."""
 
     @property
     def authenticating(self) -> bool:
@@ -49,6 +58,9 @@ class HostAssociation:
         self.host_nqn = host_nqn
         self.host_id = host_id
         self.queues: dict[int, Queue] = {}
+        self.proving: dict[Queue, None] = {}
+        """I/O queues that still have to authenticate: several may ask for one queue id, the first that proves itself
+        has it."""
         self.authentication: InBandAuthentication | None = None
         self.proven = False  # the host of its admin queue has proved itself
         self.ended = False
@@ -61,9 +73,21 @@ class HostAssociation:
         return Standing.STRANGER if admin is not None and admin.authenticating else Standing.TRUSTED
 
     @property
+    def authenticates(self) -> bool:
+        """Whether its host has to prove itself on each queue."""
+        return self.authentication is not None and self.authentication.required_of(self.host_name)
+
+    @property
     def host_name(self) -> str:
         """The host's NQN as text."""
         return self.host_nqn.rstrip(b"\0").decode("utf-8", "replace")
+
+    def add(self, queue: Queue) -> None:
+        """A connection is a queue of it now. An I/O queue that has to authenticate gets its id when it has done so."""
+        if queue.queue_id and queue.authenticating:
+            self.proving[queue] = None
+        else:
+            self.queues[queue.queue_id] = queue
 
     def end(self, reason: str) -> None:
         """End it: all queues close, nothing more is admitted; what is in flight is `closing`'s to deal with."""
@@ -74,8 +98,9 @@ class HostAssociation:
         self.forget()
         self.closing()
         queues, self.queues = self.queues, {}
-        for queue in queues.values():
+        for queue in (*queues.values(), *self.proving):
             queue.end(reason)
+        self.proving.clear()
 
     def closing(self) -> None:
         """It has just ended; its queues have not yet."""
@@ -89,23 +114,47 @@ class HostAssociation:
 
     def disabled(self) -> None:
         """The host has cleared CC.EN: its I/O queues are gone, its admin queue stays (Base 2.0, 3.7.2)."""
-        for queue_id in [queue_id for queue_id in self.queues if queue_id]:
-            self.queues.pop(queue_id).end("the host disabled the controller")
+        for queue in [*(queue for queue_id, queue in self.queues.items() if queue_id), *self.proving]:
+            queue.end("the host disabled the controller")
+        self.queues = {queue_id: queue for queue_id, queue in self.queues.items() if not queue_id}
+        self.proving.clear()
+
+    def prove(self) -> None:
+        """The host of its admin queue has proved itself."""
+        self.proven = True
+
+    def proved(self, queue: Queue) -> bool:
+        """A queue has authenticated: whether it has its queue id now, or another one was first."""
+        self.proving.pop(queue, None)
+        if self.queues.setdefault(queue.queue_id, queue) is not queue:
+            return False
+        for other in [other for other in self.proving if other.queue_id == queue.queue_id]:
+            del self.proving[other]
+            other.end("another connection of this host has the queue")
+        return True
 
 
 A = TypeVar("A", bound=HostAssociation)
 
 
 class Associations(Generic[A]):
-    """The associations of a subsystem by controller id, at most `bound`, with ids from `first` to `last` in turn."""
+    """The associations of a subsystem by controller id, at most `bound`, with ids from `first` to `last`.
 
-    def __init__(self, bound: int, first: int = CONTROLLER_ID_FIRST, last: int = CONTROLLER_ID_LAST) -> None:
-        assert bound <= last - first + 1
+    An id is drawn, so that seeing one says nothing of the others, and does not come again soon: a host may still hold
+    one that has ended here.
+    """
+
+    def __init__(
+        self, bound: int, entropy: Entropy, first: int = CONTROLLER_ID_FIRST, last: int = CONTROLLER_ID_LAST
+    ) -> None:
+        span = last - first + 1
+        assert 2 * bound <= span
         self.live: dict[int, A] = {}
         self._bound = bound
+        self._entropy = entropy
         self._first = first
-        self._last = last
-        self._next = first
+        self._span = span
+        self._former: deque[int] = deque(maxlen=min(span // 4, FORMER_IDS_MAX))
 
     def open(self, make: Callable[[int], A]) -> A | None:
         """A new association with an id of its own, None when there are too many and none has to make room."""
@@ -114,16 +163,17 @@ class Associations(Generic[A]):
             if lowest.standing is Standing.TRUSTED:
                 return None
             lowest.end("it makes room for another one")
-        while self._next in self.live:
-            self._step()
-        association = make(self._next)
-        self._step()
+        association = make(self._draw())
         self.live[association.controller_id] = association
         association.forget = lambda: self._forget(association.controller_id)
         return association
 
-    def _step(self) -> None:
-        self._next = self._next + 1 if self._next < self._last else self._first
+    def _draw(self) -> int:
+        while True:  # a quarter of the ids at least is neither live nor remembered
+            number = self._first + int.from_bytes(self._entropy.bytes(ID_BYTES), "little") % self._span
+            if number not in self.live and number not in self._former:
+                return number
 
     def _forget(self, controller_id: int) -> None:
-        self.live.pop(controller_id, None)
+        if self.live.pop(controller_id, None) is not None:
+            self._former.append(controller_id)

@@ -108,6 +108,7 @@ class SledClient:
         self._sled_public = sled_public
         self._head_key = head_key
         self._head_id = head_id
+        self._host_id = env.new_uuid()  # of this association only: a head's own id is in every view
         self._env = env
         self._key_set = key_set
         self._digests = digests
@@ -290,7 +291,7 @@ class SledClient:
     def _queue(self, queue_id: int, controller_id: int, in_capsule_bytes: int) -> QueueConnection:
         core = HostQueue(
             queue_id=queue_id, depth=IO_DEPTH if queue_id else ADMIN_DEPTH, subsystem_nqn=uuid_nqn(self.sled_id),
-            host_nqn=uuid_nqn(self._head_id), host_id=self._head_id, controller_id=controller_id,
+            host_nqn=uuid_nqn(self._head_id), host_id=self._host_id, controller_id=controller_id,
             in_capsule_bytes=in_capsule_bytes, kato_ms=0 if queue_id else KEEP_ALIVE_TIMEOUT_MS,
             digests=self._digests,
         )  # fmt: skip

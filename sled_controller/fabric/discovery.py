@@ -6,6 +6,7 @@ Source: NVM Express Base 2.0, 3.1.2.3 and 5.16.1.23.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from sled_controller.environment import Entropy
 from sled_controller.fabric.associations import Associations, HostAssociation, Standing
 from sled_controller.fabric.port import ConnectRefused, ConnectRequest
 from sled_controller.fabric.standard_controller import (
@@ -45,13 +46,13 @@ class DiscoveryAssociation(HostAssociation):
 class DiscoverySubsystem:
     """`changed` is called whenever `entries` would return something else."""
 
-    def __init__(self, entries: Entries, *, serial: str, model: str, firmware: str) -> None:
+    def __init__(self, entries: Entries, entropy: Entropy, *, serial: str, model: str, firmware: str) -> None:
         self.entries = entries
         self.serial = serial
         self.model = model
         self.firmware = firmware
         self.generation = 1
-        self._associations: Associations[DiscoveryAssociation] = Associations(DISCOVERY_HOSTS_MAX)
+        self._associations: Associations[DiscoveryAssociation] = Associations(DISCOVERY_HOSTS_MAX, entropy)
 
     @property
     def hosts(self) -> Mapping[int, DiscoveryAssociation]:

@@ -17,9 +17,10 @@ _REASONS: Final = {
     Refusal.NO_KEY_SET: "the sled has no key set",
     Refusal.HANDSHAKE: "the handshake failed",
     Refusal.KEY_SET: "the key set is not signed by the sled's root key",
-    Refusal.ATTACH_NUMBER: "attach numbers start at 1",
+    Refusal.ATTACH_NUMBER: "attach numbers start at 1, and do not jump to the end",
     Refusal.NAMESPACES_REMAIN: "the volume has a namespace on the sled",
     Refusal.NOT_OVER: "a credential of the volume may still be valid in sled time",
+    Refusal.OLD_HOLDER: "another association has the volume in this epoch; a newer credential is needed",
     Refusal.NEWER_EPOCH: "the sled knows a newer epoch of the volume",
 }
 

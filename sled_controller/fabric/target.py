@@ -13,22 +13,14 @@ from typing import Final
 from sled_controller.fabric import pdu
 from sled_controller.fabric.associations import HostAssociation, Standing
 from sled_controller.fabric.authentication import QueueAuthentication
+from sled_controller.fabric.connect import CONNECTS_REFUSED_MAX, Admitted, connect
 from sled_controller.fabric.io_path import IoPath, Transfer
 from sled_controller.fabric.pdu import FatalError, PduError, PduType
-from sled_controller.fabric.port import (
-    CONTROLLER_ID_FIELD,
-    QUEUE_ID_FIELD,
-    SQ_SIZE_FIELD,
-    SUBSYSTEM_NQN_FIELD,
-    ConnectRefused,
-    ConnectRequest,
-    NvmSubsystem,
-    Port,
-)
+from sled_controller.fabric.port import Port
 from sled_controller.fabric.receive_buffer import ReceiveStream
 from sled_controller.fabric.standard_controller import KEEP_ALIVE_GRACE_MS, StandardController
 from spdk_bindings.device import Buffer
-from spdk_bindings.nvme import CONTROLLER_ID_DYNAMIC, AdminOpcode, FabricsType, Status, cqe_status
+from spdk_bindings.nvme import AdminOpcode, FabricsType, Status, cqe_status
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +93,12 @@ class TargetQueue:
     """The target's side of one connection. `wake` is called when there is output outside of `received`; `peer_gone`
     says whether the host has left, though bytes that it sent before may still wait unread."""
 
-    def __init__(self, port: Port, now_ns: int, local_address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+    def __init__(
+        self, port: Port, now_ns: int, local_address: tuple[str, int] = ("127.0.0.1", 0), peer_host: str = "127.0.0.1"
+    ) -> None:
         self.port = port
         self.local_address = local_address
+        self.peer_host = peer_host
         self.state = QueueState.WAIT_IC
         self.stream = ReceiveStream(port.allocate)
         self.out: list[Buffer] = []
@@ -116,6 +111,7 @@ class TargetQueue:
         """SQHD begins at 0 again there: behind the entries, or at once without flow control."""
         self._flow_control = True
         self.busy: set[int] = set()
+        self._connects_refused = 0
         self.now_ms = 0
         self.association: HostAssociation | None = None
         self.controller: StandardController | None = None
@@ -228,11 +224,19 @@ class TargetQueue:
         if association is None:
             return
         if self.queue_id and self.authenticating:
-            if association.queues.get(self.queue_id) is self:
-                del association.queues[self.queue_id]
+            association.proving.pop(self, None)
             self.end(reason)
         else:
             association.end(reason)
+
+    def _broken(self, reason: str) -> None:
+        """What came on this connection makes no sense: of one I/O queue among several that says nothing of the rest."""
+        association = self.association
+        beside_others = association is not None and len(association.queues.keys() - {0, self.queue_id}) > 0
+        if association is not None and self.queue_id and not self.authenticating and beside_others:
+            association.queue_gone(self.queue_id, reason)
+        else:
+            self.give_up(reason)
 
     def end(self, reason: str) -> None:
         """The association has ended: nothing more is done, what is queued may still be sent."""
@@ -323,7 +327,7 @@ class TargetQueue:
         log.warning("event=protocol_error fes=%s fei=%d reason=%s", error.fes.name, error.fei, error.reason)
         self.out.append(pdu.term_req(PduType.C2H_TERM_REQ, error.fes, error.fei, error.header))
         self._advance(Event.FAILED)
-        self.give_up(error.reason)
+        self._broken(error.reason)
 
     def _advance(self, event: Event) -> None:
         self.state = TRANSITIONS[self.state, event]
@@ -378,7 +382,7 @@ class TargetQueue:
             fes, fei = pdu.parse_term_req(view)
             log.warning("event=terminated_by_host fes=%#x fei=%d", fes, fei)
             self._advance(Event.FAILED)
-            self.give_up(f"the host terminated the connection with FES {fes:#x}")
+            self._broken(f"the host terminated the connection with FES {fes:#x}")
         return True
 
     def _check_header_digest(self, view: memoryview, kind: int, hlen: int) -> None:
@@ -417,7 +421,7 @@ class TargetQueue:
         opcode, cid = sqe[0], sqe[2] | sqe[3] << 8
         self.sqhd = (self.sqhd + 1) % self.sqhd_end
         if self.state is QueueState.WAIT_CONNECT:
-            self._connect_only(sqe, cid, data, digest_bad)
+            self._connect(sqe, cid, data, digest_bad)
         elif cid in self.busy and not (self.controller is not None and self.controller.gives_up_event(self, cid)):
             raise PduError(FatalError.PDU_SEQUENCE, 0, f"command id {cid} is in use", bytes(view[: pdu.COMMON_BYTES]))
         elif len(self.busy) >= self.entries:
@@ -447,82 +451,31 @@ class TargetQueue:
             self.controller.property_set(self, sqe)
         elif kind == FabricsType.CONNECT:
             self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
-            if self.association is not None:
-                self.association.end("a second Connect on a queue")
         elif kind == FabricsType.DISCONNECT and self.association is not None:
             self.complete(cid, Status.SUCCESS)
-            self.association.end("the host disconnected")
+            self.association.queue_gone(self.queue_id, "the host disconnected")
+            self.end("the host disconnected")
         else:
             self.complete(cid, Status.INVALID_FIELD, dnr=True)
 
-    def _connect_only(self, sqe: bytes, cid: int, data: Buffer, digest_bad: bool) -> None:
-        if digest_bad:
-            self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
-        elif sqe[0] != _FABRICS or sqe[4] != FabricsType.CONNECT:
-            self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
-        elif len(data) != pdu.CONNECT_DATA_BYTES:
-            self.complete(cid, Status.SGL_LENGTH_INVALID, dnr=True)
-        else:
-            self._connect(sqe, cid, data)
-
-    def _connect(self, sqe: bytes, cid: int, data: Buffer) -> None:
-        """Connect (Base 2.0, 6.3): DW0 of a refusal is the offset of the field, bit 16 set when it is in the data."""
-        _, _, _, _, _, _, _, recfmt, queue_id, sqsize, attributes, kato_ms = pdu.CONNECT_SQE.unpack(sqe)
-        host_id, controller_id, subsystem_nqn, host_nqn = pdu.CONNECT_DATA.unpack(data)
-        nqn = subsystem_nqn.rstrip(b"\0").decode("utf-8", "replace")
-        subsystem = self.port.subsystem_of(nqn)
-        self._flow_control = not attributes & pdu.NO_FLOW_CONTROL
-        if recfmt:
-            self.complete(cid, Status.CONNECT_INCOMPATIBLE_FORMAT, dnr=True)
-        elif not 1 <= sqsize < self.port.limits.entries_max:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SQ_SIZE_FIELD, dnr=True)
-        elif subsystem is None:
-            # Linux gives a path up for good when it is told not to try again.
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, SUBSYSTEM_NQN_FIELD, dnr=self.port.settled)
-        elif queue_id:
-            self._connect_io(subsystem, cid, queue_id, controller_id, host_nqn, host_id, sqsize + 1)
-        elif controller_id != CONTROLLER_ID_DYNAMIC:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, CONTROLLER_ID_FIELD, dnr=True)
-        else:
-            self._connect_admin(subsystem, cid, ConnectRequest(host_nqn, host_id, kato_ms), sqsize + 1)
-
-    def _connect_admin(self, subsystem: NvmSubsystem, cid: int, request: ConnectRequest, entries: int) -> None:
-        association = subsystem.open(self, request)
-        if isinstance(association, ConnectRefused):
-            self.complete(cid, association.status, association.dw0, dnr=association.do_not_retry)
+    def _connect(self, sqe: bytes, cid: int, data: Buffer, digest_bad: bool) -> None:
+        """The first command; what follows a refusal may try again, but not for ever."""
+        outcome = connect(self, sqe, data, digest_bad)
+        if isinstance(outcome, Admitted):
+            self._connected(cid, outcome)
             return
-        association.queues[0] = self
+        self.complete(cid, outcome.status, outcome.dw0, dnr=outcome.do_not_retry)
+        self._connects_refused += 1
+        if self._connects_refused >= CONNECTS_REFUSED_MAX:
+            self.failure = "too many Connects were refused"
+            self._advance(Event.FAILED)
+
+    def _connected(self, cid: int, admitted: Admitted) -> None:
+        association = self.association = admitted.association
         self.controller = association.controller
-        self._connected(cid, association, 0, entries)
-
-    def _connect_io(
-        self, subsystem: NvmSubsystem, cid: int, queue_id: int, controller_id: int, host_nqn: bytes, host_id: bytes,
-        entries: int,
-    ) -> None:  # fmt: skip
-        association = subsystem.hosts.get(controller_id)
-        if association is None or association.host_nqn != host_nqn or association.host_id != host_id:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, CONTROLLER_ID_FIELD, dnr=True)
-            return
-        standing = association.queues.get(queue_id)
-        if standing is not None and standing.authenticating:
-            standing.end("its queue is connected anew")  # whoever can prove himself has the queue
-        elif standing is not None:
-            self.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
-            if not (association.authentication and association.authentication.required_of(association.host_name)):
-                association.end("a second Connect of one of its I/O queues")
-            return
-        controller = association.controller
-        if queue_id > controller.io_queues_max or not controller.enabled:
-            self.complete(cid, Status.CONNECT_INVALID_PARAMETERS, QUEUE_ID_FIELD, dnr=True)
-            return
-        association.queues[queue_id] = self
-        self.controller = controller
-        self._connected(cid, association, queue_id, entries)
-
-    def _connected(self, cid: int, association: HostAssociation, queue_id: int, entries: int) -> None:
-        self.association = association
-        self.queue_id = queue_id
-        self.entries = entries
+        self.queue_id = admitted.queue_id
+        self.entries = entries = admitted.entries
+        self._flow_control = admitted.flow_control
         self.sqhd_end = entries if self._flow_control else 1
         self.sqhd = 1 % entries if self._flow_control else pdu.SQHD_NOT_KEPT
         self._advance(Event.CONNECTED)
@@ -532,6 +485,7 @@ class TargetQueue:
             self._authentication = QueueAuthentication(association.authentication, host_nqn, self._heard_ns)
             self.authenticating = self._authentication.pending
             dw0 |= self._authentication.connect_bits
+        association.add(self)
         self.complete(cid, Status.SUCCESS, dw0)
         self.sqhd %= self.sqhd_end
         if not self.authenticating:
@@ -539,9 +493,13 @@ class TargetQueue:
 
     def authenticated(self) -> None:
         """The host has proved itself; from now on its commands are carried out."""
-        if self.queue_id == 0 and self.association is not None:
-            self.association.proven = True
+        association = self.association
+        if self.queue_id == 0 and association is not None:
+            association.prove()
         if self.authenticating:
+            if association is not None and not association.proved(self):
+                self.end("another connection of this host has the queue")
+                return
             self.authenticating = False
             self._open()
 

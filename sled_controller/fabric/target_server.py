@@ -52,7 +52,8 @@ class QueueConnection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
         watch_peer(transport.get_extra_info("socket"), self._server.silence_s)
         host, port = transport.get_extra_info("sockname")[:2]
-        self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port))
+        peer = transport.get_extra_info("peername")
+        self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port), peer[0] if peer else "")
         self.share(self._server.held_share)
         self._queue.wake = self._wake
         peer_is_gone = self._server.peer_is_gone

@@ -11,14 +11,16 @@ from log_mutants import LOGS
 from mutant import Mutant as Mutant
 from mutant import one
 from operator_mutants import OPERATORS
+from places_mutants import PLACES
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from volume_mutants import VOLUMES
 
 JUDGED_BY_TESTS = (
-    *SYNCS,
     *HANGS,
     *OPERATORS,
+    *PLACES,
+    *SYNCS,
 )
 
 MUTANTS = (

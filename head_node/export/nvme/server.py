@@ -62,7 +62,7 @@ class NvmeServer:
         self.allocate: Allocate = bytearray
         self.settled = False  # until the first view says what is exported
         self.counters = NvmeCounters()
-        self.discovery = DiscoverySubsystem(self._entries, serial=serial, model=MODEL, firmware=FIRMWARE)
+        self.discovery = DiscoverySubsystem(self._entries, env.entropy, serial=serial, model=MODEL, firmware=FIRMWARE)
         self._server = TargetServer(
             self, connections_max, setting="nvme_queues_max", descriptors=descriptors, peer_is_gone=peer_is_gone,
             silence_s=peer_silence_s,

@@ -102,7 +102,7 @@ class VolumeSubsystem:
         self._stop_watching: Callable[[], None] = lambda: None
         first = (head_number - 1) * CONTROLLER_IDS_PER_HEAD + 1
         self._associations: Associations[VolumeAssociation] = Associations(
-            HOSTS_MAX, first, first + CONTROLLER_IDS_PER_HEAD - 1
+            HOSTS_MAX, entropy, first, first + CONTROLLER_IDS_PER_HEAD - 1
         )
 
     @property

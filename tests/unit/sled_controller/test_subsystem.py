@@ -488,5 +488,5 @@ def test_a_command_out_of_the_namespaces_range_is_refused_counted_and_logged_onc
     assert head.read(blocks - 1, 2).status == Status.LBA_OUT_OF_RANGE
     assert rig.subsystem.counters.out_of_range == 3
     assert [record.getMessage() for record in caplog.records if "out_of_range" in record.getMessage()] == [
-        f"event=out_of_range controller=1 nsid={head.nsid} slba={blocks} blocks=1"
+        f"event=out_of_range controller={head.controller_id} nsid={head.nsid} slba={blocks} blocks=1"
     ]

@@ -1,7 +1,7 @@
 """Where hosts are too many: who proved nothing makes room, and waits with fewer replies in memory."""
 
 from kit import host
-from kit.target import BLOCK, Head, Rig, Wire
+from kit.target import BLOCK, Rig, Wire
 
 from sled_controller.fabric import vendor
 from sled_controller.fabric.associations import Standing
@@ -40,13 +40,6 @@ def test_a_session_makes_room_after_those_without_one() -> None:
     assert not ended(session.admin)
     session.attach(5, 1)
     assert session.admin.queue.standing is Standing.TRUSTED
-
-
-def test_a_sled_full_of_attached_heads_refuses_another_host() -> None:
-    rig = Rig()
-    heads: list[Head] = [rig.attached(epoch=5, number=number) for number in range(1, ASSOCIATIONS_MAX + 1)]
-    assert rig.connection().connect().status == Status.CONNECT_CONTROLLER_BUSY
-    assert not any(ended(head.admin) for head in heads)
 
 
 def test_replies_to_a_stranger_that_it_does_not_read_are_bounded() -> None:

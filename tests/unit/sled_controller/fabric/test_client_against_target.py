@@ -333,3 +333,12 @@ def test_gmac_nonce_never_repeats(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
             assert len(ledger.seen) == 2 * (3 + 200) + 1  # and one key set
 
     run(scenario)
+
+
+def test_a_head_gives_another_host_id_with_each_association(run: Run) -> None:
+    async def scenario() -> None:
+        async with running_sled() as sled, opened(sled), opened(sled):
+            ids = [association.host_id for association in sled.subsystem.hosts.values()]
+            assert len({*ids, host.HEAD.bytes}) == 3
+
+    run(scenario)

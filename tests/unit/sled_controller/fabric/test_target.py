@@ -310,17 +310,6 @@ def test_a_lost_queue_ends_the_association() -> None:
         assert other.queue.state is QueueState.CLOSING
 
 
-def test_a_second_connect_of_a_queue_id_ends_the_association() -> None:
-    rig = Rig()
-    head = rig.attached()
-    wire = rig.connection()
-    assert wire.connect(1, head.controller_id).status == Status.COMMAND_SEQUENCE_ERROR
-    assert ended(head)
-    head = rig.attached(epoch=6)
-    assert head.io.connect(1, head.controller_id).status == Status.COMMAND_SEQUENCE_ERROR
-    assert ended(head)
-
-
 def test_another_host_cannot_connect_to_somebodys_controller() -> None:
     rig = Rig()
     head = rig.attached()

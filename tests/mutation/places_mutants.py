@@ -1,0 +1,102 @@
+# ruff: noqa: E501 (the edits quote lines of the sources)
+"""Rules of who has a place at an NVMe/TCP port, and who has to give it up, dropped."""
+
+from mutant import SLED
+
+ASSOCIATIONS = "sled_controller/fabric/associations.py"
+COMMAND = "sled_controller/fabric/connect.py"
+TARGET = "sled_controller/fabric/target.py"
+ASSOCIATION = "sled_controller/association.py"
+PLACING = "sled_controller/places.py"
+HOLDERS = f"{SLED}/test_places.py"
+CONNECT = f"{SLED}/fabric/test_connect.py"
+
+PLACES = (
+    (
+        "second-connect-ends-the-first", "connect: a queue that exists stays", COMMAND,
+        "        return ConnectRefused(Status.COMMAND_SEQUENCE_ERROR)  # the one that exists stays\n",
+        "        association.end('a second Connect')\n        return ConnectRefused(Status.COMMAND_SEQUENCE_ERROR)\n",
+        CONNECT,
+    ),
+    (
+        "io-queue-from-anywhere", "connect: a host without a secret connects its queues from one address", COMMAND,
+        "    if not association.authenticates and association.queues[0].peer_host != queue.peer_host:\n", "    if False:\n", CONNECT,
+    ),
+    (
+        "newest-connect-has-the-queue", "connect: who authenticates first has the queue", ASSOCIATIONS,
+        "            self.proving[queue] = None\n",
+        "            for other in list(self.proving):\n"
+        "                other.end('')\n"
+        "            self.proving[queue] = None\n", CONNECT,
+    ),
+    (
+        "one-queue-breaks-them-all", "connect: what breaks on one of several I/O queues says nothing of the rest", TARGET,
+        "            association.queue_gone(self.queue_id, reason)\n        else:\n            self.give_up(reason)\n\n    def end",
+        "            association.end(reason)\n        else:\n            self.give_up(reason)\n\n    def end", CONNECT,
+    ),
+    (
+        "controller-ids-in-turn", "connect: controller ids cannot be foretold", ASSOCIATIONS,
+        "            number = self._first + int.from_bytes(self._entropy.bytes(ID_BYTES), \"little\") % self._span\n",
+        "            number = self._first + (len(self.live) + len(self._former)) % self._span\n", CONNECT,
+    ),
+    (
+        "guesses-without-end", "connect: a connection has few guesses", TARGET,
+        "        if self._connects_refused >= CONNECTS_REFUSED_MAX:\n", "        if False:\n", CONNECT,
+    ),
+    (
+        "host-id-of-the-head", "connect: a head gives another host id with each association", "sled_controller/fabric/client.py",
+        "host_id=self._host_id, controller_id", "host_id=self._head_id, controller_id",
+        f"{SLED}/fabric/test_client_against_target.py",
+    ),
+    (
+        "trusted-for-ever", "F1: standing follows from what holds now", ASSOCIATION,
+        "            if slot.holds(now_ms):\n", "            if True:\n", HOLDERS,
+    ),
+    (
+        "expired-is-standing", "F1: an expired slot is no standing", "sled_controller/attach.py",
+        "        return self.state.holder is self and self.key_current and now_ms <= self.expires_ms\n",
+        "        return self.state.holder is self and self.key_current\n", HOLDERS,
+    ),
+    (
+        "retired-key-is-standing", "F1: a slot of a retired key is no standing", "sled_controller/attach.py",
+        "        return self.state.holder is self and self.key_current and now_ms <= self.expires_ms\n",
+        "        return self.state.holder is self and now_ms <= self.expires_ms\n", HOLDERS,
+    ),
+    (
+        "keys-take-all-places", "places: a head key has few associations", PLACING,
+        "        while len(same) > KEY_ASSOCIATIONS_MAX:\n", "        while False:\n", HOLDERS,
+    ),
+    (
+        "holders-take-all-places", "places: a quarter is for those on their way", PLACING,
+        "        self._holders_max = bound - max(1, bound // 4)\n", "        self._holders_max = bound\n", HOLDERS,
+    ),
+    (
+        "no-share-of-places", "places: the key that has most gives first", PLACING,
+        "        if most <= count[association.key] + 1:\n", "        if True:\n", HOLDERS,
+    ),
+    (
+        "sessions-take-all-places", "places: sessions that hold nothing leave room", PLACING,
+        "            self._bound_sessions(association)\n", "            pass\n", HOLDERS,
+    ),
+    (
+        "fence-leaves-associations", "places: a fence above a holder ends its other associations", ASSOCIATION,
+        "            self.subsystem.places.fenced(former_holder, lost_by)\n", "            pass\n", HOLDERS,
+    ),
+    (
+        "attach-number-brings-back", "F3: an attach number alone does not bring an old holder back", ASSOCIATION,
+        "        return age < state.newest or (lost and age == state.newest)\n", "        return age < state.newest\n", HOLDERS,
+    ),
+    (
+        "older-credential-supersedes", "F3: an older credential supersedes no newer one", ASSOCIATION,
+        "        return age < state.newest or (lost and age == state.newest)\n", "        return lost and age <= state.newest\n",
+        HOLDERS,
+    ),
+    (
+        "attach-number-jumps", "F3: an attach number does not jump to the end", ASSOCIATION,
+        "        if within and attach_number - state.fence.attach_number > ATTACH_STEP_MAX:\n", "        if False:\n", HOLDERS,
+    ),
+    (
+        "attach-numbers-one-by-one", "cluster: a head finds the attach number in few steps", "head_node/cluster/attachments.py",
+        "                    step = min(2 * step, ATTACH_STEP_MAX)\n", "", "tests/unit/head_node/cluster/test_attachments.py",
+    ),
+)  # fmt: skip
