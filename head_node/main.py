@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -30,6 +29,7 @@ from sled_controller.descriptors import memory_bytes, of_program
 from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
+from sled_controller.printable import complain, line_handler
 from sled_controller.settings import load
 
 log = logging.getLogger(__name__)
@@ -219,21 +219,19 @@ async def until_first(tasks: list["asyncio.Task[None] | asyncio.Task[bool]"]) ->
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not run, 2 for wrong settings."""
     settings = load(HeadSettings, PROG)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, Environment.of_program(settings.clock_faults)))
     except HeadError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     except TimeoutError:
-        print(f"{PROG}: did not stop in order within {STOP_SECONDS_MAX} s", file=sys.stderr)
+        complain(PROG, f"did not stop in order within {STOP_SECONDS_MAX} s")
         raise SystemExit(1) from None
     except OSError as error:
-        print(f"{PROG}: {error.filename or ''} {error.strerror or error}".replace("  ", " "), file=sys.stderr)
+        complain(PROG, f"{error.filename or ''} {error.strerror or error}".strip())
         raise SystemExit(1) from None
 
 

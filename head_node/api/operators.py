@@ -14,7 +14,7 @@ from head_node.api.heads import Rack
 from head_node.authority.errors import Conflict, RequestRefused
 from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
-from head_node.authority.nodes import parse_key
+from head_node.authority.nodes import checked_address, parse_key
 from head_node.authority.recovery import Heir
 from head_node.authority.volumes import Unchanged
 from head_node.store.records import LostRange, VolumeRecord
@@ -180,7 +180,12 @@ async def list_sleds(rack: Rack) -> list[models.SledStatus]:
 async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocument:
     """Enrol a sled, or tell its new name, address or capacity; key and NQN stay."""
     record = await rack.nodes.enrol_sled(
-        body.id, body.name, parse_key(body.public_key), body.nqn, (body.host, body.port), body.capacity_blocks
+        body.id,
+        body.name,
+        parse_key(body.public_key),
+        body.nqn,
+        checked_address((body.host, body.port)),
+        body.capacity_blocks,
     )
     return models.SledDocument.model_validate(record.to_json())
 

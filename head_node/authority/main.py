@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +27,7 @@ from sled_controller.descriptors import raise_limit
 from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
+from sled_controller.printable import complain, line_handler
 from sled_controller.settings import PeerSilence, Settings, load
 
 PROG = "rack-authority"
@@ -73,19 +73,17 @@ class Server(uvicorn.Server):
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not start, 2 for wrong settings."""
     settings = load(AuthoritySettings, PROG)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except (StoreError, AuthorityError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     except OSError as error:
         place = error.filename or f"{settings.host}:{settings.port}"
-        print(f"{PROG}: {place}: {error.strerror or error}", file=sys.stderr)
+        complain(PROG, f"{place}: {error.strerror or error}")
         raise SystemExit(1) from None
 
 

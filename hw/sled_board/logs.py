@@ -12,6 +12,7 @@ from logging.handlers import QueueHandler, QueueListener
 from typing import Any, Final
 
 from sled_board.console.log_tail import LogTail
+from sled_board.printable import LineFormatter
 
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 WAITING_MAX: Final = 1000
@@ -20,7 +21,7 @@ WAITING_MAX: Final = 1000
 
 def begin(level: str) -> LogTail:
     """Log from `level` on; returns what keeps the last lines."""
-    formatter = logging.Formatter(FORMAT)
+    formatter = LineFormatter(FORMAT)
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     if sys.stderr.isatty():

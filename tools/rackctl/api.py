@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 import httpx
+from sled_board.printable import escaped
 
 from rackctl.errors import ApiRefused, ApiUnreachable, VolumeUnknown
 
@@ -172,5 +173,5 @@ def _problem(reply: httpx.Response) -> tuple[str, str]:
         title, detail = str(problem["title"]), str(problem.get("detail", ""))
         kind = str(problem.get("type", "")).rpartition(":")[2]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the authority answered {reply.status_code} {reply.reason_phrase}", ""
-    return (f"{title}: {detail}" if detail and detail != title else title), kind
+        return escaped(f"the authority answered {reply.status_code} {reply.reason_phrase}"), ""
+    return escaped(f"{title}: {detail}" if detail and detail != title else title), kind

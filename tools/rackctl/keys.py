@@ -27,6 +27,7 @@ from rackctl.signers import (
     read_public,
 )
 from rackctl.signing_options import HOW_COMMANDS_SIGN, add_passphrase, add_signer, signer_of
+from rackctl.table import named
 
 PUBLIC_SUFFIX: Final = ".pub"
 ABOUT: Final = (
@@ -196,4 +197,4 @@ def _print(arguments: argparse.Namespace, facts: dict[str, Any], rows: Sequence[
     if arguments.json:
         print(json.dumps(facts, indent=1))
     else:
-        print("\n".join(f"{name:12} {value}" for name, value in rows))
+        print(named(rows))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.printable import escaped
+
 from rackctl.defaults import ENVIRONMENT, checked, seconds
 from rackctl.errors import NodeFailed
 from rackctl.processes import ProcessIdentity, identify
@@ -116,7 +118,7 @@ def log_tail(path: Path) -> str:
     with contextlib.suppress(OSError):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         if lines:
-            return "; its log ends with:\n" + "\n".join("    " + line for line in lines)
+            return "; its log ends with:\n" + "\n".join("    " + escaped(line) for line in lines)
     return f"; see {path}"
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sled_board.errors import ImageError, RolledBack
 from sled_board.image import Image, Trust
+from sled_board.printable import escaped
 from sled_board.slots import Slot, Slots, SlotState
 
 from rackctl.defaults import Defaults, seconds
@@ -259,7 +260,7 @@ def sleds_of(nodes: dict[str, Any]) -> list[SledAddress]:
 
 
 def _say_text(event: str, sled: str, words: str) -> None:
-    say(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}")
+    say(escaped(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}"))
 
 
 def _say_json(event: str, sled: str, words: str) -> None:
