@@ -26,7 +26,7 @@ from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
 from sled_controller.descriptors import memory_bytes, of_program
-from sled_controller.durable import make_directory, replace_file
+from sled_controller.durable import make_directory, open_own, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
 from sled_controller.printable import complain, line_handler
@@ -45,7 +45,7 @@ class StateDirectory:
     def __init__(self, path: Path, name: str, env: Environment) -> None:
         self.path = path
         make_directory(path, 0o700)
-        self._lock = os.open(path / "head.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = open_own(path / "head.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Final
 
 from sled_controller.config import PROG, ProbeSettings
 from sled_controller.drives import CannotStart, is_drive, start_spdk
-from sled_controller.printable import complain, escaped
+from sled_controller.printable import complain, escaped, line_handler
 from sled_controller.settings import load
 from spdk_bindings.device import BLOCK_BYTES
 from spdk_bindings.pci import SYSFS, PciDrive, nvme_drives
@@ -50,7 +49,7 @@ class Found:
 def main(argv: Sequence[str]) -> None:
     """Print them; exit status 1 when SPDK is needed and does not start, 2 for wrong settings."""
     settings = load(ProbeSettings, PROG, argv, command="probe")
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    logging.basicConfig(level=logging.ERROR, handlers=(line_handler(),))
     try:
         found = asyncio.run(look(settings))
     except CannotStart as error:

@@ -41,7 +41,7 @@ class BoundedHandler(QueueHandler):
     def __init__(self) -> None:
         self._waiting: queue.Queue[Any] = queue.Queue()
         super().__init__(self._waiting)
-        self.setFormatter(logging.Formatter("%(message)s"))
+        self.setFormatter(LineFormatter("%(message)s"))
         self._left_out = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.durable import open_own
 from sled_board.errors import ImageError, RolledBack
 from sled_board.image import Image, Trust
 from sled_board.printable import escaped
@@ -240,7 +242,7 @@ def alone(directory: Path) -> Iterator[None]:
     """No other rollout in this rack meanwhile: two would take two sleds down at once. Raises RackError."""
     path = directory / "rollout.lock"
     try:
-        file = path.open("a", encoding="ascii")
+        file = os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT), "w", encoding="ascii")
     except OSError as error:
         raise RackError(f"{path}: {error.strerror}") from None
     with file:
