@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.client import AuthorityClient
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.authority.reply_trust import ReplyTrust
 from head_node.capacity import Capacity
 from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 0.25
 STOP_SECONDS_MAX: Final = 20.0
 KEY_BYTES: Final = 32
+REPLY_FLOOR_FILE: Final = "reply-key.number"
 
 
 class StateDirectory:
@@ -69,6 +71,22 @@ class StateDirectory:
 
     def remember_root(self, root_public: bytes) -> None:
         replace_file(self.path / "root.pub", root_public.hex() + "\n", 0o644)
+
+    @property
+    def reply_floor(self) -> int:
+        """The highest number of a reply key that this head has seen."""
+        path = self.path / REPLY_FLOOR_FILE
+        try:
+            return int(path.read_text("ascii"))
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            raise StateDirectoryUnusable(
+                f"{path}: is damaged; remove it, and this head takes any reply key that the root key has certified"
+            ) from None
+
+    def remember_reply_key(self, number: int) -> None:
+        replace_file(self.path / REPLY_FLOOR_FILE, f"{number}\n", 0o644)
 
     def write_endpoints(self, endpoints: Mapping[str, object]) -> None:
         """Say where this process listens; it is up from here on."""
@@ -132,8 +150,9 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
     state = StateDirectory(settings.state_dir, settings.name, env)
     try:
         client = AuthorityClient(
-            settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public
-        )
+            settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public,
+            replies=ReplyTrust(env, state.reply_floor, state.remember_reply_key),
+        )  # fmt: skip
         descriptors = of_program(asyncio.get_running_loop().time)
         capacity = Capacity.of_machine(
             descriptors, memory_bytes(), settings.nbd_clients_max, settings.nvme_queues_max

@@ -136,11 +136,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def make_own(directory: Path) -> None:
-    """Make a rack's directory, unless it is there; raises RackError when another user decides what it has."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise RackError(f"{directory}: cannot be made: {error.strerror}: name another directory with --dir") from None
+    """Make a rack's directory, unless it is there; raises RackError when another user decides what it has, OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_own(directory)
 
 
