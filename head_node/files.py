@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from head_node.volume.errors import DirectoryLocked
-from sled_controller.durable import make_directory, sync_directory
+from sled_controller.durable import check_own_directory, make_directory, open_new, open_own, sync_directory
 from spdk_bindings.device import Buffer
 
 Committed: TypeAlias = Callable[[OSError | None], None]
@@ -228,6 +228,7 @@ class HostDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         os.makedirs(self.path, mode=0o700, exist_ok=True)
+        check_own_directory(Path(self.path))
         self._worker = _Worker(self.path)
         self._open: list[HostFile] = []
         self._lock: int | None = None
@@ -235,7 +236,7 @@ class HostDirectory:
     def lock(self) -> None:
         if self._lock is not None:
             raise DirectoryLocked(f"{self.path}: this process holds it already")
-        descriptor = os.open(self._path(_LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_own(Path(self._path(_LOCK_NAME)), os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -251,7 +252,7 @@ class HostDirectory:
         return sorted(name for name in os.listdir(self.path) if name != _LOCK_NAME and not name.endswith(_NEW_SUFFIX))
 
     def open(self, name: str) -> LogFile:
-        return self._adopt(name, os.open(self._path(name), os.O_RDWR | os.O_CLOEXEC))
+        return self._adopt(name, open_own(Path(self._path(name)), os.O_RDWR))
 
     async def create(self, name: str, size_bytes: int) -> LogFile:
         descriptor = await asyncio.get_running_loop().run_in_executor(None, self._create, name, size_bytes)
@@ -300,7 +301,8 @@ class HostDirectory:
 
     def _create(self, name: str, size_bytes: int) -> int:
         new = self._path(name) + _NEW_SUFFIX
-        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._discard(new)
+        descriptor = open_new(Path(new))
         try:
             if size_bytes:
                 os.posix_fallocate(descriptor, 0, size_bytes)
@@ -318,7 +320,7 @@ class HostDirectory:
         return descriptor
 
     def _reserve(self, name: str, size_bytes: int) -> None:
-        descriptor = os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_own(Path(self._path(name)), os.O_WRONLY | os.O_CREAT)
         try:
             before = os.fstat(descriptor).st_size
             try:
@@ -335,8 +337,11 @@ class HostDirectory:
         new = self._path(name) + _NEW_SUFFIX
         if within is not None:
             os.rename(self._path(within), new)
-        # What is written goes into the blocks that the file has, if any; only the rest is given back.
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | (0 if within else os.O_TRUNC) | os.O_CLOEXEC, 0o600)
+            # What is written goes into the blocks that the file has; only the rest is given back.
+            descriptor = open_own(Path(new), os.O_WRONLY)
+        else:
+            self._discard(new)
+            descriptor = open_new(Path(new))
         try:
             _write_fully(descriptor, 0, buffers)
             os.ftruncate(descriptor, sum(map(len, buffers)))

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.client import AuthorityClient
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.authority.reply_trust import ReplyTrust
 from head_node.capacity import Capacity
 from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
@@ -27,9 +27,10 @@ from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
 from sled_controller.descriptors import memory_bytes, of_program
-from sled_controller.durable import make_directory, replace_file
+from sled_controller.durable import make_directory, open_own, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
+from sled_controller.printable import complain, line_handler
 from sled_controller.settings import load
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 0.25
 STOP_SECONDS_MAX: Final = 20.0
 KEY_BYTES: Final = 32
+REPLY_FLOOR_FILE: Final = "reply-key.number"
 
 
 class StateDirectory:
@@ -45,7 +47,7 @@ class StateDirectory:
     def __init__(self, path: Path, name: str, env: Environment) -> None:
         self.path = path
         make_directory(path, 0o700)
-        self._lock = os.open(path / "head.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = open_own(path / "head.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -69,6 +71,22 @@ class StateDirectory:
 
     def remember_root(self, root_public: bytes) -> None:
         replace_file(self.path / "root.pub", root_public.hex() + "\n", 0o644)
+
+    @property
+    def reply_floor(self) -> int:
+        """The highest number of a reply key that this head has seen."""
+        path = self.path / REPLY_FLOOR_FILE
+        try:
+            return int(path.read_text("ascii"))
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            raise StateDirectoryUnusable(
+                f"{path}: is damaged; remove it, and this head takes any reply key that the root key has certified"
+            ) from None
+
+    def remember_reply_key(self, number: int) -> None:
+        replace_file(self.path / REPLY_FLOOR_FILE, f"{number}\n", 0o644)
 
     def write_endpoints(self, endpoints: Mapping[str, object]) -> None:
         """Say where this process listens; it is up from here on."""
@@ -132,8 +150,9 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
     state = StateDirectory(settings.state_dir, settings.name, env)
     try:
         client = AuthorityClient(
-            settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public
-        )
+            settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public,
+            replies=ReplyTrust(env, state.reply_floor, state.remember_reply_key),
+        )  # fmt: skip
         descriptors = of_program(asyncio.get_running_loop().time)
         capacity = Capacity.of_machine(
             descriptors, memory_bytes(), settings.nbd_clients_max, settings.nvme_queues_max
@@ -219,21 +238,19 @@ async def until_first(tasks: list["asyncio.Task[None] | asyncio.Task[bool]"]) ->
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not run, 2 for wrong settings."""
     settings = load(HeadSettings, PROG)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, Environment.of_program(settings.clock_faults)))
     except HeadError as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     except TimeoutError:
-        print(f"{PROG}: did not stop in order within {STOP_SECONDS_MAX} s", file=sys.stderr)
+        complain(PROG, f"did not stop in order within {STOP_SECONDS_MAX} s")
         raise SystemExit(1) from None
     except OSError as error:
-        print(f"{PROG}: {error.filename or ''} {error.strerror or error}".replace("  ", " "), file=sys.stderr)
+        complain(PROG, f"{error.filename or ''} {error.strerror or error}".strip())
         raise SystemExit(1) from None
 
 

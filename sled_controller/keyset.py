@@ -51,12 +51,26 @@ class KeySet:
 
     def sign(self, root_private: Ed25519PrivateKey) -> bytes:
         """The 736 bytes of this set, signed by the root; raises KeySetRefused when a field does not fit."""
+        return self.body() + root_private.sign(self.message())
+
+    def message(self) -> bytes:
+        """What the root signs: the domain and the body."""
+        return SIGNING_DOMAIN + self.body()
+
+    def body(self) -> bytes:
+        """The set without its signature; raises KeySetRefused when a field does not fit."""
         _check_fields(self)
         body = HEADER.pack(MAGIC, FORMAT, len(self.keys), self.version, self.issued_ms, 0) + b"".join(
             ENTRY.pack(key_id, 0, self.keys[key_id]) for key_id in sorted(self.keys)
         )
-        body = body.ljust(BODY_BYTES, b"\0")
-        return body + root_private.sign(SIGNING_DOMAIN + body)
+        return body.ljust(BODY_BYTES, b"\0")
+
+    @classmethod
+    def parse(cls, body: bytes) -> "KeySet":
+        """Read a set without a signature, as the root is asked to sign it; raises KeySetRefused."""
+        if len(body) != BODY_BYTES:
+            raise KeySetRefused(f"{len(body)} bytes, a key set without its signature has {BODY_BYTES}")
+        return _parse_body(body)
 
     @classmethod
     def open(cls, data: bytes | bytearray | memoryview, root_public: bytes) -> "KeySet":

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from sled_controller.config import PROG, ProbeSettings
 from sled_controller.drives import CannotStart, is_drive, start_spdk
+from sled_controller.printable import complain, escaped, line_handler
 from sled_controller.settings import load
 from spdk_bindings.device import BLOCK_BYTES
 from spdk_bindings.pci import SYSFS, PciDrive, nvme_drives
@@ -49,11 +49,11 @@ class Found:
 def main(argv: Sequence[str]) -> None:
     """Print them; exit status 1 when SPDK is needed and does not start, 2 for wrong settings."""
     settings = load(ProbeSettings, PROG, argv, command="probe")
-    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    logging.basicConfig(level=logging.ERROR, handlers=(line_handler(),))
     try:
         found = asyncio.run(look(settings))
     except CannotStart as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     print(json.dumps([drive.as_json() for drive in found], indent=1) if settings.json_output else as_text(found))
 
@@ -115,11 +115,11 @@ def as_text(found: Sequence[Found]) -> str:
         return "no NVMe drive is on the PCI bus; --devices names drives elsewhere"
     header = ("ADDRESS", "DRIVER", "NUMA", "SIZE", "MODEL", "SERIAL", "STATE")
     rows = [
-        (
+        tuple(map(escaped, (
             drive.address, drive.driver or "-", str(drive.numa_node) if drive.numa_node >= 0 else "-",
             f"{drive.size_bytes / GIB:.1f} GiB" if drive.size_bytes else "-", drive.model or "-", drive.serial or "-",
             drive.note,
-        )
+        )))
         for drive in found
     ]  # fmt: skip
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]

@@ -30,6 +30,7 @@ from sled_controller.fabric.target_server import TargetServer
 from sled_controller.firmware.management import ManagementHosts
 from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.health import HealthReport
+from sled_controller.printable import complain
 from sled_controller.provisioning import provisioned
 from sled_controller.settings import load
 from sled_controller.state_dir import StateDirectory
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         restarts = uvloop.run(_run(settings, tail))
     except START_ERRORS as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     if restarts:
         raise SystemExit(RESTART_STATUS)

@@ -9,7 +9,6 @@ Lists and tables are given in flags and variables as JSON.
 import argparse
 import json
 import os
-import sys
 import tomllib
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sled_controller.printable import complain
 
 Model = TypeVar("Model", bound="Settings")
 
@@ -156,5 +157,5 @@ def _explain(
 
 def _fail(prog: str, text: str) -> NoReturn:
     for line in text.splitlines():
-        print(f"{prog}: {line}", file=sys.stderr)
+        complain(prog, line)
     raise SystemExit(2)

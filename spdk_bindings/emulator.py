@@ -1,6 +1,7 @@
 """Emulated drives: blocks in a file (the emulated rack's default) and blocks in memory (tests, simulator)."""
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -201,7 +202,9 @@ class FileDevice:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "a drive is there already", os.fspath(path))
         fresh = os.fspath(path) + ".new"
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, block_count * BLOCK_BYTES)
             os.fsync(fd)

@@ -10,8 +10,7 @@ from head_node.api import models
 from head_node.authority.audit import Actor, asks
 from head_node.authority.authentication import Received
 from head_node.authority.authority import Authority
-from head_node.authority.errors import RequestRefused
-from head_node.authority.nodes import parse_key
+from head_node.authority.nodes import checked_address, parse_key
 from head_node.store.records import Address, Column, HeadRecord, LogEnd, LostRange, Member
 
 WAIT_MS_MAX = 60_000
@@ -196,6 +195,4 @@ def _member(document: models.MemberDocument | None) -> Member | None:
 
 
 def _addresses(addresses: Mapping[str, tuple[str, int]]) -> dict[str, Address]:
-    if any(not host.isprintable() for host, _ in addresses.values()):
-        raise RequestRefused("a host has characters that cannot be printed")
-    return dict(addresses)
+    return {service: checked_address(address) for service, address in addresses.items()}

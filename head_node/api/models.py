@@ -363,10 +363,42 @@ class KeyDocument(BaseModel):
     retire_ms: int | None
 
 
+class ReplyKeyDocument(BaseModel):
+    """What signs replies to heads; the higher number counts."""
+
+    number: int
+    public_key: str
+    issued_ms: int
+    expires_ms: int
+
+
 class KeyList(BaseModel):
     version: int
     root_public_key: str
+    root_key: Annotated[str, Field(description="where the root key is: file, command, away or memory")]
+    root_key_needed: Annotated[str, Field(description="why the root key is needed now; empty when it is not")]
+    reply_key: ReplyKeyDocument | None
     keys: list[KeyDocument]
+
+
+RootRequestKind = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,39}$", description="key-set or reply-key")]
+
+
+class RootRequestDocument(BaseModel):
+    kind: RootRequestKind
+    domain: Annotated[str, Field(description="hex; the root key signs domain and body, one after the other")]
+    body: Annotated[str, Field(description="hex; a key set or a reply key's certificate without its signature")]
+
+
+class RootRequestList(BaseModel):
+    root_public_key: str
+    requests: list[RootRequestDocument]
+
+
+class RootSignatureRequest(Body):
+    kind: RootRequestKind
+    body: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,4096}$", description="as it was requested")]
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519, by the root key")]
 
 
 class EventList(BaseModel):

@@ -14,7 +14,7 @@ from head_node.api.heads import Rack
 from head_node.authority.errors import Conflict, RequestRefused
 from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
-from head_node.authority.nodes import parse_key
+from head_node.authority.nodes import checked_address, parse_key
 from head_node.authority.recovery import Heir
 from head_node.authority.volumes import Unchanged
 from head_node.store.records import LostRange, VolumeRecord
@@ -180,7 +180,12 @@ async def list_sleds(rack: Rack) -> list[models.SledStatus]:
 async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocument:
     """Enrol a sled, or tell its new name, address or capacity; key and NQN stay."""
     record = await rack.nodes.enrol_sled(
-        body.id, body.name, parse_key(body.public_key), body.nqn, (body.host, body.port), body.capacity_blocks
+        body.id,
+        body.name,
+        parse_key(body.public_key),
+        body.nqn,
+        checked_address((body.host, body.port)),
+        body.capacity_blocks,
     )
     return models.SledDocument.model_validate(record.to_json())
 
@@ -232,6 +237,32 @@ async def rotate_keys(rack: Rack) -> models.KeyList:
     ring = await rack.keyring.rotate()
     rack.reports.add_event("keys-rotated", version=ring.version)
     return _keys(rack, ring)
+
+
+@router.post("/keys/reply/rotate", operation_id="rotateReplyKey", dependencies=[ADMIN])
+async def rotate_reply_key(rack: Rack) -> models.KeyList:
+    """Make a new key that signs replies to heads; the one before is worthless at every head that has seen it."""
+    made = await rack.replies.rotate()
+    rack.reports.add_event("reply-key-rotated", number=made.certificate.number)
+    return _keys(rack, await rack.keyring.current())
+
+
+@router.get("/keys/requests", operation_id="listRootRequests", dependencies=[ADMIN])
+async def list_root_requests(rack: Rack) -> models.RootRequestList:
+    """What waits for the signature of a root key that is away."""
+    waiting = await rack.requests.waiting()
+    requests = [
+        models.RootRequestDocument(kind=kind, domain=prepared.domain.hex(), body=prepared.body.hex())
+        for kind, prepared in sorted(waiting.items())
+    ]
+    return models.RootRequestList(root_public_key=rack.root_public.hex(), requests=requests)
+
+
+@router.post("/keys/install", operation_id="installRootSignature", status_code=204, dependencies=[ADMIN])
+async def install_root_signature(rack: Rack, body: models.RootSignatureRequest) -> None:
+    """Put in place what waited, with the signature that the root key has made elsewhere."""
+    await rack.requests.install(body.kind, bytes.fromhex(body.body), bytes.fromhex(body.signature))
+    await rack.make_keys()
 
 
 @router.get("/events", operation_id="listEvents", dependencies=[VIEWER])
@@ -292,4 +323,19 @@ def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:
         )
         for key in ring.keys
     ]
-    return models.KeyList(version=ring.version, root_public_key=rack.root_public.hex(), keys=keys)
+    reply = None if rack.replies.current is None else rack.replies.current.certificate
+    return models.KeyList(
+        version=ring.version,
+        root_public_key=rack.root_public.hex(),
+        root_key=rack.root.kind,
+        root_key_needed=rack.root_needed,
+        reply_key=None
+        if reply is None
+        else models.ReplyKeyDocument(
+            number=reply.number,
+            public_key=reply.public.hex(),
+            issued_ms=reply.issued_ms,
+            expires_ms=reply.expires_ms,
+        ),
+        keys=keys,
+    )

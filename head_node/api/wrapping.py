@@ -11,6 +11,7 @@ from head_node.api.problems import PATH_CHARS_LOGGED_MAX, of_error, problem
 from head_node.authority import audit, signatures
 from head_node.authority.authority import Authority
 from head_node.authority.errors import AuthorityUnavailable
+from head_node.authority.reply_trust import CERTIFICATE_HEADER
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class AuditedChanges:
 
 
 class SignedReplies:
-    """Signs the reply to every signed request with the root key, bound to that request's signature.
+    """Signs the reply to every signed request with the reply key, bound to that request's signature.
 
     A head takes other heads' and sleds' keys from these replies, so they must not come from anybody else.
     """
@@ -169,18 +170,22 @@ class SignedReplies:
         await self._app(scope, receive, signing_send)
 
     def _fields(self, status: int, content: bytes, asked: signatures.Asked) -> list[tuple[bytes, bytes]]:
+        key = self._authority.replies.current
+        if key is None:
+            return []  # no head believes it: the root key has certified no reply key yet
         digest = signatures.content_digest(content)
         env = self._authority.env
         fields: dict[str, Any] = signatures.sign(
             signatures.reply_values(status, digest, asked),
-            self._authority.root_key,
-            key_id="root",
+            key.private,
+            key_id=f"reply-{key.certificate.number}",
             created_s=env.clock.wall_ms() // 1000,
             nonce=env.entropy.bytes(16).hex(),
             tag=signatures.REPLY_TAG,
         )
         return [
-            (name.encode(), value.encode("latin-1")) for name, value in {"content-digest": digest, **fields}.items()
+            (name.encode(), value.encode("latin-1"))
+            for name, value in {"content-digest": digest, CERTIFICATE_HEADER: key.raw.hex(), **fields}.items()
         ]
 
 

@@ -1,6 +1,7 @@
 """The authority of one rack, put together over a store and a root key; knows nothing of HTTP."""
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,18 @@ from head_node.authority.cleanups import Cleanups
 from head_node.authority.errors import AuthorityError, Unauthorised
 from head_node.authority.hosts import VolumeHosts
 from head_node.authority.issue_time import IssueTime
-from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
+from head_node.authority.key_requests import KeyRequests
+from head_node.authority.keyring import KIND as KEY_SET
+from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring
 from head_node.authority.ledger import RACK_KEY, Ledger
 from head_node.authority.nodes import Fencer, Nodes
 from head_node.authority.operator_tokens import OperatorTokens
 from head_node.authority.recovery import Recovery
+from head_node.authority.reply_keys import KIND as REPLY_KEY
+from head_node.authority.reply_keys import ReplyKeys
 from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
+from head_node.authority.root_key import MemoryRoot, RootKey, RootKeyNeeded, RootKeyUnusable
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
 from head_node.store.interface import ABSENT, Store
@@ -43,6 +49,7 @@ class Policy:
     credential_term_ms: int = 600_000
     key_publish_ms: int = 60_000
     heads_per_volume: int = 2
+    reply_key_term_ms: int = 90 * 24 * 3600 * 1000
     geometry: Geometry = field(default_factory=Geometry)
     """Of volumes made from now on."""
     audit_lines_max: int = LINES_KEPT
@@ -51,13 +58,11 @@ class Policy:
 class Authority:
     """One run of the authority. Make it with `start`, and `stop` it before closing the store."""
 
-    def __init__(
-        self, store: Store, root_key: Ed25519PrivateKey, env: Environment, policy: Policy, fencer: Fencer | None
-    ) -> None:
+    def __init__(self, store: Store, root: RootKey, env: Environment, policy: Policy, fencer: Fencer | None) -> None:
         self.env = env
         self.policy = policy
-        self.root_public = root_key.public_key().public_bytes_raw()
-        self.root_key = root_key
+        self.root = root
+        self.root_public = root.public
         self.store = store
         self.ledger = Ledger(store)
         self.reports = Reports(env)
@@ -65,8 +70,19 @@ class Authority:
         self.reports.on_own_event = self._note_event
         self.tokens = OperatorTokens(self.ledger, self.reports, env)
         self.issue = IssueTime(self.ledger, env)
+        self.requests = KeyRequests(self.ledger, root)
+        self.requests.on_installed = self._root_signed
+        self.replies = ReplyKeys(
+            self.ledger, self.requests, self.issue, env,
+            root_public=root.public, term_ms=policy.reply_key_term_ms,
+        )  # fmt: skip
         self.keyring = Keyring(
-            self.ledger, root_key, self.issue, env, term_ms=policy.credential_term_ms, publish_ms=policy.key_publish_ms
+            self.ledger,
+            self.requests,
+            self.issue,
+            env,
+            term_ms=policy.credential_term_ms,
+            publish_ms=policy.key_publish_ms,
         )
         self.retirements = Retirements(self.ledger, self.keyring, self.reports, self.issue, fencer)
         self.volumes = Volumes(
@@ -90,6 +106,8 @@ class Authority:
         self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
         self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
         self.authenticator = Authenticator(self.ledger, env)
+        self.root_needed = ""
+        """Why the root key is needed, empty when it is not."""
         self._stopping = asyncio.Event()
         self._upkeep: list[asyncio.Task[None]] = []
 
@@ -97,21 +115,24 @@ class Authority:
     async def start(
         cls,
         store: Store,
-        root_key: Ed25519PrivateKey,
+        root_key: Ed25519PrivateKey | RootKey,
         env: Environment,
         policy: Policy | None = None,
         fencer: Fencer | None = None,
     ) -> "Authority":
-        """Check that the root key is the rack's, freeze a restored store, make the first keys.
+        """Check that the root key is the rack's, freeze a restored store, make the first keys. Where the root key is
+        away, what it has to sign waits for it.
 
         Raises RootKeyUnusable, AuthorityUnavailable.
         """
-        authority = cls(store, root_key, env, policy or Policy(), fencer)
+        root: RootKey = MemoryRoot(root_key) if isinstance(root_key, Ed25519PrivateKey) else root_key
+        authority = cls(store, root, env, policy or Policy(), fencer)
         await authority._check_identity()
         await authority.issue.load()
-        await authority.keyring.current()
+        await authority.replies.load()
         if await store.restored():
             await authority._freeze_restored()
+        await authority.make_keys()
         authority._upkeep = [
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
@@ -228,9 +249,37 @@ class Authority:
         await self.nodes.drop_tokens()
         await self.tokens.drop_all()
         frozen = await self.recovery.freeze_all(reason)
-        await self.keyring.rotate(publish_ms=0, versions_skipped=RESTORED_VERSIONS_SKIPPED)
-        await self.store.clear_restored()
         _log.warning("event=store-restored volumes_frozen=%d", len(frozen))
+        # Nothing that the backup has signs or is published again: it may have been rotated out since. Where the root
+        # key is away that waits for it, as `make_keys` says, and the mark stays until then.
+        with contextlib.suppress(RootKeyNeeded):
+            await self.requests.check_none_waits(REPLY_KEY)
+            await self.replies.rotate(numbers_skipped=RESTORED_VERSIONS_SKIPPED)
+        with contextlib.suppress(RootKeyNeeded):
+            await self.requests.check_none_waits(KEY_SET)
+            await self.keyring.rotate(versions_skipped=RESTORED_VERSIONS_SKIPPED, at_once=True)
+            await self.store.clear_restored()
+
+    async def make_keys(self) -> None:
+        """What signs from now on, as far as the root key can be had."""
+        needed = ""
+        for step in (self.requests.sign_waiting, self.keyring.current, self.keyring.retire, self.replies.keep_up):
+            try:
+                await step()
+            except RootKeyNeeded as error:  # go on: what else it has to sign goes the same way
+                needed = str(error)
+        if needed and needed != self.root_needed:
+            _log.error("event=root-key-needed reason=%s", needed)
+            self.reports.add_event("root-key-needed", reason=needed)
+        self.root_needed = needed
+
+    async def _root_signed(self, kind: str) -> None:
+        """What was requested is in the store: what it stood in the way of goes on."""
+        self.reports.add_event("root-signed", what=kind)
+        await self.replies.load()
+        if kind == KEY_SET:
+            await self.store.clear_restored()
+            self.root_needed = ""
 
     async def _keep_up(self) -> None:
         while True:
@@ -238,7 +287,7 @@ class Authority:
                 await self.nodes.finish_revocations()
                 await self.nodes.close_expired_tokens()
                 await self.tokens.clear_expired()
-                await self.keyring.retire()
+                await self.make_keys()
                 await self.retirements.advance()
             except AuthorityError as error:
                 _log.warning("event=upkeep-failed error=%s", error)

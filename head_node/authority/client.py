@@ -25,6 +25,7 @@ from head_node.authority.errors import (
     StaleInstance,
     Unauthorised,
 )
+from head_node.authority.reply_trust import ReplyTrust
 from head_node.store.errors import RecordMalformed
 from head_node.store.records import Address, Column, HeadRecord, LogEnd, LostRange, Member, RackView, VolumeRecord
 from sled_controller.environment import Environment
@@ -56,8 +57,9 @@ class AuthorityClient:
     """One head process's connection to the authority.
 
     `root_public` is the rack's root key; without it, `enrol` takes it from the join token and every other call accepts
-    unverified answers until then. A takeover's claim is kept here: `renew`, `change_members`, `set_columns`
-    and `confirm_deleted` work only in the process whose `takeover` was answered (F4).
+    unverified answers until then. `replies` knows which reply keys of the authority count. A takeover's claim is kept
+    here: `renew`, `change_members`, `set_columns` and `confirm_deleted` work only in the process whose `takeover` was
+    answered (F4).
 
     Every method may raise AuthorityUnavailable (no, or an unusable, answer: a change may have happened) and
     Unauthorised (not enrolled, or revoked).
@@ -72,11 +74,13 @@ class AuthorityClient:
         env: Environment,
         root_public: bytes | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        replies: ReplyTrust | None = None,
     ) -> None:
         self._head_id = head_id
         self._key = head_key
         self._env = env
         self.root_public = root_public
+        self._replies = replies or ReplyTrust(env)
         self._base_url = base_url.rstrip("/")
         self._authority = urlsplit(self._base_url).netloc.lower()
         self._instance = "unknown"
@@ -306,10 +310,10 @@ class AuthorityClient:
             digest = signatures.check_digest(reply.headers.get("content-digest"), body)
             values = signatures.reply_values(reply.status_code, digest, asked)
             given = signatures.parse(reply.headers)
-            signatures.verify(given, values, root_public, tag=signatures.REPLY_TAG)
+            self._replies.check(reply.headers, given, values, root_public)
         except signatures.SignatureRefused as error:
             raise AuthorityUnavailable(
-                f"{self._base_url} answered {reply.status_code} without the rack's root key: {error}"
+                f"{self._base_url} answered {reply.status_code} without proof by the rack's root key: {error}"
             ) from error
 
 

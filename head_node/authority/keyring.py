@@ -1,25 +1,27 @@
 """The keys that sign credentials, and the key set that tells sleds which they are.
 
 A key is published some time before it signs, so that heads can carry the set to all sleds, and stays in the set until
-every credential that it signed has expired. The root key signs sets (and answers to heads), never credentials.
+every credential that it signed has expired. The root key signs sets, never credentials.
 """
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority.errors import AuthorityError, Conflict
+from head_node.authority.errors import Conflict
 from head_node.authority.issue_time import IssueTime
+from head_node.authority.key_requests import KeyRequests, Prepared
 from head_node.authority.ledger import KEYS_KEY, Ledger, Versioned, revision_of
+from head_node.authority.root_key import RootKeyNeeded
+from head_node.authority.root_key import RootKeyUnusable as RootKeyUnusable
+from head_node.authority.root_key import load_root_key as load_root_key
 from head_node.store.errors import RecordMalformed
-from sled_controller.durable import replace_file
 from sled_controller.environment import Environment
-from sled_controller.keyset import KEYS_MAX, KeySet
+from sled_controller.keyset import KEYS_MAX, SIGNING_DOMAIN, KeySet
+
+KIND: Final = "key-set"
 
 # A sled's clock may run behind by this before a credential of a retired key would be refused early.
 RETIRE_SLACK_MS = 60_000
@@ -29,15 +31,10 @@ RESTORED_VERSIONS_SKIPPED = 1 << 16
 _log = logging.getLogger(__name__)
 
 
-class RootKeyUnusable(AuthorityError):
-    """The root key file cannot be read, or is not the rack's: put back the right one."""
-
-    slug = "root-key-unusable"
-
-
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """One key; signs from `use_from_ms`, leaves the set at `retire_ms` (None: not yet decided)."""
+    """One key; signs from `use_from_ms`, leaves the set at `retire_ms` (None: not yet decided). A backup has no private
+    halves: what was signed since is not known, and a stolen one is to sign nothing."""
 
     key_id: int
     private: bytes
@@ -74,9 +71,16 @@ class KeyRing:
     signed_set: bytes
 
     def signer(self, now_ms: int) -> SigningKey:
-        """The newest key that may sign now."""
+        """The newest key that may sign now. Raises RootKeyNeeded when the ring is a backup's."""
+        if not self.usable:
+            raise RootKeyNeeded("the store was restored and has no signing key: a new key set is needed")
         usable = [key for key in self.keys if key.use_from_ms <= now_ms]
         return max(usable or self.keys, key=lambda key: key.key_id)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can sign, and may be published; that of a backup cannot and must not."""
+        return all(key.private for key in self.keys)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,33 +103,42 @@ class Keyring:
     """Reads, rotates and retires the keys in the store."""
 
     def __init__(
-        self, ledger: Ledger, root_key: Ed25519PrivateKey, issue: IssueTime, env: Environment, *, term_ms: int,
+        self, ledger: Ledger, requests: KeyRequests, issue: IssueTime, env: Environment, *, term_ms: int,
         publish_ms: int,
     ) -> None:  # fmt: skip
         self._ledger = ledger
         self._issue = issue
-        self._root_key = root_key
+        self._requests = requests
         self._env = env
         self._term_ms = term_ms
         self._publish_ms = publish_ms
+        requests.adjust[KIND] = self._from_now
 
     async def current(self) -> KeyRing:
-        """The keys as the store has them; made at first use."""
+        """The keys as the store has them; made at first use. Raises RootKeyNeeded while there are none to use."""
         found = await self._read()
-        return found.value if found is not None else await self.rotate(publish_ms=0)
+        if found is None:
+            await self._requests.check_none_waits(KIND)
+            return await self.rotate(publish_ms=0)
+        if not found.value.usable:
+            raise RootKeyNeeded("the store was restored: a new key set waits for the root key")
+        return found.value
 
-    async def rotate(self, *, publish_ms: int | None = None, versions_skipped: int = 0) -> KeyRing:
+    async def rotate(
+        self, *, publish_ms: int | None = None, versions_skipped: int = 0, at_once: bool = False
+    ) -> KeyRing:
         """Add a key that signs after the publication time, and set an end to those before it.
 
-        Raises Conflict when the set has no room: wait until older keys have retired.
+        `at_once`: they leave the set with this change, and the new one signs from now on. Raises Conflict when the set
+        has no room: wait until older keys have retired; RootKeyNeeded when the new set waits for the root key.
         """
 
         async def attempt() -> KeyRing:
             found = await self._read()
             now_ms = self._issue.now_ms()
-            use_from_ms = now_ms + (self._publish_ms if publish_ms is None else publish_ms)
+            use_from_ms = now_ms + (0 if at_once else self._publish_ms if publish_ms is None else publish_ms)
             old = () if found is None else found.value.keys
-            if len(old) >= KEYS_MAX:
+            if len(old) >= KEYS_MAX and not at_once:
                 raise Conflict(f"the key set is full ({KEYS_MAX} keys); rotate again when older ones have retired")
             retire_ms = use_from_ms + self._term_ms + RETIRE_SLACK_MS
             kept = tuple(
@@ -140,7 +153,7 @@ class Keyring:
                 use_from_ms=use_from_ms,
                 retire_ms=None,
             )
-            return await self._put(found, (*kept, fresh), versions_skipped)
+            return await self._put(found, (fresh,) if at_once else (*kept, fresh), versions_skipped)
 
         ring = await self._ledger.until_settled(attempt)
         _log.info("event=keys-rotated version=%d key_id=%d", ring.version, ring.keys[-1].key_id)
@@ -151,17 +164,32 @@ class Keyring:
 
         async def attempt() -> KeyRing | None:
             found = await self._read()
-            if found is None:
+            if found is None or not found.value.usable:
                 return None
             now_ms = self._issue.now_ms()
             kept = tuple(key for key in found.value.keys if key.retire_ms is None or key.retire_ms > now_ms)
             if len(kept) == len(found.value.keys):
                 return found.value
+            await self._requests.check_none_waits(KIND)
             _log.info("event=keys-retired count=%d", len(found.value.keys) - len(kept))
             return await self._put(found, kept, 0)
 
         ring = await self._ledger.until_settled(attempt)
         return min((key.retire_ms for key in ring.keys if key.retire_ms is not None), default=None) if ring else None
+
+    def _from_now(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A set that waited for its signature: what was to happen after its making happens that much later."""
+        prepared_ms = int(record["prepared_ms"])
+        late_ms = self._issue.now_ms() - prepared_ms
+        keys = []
+        for key in map(SigningKey.from_json, record["keys"]):
+            use_ms, retire_ms = key.use_from_ms, key.retire_ms
+            if use_ms >= prepared_ms:
+                use_ms += late_ms
+            if retire_ms is not None:
+                retire_ms += late_ms
+            keys.append(SigningKey(key.key_id, key.private, key.public, use_ms, retire_ms).to_json())
+        return {**record, "keys": keys}
 
     async def _read(self) -> Versioned[KeyRing] | None:
         found = await self._ledger.json(KEYS_KEY)
@@ -170,31 +198,8 @@ class Keyring:
     async def _put(self, old: Versioned[KeyRing] | None, keys: tuple[SigningKey, ...], skipped: int) -> KeyRing:
         version = 1 + skipped + (0 if old is None else old.value.version)
         published = KeySet(version, {key.key_id: key.public for key in keys}, await self._issue.stamp())
-        ring = KeyRing(version, keys, published.sign(self._root_key))
-        await self._ledger.commit(compare={KEYS_KEY: revision_of(old)}, put={KEYS_KEY: ring.to_json()})
-        return ring
-
-
-def load_root_key(path: Path, env: Environment, *, may_create: bool) -> Ed25519PrivateKey:
-    """Read the root key (PKCS #8, PEM), or make it with mode 0600 at the first start. Raises RootKeyUnusable."""
-    try:
-        if may_create and not path.exists():
-            _write_private(path, Ed25519PrivateKey.from_private_bytes(env.entropy.bytes(32)))
-        mode = path.stat().st_mode & 0o077
-        if mode:
-            raise RootKeyUnusable(f"{path}: others than its owner may use it (mode {mode:03o}); chmod 600 it")
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise RootKeyUnusable(f"{path}: {error.strerror}; put the rack's root key there") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise RootKeyUnusable(f"{path}: is not an unencrypted PEM private key: {error}") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise RootKeyUnusable(f"{path}: is not an Ed25519 key")
-    return key
-
-
-def _write_private(path: Path, key: Ed25519PrivateKey) -> None:
-    text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    replace_file(path, text.decode(), 0o600)
+        record = {**KeyRing(version, keys, b"").to_json(), "prepared_ms": self._issue.now_ms()}
+        prepared = Prepared(
+            KIND, KEYS_KEY, "signed_set", record, SIGNING_DOMAIN, published.body(), revision_of(old), {}
+        )  # fmt: skip
+        return KeyRing.from_json(await self._requests.put(prepared))

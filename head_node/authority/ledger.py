@@ -112,6 +112,8 @@ def operator_token_key(token_id: str) -> str:
 
 
 KEYS_KEY = "keys"
+# The key that signs replies to heads, with its certificate.
+REPLY_KEY = "reply-key"
 ISSUED_KEY = "issued"
 RACK_KEY = "rack-identity"
 # Which operator token is the one that the authority made for itself.

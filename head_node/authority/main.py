@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -21,19 +20,22 @@ from head_node.api.connections import BoundedConnection
 from head_node.authority.authority import Authority, Policy
 from head_node.authority.errors import AuthorityError
 from head_node.authority.fencing import SledFencer
-from head_node.authority.keyring import load_root_key
+from head_node.authority.ledger import RACK_KEY, Ledger
+from head_node.authority.root_key import AwayRoot, CommandRoot, FileRoot, RootKey, RootKeyUnusable, load_public_key
 from head_node.store.errors import StoreError
 from head_node.store.sqlite import SqliteStore
 from sled_controller.descriptors import raise_limit
 from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
+from sled_controller.printable import complain, line_handler
 from sled_controller.settings import PeerSilence, Settings, load
 
 PROG = "rack-authority"
 STORE_FILE = "authority.db"
 # After this, connections that are still open at the end are cut.
 DRAIN_S = 2
+MS_PER_DAY = 24 * 3600 * 1000
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,22 @@ class AuthoritySettings(Settings):
     )
     root_key_file: Path | None = Field(
         default=None, description="root key (PEM, mode 0600); default root.key in the state directory"
+    )
+    root_key_command: str | None = Field(
+        default=None,
+        description="command that signs with the root key instead: the message on its standard input, 64 bytes on its"
+        " output; needs root_public_file",
+    )
+    root_key_away: bool = Field(
+        default=False,
+        description="the root key is kept elsewhere: what it has to sign waits for it (rackctl keys request); needs"
+        " root_public_file, or a rack that has its keys already",
+    )
+    root_public_file: Path | None = Field(
+        default=None, description="public half of a root key that is away or behind a command, PEM or hex"
+    )
+    reply_key_days: Annotated[int, Field(ge=1, le=3650)] = Field(
+        default=90, description="days for which the key that signs replies to heads is certified by the root key"
     )
     credential_term_s: Annotated[int, Field(ge=5, le=86400)] = Field(
         default=600, description="seconds for which a credential is valid; heads renew at half of it"
@@ -73,19 +91,17 @@ class Server(uvicorn.Server):
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not start, 2 for wrong settings."""
     settings = load(AuthoritySettings, PROG)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except (StoreError, AuthorityError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     except OSError as error:
         place = error.filename or f"{settings.host}:{settings.port}"
-        print(f"{PROG}: {place}: {error.strerror or error}", file=sys.stderr)
+        complain(PROG, f"{place}: {error.strerror or error}")
         raise SystemExit(1) from None
 
 
@@ -102,14 +118,12 @@ async def serve(settings: AuthoritySettings) -> None:
         try:
             # Left by a run that was killed; only now is it certain that this run is the only one.
             (folder / "endpoints.json").unlink(missing_ok=True)
-            key_file = settings.root_key_file or folder / "root.key"
-            # A missing root key is made only for a new rack: sleds know the old one.
-            new_rack = (await store.list("")).revision == 0
-            root_key = load_root_key(key_file, env, may_create=new_rack)
+            root_key = await root_key_of(settings, store, env)
             policy = Policy(
                 credential_term_ms=settings.credential_term_s * 1000,
                 key_publish_ms=settings.key_publish_s * 1000,
                 heads_per_volume=settings.heads_per_volume,
+                reply_key_term_ms=settings.reply_key_days * MS_PER_DAY,
             )
             fencer = SledFencer(env)
             authority = await Authority.start(store, root_key, env, policy, fencer)
@@ -121,6 +135,22 @@ async def serve(settings: AuthoritySettings) -> None:
         finally:
             await store.close()
     _log.info("event=stopped")
+
+
+async def root_key_of(settings: AuthoritySettings, store: SqliteStore, env: Environment) -> RootKey:
+    """What the settings say signs key sets and reply keys. Raises RootKeyUnusable."""
+    if settings.root_key_command is None and not settings.root_key_away:
+        # A missing root key is made only for a new rack: sleds know the old one.
+        new_rack = (await store.list("")).revision == 0
+        return FileRoot(settings.root_key_file or settings.state_dir / "root.key", env, may_create=new_rack)
+    rack = await Ledger(store).json(RACK_KEY)
+    if settings.root_public_file is not None:
+        public = load_public_key(settings.root_public_file)
+    elif rack is not None:
+        public = bytes.fromhex(rack.value["root_public_key"])
+    else:
+        raise RootKeyUnusable("a new rack whose root key is not here needs its public half: set root_public_file")
+    return AwayRoot(public) if settings.root_key_command is None else CommandRoot(settings.root_key_command, public)
 
 
 async def run_server(authority: Authority, settings: AuthoritySettings, listener: socket.socket) -> None:

@@ -25,6 +25,7 @@ from head_node.authority.ledger import (
 from head_node.authority.reports import Reports
 from head_node.authority.retirement import Retirer
 from head_node.authority.volumes import Volumes
+from head_node.host_names import HostMalformed, checked_host
 from head_node.store.errors import CompareFailed
 from head_node.store.records import Address, Cleanup, HeadRecord, SledRecord, VolumeRecord
 from sled_controller.environment import Environment
@@ -335,6 +336,15 @@ class Nodes:
             raise Conflict(f"{what} belongs to {taken.value} already")
         compare[key] = revision_of(taken)
         put[key] = owner
+
+
+def checked_address(address: Address) -> Address:
+    """Where a node says it is: clients, other nodes and operators' shells get it. Raises RequestRefused."""
+    host, port = address
+    try:
+        return checked_host(host), port
+    except HostMalformed as error:
+        raise RequestRefused(str(error)) from None
 
 
 def parse_key(text: str) -> bytes:

@@ -18,6 +18,7 @@ from head_node.store.interface import (
     surplus,
 )
 from head_node.store.watchers import Watchers
+from sled_controller.durable import replace_file
 
 
 class MemoryStore:
@@ -121,8 +122,7 @@ class MemoryStore:
         entries = [[entry.key, entry.value.hex(), entry.revision] for entry in self._entries.values()]
         journal = [[line.sequence, line.actor, line.value.hex()] for line in self._journal]
         saved = {"revision": self._revision, "entries": entries, "journal": journal, "sequence": self._sequence}
-        path.write_text(json.dumps(saved), encoding="utf-8")
-        path.chmod(0o600)
+        replace_file(path, json.dumps(saved), 0o600)
 
     def _check_open(self) -> None:
         if self._closed:

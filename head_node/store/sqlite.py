@@ -29,7 +29,7 @@ from head_node.store.interface import (
     surplus,
 )
 from head_node.store.watchers import Watchers
-from sled_controller.durable import sync_directory
+from sled_controller.durable import open_new, open_own, sync_directory
 
 APPLICATION_ID = 0x50414C53  # "PALS"
 FORMAT = 2
@@ -165,7 +165,7 @@ class _Database:
         try:
             self._lock()
             # SQLite gives its own files the mode of this one: it holds signing keys.
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            os.close(_private(open_own(self._path, os.O_CREAT | os.O_RDWR)))
         except OSError as error:
             raise StoreFailed(f"{self._path}: {error.strerror}") from error
         self._open()
@@ -246,7 +246,7 @@ class _Database:
         partial = path.with_name(path.name + ".partial")
         try:
             partial.unlink(missing_ok=True)
-            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            os.close(open_new(partial))
             with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as copy:
                 copy.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._opened().backup(copy)
@@ -265,7 +265,7 @@ class _Database:
     def _lock(self) -> None:
         """The lock file is never deleted: two processes would then lock two files of one name."""
         path = self._path.with_name(self._path.name + ".lock")
-        self._lock_fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._lock_fd = open_own(path, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -358,6 +358,12 @@ def _prepare(connection: sqlite3.Connection) -> None:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise StoreFailed("the log of the store could not be written back")
+
+
+def _private(descriptor: int) -> int:
+    """Also where a store was put back by other means than a backup's."""
+    os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def _meta(connection: sqlite3.Connection, name: str) -> int:

@@ -12,6 +12,7 @@ from logging.handlers import QueueHandler, QueueListener
 from typing import Any, Final
 
 from sled_board.console.log_tail import LogTail
+from sled_board.printable import LineFormatter
 
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 WAITING_MAX: Final = 1000
@@ -20,7 +21,7 @@ WAITING_MAX: Final = 1000
 
 def begin(level: str) -> LogTail:
     """Log from `level` on; returns what keeps the last lines."""
-    formatter = logging.Formatter(FORMAT)
+    formatter = LineFormatter(FORMAT)
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     if sys.stderr.isatty():
@@ -40,7 +41,7 @@ class BoundedHandler(QueueHandler):
     def __init__(self) -> None:
         self._waiting: queue.Queue[Any] = queue.Queue()
         super().__init__(self._waiting)
-        self.setFormatter(logging.Formatter("%(message)s"))
+        self.setFormatter(LineFormatter("%(message)s"))
         self._left_out = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:

@@ -24,6 +24,7 @@ import serial
 from serial.tools import list_ports
 
 from sled_board.board import Console
+from sled_board.durable import open_own
 from sled_board.errors import PortLost, PortUnavailable
 
 POLL_S: Final = 0.1
@@ -235,7 +236,7 @@ def _locked(url: str, name: str) -> Iterator[None]:
     path = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / file
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_own(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise PortUnavailable(f"{url}: its lock {path}: {error.strerror}") from None
         try:

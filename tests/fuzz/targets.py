@@ -24,7 +24,8 @@ from sled_board.image import fit, layout, read_image
 from sled_board.image.build import with_signatures
 from sled_board.image.key_set import key_id
 
-from head_node.authority import signatures
+from head_node.authority import reply_certificate, signatures
+from head_node.authority.reply_certificate import CertificateRefused, ReplyCertificate
 from head_node.cluster import frames
 from head_node.cluster.errors import ClusterError
 from head_node.cluster.frames import Purpose
@@ -215,6 +216,15 @@ def key_set(data: bytes) -> None:
 def sign_key_set(data: bytes) -> bytes:
     body = data[: keyset.BODY_BYTES].ljust(keyset.BODY_BYTES, b"\0")
     return body + host.private_key(host.ROOT).sign(keyset.SIGNING_DOMAIN + body)
+
+
+def certificate(data: bytes) -> None:
+    ReplyCertificate.open(data, host.public_key(host.ROOT))
+
+
+def sign_certificate(data: bytes) -> bytes:
+    body = data[: reply_certificate.BODY.size].ljust(reply_certificate.BODY.size, b"\0")
+    return body + host.private_key(host.ROOT).sign(reply_certificate.SIGNING_DOMAIN + body)
 
 
 def signature_fields(data: bytes) -> None:
@@ -519,6 +529,10 @@ TARGETS = (
     Target("dhchap-secret", dhchap_secret, (SledError,), lambda: [dhchap.HOST_SECRET.text().encode()]),
     Target("credential", credential, (SledError,), lambda: [host.golden("credential")], sign_credential),
     Target("key-set", key_set, (SledError,), lambda: [host.golden("keyset")], sign_key_set),
+    Target(
+        "reply-certificate", certificate, (CertificateRefused,), lambda: [host.golden("reply_certificate")],
+        sign_certificate,
+    ),
     Target("firmware-image", firmware_image, (ImageError,), lambda: [
         host.golden("firmware_image"), firmware.signed(firmware.recipe(payloads={"a": b"1", "b": b"", "c": b"23"})),
     ], sign_firmware_image, executions=800),

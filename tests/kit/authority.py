@@ -16,7 +16,9 @@ from head_node.authority.authority import Authority, Policy
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.client import AuthorityClient
 from head_node.authority.nodes import Fencer
+from head_node.authority.reply_trust import ReplyTrust
 from head_node.authority.retirement import CONFIRMED
+from head_node.authority.root_key import RootKey
 from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Cleanup, Column, SledRecord, VolumeRecord, column_blocks
@@ -129,10 +131,14 @@ class Kit:
     app: Any
     opened: list[AuthorityClient] = field(default_factory=list)
 
-    def process(self, head: UUID, key: Ed25519PrivateKey, *, root: bytes | None = None) -> Head:
+    def process(
+        self, head: UUID, key: Ed25519PrivateKey, *, root: bytes | None = None, replies: ReplyTrust | None = None
+    ) -> Head:
         """A (new) process of a head."""
         transport = LosingTransport(httpx.ASGITransport(self.app))
-        client = AuthorityClient(URL, head_id=head, head_key=key, env=self.env, root_public=root, transport=transport)
+        client = AuthorityClient(
+            URL, head_id=head, head_key=key, env=self.env, root_public=root, transport=transport, replies=replies
+        )
         self.opened.append(client)
         return Head(head, key, client, transport, self.env.new_uuid())
 
@@ -220,6 +226,7 @@ async def rack(
     seed: int = 1,
     root_seed: int = 1,
     bootstrap: str | None = None,
+    root: RootKey | None = None,
 ) -> AsyncIterator[Kit]:
     """An authority that runs until the block ends; the store, when given, stays open. `bootstrap`: the operator's token
     of a former run."""
@@ -227,7 +234,7 @@ async def rack(
     env = Environment(clock, SeededEntropy(seed))
     used = store or MemoryStore()
     root_key = Ed25519PrivateKey.from_private_bytes(SeededEntropy(root_seed).bytes(32))
-    authority = await Authority.start(used, root_key, env, policy, fencer)
+    authority = await Authority.start(used, root or root_key, env, policy, fencer)
     app = create_app(authority)
     token = await authority.operator_token(bootstrap)
     operator = httpx.AsyncClient(

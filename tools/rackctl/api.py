@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 import httpx
+from sled_board.printable import escaped
 
 from rackctl.errors import ApiRefused, ApiUnreachable, VolumeUnknown
 
@@ -149,6 +150,18 @@ class OperatorApi:
         """A token with which that many heads can enrol."""
         return str(_mapping(self.call("POST", "/v1/join-tokens", {"uses": uses}))["token"])
 
+    def root_requests(self) -> dict[str, Any]:
+        """What waits for the root key: `root_public_key` and `requests`."""
+        return _mapping(self.call("GET", "/v1/keys/requests"))
+
+    def install_root_signature(self, kind: str, body: str, signature: str) -> None:
+        """Put in place what waited."""
+        self.call("POST", "/v1/keys/install", {"kind": kind, "body": body, "signature": signature})
+
+    def rotate_reply_key(self) -> dict[str, Any]:
+        """Make a new key that signs replies to heads."""
+        return _mapping(self.call("POST", "/v1/keys/reply/rotate"))
+
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """What happened lately, oldest first, above that sequence number."""
         return list(_mapping(self.call("GET", f"/v1/events?after={after}"))["events"])
@@ -172,5 +185,5 @@ def _problem(reply: httpx.Response) -> tuple[str, str]:
         title, detail = str(problem["title"]), str(problem.get("detail", ""))
         kind = str(problem.get("type", "")).rpartition(":")[2]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"the authority answered {reply.status_code} {reply.reason_phrase}", ""
-    return (f"{title}: {detail}" if detail and detail != title else title), kind
+        return escaped(f"the authority answered {reply.status_code} {reply.reason_phrase}"), ""
+    return escaped(f"{title}: {detail}" if detail and detail != title else title), kind

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from sled_board.errors import BoardError
+from sled_board.printable import escaped
 
 from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
@@ -37,14 +39,14 @@ from rackctl.options import (
     whole_number,
     whole_number_64,
 )
-from rackctl.output import discard_output
+from rackctl.output import discard_output, output_escaped
 from rackctl.rack import ANY_HOST, Rack, Roles
 from rackctl.sizes import parse_size, show_size
 from rackctl.sled_console import add_console
 from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
 from rackctl.sled_policy import add_policy, add_sled_actions, policy_of, policy_text
 from rackctl.status import status_of
-from rackctl.table import aligned
+from rackctl.table import aligned, named
 from sled_controller.errors import SledError
 
 EXIT_FAILURE: Final = 2
@@ -52,6 +54,11 @@ EXIT_FAILURE: Final = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; expected failures end here, in one line and status 2."""
+    with output_escaped():
+        return _run_one(argv)
+
+
+def _run_one(argv: Sequence[str] | None) -> int:
     try:
         with signals_raise():
             given = sys.argv[1:] if argv is None else argv
@@ -266,7 +273,7 @@ def _up(arguments: argparse.Namespace) -> int:
     try:
         print(status_of(rack).as_text(), flush=True)
         if arguments.detach:
-            print(f"\nexport RACK_DIR={rack.directory}", flush=True)
+            print(f"\nexport RACK_DIR={shlex.quote(str(rack.directory))}", flush=True)
             return 0
         print("\nCtrl-C takes it down", flush=True)
         while True:
@@ -338,7 +345,7 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         ("nvme", " ".join(f"{host}:{port}" for host, port in rack.paths(arguments.name).nvme)),
         ("hosts", " ".join(record["hosts"]) or "- (nobody by NVMe/TCP)"),
     ]
-    print("\n".join(f"{key:10} {value}" for key, value in rows))
+    print(named(rows, 10))
     return 0
 
 
@@ -354,7 +361,7 @@ def _volume_hosts(arguments: argparse.Namespace) -> int:
         hosts = api.hosts(arguments.name)
     else:
         hosts = arguments.method(api, arguments.name, arguments.nqn)
-    print("".join(f"{host}\n" for host in hosts), end="")
+    print("".join(f"{escaped(host)}\n" for host in hosts), end="")
     return 0
 
 

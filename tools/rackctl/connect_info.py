@@ -1,8 +1,17 @@
-"""How clients reach a volume: ready lines for nvme-cli, /etc/fstab, libvirt and NBD clients."""
+"""How clients reach a volume: ready lines for nvme-cli, /etc/fstab, libvirt and NBD clients.
 
+They are pasted into shells and files, and what is in them comes from records and heads: every word is quoted.
+"""
+
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+from xml.sax.saxutils import escape
+
+from sled_board.printable import escaped
 
 from rackctl.errors import RackError
 from spdk_bindings.nvme import uuid_nqn
@@ -30,7 +39,7 @@ class Paths:
     @property
     def nbd_uris(self) -> list[str]:
         """Each head's, the primary's first."""
-        return [f"nbd://{_bracketed(host)}:{port}/{self.name}" for host, port in self.nbd]
+        return [f"nbd://{_bracketed(host)}:{port}/{quote(self.name, safe='')}" for host, port in self.nbd]
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -46,25 +55,29 @@ class Paths:
 
     def as_text(self) -> str:
         """For people to copy from."""
-        parts = [f"# volume {self.name}, by NVMe/TCP with multipath: connect to every head"]
-        parts += [f"nvme connect -t tcp -a {host} -s {port} -n {self.nqn} --disable-sqflow" for host, port in self.nvme]
-        if self.nvme:
-            host, port = self.nvme[0]
+        parts = [_comment(f"volume {self.name}, by NVMe/TCP with multipath: connect to every head")]
+        to = [("-t", "tcp", "-a", host, "-s", str(port)) for host, port in self.nvme]
+        parts += [_line("nvme", "connect", *address, "-n", self.nqn, "--disable-sqflow") for address in to]
+        if to:
             parts += ["", "# or let nvme-cli find all volumes of the rack that admit this host"]
-            parts += [f"nvme {verb} -t tcp -a {host} -s {port}" for verb in ("discover", "connect-all")]
+            parts += [_line("nvme", verb, *to[0]) for verb in ("discover", "connect-all")]
         if self.hosts:
-            parts += ["", f"# hosts that may connect: {' '.join(self.hosts)}"]
+            parts += ["", _comment(f"hosts that may connect: {' '.join(self.hosts)}")]
         else:
-            admit = f"rackctl volume hosts add {self.name} $(cat /etc/nvme/hostnqn)"
+            admit = f"{_line('rackctl', 'volume', 'hosts', 'add', self.name)} $(cat /etc/nvme/hostnqn)"
             parts += ["", f"# no host may connect yet: {admit}"]
         if self.proving:
             parts += ["", "# these prove themselves: on each line they need the secrets that the volume was given"]
         for host, both_ways in self.proving.items():
-            parts.append(f"# {host}: {' '.join(f'{option}=DHHC-1:...' for option in _secrets(both_ways))}")
+            parts.append(_comment(f"{host}: {' '.join(f'{option}=DHHC-1:...' for option in _secrets(both_ways))}"))
         parts += ["", "# /etc/fstab, once there is a file system", f"{self.device} /mnt ext4 _netdev,nofail 0 2"]
         parts += ["", "# libvirt"]
         parts += ["<disk type='block' device='disk'>", "  <driver name='qemu' type='raw' cache='none' io='native'/>"]
-        parts += [f"  <source dev='{self.device}'/>", "  <target dev='vda' bus='virtio'/>", "</disk>"]
+        parts += [
+            f"  <source dev='{escape(self.device, {chr(39): '&apos;'})}'/>",
+            "  <target dev='vda' bus='virtio'/>",
+            "</disk>",
+        ]
         parts += ["", "# by NBD", *self.nbd_uris]
         return "\n".join(parts)
 
@@ -81,12 +94,28 @@ def paths_of(record: dict[str, Any], heads: list[dict[str, Any]], proofs: Mappin
         raise RackError(f"volume {record['name']}: none of its heads is known: wait until one is enrolled")
     return Paths(
         name=record["name"],
-        nqn=uuid_nqn(record["volume"]),
+        nqn=uuid_nqn(_volume_id(record["volume"])),
         nvme=_addresses(ordered, "nvme"),
         nbd=_addresses(ordered, "nbd"),
         hosts=tuple(record["hosts"]),
         proving={host: bool(proof["both_ways"]) for host, proof in proofs.items()},
     )
+
+
+def _volume_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise RackError(f"the authority says that a volume has the id {text!r:.80}, which is no UUID") from None
+
+
+def _line(*words: str) -> str:
+    """A command that a shell reads as these words and nothing else."""
+    return escaped(shlex.join(words))
+
+
+def _comment(text: str) -> str:
+    return f"# {escaped(text)}"
 
 
 def _secrets(both_ways: bool) -> tuple[str, ...]:
@@ -100,4 +129,4 @@ def _addresses(heads: list[dict[str, Any]], service: str) -> tuple[tuple[str, in
 
 
 def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return f"[{quote(host, safe=':.')}]" if ":" in host else quote(host)

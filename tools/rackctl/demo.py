@@ -19,6 +19,7 @@ from rackctl.errors import RackError
 from rackctl.evidence import engine_of_primary, wait_destaged, wait_fenced_off
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise
 from rackctl.options import add_option
+from rackctl.output import output_escaped
 from rackctl.ports import HOST
 from rackctl.rack import Rack, Roles, wait_until
 from rackctl.state import NodeKind
@@ -48,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text="keep the rack's state and logs there",
     )
     directory: Path | None = parser.parse_args(argv).dir
-    account = Account()
+    with output_escaped():
+        return _tell(directory)
+
+
+def _tell(directory: Path | None) -> int:
+    account = Account(sys.stdout)
     try:
         with signals_raise(), tempfile.TemporaryDirectory(prefix="palisade-demo-") as scratch:
             tell(account, directory, Path(scratch))

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from sled_board.durable import sync_directory
+from sled_board.durable import ForeignPath, open_new, sync_directory
 
 from rackctl.errors import FileUnreadable, RackError
 
@@ -27,9 +27,10 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     or a pipe is written to. Raises RackError and leaves what was there."""
     try:
         if path.exists() and (not path.is_file() or path.absolute().is_relative_to("/dev")):
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), "wb") as stream:
                 stream.write(data)
             return
+        _check_link(path)
         target = path.resolve()
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
@@ -48,10 +49,16 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise RackError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
+def _check_link(path: Path) -> None:
+    """A link of this user's or root's is meant; one that another user has put there is not."""
+    if path.is_symlink() and (owner := path.lstat().st_uid) not in (os.geteuid(), 0):
+        raise ForeignPath(path, f"is a link of user {owner}: choose another name")
+
+
 def create_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file that must not be there yet; raises RackError and leaves none."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        descriptor = open_new(path, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)

@@ -16,6 +16,7 @@ from rackctl.defaults import Defaults
 from rackctl.errors import RackError
 from rackctl.files import create_file, read_file, write_file
 from rackctl.host_secrets import add_generate
+from rackctl.key_requests import add_root_requests
 from rackctl.options import add_option, add_switch, checked_by, new_file, whole_number, whole_number_64
 from rackctl.signers import (
     KEY_FILE_BYTES_MAX,
@@ -27,6 +28,7 @@ from rackctl.signers import (
     read_public,
 )
 from rackctl.signing_options import HOW_COMMANDS_SIGN, add_passphrase, add_signer, signer_of
+from rackctl.table import named
 
 PUBLIC_SUFFIX: Final = ".pub"
 ABOUT: Final = (
@@ -57,6 +59,7 @@ def add_keys(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     add_passphrase(show, defaults)
     show.set_defaults(command=_show)
     add_generate(actions)
+    add_root_requests(actions, defaults)
     for action in actions.choices.values():
         if action.get_default("command") in (_new, _sign_set, _show):
             add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
@@ -196,4 +199,4 @@ def _print(arguments: argparse.Namespace, facts: dict[str, Any], rows: Sequence[
     if arguments.json:
         print(json.dumps(facts, indent=1))
     else:
-        print("\n".join(f"{name:12} {value}" for name, value in rows))
+        print(named(rows))

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.durable import open_own
+from sled_board.printable import escaped
+
 from rackctl.defaults import ENVIRONMENT, checked, seconds
 from rackctl.errors import NodeFailed
 from rackctl.processes import ProcessIdentity, identify
@@ -55,13 +58,13 @@ def start(command: Command, *, leashed: bool) -> Started:
     `leashed`: the kernel kills it when this process ends, however that happens. That follows the thread that starts
     it (prctl(2), PR_SET_PDEATHSIG), so only the main thread leashes. Raises NodeFailed.
     """
-    command.state_dir.mkdir(parents=True, exist_ok=True)
-    command.log.parent.mkdir(parents=True, exist_ok=True)
+    command.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     command.endpoints.unlink(missing_ok=True)
     # One that was killed has left it: it may lead to another sled's by now.
     (command.state_dir / CONSOLE_LINK).unlink(missing_ok=True)
     on_leash = leashed and threading.current_thread() is threading.main_thread()
-    with command.log.open("ab") as log:
+    with os.fdopen(open_own(command.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as log:
         try:
             child = subprocess.Popen(
                 command.argv,
@@ -116,7 +119,7 @@ def log_tail(path: Path) -> str:
     with contextlib.suppress(OSError):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]
         if lines:
-            return "; its log ends with:\n" + "\n".join("    " + line for line in lines)
+            return "; its log ends with:\n" + "\n".join("    " + escaped(line) for line in lines)
     return f"; see {path}"
 
 

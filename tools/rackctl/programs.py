@@ -4,7 +4,6 @@ Secrets go through the environment, never through the argument vector, which eve
 """
 
 import json
-import os
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sled_board.durable import put_file
 
 from rackctl import staged_sleds
 from rackctl.launch import Command
@@ -46,9 +46,7 @@ def make_root_key(state_dir: Path) -> str:
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    descriptor = os.open(state_dir / "root.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
+    put_file(state_dir / "root.key", pem, 0o600)
     return key.public_key().public_bytes_raw().hex()
 
 

@@ -119,7 +119,7 @@ class Rack:
         if firmware is not None:
             firmware.check()
         made = Path(tempfile.mkdtemp(prefix=state.temporary_prefix())) if directory is None else directory.absolute()
-        made.mkdir(parents=True, exist_ok=True)
+        state.make_own(made)
         if not state.exists(made):
             if any(made.iterdir()):
                 raise RackExists(f"{made}: is not empty and holds no rack: choose another directory")

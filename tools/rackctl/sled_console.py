@@ -11,6 +11,7 @@ from typing import Final
 from sled_board.board import Console
 from sled_board.console.request import Request
 from sled_board.errors import BoardError, CommandNotDone
+from sled_board.printable import escaped
 from sled_board.serial_port import opened
 from sled_board.uboot.dialogue import hold
 
@@ -140,7 +141,7 @@ def _print(arguments: argparse.Namespace, lines: list[str]) -> None:
         values = dict(line.split("=", 1) for line in lines if "=" in line)
         print(json.dumps({"lines": lines, "values": values}), flush=True)
     else:
-        print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        print("".join(f"{escaped(line)}\n" for line in lines), end="", flush=True)
 
 
 async def _asked(port: str, console: Console, command: str, patience_s: float) -> list[str]:

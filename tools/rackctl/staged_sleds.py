@@ -1,10 +1,12 @@
 """Emulated sleds that run from firmware slots, as boards do: a store of files for each, and who may update them."""
 
+import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sled_board.durable import open_new
 from sled_board.errors import ImageError
 from sled_board.firmware_store import THIS_ARCHITECTURE, THIS_PYTHON, FirmwareStore
 from sled_board.image import Trust, read_image
@@ -80,11 +82,11 @@ def store_of(state_dir: Path) -> Path:
 def equip(state_dir: Path, firmware: SledFirmware) -> None:
     """Make a new sled's store, with the image to be started; raises RackError and ImageError."""
     path = store_of(state_dir)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(mode=0o700, parents=True)
     sizes = {"state": 2 * COPY_BYTES, "slot_a": SLOT_BYTES, "slot_b": SLOT_BYTES}
     regions = [Region(path.parent / name, 0, size) for name, size in sizes.items()]
     for region in regions:
-        with region.path.open("xb") as file:
+        with os.fdopen(open_new(region.path), "wb") as file:
             file.truncate(region.size)
     store = FirmwareStore(HARDWARE, THIS_ARCHITECTURE, THIS_PYTHON, firmware.root_public, False, *regions)
     store.change(lambda slots: store.installed(Slot.A, firmware.image, slots))

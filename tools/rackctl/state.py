@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.durable import ForeignPath, check_own_directory, open_own, put_file
+
 from rackctl.errors import NodeUnknown, RackError, RackNotFound
 from rackctl.ports import HOST
 from rackctl.processes import ProcessIdentity, ProcessState, state_of
@@ -86,6 +88,7 @@ def load(directory: Path) -> RackState:
     """Read a rack's state; raises RackNotFound, or RackError when the file is not a rack's."""
     path = directory / _FILE
     try:
+        check_own(directory)
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise RackError(
@@ -116,23 +119,34 @@ def save(directory: Path, state: RackState) -> None:
         "enrolled": state.enrolled,
         "nodes": [dataclasses.asdict(node) for node in state.nodes],
     }
-    temporary = directory / (_FILE + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-    temporary.replace(directory / _FILE)
+    put_file(directory / _FILE, json.dumps(data, indent=1).encode(), 0o600)
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Keep other commands away from this rack's state; raises RackNotFound when the directory is gone."""
     try:
-        file = (directory / _LOCK).open("a", encoding="ascii")
+        check_own(directory)
+        file = os.fdopen(open_own(directory / _LOCK, os.O_RDWR | os.O_CREAT), "w", encoding="ascii")
     except OSError as error:
         raise RackNotFound(f"{directory}: {error.strerror}: name a rack's directory with --dir") from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def make_own(directory: Path) -> None:
+    """Make a rack's directory, unless it is there; raises RackError when another user decides what it has, OSError."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_own(directory)
+
+
+def check_own(directory: Path) -> None:
+    """Raises RackError when another user decides what a rack's directory has, OSError when it is not there."""
+    try:
+        check_own_directory(directory)
+    except ForeignPath as error:
+        raise RackError(f"{directory}: {error.strerror}") from None
 
 
 def exists(directory: Path) -> bool:

@@ -1,6 +1,7 @@
 """This terminal as that of a serial console: what is typed goes there as it is, what comes from there is shown."""
 
 import asyncio
+import codecs
 import contextlib
 import os
 import selectors
@@ -11,12 +12,18 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from sled_board.board import Console
+from sled_board.printable import escaped
 from sled_board.serial_port import SerialPort, opened
+
+from rackctl.output import bare
 
 LEAVE: Final = b"\x1d"
 """Ctrl-]."""
 QUIET_S: Final = 1.0
 """After the end of the input, for what is still said."""
+LAYOUT: Final = "\r\n\t\b\a"
+"""What a line editor needs of a terminal. Everything else that acts on one is shown, not obeyed: what a console says is
+a board's word."""
 _PIECE: Final = 4096
 
 
@@ -46,9 +53,11 @@ async def _attached(port: str, console: Console) -> None:
 
 
 async def _show(line: SerialPort) -> None:
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    out = bare(sys.stdout)
     while True:
-        sys.stdout.buffer.write(await line.read(QUIET_S))
-        sys.stdout.buffer.flush()
+        out.write(escaped(text.decode(await line.read(QUIET_S)), LAYOUT))
+        out.flush()
 
 
 async def _type(line: SerialPort) -> bool:

@@ -7,7 +7,6 @@ by SIGTERM or SIGINT, with 1 when the device cannot be had or goes away, with 2 
 import argparse
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from sled_board.console.port import ConsolePort
 from sled_board.console.recovery import RecoveryConsole
 from sled_board.errors import BoardError
 from sled_board.firmware_store import FirmwareStore
+from sled_board.printable import complain
 from sled_board.stage.notices import RESTART_AFTER_S, RESTART_STATUS
 
 PROG: Final = "sled-recovery"
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         status = asyncio.run(_run(FirmwareStore.open(arguments.store), arguments.device, tail))
     except (BoardError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     raise SystemExit(status)
 

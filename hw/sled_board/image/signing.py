@@ -21,7 +21,7 @@ class Signer(Protocol):
 
 def sign_key_set(key_set: KeySet, root: Signer) -> bytes:
     """The bytes of the set, signed by the root; raises ImageFieldRefused or SigningFailed."""
-    return key_set.body() + _signature(root, key_set.message())
+    return key_set.body() + checked_signature(root, key_set.message())
 
 
 def sign_image(image: Image, signer: Signer | None, key_set: bytes | None = None) -> bytes:
@@ -39,11 +39,12 @@ def sign_image(image: Image, signer: Signer | None, key_set: bytes | None = None
         name = key_id(signer.public)
         if known.key(name) is None:
             raise ImageFieldRefused(f"key {name.hex()} is not in key set {known.version}")
-        signatures[name] = _signature(signer, image.message)
+        signatures[name] = checked_signature(signer, image.message)
     return with_signatures(image, signatures, raw)
 
 
-def _signature(signer: Signer, message: bytes) -> bytes:
+def checked_signature(signer: Signer, message: bytes) -> bytes:
+    """The signature of `message`, verified; raises SigningFailed."""
     signature = signer.sign(message)
     if not verifies(signer.public, signature, message):
         raise SigningFailed(f"what was returned as the signature of key {key_id(signer.public).hex()} does not verify")

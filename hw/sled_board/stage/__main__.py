@@ -7,13 +7,13 @@ options. Lines on standard output that begin with `stage:` are for whoever reads
 import argparse
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sled_board import logs
 from sled_board.errors import BoardError
 from sled_board.firmware_store import FirmwareStore
+from sled_board.printable import complain, escaped
 from sled_board.stage.application import PythonLauncher
 from sled_board.stage.choice import Choice
 from sled_board.stage.stage import Stage, Timing
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         status = asyncio.run(_run(arguments))
     except (BoardError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        complain(PROG, error)
         raise SystemExit(1) from None
     raise SystemExit(status)
 
@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _report(line: str) -> None:
+    print(f"stage: {escaped(line)}", flush=True)
+
+
 async def _run(arguments: argparse.Namespace) -> int:
     timing = Timing(arguments.start_seconds, arguments.check_seconds)
     stop = asyncio.Event()
@@ -64,7 +68,7 @@ async def _run(arguments: argparse.Namespace) -> int:
         stage = Stage(
             Choice(FirmwareStore.open(arguments.store)),
             PythonLauncher(arguments.run, arguments.options, timing.check_s, arguments.prepare),
-            stop, watchdog=watchdog, report=lambda line: print(f"stage: {line}", flush=True), timing=timing,
+            stop, watchdog=watchdog, report=_report, timing=timing,
         )  # fmt: skip
         return await stage.run()
     finally:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
+from sled_board.durable import check_own_directory
 from sled_board.errors import DamagedImage
 from sled_board.image import Image
 from sled_board.image.layout import APPLICATION
@@ -58,6 +59,7 @@ def unpack(archive: memoryview, folder: Path) -> None:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    check_own_directory(folder.parent)
     size = files = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:xz") as packed:
@@ -77,7 +79,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
     if source is None or path.is_absolute() or ".." in path.parts:
         raise DamagedImage(f"its application has {member.name!r}, which is no plain file below its folder")
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    with source, (folder / path).open("wb") as target:
+    with source, (folder / path).open("xb") as target:
         shutil.copyfileobj(source, target)
 
 

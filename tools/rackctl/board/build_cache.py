@@ -2,11 +2,14 @@
 
 import fcntl
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from sled_board.durable import open_own
 
 
 def digest(texts: Iterable[str], files: Iterable[Path]) -> str:
@@ -29,7 +32,7 @@ class BuildCache:
         """The folder `name` (from `digest`), which `build` fills when it is not there: two processes, one build."""
         found = self.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        with os.fdopen(open_own(self.folder / "lock", os.O_RDWR | os.O_CREAT), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not found.exists():
                 building = self.folder / "building"

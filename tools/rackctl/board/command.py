@@ -29,6 +29,7 @@ from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option, add_switch, whole_number
 from rackctl.signers import read_public
 from rackctl.sizes import parse_size
+from rackctl.table import named
 from rackctl.terminal import attach
 from sled_controller.firmware.management import ManagementHosts
 
@@ -241,7 +242,7 @@ def _print(arguments: argparse.Namespace, facts: dict[str, Any]) -> None:
     if arguments.json:
         print(json.dumps(facts, indent=1))
     else:
-        print("\n".join(f"{key.replace('_', ' '):12} {_words(value)}" for key, value in facts.items()))
+        print(named((key.replace("_", " "), _words(value)) for key, value in facts.items()))
 
 
 def _words(value: Any) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sled_board.board import Board, load_board
+from sled_board.durable import open_new, open_own
 
 from rackctl import peer_programs
 from rackctl.board.packages import Missing, program
@@ -23,6 +25,7 @@ from rackctl.launch import log_tail
 from rackctl.peer_programs import UBOOT_ARM64
 from rackctl.ports import HOST, PortReservations
 from rackctl.processes import ProcessIdentity, ProcessState, identify, send, state_of, wait_gone
+from rackctl.state import check_own, make_own
 
 BOARD: Final = "qemu-virt-arm64"
 DRIVES_MAX: Final = 8
@@ -66,14 +69,14 @@ class Machine:
             raise RackError(f"{drive_bytes} drive bytes: need a multiple of 4096, at least {DRIVE_BYTES_MIN}")
         if cls.is_in(folder):
             raise RackError(f"{folder}: holds a board already")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own(folder)
         ports = PortReservations()
         kept = _Kept(drives, ports.take(), ports.take())
         ports.release()
         for path, size in ((folder / "storage.img", load_board(BOARD).storage.size), *(
             (folder / f"drive-{index}.img", drive_bytes) for index in range(drives)
         )):  # fmt: skip
-            with path.open("xb") as file:
+            with os.fdopen(open_new(path), "wb") as file:
                 file.truncate(size)
         _save(folder, kept)
         return cls(folder)
@@ -142,7 +145,8 @@ class Machine:
         if not UBOOT_ARM64.exists():
             raise Missing(peer_programs.missing(UBOOT_ARM64.name))
         with self.powered_off(), _listener(*self.console_address) as console:
-            with (self.folder / "qemu.log").open("ab") as log:
+            log_file = open_own(self.folder / "qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(log_file, "ab") as log:
                 child = subprocess.Popen(
                     [program("qemu-system-aarch64"), *self._arguments(console.fileno(), hold=hold)],
                     pass_fds=(console.fileno(),), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -186,7 +190,8 @@ class Machine:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.folder / "board.lock").open("a", encoding="ascii") as file:
+        check_own(self.folder)
+        with os.fdopen(open_own(self.folder / "board.lock", os.O_RDWR | os.O_CREAT), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._kept = self._load()
             yield

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from sled_board.durable import open_own
+
 from rackctl import peer_programs
 from rackctl.errors import RackError
 
@@ -69,7 +71,7 @@ class Packages:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self._cache.mkdir(parents=True, exist_ok=True)
-        with (self._cache / "lock").open("w") as lock:
+        with os.fdopen(open_own(self._cache / "lock", os.O_RDWR | os.O_CREAT), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -13,8 +13,10 @@ from rackctl.chaos.seclusion import seclude
 from rackctl.consistency.history_file import HistoryFile
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
+from rackctl.files import write_file
 from rackctl.interrupts import undisturbed
 from rackctl.options import add_size, size_of
+from rackctl.state import make_own
 
 MINUTES_DEFAULT: Final = 5.0
 HEADS_MIN: Final = 2
@@ -65,7 +67,7 @@ def _chaos(arguments: argparse.Namespace) -> int:
     denied = seclude(["-m", "rackctl.cli", *arguments.words]) if arguments.namespaces else "--no-namespaces was given"
     history = _begin_history(arguments.history)
     directory = keep or Path(tempfile.mkdtemp(prefix="palisade-chaos-"))
-    directory.mkdir(parents=True, exist_ok=True)
+    make_own(directory)
     done: Report | None = None
     try:
         setting = Setting(
@@ -80,7 +82,7 @@ def _chaos(arguments: argparse.Namespace) -> int:
     print("\n" + done.summary(), end="", flush=True)
     for path, content in ((arguments.report, done.as_text()), (arguments.junit, done.as_junit())):
         if path is not None:
-            _write(path, content)
+            write_file(path, content.encode())
     return 0 if done.all_held else EXIT_BROKEN
 
 
@@ -106,12 +108,5 @@ def _minutes(text: str) -> float:
 def _begin_history(path: Path | None) -> HistoryFile | None:
     try:
         return None if path is None else HistoryFile(path)
-    except OSError as error:
-        raise RackError(f"{path}: cannot be written: {error.strerror}; choose another file") from None
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise RackError(f"{path}: cannot be written: {error.strerror}; choose another file") from None

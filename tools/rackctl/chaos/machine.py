@@ -5,6 +5,8 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from sled_board.durable import put_file
+
 from rackctl import state
 from rackctl.chaos.plan import AUTHORITY, Fault, Kind, Nodes
 from rackctl.chaos.seclusion import Network, SmallDisk
@@ -52,7 +54,7 @@ class Machine:
         self._rates_ppm = {name: random.randrange(-RATE_PPM_MAX, RATE_PPM_MAX + 1) for name in nodes.all}
         for name in nodes.all:
             self._clock_file(name).parent.mkdir(parents=True, exist_ok=True)
-            self._clock_file(name).write_bytes(CLOCK_FAULTS.pack(0, self._rates_ppm[name]))
+            put_file(self._clock_file(name), CLOCK_FAULTS.pack(0, self._rates_ppm[name]), 0o600)
 
     def site(self, node: Node) -> Site:
         """Where a node runs; its clock is ours to set."""

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from sled_board.durable import open_own
+
 from rackctl.errors import RackError
 
 MARK: Final = "RACKCTL_SECLUSION"
@@ -125,7 +127,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave no room at all, or next to none when somebody else gives some back meanwhile."""
-        with self._filler.open("wb") as file:
+        with os.fdopen(open_own(self._filler, os.O_RDWR | os.O_CREAT | os.O_TRUNC), "wb") as file:
             for _ in range(FILL_TRIES_MAX):
                 found = os.statvfs(self.directory)
                 if not found.f_bavail:

@@ -9,9 +9,12 @@ are independent registers, and a request of several blocks is one operation on e
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO
+
+from sled_board.durable import open_own
 
 from rackctl.consistency.history import History, Kind, Operation
 
@@ -26,7 +29,8 @@ class HistoryFile:
     def __init__(self, path: Path) -> None:
         """Begin the file. Raises OSError."""
         self.path = path
-        self._file: TextIO = path.open("w", encoding="utf-8")
+        descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._file: TextIO = os.fdopen(descriptor, "w", encoding="utf-8")
         self.operations = 0
 
     def write(self, operations: Iterable[Operation]) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from rackctl.options import OTHER_STATUSES, add_option, add_switch, checked_by, 
 from rackctl.output import say
 from rackctl.signers import read_public
 from rackctl.signing_options import HOW_COMMANDS_SIGN, add_signer, signer_of
+from rackctl.table import named
 
 SBOM_BYTES_MAX: Final = 16 << 20
 KEY_SET: Final = "key-set"
@@ -163,7 +163,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     image = read_image_file(arguments.image)[1]
-    print(json.dumps(image_facts(image), indent=1) if arguments.json else _as_text(image_rows(image)))
+    print(json.dumps(image_facts(image), indent=1) if arguments.json else named(image_rows(image)))
     return 0
 
 
@@ -187,7 +187,3 @@ def _check_sbom(image: Image, path: Path) -> None:
     if found != image.sbom_sha256:
         told = "names none" if image.sbom_sha256 is None else f"names SHA-256 {image.sbom_sha256.hex()}"
         raise DamagedImage(f"{path} is not its bill of materials: SHA-256 {found.hex()}, the image {told}")
-
-
-def _as_text(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:12} {text}" for name, text in rows)

@@ -20,10 +20,11 @@ from sled_board.flash_events import (
     Sent,
     Verified,
 )
+from sled_board.printable import escaped
 from sled_board.slots import Slot, Slots
 
 from rackctl.errors import RackError, reason_of
-from rackctl.output import say
+from rackctl.output import bare, say
 
 PLAIN_STEP: Final = 0.1
 """A plain line for each tenth of the image."""
@@ -51,7 +52,7 @@ class Progress:
         elif self._json:
             self._print(json.dumps(as_facts(event)))
         else:
-            self._print(_text(event))
+            self._print(escaped(_text(event)))
 
     def close(self) -> None:
         """End a line that is still moving."""
@@ -74,7 +75,7 @@ class Progress:
         line = f"{part:4.0%} {_rate(event, now_s - self._began_s)}"
         if self._moving:
             bar = "#" * int(part * BAR_COLUMNS)
-            self._out.write(f"\r[{bar:{BAR_COLUMNS}}] {line}\x1b[K")
+            bare(self._out).write(f"\r[{bar:{BAR_COLUMNS}}] {line}\x1b[K")
             self._out.flush()
             self._open = True
         elif part >= self._shown + PLAIN_STEP or (whole and self._shown < 1.0):

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from sled_board.durable import open_own
 from sled_board.errors import ImageError, RolledBack
 from sled_board.image import Image, Trust
+from sled_board.printable import escaped
 from sled_board.slots import Slot, Slots, SlotState
 
 from rackctl.defaults import Defaults, seconds
@@ -239,7 +242,7 @@ def alone(directory: Path) -> Iterator[None]:
     """No other rollout in this rack meanwhile: two would take two sleds down at once. Raises RackError."""
     path = directory / "rollout.lock"
     try:
-        file = path.open("a", encoding="ascii")
+        file = os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT), "w", encoding="ascii")
     except OSError as error:
         raise RackError(f"{path}: {error.strerror}") from None
     with file:
@@ -259,7 +262,7 @@ def sleds_of(nodes: dict[str, Any]) -> list[SledAddress]:
 
 
 def _say_text(event: str, sled: str, words: str) -> None:
-    say(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}")
+    say(escaped(f"{sled or 'rack'}: {event.replace('_', ' ')}: {words}"))
 
 
 def _say_json(event: str, sled: str, words: str) -> None:

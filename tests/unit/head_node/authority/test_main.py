@@ -84,6 +84,27 @@ def test_a_missing_root_key_of_an_old_rack_is_reported_not_replaced(tmp_path: Pa
     assert not (tmp_path / "root.key").exists()
 
 
+def test_it_serves_without_its_root_key_when_told_that_this_is_away(tmp_path: Path) -> None:
+    with started(tmp_path):
+        pass
+    (tmp_path / "root.key").rename(tmp_path / "safe")
+    with started(tmp_path, "--root-key-away") as (_, endpoints):
+        operator = {"authorization": "Bearer " + (tmp_path / "operator.token").read_text().strip()}
+        with httpx.Client(base_url=str(endpoints["api"]), headers=operator) as http:
+            assert http.get("/readyz").status_code == 200
+            assert http.get("/v1/keys").json()["root_key"] == "away"
+            refused = http.post("/v1/keys/rotate").json()
+            assert refused["type"] == "urn:palisade:problem:root-key-needed"
+            assert "rackctl keys request" in refused["detail"]
+    assert not (tmp_path / "root.key").exists()
+
+
+def test_a_new_rack_without_its_root_key_needs_the_public_half(tmp_path: Path) -> None:
+    argv = command("--state-dir", str(tmp_path / "state"), "--root-key-away")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+    assert (done.returncode, "set root_public_file" in done.stderr) == (1, True)
+
+
 def test_a_port_in_use_and_wrong_settings_are_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
