@@ -9,5 +9,9 @@ class StateDirectoryUnusable(HeadError):
     """The state directory is held by another process, or what is in it is not a head's: name another one."""
 
 
+class CannotListen(HeadError):
+    """An address or port of the settings cannot be had: it is no address of this machine, or another program has it."""
+
+
 class NotEnrolled(HeadError):
     """The authority does not know this head: give it a fresh join token."""

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -22,7 +22,7 @@ from head_node.capacity import Capacity
 from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
 from head_node.config import PROG, HeadSettings
-from head_node.errors import HeadError, NotEnrolled, StateDirectoryUnusable
+from head_node.errors import CannotListen, HeadError, NotEnrolled, StateDirectoryUnusable
 from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 0.25
 STOP_SECONDS_MAX: Final = 20.0
 KEY_BYTES: Final = 32
+
+Listen = Callable[[str, int], Awaitable[Address]]
 
 
 class StateDirectory:
@@ -170,15 +172,15 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
         loop.add_signal_handler(number, stop.set)
     pages = StatusServer(head.status, lambda: head.ready)
     try:
-        peer = await head.listener.start(settings.host, settings.peer_port)
-        nbd = await head.nbd.start(settings.host, settings.nbd_port)
-        nvme = await head.nvme.start(settings.host, settings.nvme_port)
-        api = await pages.start(settings.api_host, settings.api_port)
-        shown = settings.advertise_host or settings.host
+        host = settings.host
+        peer = await listen(head.listener.start, settings.peer_host or host, settings.peer_port, "peer")
+        nbd = await listen(head.nbd.start, settings.nbd_host or host, settings.nbd_port, "nbd")
+        nvme = await listen(head.nvme.start, settings.nvme_host or host, settings.nvme_port, "nvme")
+        api = await listen(pages.start, settings.status_host, settings.status_port, "status")
         addresses = {
-            PEER_SERVICE: (shown, peer[1]),
-            "nbd": (shown, nbd[1]),
-            NVME_SERVICE: (settings.nvme_advertise_host or shown, nvme[1]),
+            PEER_SERVICE: (settings.announced_host(settings.peer_host), peer[1]),
+            "nbd": (settings.announced_host(settings.nbd_host), nbd[1]),
+            NVME_SERVICE: (settings.nvme_advertise_host or settings.announced_host(settings.nvme_host), nvme[1]),
         }
         enrolling = loop.create_task(enrol(client, settings, state, addresses))
         if state.root_public is None:
@@ -198,6 +200,15 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
             await head.stop()
     finally:
         await pages.close()
+
+
+async def listen(start: Listen, host: str, port: int, name: str) -> Address:
+    """Listen there by `start`; `name` is what its settings begin with. Raises CannotListen."""
+    try:
+        return await start(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CannotListen(f"cannot listen on {host} port {port} ({name}_host, {name}_port): {reason}") from None
 
 
 def spare_the_collector() -> None:
