@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.takeover import TAIL_WAIT_MS
+from head_node.export.tls import TlsFiles, TlsPolicy
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.settings import PeerSilence, Settings
@@ -46,6 +47,21 @@ class HeadSettings(Settings):
     nvme_advertise_host: str | None = Field(
         default=None,
         description="address that the discovery service gives to hosts; default `nvme_host`, `advertise_host`, `host`",
+    )
+    nbd_tls: TlsPolicy = Field(
+        default=TlsPolicy.OFF,
+        description="TLS for NBD clients: `off`, `allowed` (clients choose), `required` (nothing is answered without)",
+    )
+    nbd_tls_certificate: Path | None = Field(
+        default=None, description="certificate of the NBD port, PEM, followed by those that lead to its CA"
+    )
+    nbd_tls_key: Path | None = Field(default=None, description="private key of that certificate, PEM, not encrypted")
+    nbd_tls_ca: Path | None = Field(
+        default=None, description="CA of NBD clients' certificates, PEM; with it every client over TLS has to show one"
+    )
+    nbd_tls_psk: Path | None = Field(
+        default=None,
+        description="instead of a certificate: pre-shared keys of NBD clients, lines of NAME:HEX, as of psktool",
     )
     status_host: str = Field(default="127.0.0.1", description="address to listen on for health and status pages")
     status_port: Port = Field(default=0, description="port for health and status pages; 0 takes a free one")
@@ -106,9 +122,18 @@ class HeadSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        self.tls_files().check(self.nbd_tls)
+        return self
+
+    @model_validator(mode="after")
     def _log_fits(self) -> Self:
         self.limits()
         return self
+
+    def tls_files(self) -> TlsFiles:
+        """What the NBD port proves itself by, and asks of clients."""
+        return TlsFiles(self.nbd_tls_certificate, self.nbd_tls_key, self.nbd_tls_ca, self.nbd_tls_psk)
 
     def announced_host(self, own: str | None) -> str:
         """The address that the rack is given for a port that listens on `own`, None for `host`."""

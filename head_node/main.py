@@ -23,6 +23,7 @@ from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
 from head_node.config import PROG, HeadSettings
 from head_node.errors import CannotListen, HeadError, NotEnrolled, StateDirectoryUnusable
+from head_node.export.tls import TlsKeys, TlsPolicy
 from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
@@ -141,6 +142,9 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             descriptors, memory_bytes(), settings.nbd_clients_max, settings.nvme_queues_max
         )  # fmt: skip
         log.info("event=capacity %s", " ".join(f"{name}={value}" for name, value in capacity.status().items()))
+        tls = None
+        if settings.nbd_tls is not TlsPolicy.OFF:
+            tls = TlsKeys(settings.nbd_tls, settings.tls_files(), env.entropy)
         root = HostRoot(settings.state_dir / "volumes")
         logs = LogDirectories(root, state.head, env, settings.limits(), capacity=capacity)
 
@@ -155,6 +159,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
             open_engine=logs.open, remove_log=logs.remove, set_log_aside=logs.set_aside, terms=settings.terms(),
             env=env, tail_wait_ms=settings.tail_wait_ms, peer_silence_s=settings.peer_silence_s, capacity=capacity,
+            nbd_tls=tls,
         )  # fmt: skip
         try:
             await run(head, client, settings, state)
@@ -179,9 +184,11 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
         api = await listen(pages.start, settings.status_host, settings.status_port, "status")
         addresses = {
             PEER_SERVICE: (settings.announced_host(settings.peer_host), peer[1]),
-            "nbd": (settings.announced_host(settings.nbd_host), nbd[1]),
             NVME_SERVICE: (settings.nvme_advertise_host or settings.announced_host(settings.nvme_host), nvme[1]),
         }
+        for service, policy in (("nbd", TlsPolicy.REQUIRED), ("nbds", TlsPolicy.OFF)):
+            if settings.nbd_tls is not policy:
+                addresses[service] = (settings.announced_host(settings.nbd_host), nbd[1])
         enrolling = loop.create_task(enrol(client, settings, state, addresses))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])

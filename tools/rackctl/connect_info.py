@@ -19,6 +19,7 @@ class Paths:
     nqn: str
     nvme: tuple[tuple[str, int], ...]
     nbd: tuple[tuple[str, int], ...]
+    nbds: tuple[tuple[str, int], ...]
     hosts: tuple[str, ...]
     proving: Mapping[str, bool]
 
@@ -29,8 +30,9 @@ class Paths:
 
     @property
     def nbd_uris(self) -> list[str]:
-        """Each head's, the primary's first."""
-        return [f"nbd://{_bracketed(host)}:{port}/{self.name}" for host, port in self.nbd]
+        """Each head's, the primary's first; those over TLS behind the others."""
+        ways = (("nbd", self.nbd), ("nbds", self.nbds))
+        return [f"{scheme}://{_bracketed(host)}:{port}/{self.name}" for scheme, found in ways for host, port in found]
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -46,7 +48,11 @@ class Paths:
 
     def as_text(self) -> str:
         """For people to copy from."""
-        parts = [f"# volume {self.name}, by NVMe/TCP with multipath: connect to every head"]
+        parts = [
+            f"# volume {self.name}, by NVMe/TCP with multipath: connect to every head"
+            if self.nvme
+            else f"# volume {self.name}, not exported by NVMe/TCP"
+        ]
         parts += [f"nvme connect -t tcp -a {host} -s {port} -n {self.nqn} --disable-sqflow" for host, port in self.nvme]
         if self.nvme:
             host, port = self.nvme[0]
@@ -65,7 +71,8 @@ class Paths:
         parts += ["", "# libvirt"]
         parts += ["<disk type='block' device='disk'>", "  <driver name='qemu' type='raw' cache='none' io='native'/>"]
         parts += [f"  <source dev='{self.device}'/>", "  <target dev='vda' bus='virtio'/>", "</disk>"]
-        parts += ["", "# by NBD", *self.nbd_uris]
+        parts += ["", "# by NBD" if self.nbd_uris else "# not exported by NBD, or no head serves it as the volume asks"]
+        parts += self.nbd_uris
         return "\n".join(parts)
 
 
@@ -79,11 +86,13 @@ def paths_of(record: dict[str, Any], heads: list[dict[str, Any]], proofs: Mappin
     ordered = [known[head] for head in dict.fromkeys(members) if head in known]
     if not ordered:
         raise RackError(f"volume {record['name']}: none of its heads is known: wait until one is enrolled")
+    nbd = record.get("nbd", "on")
     return Paths(
         name=record["name"],
         nqn=uuid_nqn(record["volume"]),
-        nvme=_addresses(ordered, "nvme"),
-        nbd=_addresses(ordered, "nbd"),
+        nvme=_addresses(ordered, "nvme") if record.get("nvme", True) else (),
+        nbd=_addresses(ordered, "nbd") if nbd == "on" and not proofs else (),
+        nbds=_addresses(ordered, "nbds") if nbd != "off" else (),
         hosts=tuple(record["hosts"]),
         proving={host: bool(proof["both_ways"]) for host, proof in proofs.items()},
     )

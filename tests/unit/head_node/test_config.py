@@ -58,3 +58,25 @@ def test_what_does_not_fit_is_named(change: dict[str, str], named: str) -> None:
 def test_each_port_is_announced_where_it_listens(change: dict[str, str], announced: tuple[str, ...]) -> None:
     settings = merge(HeadSettings, PROG, {**NEEDED, **change}, {})
     assert tuple(map(settings.announced_host, (settings.peer_host, settings.nbd_host, settings.nvme_host))) == announced
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"nbd_tls": "sometimes"}, "nbd_tls"),
+        ({"nbd_tls": "required"}, "needs nbd_tls_certificate and nbd_tls_key, or nbd_tls_psk"),
+        ({"nbd_tls": "allowed", "nbd_tls_certificate": "/c"}, "needs nbd_tls_certificate and nbd_tls_key"),
+        ({"nbd_tls": "allowed", "nbd_tls_ca": "/ca"}, "needs nbd_tls_certificate and nbd_tls_key"),
+        ({"nbd_tls": "required", "nbd_tls_psk": "/p", "nbd_tls_ca": "/ca"}, "nbd_tls_psk stands alone"),
+        ({"nbd_tls_psk": "/p"}, "nbd_tls is off"),
+    ],
+)
+def test_tls_without_what_it_needs_is_named(change: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        merge(HeadSettings, PROG, {**NEEDED, **change}, {})
+
+
+def test_tls_takes_a_certificate_or_keys() -> None:
+    pair = {"nbd_tls": "required", "nbd_tls_certificate": "/c", "nbd_tls_key": "/k"}
+    for change in (pair, {**pair, "nbd_tls_ca": "/ca"}, {"nbd_tls": "allowed", "nbd_tls_psk": "/p"}):
+        assert len(merge(HeadSettings, PROG, {**NEEDED, **change}, {}).tls_files().given) == len(change) - 1
