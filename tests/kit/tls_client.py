@@ -1,12 +1,17 @@
 """An NBD client over TLS that sends what it likes, on asyncio streams: TLS by OpenSSL, one record after the other."""
 
+import _ssl
 import asyncio
+import ctypes
 import ssl
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.nbd_protocol import Option, OptionReply
 
 HELLO = nbd.CLIENT_HELLO.pack(3)
+_CLIENT_ANSWER = ctypes.CFUNCTYPE(
+    ctypes.c_uint, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_uint
+)
 
 
 def trusting(ca: str | None, certificate: tuple[str, str] | None = None) -> ssl.SSLContext:
@@ -19,6 +24,27 @@ def trusting(ca: str | None, certificate: tuple[str, str] | None = None) -> ssl.
         context.load_verify_locations(ca)
     if certificate is not None:
         context.load_cert_chain(*certificate)
+    return context
+
+
+def knowing(name: bytes, key: bytes) -> ssl.SSLContext:
+    """What a client with a pre-shared key believes: whoever has the same. Made as head_node/export/tls_psk.py does it,
+    on every Python: `ssl` gives each context an id that a session by such a key lacks, at which its clients stop."""
+
+    def answer(connection: int, hint: bytes, name_at: int, name_room: int, key_at: int, key_room: int) -> int:
+        ctypes.memmove(name_at, name + b"\0", len(name) + 1)
+        ctypes.memmove(key_at, key, len(key))
+        return len(key)
+
+    context, callback = trusting(None), _CLIENT_ANSWER(answer)
+    context.psk_callback = callback  # type: ignore[attr-defined] # lives as long as what calls it
+    library = ctypes.CDLL(_ssl.__file__)
+    library.SSL_CTX_set_psk_client_callback.argtypes = [ctypes.c_void_p, _CLIENT_ANSWER]
+    library.SSL_CTX_set_psk_client_callback.restype = None
+    library.SSL_CTX_set_session_id_context.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint]
+    pointer = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
+    assert library.SSL_CTX_set_session_id_context(pointer, b"", 0) == 1
+    library.SSL_CTX_set_psk_client_callback(pointer, callback)
     return context
 
 

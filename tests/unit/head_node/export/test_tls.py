@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from kit.certificates import Ca, Certified
 from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, link_pair, one_volume, until
-from kit.tls_client import TlsClient, trusting
+from kit.tls_client import TlsClient, knowing, trusting
 from kit.transmission import request
 
 from head_node.errors import TlsKeysUnusable
@@ -254,6 +254,35 @@ def test_a_client_shows_a_certificate_of_the_ca_where_one_is_set(files: TlsFiles
             client.writer.close()
 
     run(scenario())
+
+
+@every_loop
+def test_a_client_with_a_pre_shared_key_is_authenticated_and_others_fail_alike(runner: Any, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path, key, fresh = tmp_path / "keys.psk", os.urandom(32), os.urandom(64)
+        path.write_text(f"alice:{key.hex()}\n", encoding="ascii")
+        directory = MemoryDirectory({"vol": LocalExport(VOLUME_ID, MemoryVolume(SIZE), Security.AUTHENTICATED)})
+        async with serving(keys(TlsFiles(psk=path)), directory) as (server, address):
+            said = set()
+            for wrong in (knowing(b"alice", os.urandom(32)), knowing(b"bob", key), trusting(None)):
+                client = await TlsClient.connect(address)
+                with pytest.raises(ssl.SSLError) as failed:
+                    await client.start_tls(wrong)
+                said.add((failed.value.reason, str(server.tls.status()["last_failure"]).rpartition(": ")[2]))
+            assert len(said) == 2, said  # without a key it is another failure than with a wrong key or name
+            assert (server.counters.tls_handshakes, server.counters.tls_failures) == (0, 3)
+            client = await TlsClient.connect(address)
+            await client.start_tls(knowing(b"alice", key))
+            await client.open()
+            path.write_text(f"alice:{fresh.hex()}\nbob:{key.hex()}\n", encoding="ascii")
+            for name, known in ((b"alice", fresh), (b"bob", key)):
+                late = await TlsClient.connect(address)
+                await late.start_tls(knowing(name, known))
+                late.writer.close()
+            client.send(request(Command.FLUSH, cookie=9))
+            assert (await client.take(16))[-1] == 9
+
+    run(scenario(), runner)
 
 
 @pytest.mark.parametrize("needed", [Security.ENCRYPTED, Security.AUTHENTICATED])
