@@ -1,7 +1,7 @@
 """What a head's NBD port says of TLS: whether it is asked for, and the certificate or keys, from files.
 
-TLS 1.3 only, without tickets and resumption: each connection proves itself. One group (P-256), so that no client
-chooses a costlier one.
+TLS 1.3, and 1.2 with certificates, as nbd-client knows no more: ephemeral keys and AEAD ciphers only, no tickets, no
+renegotiation. One group (P-256), so that no client chooses a costlier one.
 """
 
 import logging
@@ -22,6 +22,10 @@ from sled_controller.environment import Entropy
 log = logging.getLogger(__name__)
 
 GROUP: Final = "prime256v1"
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2; those of 1.3 are all like that."""
+HANDSHAKES_MAX: Final = 1024
+"""Of one context: OpenSSL keeps the session of each TLS 1.2 handshake in it."""
 PSK_BYTES_MIN: Final = 16
 PSK_BYTES_MAX: Final = 64
 PSK_NAME_BYTES_MAX: Final = 127
@@ -78,30 +82,30 @@ class TlsKeys:
         self._entropy = entropy
         self._stamps = self._look()
         self._context = self._load()
+        self._handshakes = 0
 
     def context(self) -> ssl.SSLContext:
         """For the next handshake. Files that cannot be used are told of once, and the former ones stay in use."""
+        self._handshakes += 1
         try:
             stamps = self._look()
-        except TlsKeysUnusable as error:
-            self._complain(str(error))
-            return self._context
-        if stamps != self._stamps:
-            self._stamps = stamps
-            try:
-                self._context = self._load()
-            except TlsKeysUnusable as error:
-                self._complain(str(error))
-            else:
-                self.problem = ""
+            if stamps != self._stamps:
+                self._stamps = stamps
+                self._renew()
                 self.reloads += 1
                 log.info("event=nbd_tls_keys_reloaded files=%s", " ".join(map(str, self._files.given)))
+            elif self._handshakes > HANDSHAKES_MAX:
+                self._renew()
+        except TlsKeysUnusable as error:
+            if str(error) != self.problem:
+                self.problem = str(error)
+                log.error("event=nbd_tls_keys_unusable error=%s", error)
         return self._context
 
-    def _complain(self, problem: str) -> None:
-        if problem != self.problem:
-            self.problem = problem
-            log.error("event=nbd_tls_keys_unusable error=%s", problem)
+    def _renew(self) -> None:
+        self._handshakes = 1
+        self._context = self._load()
+        self.problem = ""
 
     def _look(self) -> tuple[tuple[int, int, int], ...]:
         stamps = []
@@ -115,11 +119,14 @@ class TlsKeys:
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
         context.num_tickets = 0
+        context.set_ciphers(CIPHERS)
         context.set_ecdh_curve(GROUP)
         files = self._files
         if files.psk is not None:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
             # A name that is not known gets a key that no client has: so it takes as long, and fails alike.
             unknown = self._entropy.bytes(32)
             answer_psk(context, partial(_key_of, read_psk(files.psk), unknown))

@@ -20,6 +20,7 @@ from kit.transmission import request
 
 from head_node.errors import TlsKeysUnusable
 from head_node.export import nbd_protocol as nbd
+from head_node.export import tls
 from head_node.export.interface import LocalExport, RelayTransport, RemoteExport, Security
 from head_node.export.nbd_protocol import Command, Option, OptionReply
 from head_node.export.server import NbdServer
@@ -447,16 +448,52 @@ def test_a_handshake_is_bounded_in_memory(files: TlsFiles) -> None:
     run(scenario())
 
 
-def test_a_client_without_tls_1_3_gets_no_further(files: TlsFiles) -> None:
+@pytest.mark.filterwarnings("ignore:.*TLSv1:DeprecationWarning")
+def test_what_tls_1_2_had_that_was_weak_or_costly_is_not_to_be_had(files: TlsFiles) -> None:
     async def scenario() -> None:
         async with serving(keys(files)) as (server, address):
+            for ciphers, version in (
+                ("AES128-GCM-SHA256:@SECLEVEL=0", "1_2"), ("DHE:@SECLEVEL=0", "1_2"), ("ECDHE+SHA256", "1_2"),
+                ("ALL:@SECLEVEL=0", "1_1"),
+            ):  # fmt: skip
+                old = trusting(None)
+                old.minimum_version = ssl.TLSVersion.TLSv1
+                old.maximum_version = ssl.TLSVersion[f"TLSv{version}"]
+                old.set_ciphers(ciphers)
+                client = await TlsClient.connect(address)
+                with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure|version"):
+                    await client.start_tls(old)
+            assert (server.counters.tls_handshakes, server.counters.tls_failures) == (0, 4)
+            good = trusting(None)
+            good.maximum_version = ssl.TLSVersion.TLSv1_2
+            client = await TlsClient.connect(address)
+            await client.start_tls(good)
+            assert (await client.ask(Option.LIST))[-1][0] == OptionReply.ACK
+            client.writer.close()
+
+    run(scenario())
+
+
+def test_sessions_that_openssl_keeps_are_bounded(files: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "HANDSHAKES_MAX", 3)
+
+    async def scenario() -> None:
+        async with serving(found := keys(files)) as (_, address):
             old = trusting(None)
             old.maximum_version = ssl.TLSVersion.TLSv1_2
-            client = await TlsClient.connect(address)
-            with pytest.raises(ssl.SSLError, match="version"):
+            seen = set[int]()
+            contexts = []
+            for _ in range(8):
+                client = await TlsClient.connect(address)
                 await client.start_tls(old)
-            await until(lambda: server.counters.tls_failures == 1)
-            assert "unsupported protocol" in str(server.tls.status()["last_failure"])
+                client.writer.close()
+                contexts.append(found._context)
+                seen.add(found._context.session_stats()["number"])
+            assert max(seen) <= 3
+            assert len(set(map(id, contexts))) == 3
+            assert found.reloads == 0
+
+    run(scenario())
 
     run(scenario())
 
