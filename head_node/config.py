@@ -1,5 +1,6 @@
 """The settings of the program `head-node`."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.takeover import TAIL_WAIT_MS
+from head_node.export.tls import TlsFiles, TlsPolicy
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.settings import PeerSilence, Settings
@@ -32,19 +34,37 @@ class HeadSettings(Settings):
         description="where the authority is, such as http://127.0.0.1:7400"
     )
     join_token: str | None = Field(default=None, description="join token of the operator; needed at the first start")
-    host: str = Field(default="127.0.0.1", description="address to listen on for clients and other heads")
+    host: str = Field(default="127.0.0.1", description="address to listen on, for ports that have none of their own")
     advertise_host: str | None = Field(
-        default=None, description="address under which other heads reach this one, if it is not `host`"
+        default=None, description="address under which clients and other heads reach this one, if it is not `host`"
     )
+    peer_host: str | None = Field(default=None, description="address to listen on for other heads; default `host`")
     peer_port: Port = Field(default=0, description="port for other heads; 0 takes a free one")
+    nbd_host: str | None = Field(default=None, description="address to listen on for NBD clients; default `host`")
     nbd_port: Port = Field(default=0, description="port for NBD clients; 0 takes a free one")
+    nvme_host: str | None = Field(default=None, description="address to listen on for NVMe/TCP hosts; default `host`")
     nvme_port: Port = Field(default=0, description="port for NVMe/TCP hosts; 0 takes a free one")
     nvme_advertise_host: str | None = Field(
         default=None,
-        description="address that the discovery service gives to hosts; default `advertise_host`, else `host`",
+        description="address that the discovery service gives to hosts; default `nvme_host`, `advertise_host`, `host`",
     )
-    api_host: str = Field(default="127.0.0.1", description="address to listen on for health and status pages")
-    api_port: Port = Field(default=0, description="port for health and status pages; 0 takes a free one")
+    nbd_tls: TlsPolicy = Field(
+        default=TlsPolicy.OFF,
+        description="TLS for NBD clients: `off`, `allowed` (clients choose), `required` (nothing is answered without)",
+    )
+    nbd_tls_certificate: Path | None = Field(
+        default=None, description="certificate of the NBD port, PEM, followed by those that lead to its CA"
+    )
+    nbd_tls_key: Path | None = Field(default=None, description="private key of that certificate, PEM, not encrypted")
+    nbd_tls_ca: Path | None = Field(
+        default=None, description="CA of NBD clients' certificates, PEM; with it every client over TLS has to show one"
+    )
+    nbd_tls_psk: Path | None = Field(
+        default=None,
+        description="instead of a certificate: pre-shared keys of NBD clients, lines of NAME:HEX, as of psktool",
+    )
+    status_host: str = Field(default="127.0.0.1", description="address to listen on for health and status pages")
+    status_port: Port = Field(default=0, description="port for health and status pages; 0 takes a free one")
     nbd_clients_max: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
         default=None,
         description="NBD clients at the same time, those that other heads relay included; default by memory and "
@@ -102,9 +122,22 @@ class HeadSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        self.tls_files().check(self.nbd_tls)
+        return self
+
+    @model_validator(mode="after")
     def _log_fits(self) -> Self:
         self.limits()
         return self
+
+    def tls_files(self) -> TlsFiles:
+        """What the NBD port proves itself by, and asks of clients."""
+        return TlsFiles(self.nbd_tls_certificate, self.nbd_tls_key, self.nbd_tls_ca, self.nbd_tls_psk)
+
+    def announced_host(self, own: str | None) -> str:
+        """The address that the rack is given for a port that listens on `own`, None for `host`."""
+        return own if own is not None and not _is_any(own) else self.advertise_host or self.host
 
     def terms(self) -> LeaseTerms:
         """The lease's times; raises ValueError when they do not fit together."""
@@ -122,3 +155,11 @@ class HeadSettings(Settings):
             self.log_segment_bytes, self.log_bytes_max, self.overlay_bytes_max, self.unanswered_bytes_max,
             self.held_log_bytes_max,
         )  # fmt: skip
+
+
+def _is_any(host: str) -> bool:
+    """Whether that stands for every address of the machine: nothing that another machine could connect to."""
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return not host

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -22,7 +22,8 @@ from head_node.capacity import Capacity
 from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
 from head_node.config import PROG, HeadSettings
-from head_node.errors import HeadError, NotEnrolled, StateDirectoryUnusable
+from head_node.errors import CannotListen, HeadError, NotEnrolled, StateDirectoryUnusable
+from head_node.export.tls import TlsKeys, TlsPolicy
 from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
@@ -39,6 +40,8 @@ RETRY_SECONDS: Final = 0.25
 STOP_SECONDS_MAX: Final = 20.0
 KEY_BYTES: Final = 32
 REPLY_FLOOR_FILE: Final = "reply-key.number"
+
+Listen = Callable[[str, int], Awaitable[Address]]
 
 
 class StateDirectory:
@@ -158,6 +161,9 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             descriptors, memory_bytes(), settings.nbd_clients_max, settings.nvme_queues_max
         )  # fmt: skip
         log.info("event=capacity %s", " ".join(f"{name}={value}" for name, value in capacity.status().items()))
+        tls = None
+        if settings.nbd_tls is not TlsPolicy.OFF:
+            tls = TlsKeys(settings.nbd_tls, settings.tls_files(), env.entropy)
         root = HostRoot(settings.state_dir / "volumes")
         logs = LogDirectories(root, state.head, env, settings.limits(), capacity=capacity)
 
@@ -172,6 +178,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
             open_engine=logs.open, remove_log=logs.remove, set_log_aside=logs.set_aside, terms=settings.terms(),
             env=env, tail_wait_ms=settings.tail_wait_ms, peer_silence_s=settings.peer_silence_s, capacity=capacity,
+            nbd_tls=tls,
         )  # fmt: skip
         try:
             await run(head, client, settings, state)
@@ -189,16 +196,18 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
         loop.add_signal_handler(number, stop.set)
     pages = StatusServer(head.status, lambda: head.ready)
     try:
-        peer = await head.listener.start(settings.host, settings.peer_port)
-        nbd = await head.nbd.start(settings.host, settings.nbd_port)
-        nvme = await head.nvme.start(settings.host, settings.nvme_port)
-        api = await pages.start(settings.api_host, settings.api_port)
-        shown = settings.advertise_host or settings.host
+        host = settings.host
+        peer = await listen(head.listener.start, settings.peer_host or host, settings.peer_port, "peer")
+        nbd = await listen(head.nbd.start, settings.nbd_host or host, settings.nbd_port, "nbd")
+        nvme = await listen(head.nvme.start, settings.nvme_host or host, settings.nvme_port, "nvme")
+        api = await listen(pages.start, settings.status_host, settings.status_port, "status")
         addresses = {
-            PEER_SERVICE: (shown, peer[1]),
-            "nbd": (shown, nbd[1]),
-            NVME_SERVICE: (settings.nvme_advertise_host or shown, nvme[1]),
+            PEER_SERVICE: (settings.announced_host(settings.peer_host), peer[1]),
+            NVME_SERVICE: (settings.nvme_advertise_host or settings.announced_host(settings.nvme_host), nvme[1]),
         }
+        for service, policy in (("nbd", TlsPolicy.REQUIRED), ("nbds", TlsPolicy.OFF)):
+            if settings.nbd_tls is not policy:
+                addresses[service] = (settings.announced_host(settings.nbd_host), nbd[1])
         enrolling = loop.create_task(enrol(client, settings, state, addresses))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])
@@ -217,6 +226,15 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
             await head.stop()
     finally:
         await pages.close()
+
+
+async def listen(start: Listen, host: str, port: int, name: str) -> Address:
+    """Listen there by `start`; `name` is what its settings begin with. Raises CannotListen."""
+    try:
+        return await start(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CannotListen(f"cannot listen on {host} port {port} ({name}_host, {name}_port): {reason}") from None
 
 
 def spare_the_collector() -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from head_node.authority.operator_tokens import Role
 from head_node.authority.transitions import HOSTS_MAX, MEMBERS_MAX, NQN_CHARS_MAX, READ_WAIT_S_MAX
-from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, VolumeState
+from head_node.store.records import BLOCK_BYTES, VOLUME_BYTES_MAX, NbdExport, VolumeState
 from sled_controller.fabric.dhchap.secret import TEXT_CHARS_MAX
 
 # A year: whoever still needs it makes another one in time.
@@ -100,6 +100,8 @@ class VolumeDocument(BaseModel):
     doubtful_epoch: Annotated[
         int, Field(description="last epoch that a recovered log began without knowing where all others end; 0: none")
     ] = 0
+    nbd: Annotated[NbdExport, Field(description="served by NBD: to any client, over TLS only, or not")] = NbdExport.ON
+    nvme: Annotated[bool, Field(description="served by NVMe/TCP to the hosts on its list")] = True
 
 
 class HealthDocument(BaseModel):
@@ -147,6 +149,11 @@ class VolumeRequest(Body):
         ),
     ] = True
     read_wait_s: ReadWait = None
+    nbd: Annotated[
+        NbdExport,
+        Field(description="serve it by NBD: to any client as each head allows, over TLS only, or not at all"),
+    ] = NbdExport.ON
+    nvme: Annotated[bool, Field(strict=True, description="serve it by NVMe/TCP to the hosts on its list")] = True
 
 
 class VolumePolicyRequest(Body):
@@ -160,6 +167,14 @@ class VolumePolicyRequest(Body):
         ),
     ] = None
     read_wait_s: ReadWait = None
+    nbd: Annotated[
+        NbdExport | None,
+        Field(
+            description="serve it by NBD: to any client as each head allows, over TLS only, or not at all; with host"
+            " secrets it cannot be `on`"
+        ),
+    ] = None
+    nvme: Annotated[bool | None, Field(strict=True, description="serve it by NVMe/TCP to the hosts on its list")] = None
 
 
 class LostDeclaredRequest(LostRangeRequest):

@@ -33,7 +33,7 @@ async def create_volume(rack: Rack, body: models.VolumeRequest, response: Respon
     """Place a volume on the rack; heads make it within seconds (state `creating`, then `active`)."""
     record = await rack.volumes.create(
         body.name, body.size_bytes, body.hosts, body.min_members,
-        exposed_stripes=body.exposed_stripes, read_wait_s=body.read_wait_s,
+        exposed_stripes=body.exposed_stripes, read_wait_s=body.read_wait_s, nbd=body.nbd, nvme=body.nvme,
     )  # fmt: skip
     response.headers["location"] = f"/v1/volumes/{record.volume}"
     return await overview.volume_status(rack, record)
@@ -54,14 +54,18 @@ async def inspect_volume(rack: Rack, volume: str) -> models.VolumeStatus:
 
 @router.patch("/volumes/{volume}", operation_id="setVolumePolicy", dependencies=[OPERATOR])
 async def set_policy(rack: Rack, volume: str, body: models.VolumePolicyRequest) -> models.VolumeStatus:
-    """Say what a volume does while sleds are away; its primary obeys within moments."""
-    found = await rack.volumes.find(volume)
+    """Say by what clients reach a volume, and what it does while sleds are away; its heads obey within moments, also
+    where clients are connected."""
+    record = await rack.volumes.find(volume)
+    if body.nbd is not None or body.nvme is not None:
+        record = await rack.hosts.choose_exports(record.volume, nbd=body.nbd, nvme=body.nvme)
     given = "read_wait_s" in body.model_fields_set
-    record = await rack.volumes.set_sled_policy(
-        found.volume,
-        exposed_stripes=body.exposed_stripes,
-        read_wait_s=body.read_wait_s if given else Unchanged.UNCHANGED,
-    )
+    if given or body.exposed_stripes is not None:
+        record = await rack.volumes.set_sled_policy(
+            record.volume,
+            exposed_stripes=body.exposed_stripes,
+            read_wait_s=body.read_wait_s if given else Unchanged.UNCHANGED,
+        )
     return await overview.volume_status(rack, record)
 
 

@@ -14,7 +14,7 @@ from head_node.authority.errors import Conflict, NotFound
 from head_node.authority.ledger import Ledger, revision_of, secrets_key, volume_key
 from head_node.authority.reports import Reports
 from head_node.store.host_secrets import HostSecrets
-from head_node.store.records import VolumeRecord
+from head_node.store.records import NbdExport, VolumeRecord
 from sled_controller.fabric.dhchap.terms import Terms
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class VolumeHosts:
 
         def change(record: VolumeRecord, secrets: HostSecrets) -> Hosts:
             after = replace(secrets, terms={**secrets.terms, nqn: terms})
-            return _consistent(transitions.admit_host(record, nqn), after)
+            return _closed_to_strangers(*_consistent(transitions.admit_host(record, nqn), after))
 
         return self._noted("host-secret-set", nqn, await self._change(volume, change))
 
@@ -71,6 +71,26 @@ class VolumeHosts:
             return record, _without(secrets, nqn)
 
         return self._noted("host-secret-removed", nqn, await self._change(volume, change))
+
+    async def choose_exports(self, volume: UUID, *, nbd: NbdExport | None, nvme: bool | None) -> VolumeRecord:
+        """Say by what clients reach a volume; None: as it is. Heads obey within moments, also where clients are
+        connected. Raises Conflict, NotFound."""
+
+        def change(record: VolumeRecord, secrets: HostSecrets) -> Hosts:
+            chosen = transitions.choose_exports(
+                record, record.nbd if nbd is None else nbd, record.nvme if nvme is None else nvme
+            )
+            return (chosen, secrets) if chosen is record else _closed_to_strangers(chosen, secrets)
+
+        record, _ = await self._change(volume, change)
+        _log.info(
+            "event=exports-set volume=%s version=%d nbd=%s nvme=%s",
+            record.volume, record.version, record.nbd, record.nvme,
+        )  # fmt: skip
+        self._reports.add_event(
+            "exports-set", volume=str(volume), version=record.version, nbd=record.nbd.value, nvme=record.nvme
+        )
+        return record
 
     async def _change(self, volume: UUID, change: Change) -> Hosts:
         async def attempt() -> Hosts:
@@ -99,6 +119,16 @@ class VolumeHosts:
 
 def _without(secrets: HostSecrets, nqn: str) -> HostSecrets:
     return replace(secrets, terms={host: terms for host, terms in secrets.terms.items() if host != nqn})
+
+
+def _closed_to_strangers(record: VolumeRecord, secrets: HostSecrets) -> Hosts:
+    """Refuse open NBD beside secrets: it asks no client who it is."""
+    if secrets.terms and record.nbd is NbdExport.ON:
+        raise Conflict(
+            f"volume {record.name} has hosts that authenticate, and any client would reach it by NBD: set its `nbd` to"
+            " `off` or `tls` first, or remove the secrets"
+        )
+    return record, secrets
 
 
 def _consistent(record: VolumeRecord, secrets: HostSecrets) -> Hosts:

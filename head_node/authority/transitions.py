@@ -10,7 +10,16 @@ from dataclasses import replace
 from uuid import UUID
 
 from head_node.authority.errors import Conflict, Frozen, NotEligible, NotFound, RecordChanged, RequestRefused
-from head_node.store.records import BLOCK_BYTES, Column, LostRange, Member, VolumeRecord, VolumeState, column_blocks
+from head_node.store.records import (
+    BLOCK_BYTES,
+    Column,
+    LostRange,
+    Member,
+    NbdExport,
+    VolumeRecord,
+    VolumeState,
+    column_blocks,
+)
 
 # Epochs are u64 on the wire; one below the top keeps `epoch + 1` representable.
 EPOCH_MAX = (1 << 64) - 2
@@ -248,6 +257,13 @@ def expel_host(record: VolumeRecord, nqn: str) -> VolumeRecord:
     if nqn not in record.hosts:
         raise NotFound(f"host {nqn} is not on the list of volume {record.name}")
     return replace(record, hosts=tuple(host for host in record.hosts if host != nqn), version=record.version + 1)
+
+
+def choose_exports(record: VolumeRecord, nbd: NbdExport, nvme: bool) -> VolumeRecord:
+    """The record that is reached by these; the same when it is already."""
+    if (nbd, nvme) == (record.nbd, record.nvme):
+        return record
+    return replace(record, nbd=nbd, nvme=nvme, version=record.version + 1)
 
 
 def host_nqn_fits(nqn: str) -> bool:

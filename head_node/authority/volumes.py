@@ -42,6 +42,7 @@ from head_node.store.records import (
     HeadRecord,
     LostRange,
     Member,
+    NbdExport,
     VolumeRecord,
     VolumeState,
     column_blocks,
@@ -97,9 +98,11 @@ class Volumes:
         *,
         exposed_stripes: bool = True,
         read_wait_s: int | None = None,
+        nbd: NbdExport = NbdExport.ON,
+        nvme: bool = True,
     ) -> VolumeRecord:
         """Place a new volume that `hosts` may connect to by NVMe/TCP, served only while `min_current` heads have every
-        acknowledged write (D1). The others say what it does while sleds are away.
+        acknowledged write (D1). The others say what it does while sleds are away, and by what clients reach it.
 
         Raises Conflict (name in use), Unplaceable, RequestRefused.
         """
@@ -137,6 +140,8 @@ class Volumes:
                     [cleanup.value for cleanup in rack.cleanups.values()],
                 ),
                 min_current=min_current,
+                nbd=nbd,
+                nvme=nvme,
             )
             record = replace(transitions.set_sled_policy(record, exposed_stripes, read_wait_s), version=record.version)
             for nqn in hosts:

@@ -1,6 +1,6 @@
 """Which volumes clients can open through this head: here when it serves them, else relayed to the primary."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from uuid import UUID
 
 from head_node.cluster.connection import PeerConnection
@@ -9,8 +9,8 @@ from head_node.cluster.frames import Purpose
 from head_node.cluster.relay_transport import LinkRelayTransport
 from head_node.cluster.volume_controller import VolumeController
 from head_node.export.errors import ExportUnavailable
-from head_node.export.interface import LocalExport, RelayTransport, RemoteExport
-from head_node.store.records import VolumeState
+from head_node.export.interface import LocalExport, RelayTransport, RemoteExport, Security
+from head_node.store.records import NbdExport, VolumeRecord, VolumeState
 
 Dial = Callable[[UUID, Purpose, UUID], Awaitable[PeerConnection]]
 
@@ -22,19 +22,32 @@ class VolumeDirectory:
         self._head = head
         self._controllers = controllers
         self._dial = dial
+        self.guarded: Collection[UUID] = ()
+        """Volumes with hosts that authenticate."""
 
-    def names(self) -> list[str]:
-        """Volumes that exist, served at this moment or not."""
-        return sorted(controller.record.name for controller in self._visible())
+    def security_needed(self, record: VolumeRecord) -> Security | None:
+        """The least that an NBD client's connection has to be, None when the volume is not exported by NBD.
+
+        With host secrets a client has to authenticate, whatever the record says.
+        """
+        if record.nbd is NbdExport.OFF:
+            return None
+        if record.volume in self.guarded:
+            return Security.AUTHENTICATED
+        return Security.ENCRYPTED if record.nbd is NbdExport.TLS else Security.PLAIN
+
+    def names(self, security: Security) -> list[str]:
+        """Volumes that exist and that a client may open over such a connection, served at this moment or not."""
+        return sorted(controller.record.name for controller, needed in self._visible() if needed <= security)
 
     def find(self, name: str) -> LocalExport | RemoteExport | None:
         """See ExportDirectory.find. Raises ExportUnavailable while nobody serves the volume."""
         visible = self._visible()
         if name == "" and len(visible) == 1:
-            return self._export(visible[0])
-        for controller in visible:
+            return self._export(*visible[0])
+        for controller, needed in visible:
             if controller.record.name == name:
-                return self._export(controller)
+                return self._export(controller, needed)
         return None
 
     def local(self, volume: UUID) -> LocalExport:
@@ -42,20 +55,24 @@ class VolumeDirectory:
         controller = self._controllers.get(volume)
         if controller is None:
             raise NotServing(f"volume {volume} is not on this head")
-        return LocalExport(volume, controller.served())
+        needed = self.security_needed(controller.record)
+        if needed is None:
+            raise NotServing(f"volume {controller.record.name} is not exported by NBD")
+        return LocalExport(volume, controller.served(), needed)
 
-    def _visible(self) -> list[VolumeController]:
+    def _visible(self) -> list[tuple[VolumeController, Security]]:
         return [
-            controller
+            (controller, needed)
             for controller in self._controllers.values()
             if controller.record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
+            and (needed := self.security_needed(controller.record)) is not None
         ]
 
-    def _export(self, controller: VolumeController) -> LocalExport | RemoteExport:
+    def _export(self, controller: VolumeController, needed: Security) -> LocalExport | RemoteExport:
         record = controller.record
         if controller.is_primary or record.primary == self._head:
             try:
-                return LocalExport(controller.volume, controller.served())
+                return LocalExport(controller.volume, controller.served(), needed)
             except NotServing as error:
                 raise ExportUnavailable(record.name, str(error)) from error
         primary = record.primary
@@ -69,4 +86,4 @@ class VolumeDirectory:
                 raise ExportUnavailable(record.name, str(error)) from error
             return LinkRelayTransport(connection)
 
-        return RemoteExport(controller.volume, record.size_bytes, dial)
+        return RemoteExport(controller.volume, record.size_bytes, dial, needed)

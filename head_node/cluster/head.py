@@ -29,6 +29,7 @@ from head_node.export.nvme.guard import LOCKED, Guard
 from head_node.export.nvme.server import NvmeServer, Offer
 from head_node.export.nvme.subsystem import Access, Exported
 from head_node.export.server import NbdServer
+from head_node.export.tls import TlsKeys
 from head_node.store.errors import RecordMalformed
 from head_node.store.host_secrets import unsealed
 from head_node.store.records import Address, RackView, VolumeRecord, VolumeState
@@ -67,7 +68,7 @@ class Head:
         self, head: UUID, key: Ed25519PrivateKey, authority: Authority, *, root_public: Callable[[], bytes | None],
         make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog,
         set_log_aside: RemoveLog, terms: LeaseTerms, env: Environment, tail_wait_ms: int = TAIL_WAIT_MS,
-        peer_silence_s: int = PEER_SILENCE_SECONDS, capacity: Capacity | None = None,
+        peer_silence_s: int = PEER_SILENCE_SECONDS, capacity: Capacity | None = None, nbd_tls: TlsKeys | None = None,
     ) -> None:  # fmt: skip
         self.head = head
         self._capacity = capacity = capacity or Capacity()
@@ -82,7 +83,7 @@ class Head:
         descriptors = capacity.descriptors
         self.nbd = NbdServer(
             self.directory, env, connections_max=capacity.nbd_clients_max, descriptors=descriptors,
-            peer_silence_s=peer_silence_s,
+            peer_silence_s=peer_silence_s, tls=nbd_tls,
         )  # fmt: skip
         self.nvme = NvmeServer(
             env, serial=head.hex[:20].upper(), connections_max=capacity.nvme_queues_max, descriptors=descriptors,
@@ -165,6 +166,7 @@ class Head:
             if controller.left_view and controller.ended:
                 del self.controllers[volume]
                 self._reopening.forget(volume)
+        self._restrict_nbd(view)
         for volume, record in view.volumes.items():
             if volume not in self.controllers:
                 controller = VolumeController(self._services, record, self._ended)
@@ -174,6 +176,11 @@ class Head:
             self._remover = asyncio.get_running_loop().create_task(self._remove_logs())
             self._remover.add_done_callback(self._removed_logs)
         self._offer(view)
+
+    def _restrict_nbd(self, view: RackView) -> None:
+        """What the view says of exports by NBD holds for clients that are connected, too."""
+        self.directory.guarded = view.secrets.keys()
+        self.nbd.restrict({volume: self.directory.security_needed(record) for volume, record in view.volumes.items()})
 
     async def _remove_logs(self) -> None:
         """Remove what deleted volumes have left here, and say so, until the view names none any more."""
@@ -214,7 +221,7 @@ class Head:
                 Exported(record.volume, record.name, record.size_bytes, frozenset(record.hosts)), _paths(record, view)
             )
             for record in view.volumes.values()
-            if record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
+            if record.nvme and record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
         ]
         known = set(self.nvme.subsystems)
         guards = {volume: self._guard(volume, sealed) for volume, sealed in view.secrets.items()}

@@ -15,6 +15,8 @@ class NbdCounters:
     negotiations_timed_out: int = 0
     negotiations_failed: int = 0
     options_rejected: int = 0
+    tls_handshakes: int = 0
+    tls_failures: int = 0
     requests: int = 0
     requests_rejected: int = 0
     requests_failed: int = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -10,6 +11,20 @@ from spdk_bindings.device import Buffer as Buffer
 
 RELAY_FRAME_BYTES_MAX: Final = 256 * 1024 + 16
 """No relay frame is longer than this, so that a link can bound its receive buffer."""
+
+
+NOT_EXPORTED: Final = "the volume is not exported to such a client"
+"""Why a client is reset that the volume's exports do not allow, or no longer."""
+
+
+class Security(IntEnum):
+    """What is known of a client's connection; a volume asks for one of these, or more."""
+
+    PLAIN = 0
+    ENCRYPTED = 1
+    """TLS: others on the network neither read nor change it."""
+    AUTHENTICATED = 2
+    """TLS, and the client has shown a certificate or key that this head was given to accept."""
 
 
 class RelayReceiver(Protocol):
@@ -48,6 +63,8 @@ class LocalExport:
 
     volume_id: UUID
     volume: ServedVolume
+    security: Security = Security.PLAIN
+    """The least that a client's connection has to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +78,14 @@ class RemoteExport:
     volume_id: UUID
     size_bytes: int
     dial: Callable[[], Awaitable[RelayTransport]]
+    security: Security = Security.PLAIN
 
 
 class ExportDirectory(Protocol):
     """Which volumes a client can open through this head."""
 
-    def names(self) -> Sequence[str]:
-        """The names that NBD_OPT_LIST shows."""
+    def names(self, security: Security) -> Sequence[str]:
+        """The names that NBD_OPT_LIST shows to a client whose connection is that."""
 
     def find(self, name: str) -> LocalExport | RemoteExport | None:
         """The export of that name; None: unknown. Raises ExportUnavailable when it is known but not served now.

@@ -10,7 +10,9 @@ from enum import Enum, auto
 from typing import Final, TypeAlias
 
 from head_node.export import nbd_protocol as nbd
+from head_node.export.interface import Security
 from head_node.export.nbd_protocol import Info, Option, OptionReply
+from head_node.export.tls import TlsPolicy
 
 OPTION_BYTES_MAX: Final = 32 * 1024
 """No option that real clients send comes near; a longer one is drained unread and refused."""
@@ -40,14 +42,16 @@ class State(Enum):
     CLIENT_FLAGS = auto()
     OPTIONS = auto()
     OPENING = auto()
+    STARTING_TLS = auto()
     TRANSMISSION = auto()
     CLOSED = auto()
 
 
 TRANSITIONS: Final = {
     State.CLIENT_FLAGS: {State.OPTIONS, State.CLOSED},
-    State.OPTIONS: {State.OPENING, State.CLOSED},
+    State.OPTIONS: {State.OPENING, State.STARTING_TLS, State.CLOSED},
     State.OPENING: {State.OPTIONS, State.TRANSMISSION, State.CLOSED},
+    State.STARTING_TLS: {State.OPTIONS},
     State.TRANSMISSION: set[State](),
     State.CLOSED: set[State](),
 }
@@ -68,14 +72,21 @@ class NegotiationEnded:
     fault: str
 
 
-Event: TypeAlias = OpenExport | NegotiationEnded
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Send what there is to send, then go on in TLS: `secured` once its handshake is done."""
+
+
+Event: TypeAlias = OpenExport | StartTls | NegotiationEnded
 
 
 class Negotiation:
     """One client's negotiation. `structured` and `allocation` hold what was agreed once it is in TRANSMISSION."""
 
-    def __init__(self, names: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, names: Callable[[Security], Sequence[str]], tls: TlsPolicy = TlsPolicy.OFF) -> None:
         self.state = State.CLIENT_FLAGS
+        self.security = Security.PLAIN
+        self._tls = tls
         self.structured = False
         self.rejected_options = 0
         self.options = 0
@@ -116,6 +127,14 @@ class Negotiation:
         self._advance()
         return self._take_events()
 
+    def secured(self, security: Security) -> None:
+        """TLS is up: options begin once more. Nothing that came in plain counts, as others may have sent it."""
+        assert not self._received
+        self.security = security
+        self.structured = False
+        self._context_name = None
+        self._enter(State.OPTIONS)
+
     def grant(self, size_bytes: int) -> list[Event]:
         """The export exists (and can be served, for anything but `info_only`): tell the client."""
         assert self.state is State.OPENING
@@ -147,6 +166,18 @@ class Negotiation:
             self._enter(State.OPTIONS)
             self._advance()
         return self._take_events()
+
+    def refuse_insecure(self, name: str, needed: Security) -> list[Event]:
+        """The export is for connections that are `needed`, and this one is less."""
+        if self._tls is TlsPolicy.OFF:
+            return self.refuse(OptionReply.ERR_POLICY, f"export {name!r} needs TLS, which this head does not have")
+        if self.security is Security.PLAIN:
+            return self.refuse(OptionReply.ERR_TLS_REQD, f"export {name!r} needs TLS")
+        return self.refuse(
+            OptionReply.ERR_POLICY,
+            f"export {name!r} is for clients that authenticate ({needed.name.lower()}), and this head asks for no"
+            " certificate or key of a client",
+        )
 
     def data_to_send(self) -> list[bytes]:
         """What to write, in order; each is handed out once."""
@@ -225,6 +256,9 @@ class Negotiation:
             self._end(f"bad option magic {magic:#x}")
             return False
         self._option = option
+        if option == Option.EXPORT_NAME and self._wants_tls():
+            self._end("an export name in plain, where TLS is required")
+            return False
         if length > OPTION_BYTES_MAX or (option == Option.EXPORT_NAME and length > nbd.STRING_BYTES_MAX):
             self._refuse_oversized(length)
             return self.state is State.OPTIONS
@@ -243,12 +277,17 @@ class Negotiation:
         del self._received[: nbd.OPTION_HEADER.size]
         self._drain_bytes = length
         self._count_option()
+        if self._wants_tls():
+            self._refuse_plain()
+            return
         self._reply_error(OptionReply.ERR_TOO_BIG, f"an option of {length} bytes, at most {OPTION_BYTES_MAX} are taken")
 
     def _handle_option(self, option: int, payload: bytes) -> None:
         handler = _HANDLERS.get(option)
         if not self._fixed and option not in (Option.EXPORT_NAME, Option.ABORT):
             self._end(f"option {option} from a client without fixed newstyle")
+        elif self._wants_tls() and option not in (Option.STARTTLS, Option.ABORT):
+            self._refuse_plain()
         elif handler is None:
             self._reply_error(OptionReply.ERR_UNSUP, f"option {option} is not supported")
         else:
@@ -260,6 +299,13 @@ class Negotiation:
                 else:
                     self._reply_error(OptionReply.ERR_INVALID, f"malformed option: {error}")
 
+    def _wants_tls(self) -> bool:
+        """Whether nothing but STARTTLS (and ABORT) is answered yet: FORCEDTLS, in the specification."""
+        return self._tls is TlsPolicy.REQUIRED and self.security is Security.PLAIN
+
+    def _refuse_plain(self) -> None:
+        self._reply_error(OptionReply.ERR_TLS_REQD, "this head serves NBD over TLS only")
+
     def _export_name(self, payload: bytes) -> None:
         self._open(payload.decode(), info_only=False)
 
@@ -270,12 +316,23 @@ class Negotiation:
 
     def _list(self, payload: bytes) -> None:
         _expect_empty(payload)
-        for name in self._names():
+        for name in self._names(self.security):
             self._reply(OptionReply.SERVER, nbd.pack_string(name))
         self._reply(OptionReply.ACK)
 
     def _starttls(self, payload: bytes) -> None:
-        self._reply_error(OptionReply.ERR_POLICY, "this server speaks no TLS; put it on a trusted network")
+        _expect_empty(payload)
+        if self._tls is TlsPolicy.OFF:
+            self._reply_error(OptionReply.ERR_POLICY, "this head serves NBD without TLS; put it on a trusted network")
+        elif self.security is not Security.PLAIN:
+            self._reply_error(OptionReply.ERR_INVALID, "TLS is in use already")
+        elif self._received:
+            # Taken as the first bytes of TLS, or kept for after it, they would count as the client's.
+            self._end("bytes in plain behind STARTTLS")
+        else:
+            self._reply(OptionReply.ACK)
+            self._enter(State.STARTING_TLS)
+            self._events.append(StartTls())
 
     def _info(self, payload: bytes) -> None:
         name, _ = nbd.parse_go(payload)

@@ -17,13 +17,13 @@ from enum import IntEnum, IntFlag
 from typing import Final, Protocol
 
 from head_node.export import nbd_protocol as nbd
-from head_node.export.interface import RELAY_FRAME_BYTES_MAX, RelayTransport
+from head_node.export.interface import RELAY_FRAME_BYTES_MAX, RelayTransport, Security
 from sled_controller.environment import Clock
 from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
 
-RELAY_VERSION: Final = 2
+RELAY_VERSION: Final = 3
 WINDOW_BYTES: Final = 1024 * 1024
 """DATA bytes that may be under way in each direction: several loop turns of a fast link. Every relayed client may cost
 this much on both heads, beside the common budget."""
@@ -42,10 +42,28 @@ class Frame(IntEnum):
 
 
 class Mode(IntFlag):
-    """What the client agreed on in its negotiation."""
+    """What the client agreed on in its negotiation, and what its connection is."""
 
     STRUCTURED = 1
     ALLOCATION = 2
+    ENCRYPTED = 4
+    AUTHENTICATED = 8
+
+    @classmethod
+    def of(cls, security: Security, *, structured: bool, allocation: bool) -> "Mode":
+        """What a client's head says of it."""
+        chosen = (structured, allocation, security >= Security.ENCRYPTED, security >= Security.AUTHENTICATED)
+        return cls(sum(mode for mode, given in zip(cls, chosen, strict=True) if given))
+
+    @property
+    def security(self) -> Security:
+        """What the client's connection is."""
+        if Mode.ENCRYPTED not in self:
+            return Security.PLAIN
+        return Security.AUTHENTICATED if Mode.AUTHENTICATED in self else Security.ENCRYPTED
+
+
+MODE_BITS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +216,7 @@ class RelayLink:
             self._pump()
         elif kind == Frame.OPEN and len(frame) == 3 and frame[1] == RELAY_VERSION and not self._opened:
             self._opened = True
-            self._owner.link_opened(Mode(frame[2] & 3))
+            self._owner.link_opened(Mode(frame[2] & MODE_BITS))
         elif kind == Frame.CLOSED:
             self._owner.link_closed()
         elif kind == Frame.END:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from head_node.export.budget import MemoryBudget
 from head_node.export.counters import NbdCounters
-from head_node.export.interface import LocalExport, RelayTransport
+from head_node.export.interface import NOT_EXPORTED, LocalExport, RelayTransport, Security
 from head_node.export.nbd_server import Limits, Phase, Transmission
 from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone
 from head_node.export.relay import DATA_BYTES_MAX, WINDOW_BYTES, Mode, RelayLink, RelayTiming
@@ -159,6 +159,8 @@ class RelayedTransmission:
     ) -> None:
         self.volume_id: UUID = export.volume_id
         self._export = export
+        self._needed: Security | None = export.security
+        self._security = Security.PLAIN
         self._limits = limits
         self._budget = budget
         self._counters = counters
@@ -183,7 +185,17 @@ class RelayedTransmission:
         """Reset the link; requests in flight stay unanswered, requests that wait are forgotten."""
         self._link.lose(reason)
 
+    def restrict(self, needed: Security | None) -> None:
+        """The least that the client's connection has to be from now on; None: the volume is not exported."""
+        self._needed = needed
+        if needed is None or (self._core is not None and self._security < needed):
+            self._evict(NOT_EXPORTED)
+
     def link_opened(self, mode: Mode) -> None:
+        self._security = mode.security
+        if self._needed is None or self._security < self._needed:
+            self._evict(NOT_EXPORTED)
+            return
         self._core = Transmission(
             self._export.volume,
             structured=Mode.STRUCTURED in mode,

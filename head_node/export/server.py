@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Final, cast
 from uuid import UUID
 
@@ -10,13 +11,23 @@ from head_node.export import nbd_negotiation as negotiation
 from head_node.export.budget import OWN_BYTES, MemoryBudget
 from head_node.export.counters import NbdCounters
 from head_node.export.errors import ExportUnavailable
-from head_node.export.interface import ExportDirectory, LocalExport, RelayTransport, RemoteExport
+from head_node.export.interface import (
+    NOT_EXPORTED,
+    ExportDirectory,
+    LocalExport,
+    RelayTransport,
+    RemoteExport,
+    Security,
+)
 from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
 from head_node.export.nbd_protocol import PAYLOAD_BYTES_MAX, OptionReply
 from head_node.export.nbd_server import SLAB_BYTES, Limits, Phase, Transmission
 from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone, reset
 from head_node.export.relay import WINDOW_BYTES, Mode, RelayTiming
 from head_node.export.relayed import PENDING_BYTES_MAX, RelayedClient, RelayedTransmission
+from head_node.export.tls import TlsKeys
+from head_node.export.tls_port import TlsPort
+from head_node.export.tls_transport import TLS_BYTES_MAX
 from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, PROBES, has_vanished, watch_peer
@@ -33,7 +44,13 @@ megabytes more, so a client that reads never waits for us; replies without data 
 CONNECTIONS_MAX: Final = 64
 """Where nothing else is set or known of the machine."""
 CONNECTION_BYTES_MAX: Final = (
-    2 * SLAB_BYTES + OWN_BYTES + OUTPUT_BYTES_MAX + 2 * WINDOW_BYTES + 2 * PENDING_BYTES_MAX + OUTPUT_BYTES_MAX
+    2 * SLAB_BYTES
+    + OWN_BYTES
+    + OUTPUT_BYTES_MAX
+    + 2 * WINDOW_BYTES
+    + 2 * PENDING_BYTES_MAX
+    + OUTPUT_BYTES_MAX
+    + TLS_BYTES_MAX
 )
 """What a client may cost beside the common budget: received, in flight, replies made and unsent; if it is relayed also
 what is under way and waits for credit, both ways."""
@@ -50,7 +67,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         self.volume_id: UUID | None = None
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._negotiation = Negotiation(server.exports.names)
+        self._negotiation = Negotiation(server.exports.names, server.tls.policy)
         self._core: Transmission | None = None
         self._relay: RelayedClient | None = None
         self._dialling: asyncio.Task[None] | None = None
@@ -161,6 +178,11 @@ class NbdConnection(asyncio.BufferedProtocol):
             log.warning("event=nbd_client_reset peer=%s volume=%s reason=%s", self._peer, self.volume_id, reason)
         reset(self._transport)
 
+    def restrict(self, needed: Security | None) -> None:
+        """The least that the connection has to be from now on; None: the volume is not exported."""
+        if needed is None or self._negotiation.security < needed:
+            self.reset_client(NOT_EXPORTED)
+
     def look_after(self, now_s: float) -> None:
         """Take the place back from a client that has vanished, or that is at its end and takes no answers."""
         silence_s, unsent_bytes = self._server.peer_silence_s, self._transport.get_write_buffer_size()
@@ -212,8 +234,10 @@ class NbdConnection(asyncio.BufferedProtocol):
                 events += self._open(event)
                 continue
             self._transport.writelines(self._negotiation.data_to_send())
-            self._end_negotiation(event)
-            return
+            if isinstance(event, NegotiationEnded):
+                self._end_negotiation(event)
+                return
+            self._transport = self._server.tls.start(self._transport, self, self._negotiation.secured, self._tls_failed)
         self._transport.writelines(self._negotiation.data_to_send())
         if self._core is not None or self._relay is not None:
             return
@@ -247,6 +271,12 @@ class NbdConnection(asyncio.BufferedProtocol):
             log.warning("event=nbd_negotiation_failed peer=%s reason=%s", self._peer, event.fault)
         self._transport.close()
 
+    def _tls_failed(self, reason: str) -> None:
+        if self._core is None and self._relay is None:
+            self._end_negotiation(NegotiationEnded(""))  # the alert goes out
+        else:
+            self.reset_client(f"TLS: {reason}")
+
     def _open(self, event: OpenExport) -> list[negotiation.Event]:
         try:
             export = self._server.exports.find(event.name)
@@ -254,6 +284,8 @@ class NbdConnection(asyncio.BufferedProtocol):
             return self._negotiation.refuse(OptionReply.ERR_SHUTDOWN, str(error))
         if export is None:
             return self._negotiation.refuse(OptionReply.ERR_UNKNOWN, f"there is no export {event.name!r}")
+        if export.security > self._negotiation.security:
+            return self._negotiation.refuse_insecure(event.name, export.security)
         if event.info_only:
             size = export.volume.size_bytes if isinstance(export, LocalExport) else export.size_bytes
             return self._negotiation.grant(size)
@@ -313,7 +345,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._relay = RelayedClient(
             self._transport,
             upstream,
-            (Mode.STRUCTURED if structured else Mode(0)) | (Mode.ALLOCATION if allocation else Mode(0)),
+            Mode.of(self._negotiation.security, structured=structured, allocation=allocation),
             clock=self._server.env.clock,
             timing=self._server.timing,
             counters=self._server.counters,
@@ -411,10 +443,13 @@ class NbdServer:
         relay_timing: RelayTiming | None = None,
         peer_silence_s: int = PEER_SILENCE_SECONDS,
         descriptors: Descriptors = UNLIMITED,
+        tls: TlsKeys | None = None,
     ) -> None:
         self.exports = exports
         self.env = env
+        self._needed: Mapping[UUID, Security | None] = {}
         self.counters = NbdCounters()
+        self.tls = TlsPort(tls, env.clock, self.counters)
         self.option_s_max = option_s_max
         self.limits = limits or Limits()
         self.budget = budget or MemoryBudget()
@@ -455,6 +490,7 @@ class NbdServer:
         self._refusals.close()
         self._crowded.close()
         self._shortage.close()
+        self.tls.close()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -467,6 +503,16 @@ class NbdServer:
         for transmission in relayed:
             transmission.lose("this head stopped serving the volume")
         return len(connections) + len(relayed)
+
+    def restrict(self, needed: Mapping[UUID, Security | None]) -> None:
+        """The least that a connection to each volume has to be from now on, None: it is not exported. Clients whose
+        connection is less are reset."""
+        known, self._needed = self._needed, needed
+        changed = {volume for volume, least in needed.items() if known.get(volume, Security.PLAIN) is not least}
+        clients: list[NbdConnection | RelayedTransmission] = [*self._connections, *self._relayed] if changed else []
+        for client in clients:
+            if client.volume_id is not None and client.volume_id in changed:
+                client.restrict(needed[client.volume_id])
 
     def accept_relay(self, transport: RelayTransport, export: LocalExport) -> None:
         """Serve another head's client: the primary's end of a link that `RemoteExport.dial` opened over there."""
@@ -487,9 +533,9 @@ class NbdServer:
         self._relayed[relayed] = None
         relayed.start()
 
-    def status(self) -> dict[str, int]:
-        """Counters for health pages and metrics."""
-        return self.counters.as_dict()
+    def status(self) -> dict[str, object]:
+        """Counters for health pages and metrics, and how TLS goes."""
+        return {**self.counters.as_dict(), "tls": self.tls.status()}
 
     # --- called by connections --------------------------------------------------------------------------------------
 

@@ -37,6 +37,16 @@ class VolumeState(enum.StrEnum):
     DELETING = "deleting"
 
 
+class NbdExport(enum.StrEnum):
+    """Whom a volume is served to by NBD."""
+
+    ON = "on"
+    """Any client, by TLS or without as each head allows."""
+    TLS = "tls"
+    """Clients over TLS only."""
+    OFF = "off"
+
+
 def column_blocks(size_bytes: int, geometry: Geometry) -> int:
     """Blocks of 4096 bytes that each column's namespace of a volume of `size_bytes` has."""
     size_blocks = -(-size_bytes // BLOCK_BYTES)
@@ -118,9 +128,9 @@ class VolumeRecord:
     `primary` names the head that took `epoch`, or, after a revocation, the one that should take the next;
     `current` are the members that hold every acknowledged write, `heads` the assigned ones (preferred primary first),
     `sleds` the placement (one per column, in order), `columns` what exists there. `hosts` are the NQNs of those that
-    may connect by NVMe/TCP; `*` is anybody, an empty list nobody. While sleds are away, stripes of exactly k shards are
-    written if `exposed_stripes` allows it, and reads wait `read_wait_s` seconds for them (None: for ever). `lost` are
-    the ranges that the primary has yet to declare lost.
+    may connect by NVMe/TCP; `*` is anybody, an empty list nobody. `nbd` and `nvme` say by what clients reach it. While
+    sleds are away, stripes of exactly k shards are written if `exposed_stripes` allows it, and reads wait `read_wait_s`
+    seconds for them (None: for ever). `lost` are the ranges that the primary has yet to declare lost.
     `forced_epoch` is the epoch in which an operator last chose one log to go on from alone: what was committed before,
     and is not in that log, was given up. `doubtful_epoch` is the last one that was begun by a log recovered from disk
     without knowing where all the others end.
@@ -145,6 +155,8 @@ class VolumeRecord:
     lost: tuple[LostRange, ...] = ()
     forced_epoch: int = 0
     doubtful_epoch: int = 0
+    nbd: NbdExport = NbdExport.ON
+    nvme: bool = True
 
     def member(self, head: UUID) -> Member | None:
         """The entry of `head` in `current`, if it has one."""
@@ -176,6 +188,8 @@ class VolumeRecord:
             "lost": [lost.to_json() for lost in self.lost],
             "forced_epoch": self.forced_epoch,
             "doubtful_epoch": self.doubtful_epoch,
+            "nbd": self.nbd.value,
+            "nvme": self.nvme,
         }
 
     @classmethod
@@ -202,6 +216,8 @@ class VolumeRecord:
                 lost=tuple(LostRange.from_json(lost) for lost in data.get("lost", ())),
                 forced_epoch=int(data.get("forced_epoch", 0)),
                 doubtful_epoch=int(data.get("doubtful_epoch", 0)),
+                nbd=NbdExport(data.get("nbd", NbdExport.ON)),  # records of older authorities say nothing of exports
+                nvme=bool(data.get("nvme", True)),
             )
         except _MALFORMED as error:
             raise RecordMalformed("volume record", error) from error

@@ -454,7 +454,7 @@ ENVIRONMENT = Environment(host.FixedClock(), host.FixedEntropy())
 
 
 def nbd_server(data: bytes) -> None:
-    core = Negotiation(lambda: ["vol"])
+    core = Negotiation(lambda security: ["vol"])
     at = 0
     while at < len(data):
         for _ in core.receive(data[at : at + 1 + at % 61]):

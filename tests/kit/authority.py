@@ -182,19 +182,19 @@ class Kit:
             made.append(sled)
         return made
 
-    async def volume(self, name: str = "v", size_bytes: int = 1 << 20) -> VolumeRecord:
-        reply = await self.operator.post("/v1/volumes", json={"name": name, "size_bytes": size_bytes})
+    async def volume(self, name: str = "v", size_bytes: int = 1 << 20, **more: object) -> VolumeRecord:
+        reply = await self.operator.post("/v1/volumes", json={"name": name, "size_bytes": size_bytes, **more})
         assert reply.status_code == 201, reply.text
         return VolumeRecord.from_json(reply.json())
 
     async def record(self, volume: UUID) -> VolumeRecord:
         return (await self.authority.ledger.volume(volume)).value
 
-    async def ready(self) -> tuple[Head, Head, VolumeRecord]:
-        """Primary and secondary of an active volume in epoch 1, both in `current`."""
+    async def ready(self, **more: object) -> tuple[Head, Head, VolumeRecord]:
+        """Primary and secondary of an active volume in epoch 1, both in `current`; `more` is asked for it."""
         one, two = await self.enrolled("head-1"), await self.enrolled("head-2")
         await self.sleds()
-        made = await self.volume()
+        made = await self.volume(**more)
         primary, secondary = (one, two) if made.heads[0] == one.id else (two, one)
         record, _ = await primary.client.takeover(made.volume, expected_version=made.version, log_id=primary.log)
         record = await primary.client.set_columns(

@@ -76,6 +76,8 @@ class MemoryAuthority:
         """Of what is issued, as an authority that follows its sleds' time."""
         self.deleted: defaultdict[UUID, set[UUID]] = defaultdict(set)
         """By head: deleted volumes whose log it has not said to have removed."""
+        self.secrets: dict[UUID, bytes] = {}
+        """Sealed, of volumes with hosts that authenticate."""
         self.strays: list[UUID] = []
         self.asked_sleds: list[MemorySled] = []
         self._changed = asyncio.Event()
@@ -97,7 +99,7 @@ class MemoryAuthority:
         mine = {record.volume: record for record in self.records.values() if head in record.heads}
         deleted = frozenset(self.deleted[head])
         return RackView(
-            self.revision, dict(self.heads), dict(self.sleds), KEY_SET.sign(ROOT_KEY), mine, deleted=deleted
+            self.revision, dict(self.heads), dict(self.sleds), KEY_SET.sign(ROOT_KEY), mine, dict(self.secrets), deleted
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import errno
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from head_node.export.interface import LocalExport, RelayReceiver, RemoteExport
+from head_node.export.interface import LocalExport, RelayReceiver, RemoteExport, Security
 from head_node.volume.interface import (
     EXTENT_DATA,
     EXTENT_HOLE,
@@ -162,8 +162,8 @@ class MemoryDirectory:
     def __init__(self, exports: dict[str, LocalExport | RemoteExport | Exception]) -> None:
         self.exports = exports
 
-    def names(self) -> Sequence[str]:
-        return list(self.exports)
+    def names(self, security: Security) -> Sequence[str]:
+        return [name for name, export in self.exports.items() if getattr(export, "security", 0) <= security]
 
     def find(self, name: str) -> LocalExport | RemoteExport | None:
         if not name and len(self.exports) == 1:

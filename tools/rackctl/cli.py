@@ -23,6 +23,7 @@ from rackctl.board.command import add_board
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
 from rackctl.errors import ApiRefused, RackError
+from rackctl.export_options import add_exports, exports_of, exports_text
 from rackctl.firmware.command import add_firmware
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.keys import add_keys
@@ -191,6 +192,7 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         text="stop the volume, instead of showing it as exposed, while fewer heads hold it",
         defaults=defaults,
     )
+    add_exports(create)
     add_policy(create)
     create.set_defaults(command=_volume_create)
     listing = actions.add_parser("list", help="list all volumes")
@@ -301,13 +303,14 @@ def _volume_create(arguments: argparse.Namespace) -> int:
         arguments.size,
         hosts=arguments.host or (ANY_HOST,),
         min_members=arguments.min_members,
-        policy=policy_of(arguments),
+        policy=exports_of(arguments) | policy_of(arguments),
     )
     if arguments.json:
         print(json.dumps(record, indent=1))
     else:
         roles = rack.roles(arguments.name)
-        print(f"volume {arguments.name} of {show_size(arguments.size)}: {_uris(rack, arguments.name, roles)[0]}")
+        where = _uris(rack, arguments.name, roles)[0] if record["nbd"] == "on" else f"exports {exports_text(record)}"
+        print(f"volume {arguments.name} of {show_size(arguments.size)}: {where}")
     return 0
 
 
@@ -331,6 +334,7 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         return 0
     roles = rack.roles(arguments.name)
     names = {sled["id"]: sled["name"] for sled in rack.api.nodes()["sleds"]}
+    paths = rack.paths(arguments.name)
     rows = [
         ("id", record["volume"]),
         ("size", show_size(record["size_bytes"])),
@@ -341,8 +345,9 @@ def _volume_show(arguments: argparse.Namespace) -> int:
         ("members", record["health"]["stopped"] or ("exposed" if record["health"]["exposed"] else "enough")),
         ("sleds", policy_text(record)),
         ("columns", " ".join(f"{names[column['sled']]}/{column['nsid']}" for column in record["columns"])),
-        ("nbd", " ".join(_uris(rack, arguments.name, roles))),
-        ("nvme", " ".join(f"{host}:{port}" for host, port in rack.paths(arguments.name).nvme)),
+        ("exports", exports_text(record)),
+        ("nbd", " ".join(paths.nbd_uris) or "-"),
+        ("nvme", " ".join(f"{host}:{port}" for host, port in paths.nvme) or "-"),
         ("hosts", " ".join(record["hosts"]) or "- (nobody by NVMe/TCP)"),
     ]
     print(named(rows, 10))

@@ -28,6 +28,7 @@ class Paths:
     nqn: str
     nvme: tuple[tuple[str, int], ...]
     nbd: tuple[tuple[str, int], ...]
+    nbds: tuple[tuple[str, int], ...]
     hosts: tuple[str, ...]
     proving: Mapping[str, bool]
 
@@ -38,8 +39,10 @@ class Paths:
 
     @property
     def nbd_uris(self) -> list[str]:
-        """Each head's, the primary's first."""
-        return [f"nbd://{_bracketed(host)}:{port}/{quote(self.name, safe='')}" for host, port in self.nbd]
+        """Each head's, the primary's first; those over TLS behind the others."""
+        ways = (("nbd", self.nbd), ("nbds", self.nbds))
+        name = quote(self.name, safe="")
+        return [f"{scheme}://{_bracketed(host)}:{port}/{name}" for scheme, found in ways for host, port in found]
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -55,7 +58,8 @@ class Paths:
 
     def as_text(self) -> str:
         """For people to copy from."""
-        parts = [_comment(f"volume {self.name}, by NVMe/TCP with multipath: connect to every head")]
+        how = "by NVMe/TCP with multipath: connect to every head" if self.nvme else "not exported by NVMe/TCP"
+        parts = [_comment(f"volume {self.name}, {how}")]
         to = [("-t", "tcp", "-a", host, "-s", str(port)) for host, port in self.nvme]
         parts += [_line("nvme", "connect", *address, "-n", self.nqn, "--disable-sqflow") for address in to]
         if to:
@@ -78,7 +82,8 @@ class Paths:
             "  <target dev='vda' bus='virtio'/>",
             "</disk>",
         ]
-        parts += ["", "# by NBD", *self.nbd_uris]
+        parts += ["", "# by NBD" if self.nbd_uris else "# not exported by NBD, or no head serves it as the volume asks"]
+        parts += self.nbd_uris
         return "\n".join(parts)
 
 
@@ -92,11 +97,13 @@ def paths_of(record: dict[str, Any], heads: list[dict[str, Any]], proofs: Mappin
     ordered = [known[head] for head in dict.fromkeys(members) if head in known]
     if not ordered:
         raise RackError(f"volume {record['name']}: none of its heads is known: wait until one is enrolled")
+    nbd = record.get("nbd", "on")
     return Paths(
         name=record["name"],
         nqn=uuid_nqn(_volume_id(record["volume"])),
-        nvme=_addresses(ordered, "nvme"),
-        nbd=_addresses(ordered, "nbd"),
+        nvme=_addresses(ordered, "nvme") if record.get("nvme", True) else (),
+        nbd=_addresses(ordered, "nbd") if nbd == "on" and not proofs else (),
+        nbds=_addresses(ordered, "nbds") if nbd != "off" else (),
         hosts=tuple(record["hosts"]),
         proving={host: bool(proof["both_ways"]) for host, proof in proofs.items()},
     )

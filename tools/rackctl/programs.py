@@ -96,7 +96,7 @@ def head(node: Node, layout: Layout, *, authority_url: str, join_token: str | No
         *("--authority-url", authority_url, "--host", node.host),
         *("--peer-port", str(node.ports["peer"]), "--nbd-port", str(node.ports["nbd"])),
         *("--nvme-port", str(node.ports["nvme"])),
-        *("--api-host", node.host, "--api-port", str(node.ports["api"])),
+        *("--status-host", node.host, "--status-port", str(node.ports["api"])),
     ]
     environ = {"HEAD_NODE_JOIN_TOKEN": join_token} if join_token else {}
     return command_of(node, layout, argv=argv, environ=environ)

@@ -289,17 +289,27 @@ class Rack:
         return paths_of(self.api.volume(volume), self.api.nodes()["heads"], self.api.proofs(volume))
 
     def wait_served(self, volume: str, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
-        """Wait until the volume is active and its primary accepts NBD clients."""
+        """Wait until the volume is active and its primary serves it: to NBD clients, where any may come."""
         from rackctl.nbd_probe import is_served
 
         def served() -> Roles | None:
-            roles = self.roles(volume)
+            record = self.api.volume(volume)
+            roles = self._roles(record)
             if roles.state != "active" or roles.primary is None:
                 return None
             primary = self.node(roles.primary)
-            return roles if is_served(primary.host, primary.ports["nbd"], volume) else None
+            if is_served(primary.host, primary.ports["nbd"], volume):
+                return roles
+            if record["nbd"] == "on" and self._serves_plain_nbd(primary.id):
+                return None
+            # A stranger is not answered: what the primary reports of this epoch counts.
+            report = record["health"]["reports"].get(primary.id, {})
+            return roles if report.get("serving") and report.get("epoch") == roles.epoch else None
 
         return wait_until(served, f"volume {volume} to be served", timeout_s)
+
+    def _serves_plain_nbd(self, head: str) -> bool:
+        return any(known["id"] == head and "nbd" in known["addresses"] for known in self.api.nodes()["heads"])
 
     def wait_members(self, volume: str, count: int, timeout_s: float = _WAIT_TIMEOUT_S) -> Roles:
         """Wait until `count` heads hold everything, so that one fewer may be lost; and until it is said so."""

@@ -1,4 +1,4 @@
-"""`rackctl volume set`, `unreadable`, `declare-lost`: a volume and the sleds that it lacks."""
+"""`rackctl volume set`, `unreadable`, `declare-lost`: a volume's policies, and the sleds that it lacks."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError
+from rackctl.export_options import add_exports, exports_of, exports_text
 from rackctl.options import add_switch, checked_by, whole_number, whole_number_64
 from rackctl.rack import Rack, wait_until
 from rackctl.table import aligned
@@ -57,7 +58,8 @@ def add_sled_actions(
     actions: "argparse._SubParsersAction[argparse.ArgumentParser]", defaults: Defaults
 ) -> list[argparse.ArgumentParser]:
     """The caller adds where the rack is, and calls `act(rack, arguments)`."""
-    change = actions.add_parser("set", help="say what a volume does while sleds are away")
+    change = actions.add_parser("set", help="say by what clients reach a volume, and what it does without some sleds")
+    add_exports(change)
     add_policy(change)
     unreadable = actions.add_parser("unreadable", help="list blocks that cannot be read from any sleds")
     add_switch(unreadable, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
@@ -75,10 +77,11 @@ def add_sled_actions(
 
 
 def _set(rack: Rack, arguments: argparse.Namespace) -> None:
-    policy = policy_of(arguments)
+    policy = exports_of(arguments) | policy_of(arguments)
     if not policy:
-        raise RackError("nothing to set: give --exposed-stripes or --read-wait")
-    print(policy_text(rack.api.set_policy(arguments.name, policy)))
+        raise RackError("nothing to set: give --nbd, --nvme, --exposed-stripes or --read-wait")
+    record = rack.api.set_policy(arguments.name, policy)
+    print(f"exports: {exports_text(record)}; {policy_text(record)}")
 
 
 def _unreadable(rack: Rack, arguments: argparse.Namespace) -> None:

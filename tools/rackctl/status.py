@@ -6,6 +6,7 @@ from typing import Any
 
 from rackctl.errors import RackError
 from rackctl.evidence import fences_seen
+from rackctl.export_options import exports_text
 from rackctl.processes import ProcessState, resident_bytes
 from rackctl.rack import Rack
 from rackctl.sizes import show_size
@@ -51,11 +52,12 @@ class RackStatus:
                     volume["primary"] or "-",
                     " ".join(volume["secondaries"]) or "-",
                     len(volume["sleds"]),
+                    exports_text(volume),
                     f"stopped: {volume['stopped']}" if volume["stopped"] else "exposed" if volume["exposed"] else "",
                 )
                 for volume in data["volumes"]
             ]
-            header = ("VOLUME", "SIZE", "STATE", "EPOCH", "PRIMARY", "SECONDARY", "SLEDS", "")
+            header = ("VOLUME", "SIZE", "STATE", "EPOCH", "PRIMARY", "SECONDARY", "SLEDS", "EXPORTS", "")
             parts.append(aligned(header, volumes))
         if data["fences"]:
             fences = [
@@ -118,6 +120,8 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
                 "sleds": [names.get(column["sled"], column["sled"]) for column in record["columns"]],
                 "exposed": bool(record["health"]["exposed"]),
                 "stopped": str(record["health"]["stopped"]),
+                "nbd": record["nbd"],
+                "nvme": record["nvme"],
             }
         )
     data["fences"] = [dataclasses.asdict(fence) for fence in fences_seen(rack)]

@@ -200,6 +200,32 @@ def test_an_operator_says_what_a_volume_does_while_sleds_are_away() -> None:
     run(scenario)
 
 
+def test_an_operator_says_by_what_clients_reach_a_volume() -> None:
+    async def scenario(kit: Kit) -> None:
+        await kit.enrolled("head-1")
+        await kit.sleds()
+        made = (await kit.operator.post("/v1/volumes", json={"name": "v", "size_bytes": 1 << 20, "nvme": False})).json()
+        assert (made["nbd"], made["nvme"], made["version"]) == ("on", False, 1)
+        for change, nbd, nvme in (
+            ({"nbd": "tls"}, "tls", False),
+            ({"nvme": True}, "tls", True),
+            ({"nbd": "off", "nvme": False, "read_wait_s": 9}, "off", False),
+            ({"nbd": None, "nvme": None}, "off", False),
+        ):
+            changed = await kit.operator.patch("/v1/volumes/v", json=change)
+            assert changed.status_code == 200, changed.text
+            assert (changed.json()["nbd"], changed.json()["nvme"]) == (nbd, nvme)
+        assert changed.json()["read_wait_s"] == 9
+        seen = (await kit.operator.get("/v1/volumes")).json()["volumes"][0]
+        assert (seen["nbd"], seen["nvme"], seen["version"]) == ("off", False, 5)
+        kinds = [event["kind"] for event in (await kit.operator.get("/v1/events")).json()["events"]]
+        assert kinds.count("exports-set") == 3
+        for wrong in ({"nbd": "yes"}, {"nbd": True}, {"nvme": "on"}, {"nvme": 1}):
+            assert (await kit.operator.patch("/v1/volumes/v", json=wrong)).status_code == 422
+
+    run(scenario)
+
+
 def test_an_operator_lists_unreadable_blocks_and_declares_them_lost() -> None:
     async def scenario(kit: Kit) -> None:
         primary, _, record = await kit.ready()

@@ -1,5 +1,6 @@
 """Who may connect and who has to prove himself: over REST, in the store, and in the view of each head."""
 
+import asyncio
 import json
 import logging
 from typing import Any
@@ -13,6 +14,7 @@ from kit.dhchap import BOTH_WAYS, CONTROLLER_SECRET, HOST_SECRET
 from head_node.authority.ledger import secrets_key
 from head_node.store.errors import RecordMalformed
 from head_node.store.host_secrets import HostSecrets, sealed_for, unsealed
+from head_node.store.records import NbdExport
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.secret import Secret
 from sled_controller.fabric.dhchap.terms import Terms
@@ -46,7 +48,7 @@ async def known_to(head: Head, kit: Kit) -> dict[str, Terms]:
 
 def test_a_host_is_admitted_with_its_secret_in_one_change() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, secondary, record = await kit.ready()
+        primary, secondary, record = await kit.ready(nbd="off")
         answer = await put(kit)
         assert answer.status_code == 200, answer.text
         proof = {"hash": "sha256", "group": "ffdhe2048", "both_ways": True}
@@ -59,7 +61,7 @@ def test_a_host_is_admitted_with_its_secret_in_one_change() -> None:
 
 def test_floors_and_one_way_secrets_reach_the_heads() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, _, _ = await kit.ready()
+        primary, _, _ = await kit.ready(nbd="off")
         await put(kit, controller_secret=None, hash="sha512", group="null")
         assert (await listed(kit))["proofs"][NQN] == {"hash": "sha512", "group": "null", "both_ways": False}
         assert await known_to(primary, kit) == {NQN: Terms(HOST_SECRET, None, HashId.SHA512, GroupId.NULL)}
@@ -69,7 +71,7 @@ def test_floors_and_one_way_secrets_reach_the_heads() -> None:
 
 def test_a_secret_is_rotated_and_removed() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, _, _ = await kit.ready()
+        primary, _, _ = await kit.ready(nbd="off")
         await put(kit)
         await put(kit, secret=FRESH.text(), controller_secret=None)
         assert await known_to(primary, kit) == {NQN: Terms(FRESH)}
@@ -83,7 +85,7 @@ def test_a_secret_is_rotated_and_removed() -> None:
 
 def test_whoever_is_taken_off_the_list_takes_his_secret_along() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, _, record = await kit.ready()
+        primary, _, record = await kit.ready(nbd="off")
         await put(kit)
         gone = await kit.operator.delete(f"/v1/volumes/v/hosts/{NQN}")
         assert gone.json() == {"hosts": [], "proofs": {}}
@@ -99,7 +101,7 @@ def test_whoever_is_taken_off_the_list_takes_his_secret_along() -> None:
 
 def test_a_name_may_hold_any_character_that_an_nqn_may() -> None:
     async def scenario(kit: Kit) -> None:
-        await kit.ready()
+        await kit.ready(nbd="off")
         assert (await put(kit, ODD)).json()["hosts"] == [ODD]
         path = quote(ODD, safe="")
         assert (await kit.operator.delete(f"/v1/volumes/v/host-secrets/{path}")).json()["proofs"] == {}
@@ -110,7 +112,7 @@ def test_a_name_may_hold_any_character_that_an_nqn_may() -> None:
 
 def test_a_secret_beside_any_host_would_keep_nobody_out_and_is_refused() -> None:
     async def scenario(kit: Kit) -> None:
-        await kit.ready()
+        await kit.ready(nbd="off")
         await kit.operator.post("/v1/volumes/v/hosts", json={"nqn": "*"})
         refused = await put(kit)
         assert (refused.status_code, refused.json()["type"]) == (409, "urn:palisade:problem:conflict")
@@ -138,7 +140,7 @@ def test_a_secret_beside_any_host_would_keep_nobody_out_and_is_refused() -> None
 )
 def test_what_is_no_secret_is_refused_and_not_repeated(changes: dict[str, Any], status: int) -> None:
     async def scenario(kit: Kit) -> None:
-        await kit.ready()
+        await kit.ready(nbd="off")
         answer = await put(kit, **changes)
         assert answer.status_code == status, answer.text
         assert HOST_SECRET.text()[12:40] not in answer.text
@@ -151,7 +153,7 @@ def test_what_is_no_secret_is_refused_and_not_repeated(changes: dict[str, Any], 
 
 def test_a_host_that_is_no_host_is_refused() -> None:
     async def scenario(kit: Kit) -> None:
-        await kit.ready()
+        await kit.ready(nbd="off")
         assert (await put(kit, "not-an-nqn")).status_code == 422
         assert (await kit.operator.put("/v1/volumes/w/host-secrets/x", json=body())).status_code == 404
         assert (await kit.operator.delete(f"/v1/volumes/v/hosts/{NQN}")).status_code == 404
@@ -164,7 +166,7 @@ def test_secrets_are_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
     async def scenario(kit: Kit) -> None:
-        primary, _, record = await kit.ready()
+        primary, _, record = await kit.ready(nbd="off")
         await put(kit)
         paths = ["/v1/volumes", "/v1/volumes/v", "/v1/volumes/v/hosts", "/v1/nodes", "/v1/heads", "/v1/sleds"]
         shown = [(await kit.operator.get(path)).text for path in [*paths, "/v1/events", "/v1/keys"]]
@@ -182,7 +184,7 @@ def test_secrets_are_shown_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_only_heads_that_are_assigned_the_volume_get_them_each_in_a_seal_of_its_own() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, secondary, record = await kit.ready()
+        primary, secondary, record = await kit.ready(nbd="off")
         outsider = await kit.enrolled("head-3")
         await put(kit)
         assert (await outsider.client.view()).secrets == {}
@@ -197,7 +199,7 @@ def test_only_heads_that_are_assigned_the_volume_get_them_each_in_a_seal_of_its_
 
 def test_a_seal_is_for_one_volume() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, _, record = await kit.ready()
+        primary, _, record = await kit.ready(nbd="off")
         secrets = HostSecrets(record.volume, {NQN: BOTH_WAYS})
         sealed = sealed_for(primary.public, secrets, kit.env.entropy)
         assert unsealed(primary.key, record.volume, sealed) == secrets
@@ -207,11 +209,49 @@ def test_a_seal_is_for_one_volume() -> None:
     run(scenario)
 
 
+def test_a_volume_with_host_secrets_has_no_open_nbd() -> None:
+    """Neither a secret beside open NBD, nor open NBD beside a secret."""
+
+    async def scenario(kit: Kit) -> None:
+        _, _, record = await kit.ready()
+        assert record.nbd is NbdExport.ON
+        for change in ({"nbd": "off"}, {"nbd": "tls"}):
+            refused = await put(kit)
+            assert (refused.status_code, refused.json()["type"]) == (409, "urn:palisade:problem:conflict")
+            assert "`off` or `tls`" in refused.json()["detail"]
+            assert (await listed(kit)) == {"hosts": [], "proofs": {}}
+            assert (await kit.operator.patch("/v1/volumes/v", json=change)).json()["nbd"] == change["nbd"]
+            assert (await put(kit)).status_code == 200
+            before = await kit.record(record.volume)
+            for again in ({"nbd": "on"}, {"nbd": "on", "nvme": False, "exposed_stripes": False}):
+                refused = await kit.operator.patch("/v1/volumes/v", json=again)
+                assert (refused.status_code, refused.json()["type"]) == (409, "urn:palisade:problem:conflict")
+                assert "NBD" in refused.json()["detail"]
+            assert await kit.record(record.volume) == before
+            assert (await kit.operator.patch("/v1/volumes/v", json={"nbd": "tls"})).status_code == 200
+            assert (await kit.operator.patch("/v1/volumes/v", json={"nvme": False})).status_code == 200
+            await kit.operator.delete(f"/v1/volumes/v/hosts/{NQN}")
+            assert (await kit.operator.patch("/v1/volumes/v", json={"nbd": "on"})).json()["nbd"] == "on"
+
+    run(scenario)
+
+
+def test_a_secret_and_open_nbd_that_are_asked_for_at_once_do_not_both_come() -> None:
+    async def scenario(kit: Kit) -> None:
+        _, _, record = await kit.ready(nbd="off")
+        opened, guarded = await asyncio.gather(kit.operator.patch("/v1/volumes/v", json={"nbd": "on"}), put(kit))
+        assert sorted((opened.status_code, guarded.status_code)) == [200, 409]
+        found = await kit.authority.ledger.host_secrets(record.volume)
+        assert ((await kit.record(record.volume)).nbd is NbdExport.ON) is (found is None)
+
+    run(scenario)
+
+
 def test_a_deleted_volume_leaves_no_secrets() -> None:
     async def scenario(kit: Kit) -> None:
         await kit.enrolled("head-1")
         await kit.sleds()
-        record = await kit.volume()
+        record = await kit.volume(nbd="off")
         await put(kit)
         assert await kit.authority.ledger.host_secrets(record.volume) is not None
         assert (await kit.operator.delete("/v1/volumes/v")).json()["gone"] is True
@@ -222,7 +262,7 @@ def test_a_deleted_volume_leaves_no_secrets() -> None:
 
 def test_a_waiting_view_is_answered_when_a_secret_changes() -> None:
     async def scenario(kit: Kit) -> None:
-        primary, _, record = await kit.ready()
+        primary, _, record = await kit.ready(nbd="off")
         before = await primary.client.view()
         await put(kit)
         after = await primary.client.view(before.revision, 10_000)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from head_node.authority import transitions
 from head_node.authority.errors import AuthorityError, Conflict, Frozen, NotEligible, RecordChanged, RequestRefused
-from head_node.store.records import Column, LostRange, Member, VolumeRecord, VolumeState, column_blocks
+from head_node.store.errors import RecordMalformed
+from head_node.store.records import Column, LostRange, Member, NbdExport, VolumeRecord, VolumeState, column_blocks
 
 HEADS = [UUID(int=number) for number in range(1, 5)]
 LOGS = [UUID(int=number) for number in range(101, 104)]
@@ -139,6 +140,17 @@ def test_what_a_volume_does_while_sleds_are_away_may_be_changed_within_bounds() 
     for seconds in (-1, transitions.READ_WAIT_S_MAX + 1):
         with pytest.raises(RequestRefused, match="read_wait_s"):
             transitions.set_sled_policy(FRESH, exposed_stripes=True, read_wait_s=seconds)
+
+
+def test_a_record_says_by_what_clients_reach_it_and_an_older_one_by_both() -> None:
+    chosen = transitions.choose_exports(FRESH, NbdExport.TLS, nvme=False)
+    assert (chosen.nbd, chosen.nvme, chosen.version) == (NbdExport.TLS, False, FRESH.version + 1)
+    assert transitions.choose_exports(chosen, NbdExport.TLS, nvme=False) is chosen
+    assert VolumeRecord.from_json(chosen.to_json()) == chosen
+    older = {key: value for key, value in chosen.to_json().items() if key not in ("nbd", "nvme")}
+    assert VolumeRecord.from_json(older) == replace(chosen, nbd=NbdExport.ON, nvme=True)
+    with pytest.raises(RecordMalformed):
+        VolumeRecord.from_json(chosen.to_json() | {"nbd": "sometimes"})
 
 
 def test_a_record_of_an_older_authority_allows_exposed_stripes_and_waits_for_ever() -> None:

@@ -149,7 +149,7 @@ def test_nobody_there_is_said_so() -> None:
 
 def open_core(*, structured: bool = True) -> tuple[ClientCore, bytes]:
     """A core in transmission, and all that a server said to bring it there."""
-    core, server, said = ClientCore("vol"), Negotiation(lambda: ["vol"]), b""
+    core, server, said = ClientCore("vol"), Negotiation(lambda security: ["vol"]), b""
     events: list[Event] = []
     while not events:
         reply = b"".join(server.data_to_send())

@@ -27,7 +27,7 @@ CONTEXT = nbd.option_request(Option.SET_META_CONTEXT, NAME + nbd.U32.pack(1) + n
 
 
 def begin(flags: bytes = FLAGS) -> Negotiation:
-    negotiation = Negotiation(lambda: ["vol", "other"])
+    negotiation = Negotiation(lambda security: ["vol", "other"])
     assert b"".join(negotiation.data_to_send()) == nbd.SERVER_HELLO.pack(nbd.NBD_MAGIC, nbd.OPTION_MAGIC, 3)
     assert negotiation.receive(flags) == []
     return negotiation
@@ -153,7 +153,7 @@ def test_an_oversized_option_takes_no_memory() -> None:
     ],
 )
 def test_what_cannot_be_answered_ends_the_negotiation(data: bytes) -> None:
-    negotiation = Negotiation(list)
+    negotiation = Negotiation(lambda security: [])
     (event,) = negotiation.receive(data)
     assert isinstance(event, NegotiationEnded)
     assert event.fault
@@ -186,7 +186,7 @@ def test_options_that_come_together_are_answered_a_turn_at_a_time() -> None:
 
 
 def test_long_replies_end_a_turn_too() -> None:
-    negotiation = Negotiation(lambda: ["n" * 1000] * 200)
+    negotiation = Negotiation(lambda security: ["n" * 1000] * 200)
     negotiation.receive(FLAGS + nbd.option_request(Option.LIST) * 60)
     assert negotiation.held_up
     assert sum(map(len, negotiation.data_to_send())) < 2 * REPLY_BYTES_PER_TURN_MAX
@@ -227,7 +227,7 @@ SCRIPT = (
 
 
 def run(pieces: list[bytes]) -> tuple[list[Event], bytes, bytes]:
-    negotiation = Negotiation(lambda: ["vol"])
+    negotiation = Negotiation(lambda security: ["vol"])
     events: list[Event] = []
     for piece in pieces:
         events += negotiation.receive(piece)
@@ -247,7 +247,7 @@ def test_chunking_changes_nothing(cuts: list[int]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=60), st.sampled_from([FLAGS, STRUCTURED, CONTEXT, GO])), max_size=12))
 def test_garbage_never_raises(pieces: list[bytes]) -> None:
-    negotiation = Negotiation(lambda: ["vol"])
+    negotiation = Negotiation(lambda security: ["vol"])
     for piece in pieces:
         negotiation.receive(piece)
         assert negotiation.state is not State.TRANSMISSION
