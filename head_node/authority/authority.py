@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.audit import LINES_KEPT, Audit
 from head_node.authority.authentication import Authenticator
 from head_node.authority.cleanups import Cleanups
-from head_node.authority.errors import AuthorityError, Unauthorised
+from head_node.authority.errors import AuthorityError, Unenrolled
 from head_node.authority.hosts import VolumeHosts
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring, RootKeyUnusable
@@ -138,7 +138,7 @@ class Authority:
     async def view(self, head: UUID, after: int | None, wait_ms: int) -> RackView:
         """What `head` may know, at once or when the revision is not `after` any more, at most `wait_ms` later.
 
-        Raises Unauthorised when the head was revoked meanwhile.
+        Raises Unenrolled when the head was revoked meanwhile.
         """
         if after is not None and wait_ms > 0:
             await self._wait_for_change(after, wait_ms / 1000)
@@ -146,7 +146,7 @@ class Authority:
         ring = await self.keyring.current()
         enrolled = {key: entry.value for key, entry in rack.heads.items() if not entry.value.revoked}
         if head not in enrolled:
-            raise Unauthorised(f"head {head} is not enrolled any more")
+            raise Unenrolled(f"head {head} is not enrolled any more")
         volumes = {
             key: entry.value
             for key, entry in rack.volumes.items()

@@ -14,7 +14,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority import placement, transitions
-from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unauthorised, Unplaceable
+from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unenrolled, Unplaceable
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import (
@@ -431,7 +431,7 @@ class Volumes:
     async def _enrolled(self, head: UUID) -> Versioned[HeadRecord]:
         found = await self._ledger.head(head)
         if found is None or found.value.revoked:
-            raise Unauthorised(f"head {head} is not enrolled")
+            raise Unenrolled(f"head {head} is not enrolled")
         return found
 
     async def _sign(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:

@@ -48,7 +48,7 @@ class VolumeDirectory:
         return [
             controller
             for controller in self._controllers.values()
-            if controller.record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
+            if controller.record.state in (VolumeState.ACTIVE, VolumeState.FROZEN) and not controller.left_view
         ]
 
     def _export(self, controller: VolumeController) -> LocalExport | RemoteExport:

@@ -150,6 +150,10 @@ class VolumeRecord:
         """The entry of `head` in `current`, if it has one."""
         return next((member for member in self.current if member.head == head), None)
 
+    def assigned(self, head: UUID) -> bool:
+        """Whether the record gives `head` any part in the volume; no other head has a say in it."""
+        return head in self.heads or self.member(head) is not None
+
     @property
     def exposed(self) -> bool:
         """One member alone holds the newest writes, and the volume's policy lets that pass (D1)."""
