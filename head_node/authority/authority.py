@@ -21,6 +21,7 @@ from head_node.authority.operator_tokens import OperatorTokens
 from head_node.authority.recovery import Recovery
 from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
+from head_node.authority.unfenced import UnfencedSleds
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
 from head_node.store.interface import ABSENT, Store
@@ -87,7 +88,10 @@ class Authority:
         )  # fmt: skip
         self._fencer = fencer
         self._sleds_asked_ns: int | None = None
-        self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
+        self.unfenced = UnfencedSleds(self.ledger, self.reports, env, fencer, self.volumes.take_epoch_above)
+        self.nodes = Nodes(
+            self.ledger, self.volumes, self.reports, env, root_public=self.root_public, unfenced=self.unfenced
+        )  # fmt: skip
         self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self._stopping = asyncio.Event()
@@ -116,6 +120,7 @@ class Authority:
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
             asyncio.create_task(authority.audit.run(), name="authority-audit"),
+            asyncio.create_task(authority.unfenced.run(), name="authority-fencing"),
         ]
         return authority
 
@@ -147,11 +152,7 @@ class Authority:
         enrolled = {key: entry.value for key, entry in rack.heads.items() if not entry.value.revoked}
         if head not in enrolled:
             raise Unenrolled(f"head {head} is not enrolled any more")
-        volumes = {
-            key: entry.value
-            for key, entry in rack.volumes.items()
-            if head in entry.value.heads or entry.value.member(head) is not None
-        }
+        volumes = {key: entry.value for key, entry in rack.volumes.items() if entry.value.assigned(head)}
         public = enrolled[head].public_key
         return RackView(
             revision=rack.revision,

@@ -251,6 +251,44 @@ class Cleanup:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfenced:
+    """A revoked head that may hold a good credential of `epoch` of a volume, until `end_ms` at the latest, and the
+    sleds whose fence is not known to be above it. `above` is a higher epoch that no head was given, 0 for none."""
+
+    volume: UUID
+    head: UUID
+    epoch: int
+    above: int
+    end_ms: int
+    sleds: tuple[UUID, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "volume": str(self.volume),
+            "head": str(self.head),
+            "epoch": self.epoch,
+            "above": self.above,
+            "end_ms": self.end_ms,
+            "sleds": [str(sled) for sled in self.sleds],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            return cls(
+                UUID(data["volume"]),
+                UUID(data["head"]),
+                int(data["epoch"]),
+                int(data["above"]),
+                int(data["end_ms"]),
+                tuple(UUID(sled) for sled in data["sleds"]),
+            )
+        except _MALFORMED as error:
+            raise RecordMalformed("unfenced", error) from error
+
+
+@dataclass(frozen=True, slots=True)
 class HeadRecord:
     """An enrolled head. `addresses` by service: `peer` (head to head), `nbd` and `nvme` (clients).
 
