@@ -8,6 +8,7 @@ from rackctl.errors import RackError
 from rackctl.evidence import fences_seen
 from rackctl.processes import ProcessState, resident_bytes
 from rackctl.rack import Rack
+from rackctl.revocation import unfenced_rows
 from rackctl.sizes import show_size
 from rackctl.state import NodeKind
 from rackctl.table import aligned
@@ -63,6 +64,11 @@ class RackStatus:
                 for fence in data["fences"]
             ]
             parts.append(aligned(("FENCED OFF", "VOLUME", "STALE EPOCH", "CURRENT EPOCH", "BY"), fences))
+        if data["unfenced"]:
+            waiting = [
+                (entry["head"], entry["volume"], entry["epoch"], " ".join(entry["sleds"])) for entry in data["unfenced"]
+            ]
+            parts.append(aligned(("REVOKED", "VOLUME", "EPOCH", "NOT FENCED YET ON"), waiting))
         return "\n\n".join(parts)
 
 
@@ -76,6 +82,7 @@ def status_of(rack: Rack) -> RackStatus:
         "nodes": [],
         "volumes": [],
         "fences": [],
+        "unfenced": [],
     }
     for node in now.nodes:
         process = node.process
@@ -120,6 +127,8 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
                 "stopped": str(record["health"]["stopped"]),
             }
         )
+    volumes = {volume["volume"]: volume["name"] for volume in data["volumes"]}
+    data["unfenced"] = unfenced_rows(rack.api.unfenced(), names, volumes)
     data["fences"] = [dataclasses.asdict(fence) for fence in fences_seen(rack)]
 
 

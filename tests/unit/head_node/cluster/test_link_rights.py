@@ -3,60 +3,24 @@ and again with every view."""
 
 import asyncio
 import itertools
-import struct
 from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from kit.cluster import BLOCK, VOLUME, KitHead, Rack, record_of, until, with_rack
+from kit.relay_link import RelayLink
 
 from head_node.authority.errors import Unenrolled
-from head_node.cluster.connection import PeerConnection, dial
 from head_node.cluster.errors import LinkClosed, NotServing
-from head_node.cluster.frames import FrameType, Purpose
-from head_node.cluster.link import LinkContext
+from head_node.cluster.frames import Purpose
 from head_node.cluster.link_rights import LinkUse, refusal
 from head_node.cluster.relay_transport import LinkRelayTransport
 from head_node.export.interface import RemoteExport
-from head_node.export.relay import RELAY_VERSION, Frame
 from head_node.store.records import HeadRecord, VolumeRecord
-from sled_controller.environment import Environment
-
-REQUEST, REPLY = struct.Struct(">IHHQQI"), struct.Struct(">IIQ")
-REQUEST_MAGIC, WRITE = 0x25609513, 1
 
 
-class Link:
-    """A link that a head's key opens, and what comes of it."""
-
-    def __init__(self, connection: PeerConnection) -> None:
-        self.connection = connection
-        self.frames: list[tuple[FrameType, bytes]] = []
-        self.lost: str | None = None
-        connection.on_frame = lambda kind, payload: self.frames.append((kind, bytes(payload)))
-        connection.on_closed = self._closed
-        connection.resume_receiving()
-
-    def _closed(self, reason: str) -> None:
-        self.lost = reason
-
-    @classmethod
-    async def open(cls, to: KitHead, by: KitHead, purpose: Purpose) -> "Link":
-        context = LinkContext(purpose, VOLUME, to.id)
-        return cls(await dial(("127.0.0.1", to.port), by.key, to.public, context, Environment()))
-
-    def relay(self, kind: Frame, data: bytes = b"") -> None:
-        self.connection.send(FrameType.RELAY, bytes((kind,)) + data)
-
-    def write(self, lba: int) -> None:
-        """An NBD write as a relayed client's bytes."""
-        self.relay(Frame.DATA, REQUEST.pack(REQUEST_MAGIC, 0, WRITE, lba, lba * BLOCK, BLOCK) + bytes([7]) * BLOCK)
-
-    @property
-    def acknowledged(self) -> int:
-        """Writes that were answered without an error."""
-        data = b"".join(body[1:] for _, body in self.frames if body[:1] == bytes((Frame.DATA,)))
-        return sum(REPLY.unpack_from(data, at)[1] == 0 for at in range(0, len(data) - REPLY.size + 1, REPLY.size))
+async def link_to(to: KitHead, by: KitHead, purpose: Purpose) -> RelayLink:
+    return await RelayLink.open(("127.0.0.1", to.port), (to.id, to.public), by.key, purpose, VOLUME)
 
 
 async def serving(rack: Rack, assigned: int = 2) -> tuple[KitHead, KitHead, KitHead]:
@@ -69,10 +33,10 @@ async def serving(rack: Rack, assigned: int = 2) -> tuple[KitHead, KitHead, KitH
     return first, second, third
 
 
-async def relaying(to: KitHead, by: KitHead) -> Link:
+async def relaying(to: KitHead, by: KitHead) -> RelayLink:
     """A standing relay over which one write was acknowledged."""
-    link = await Link.open(to, by, Purpose.RELAY)
-    link.relay(Frame.OPEN, bytes((RELAY_VERSION, 0)))
+    link = await link_to(to, by, Purpose.RELAY)
+    link.begin()
     link.write(0)
     await until(lambda: link.acknowledged == 1)
     return link
@@ -96,10 +60,10 @@ async def seen(rack: Rack, head: KitHead) -> None:
 def test_rights_a_head_without_a_part_in_the_volume_gets_no_link_of_any_purpose(purpose: Purpose) -> None:
     async def scenario(rack: Rack) -> None:
         first, _, third = await serving(rack)
-        link = await Link.open(first, third, purpose)
+        link = await link_to(first, third, purpose)
         await until(lambda: link.lost is not None)
         assert link.lost == f"refused: head {third.id} is not assigned to volume {VOLUME}"
-        assert [kind for kind, _ in link.frames] == []
+        assert link.frames == []
         assert first.head.nbd.status()["relays_accepted"] == 0
 
     with_rack(scenario, heads=3)
@@ -127,7 +91,7 @@ def test_rights_no_write_is_acknowledged_over_a_standing_relay_once_its_head_is_
         await until(lambda: link.lost is not None)
         assert link.acknowledged == 1
         with pytest.raises(LinkClosed):
-            await Link.open(first, third, Purpose.RELAY)
+            await link_to(first, third, Purpose.RELAY)
         assert await first.write(0, bytes(BLOCK)) == 0, "the volume goes on"
 
     with_rack(scenario, heads=3)
@@ -159,7 +123,7 @@ def test_rights_a_relay_ends_when_its_head_only_loses_the_volume() -> None:
         heads = tuple(head for head in rack.record.heads if head != third.id)
         rack.authority.put(replace(rack.record, heads=heads, version=rack.record.version + 1))
         await until(lambda: link.lost is not None)
-        link = await Link.open(first, third, Purpose.RELAY)
+        link = await link_to(first, third, Purpose.RELAY)
         await until(lambda: link.lost is not None)
         assert "not assigned" in str(link.lost)
 
@@ -269,7 +233,7 @@ def test_rights_a_revoked_head_ends_everything_of_its_own_accord() -> None:
         assert not len(first.head._links)
         assert not first.head.sleds.status()
         with pytest.raises(LinkClosed):
-            await Link.open(second, third, Purpose.TAIL)
+            await link_to(second, third, Purpose.TAIL)
         # What was asked for before says nothing any more.
         second.head.watch._take(replace(old, revision=old.revision + 100), late)
         assert second.head.watch.view is not None
