@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from head_node.authority.errors import AuthorityUnavailable, NotEligible, NotFound
+from head_node.authority.errors import AuthorityUnavailable, NotEligible, NotFound, Unenrolled
 from head_node.store.errors import CompareFailed, OutcomeUnknown, RecordMalformed, StoreFailed
 from head_node.store.host_secrets import HostSecrets
 from head_node.store.interface import ABSENT, Entry, Store
@@ -166,6 +166,13 @@ class Ledger:
 
     async def head(self, head: UUID) -> Versioned[HeadRecord] | None:
         return _decoded(await self._guard(self.store.get(head_key(head))), HeadRecord.from_json)
+
+    async def enrolled(self, head: UUID) -> Versioned[HeadRecord]:
+        """Raises Unenrolled when the head is revoked, or not known. What a commit does for a head compares this."""
+        found = await self.head(head)
+        if found is None or found.value.revoked:
+            raise Unenrolled(f"head {head} is not enrolled")
+        return found
 
     async def host_secrets(self, volume: UUID) -> Versioned[HostSecrets] | None:
         return _decoded(await self._guard(self.store.get(secrets_key(volume))), HostSecrets.from_json)

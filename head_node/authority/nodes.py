@@ -192,9 +192,7 @@ class Nodes:
         """Note where an enrolled head listens now."""
 
         async def attempt() -> HeadRecord:
-            found = await self._ledger.head(head)
-            if found is None:
-                raise NotFound(f"there is no head {head}")
+            found = await self._ledger.enrolled(head)
             record = replace(found.value, addresses=dict(addresses))
             compare = {head_key(head): found.revision}
             put: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority import holders, placement, transitions
-from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unenrolled, Unplaceable
+from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unplaceable
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import (
@@ -174,7 +174,7 @@ class Volumes:
         """
 
         async def attempt() -> tuple[VolumeRecord, bytes]:
-            requester = await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             record = transitions.take_over(found.value, head, log, expected_version, in_doubt=in_doubt)
             held, horizon = await self._ledger.json(claim_key(volume)), await self._ledger.horizon_ms()
@@ -187,7 +187,7 @@ class Volumes:
 
         record, public_key = await self._ledger.until_settled(attempt)
         credential = await self._sign(volume, record.epoch, public_key)
-        await self._enrolled(head)  # else it must not leave
+        await self._ledger.enrolled(head)  # else it must not leave
         self._note("takeover", record, head=str(head), in_doubt=in_doubt)
         return record, credential
 
@@ -278,7 +278,7 @@ class Volumes:
         """A credential of the same epoch with a new term. Raises NotEligible, Frozen, NotFound."""
 
         async def check() -> bytes:
-            requester = await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             transitions.check_renewal(found.value, head, epoch)
             await self._ledger.check_claim(volume, epoch, claim)
@@ -314,11 +314,12 @@ class Volumes:
         """Drop the record: its namespaces are gone but for those on `strays`. Raises NotEligible, NotFound."""
 
         async def attempt() -> None:
-            await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             transitions.check_deleted(found.value, head, epoch)
             await self._ledger.check_claim(volume, epoch, claim)
-            await self._drop(found, [sled for sled in _sleds_of(found.value) if sled in strays])
+            strayed = [sled for sled in _sleds_of(found.value) if sled in strays]
+            await self._drop(found, strayed, {head_key(head): requester.revision})
 
         await self._ledger.until_settled(attempt)
         self._reports.add_event("volume-deleted", volume=str(volume), epoch=epoch)
@@ -447,7 +448,7 @@ class Volumes:
         change: Callable[[VolumeRecord], VolumeRecord],
     ) -> VolumeRecord:
         async def attempt() -> VolumeRecord:
-            requester = await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             record = change(found.value)
             await self._ledger.check_claim(volume, epoch, claim)
@@ -469,14 +470,16 @@ class Volumes:
         compare = {key: found.revision, head_key(requester.value.id): requester.revision, **compare_also}
         await self._ledger.commit(compare=compare, put={key: record.to_json(), **also})
 
-    async def _drop(self, found: Versioned[VolumeRecord], strays: Collection[UUID]) -> None:
+    async def _drop(
+        self, found: Versioned[VolumeRecord], strays: Collection[UUID], compare_also: Mapping[str, int] | None = None
+    ) -> None:
         """The record goes; what may be left of the volume is named by the same commit."""
         record, volume = found.value, found.value.volume
         heads = dict.fromkeys([*record.heads, *(member.head for member in record.current)])
         blocks = column_blocks(record.size_bytes, record.geometry)
         left = tuple(strays) if record.epoch else ()  # without an epoch no head could have made a namespace
         cleanup = Cleanup(volume, record.name, record.epoch, blocks, left, tuple(heads))
-        compare = {volume_key(volume): found.revision}
+        compare = {volume_key(volume): found.revision, **(compare_also or {})}
         put: dict[str, Any] = {PLACEMENT_KEY: str(volume), cleanup_key(volume): cleanup.to_json()}
         await self._retirements.tombstone(record, compare, put)
         await self._ledger.commit(
@@ -487,12 +490,6 @@ class Volumes:
                 secrets_key(volume),
             ],
         )  # fmt: skip
-
-    async def _enrolled(self, head: UUID) -> Versioned[HeadRecord]:
-        found = await self._ledger.head(head)
-        if found is None or found.value.revoked:
-            raise Unenrolled(f"head {head} is not enrolled")
-        return found
 
     async def _sign(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
         now_ms = await self._issue.stamp()
