@@ -304,9 +304,28 @@ class RevocationDocument(BaseModel):
     volumes: list[VolumeDocument]
     orphaned: Annotated[list[UUID], Field(description="volumes without any member left")]
     fences: Annotated[
-        dict[UUID, dict[UUID, str]], Field(description="by volume and sled: `fenced`, or why it could not be")
+        dict[UUID, dict[UUID, str]],
+        Field(
+            description="by volume of which the head may hold a credential that has not expired, and by sled: `fenced`,"
+            " or why not yet; `/v1/unfenced` has what is still tried"
+        ),
     ]
     credentials_end_ms: Annotated[int, Field(description="where no fence could be raised, writes may go on until then")]
+
+
+class UnfencedDocument(BaseModel):
+    """A revoked head, and the sleds on which it may still write to a volume."""
+
+    volume: UUID
+    head: UUID
+    epoch: Annotated[U64, Field(description="the highest that the head was given")]
+    above: Annotated[U64, Field(description="the epoch to fence the sleds with, which no head has; 0 for none yet")]
+    end_ms: Annotated[int, Field(description="every credential that the head may hold has expired then")]
+    sleds: Annotated[list[UUID], Field(description="where the fence is not known to be above it; tried until it is")]
+
+
+class UnfencedList(BaseModel):
+    unfenced: list[UnfencedDocument]
 
 
 class TokenRequest(Body):

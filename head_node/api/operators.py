@@ -196,7 +196,9 @@ async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocumen
 
 @router.post("/heads/{head}/revoke", operation_id="revokeHead", dependencies=[ADMIN])
 async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
-    """Put a head (by id or name) out: unenrol it, take a new epoch on its volumes, fence it off now."""
+    """Put a head (by id or name) out: unenrol it, take a new epoch on its volumes, fence it off now on every sled of
+    each volume of which it may hold a credential, also one that it is no member of any more. What is away is fenced
+    when it is back (`/v1/unfenced`)."""
     record = overview.find_head(await rack.ledger.rack(), head)
     done = await rack.nodes.revoke_head(record.id)
     rack.authenticator.forget(record.id)
@@ -205,8 +207,23 @@ async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
         volumes=[_volume(volume) for volume in done.changed],
         orphaned=list(done.orphaned),
         fences={volume: dict(sleds) for volume, sleds in done.fences.items()},
-        credentials_end_ms=rack.env.clock.wall_ms() + rack.policy.credential_term_ms,
+        credentials_end_ms=rack.issue.now_ms() + rack.policy.credential_term_ms,
     )
+
+
+@router.get("/unfenced", operation_id="listUnfenced", dependencies=[VIEWER])
+async def list_unfenced(rack: Rack) -> models.UnfencedList:
+    """Revoked heads that may hold a credential which has not expired, and the sleds not fenced above it yet."""
+    found = await rack.ledger.unfenced()
+    return models.UnfencedList(unfenced=[models.UnfencedDocument.model_validate(one.to_json()) for one in found])
+
+
+@router.delete(
+    "/unfenced/{volume}/{head}/sleds/{sled}", operation_id="giveUpFencing", dependencies=[ADMIN], status_code=204
+)
+async def give_up_fencing(rack: Rack, volume: UUID, head: UUID, sled: UUID) -> None:
+    """Say that a sled is gone for good: it is not waited for any more to fence a revoked head off."""
+    await rack.unfenced.give_up(volume, head, sled)
 
 
 @router.post("/join-tokens", operation_id="createJoinToken", dependencies=[ADMIN], status_code=201)

@@ -12,7 +12,7 @@ from head_node.store.records import HeadRecord, VolumeRecord, VolumeState, colum
 
 async def volume_status(authority: Authority, record: VolumeRecord) -> models.VolumeStatus:
     """Record and health of one volume."""
-    said = authority.reports.of_volume(record.volume)
+    said = authority.reports.of_volume(record)
     exposed = record.state is VolumeState.ACTIVE and record.exposed
     primary = said.get(record.primary) if record.primary is not None else None
     exposed = exposed or (primary is not None and bool(primary.get("exposed")))
@@ -52,7 +52,7 @@ async def _degraded(authority: Authority, record: VolumeRecord) -> str:
 
 def unreadable(authority: Authority, record: VolumeRecord) -> models.UnreadableDocument:
     """What the primary says of blocks that it could not read; nothing while it has not reported."""
-    said = authority.reports.of_volume(record.volume)
+    said = authority.reports.of_volume(record)
     primary = said.get(record.primary, {}) if record.primary is not None else {}
     engine = primary.get("engine") or {}
     return models.UnreadableDocument(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from head_node.authority import signatures
-from head_node.authority.errors import StaleInstance, Unauthorised
+from head_node.authority.errors import StaleInstance, Unauthorised, Unenrolled
 from head_node.authority.ledger import Ledger
 from head_node.authority.replay import ReplayWindow
 from head_node.store.records import HeadRecord
@@ -48,7 +48,7 @@ class Authenticator:
             raise Unauthorised("the key id is not a head's id") from None
         if found is None or found.value.revoked:
             state = "not enrolled" if found is None else "revoked"
-            raise Unauthorised(f"head {given.key_id} is {state}")
+            raise Unenrolled(f"head {given.key_id} is {state}")
         self._admit(given, values, found.value.public_key, str(found.value.id))
         return found.value
 

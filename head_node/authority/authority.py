@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.audit import LINES_KEPT, Audit
 from head_node.authority.authentication import Authenticator
 from head_node.authority.cleanups import Cleanups
-from head_node.authority.errors import AuthorityError, Unauthorised
+from head_node.authority.errors import AuthorityError, Unenrolled
 from head_node.authority.hosts import VolumeHosts
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.key_requests import KeyRequests
@@ -27,6 +27,7 @@ from head_node.authority.reply_keys import ReplyKeys
 from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
 from head_node.authority.root_key import MemoryRoot, RootKey, RootKeyNeeded, RootKeyUnusable
+from head_node.authority.unfenced import UnfencedSleds
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
 from head_node.store.interface import ABSENT, Store
@@ -103,7 +104,10 @@ class Authority:
         )  # fmt: skip
         self._fencer = fencer
         self._sleds_asked_ns: int | None = None
-        self.nodes = Nodes(self.ledger, self.volumes, self.reports, env, root_public=self.root_public, fencer=fencer)
+        self.unfenced = UnfencedSleds(self.ledger, self.reports, env, fencer, self.volumes.take_epoch_above)
+        self.nodes = Nodes(
+            self.ledger, self.volumes, self.reports, env, root_public=self.root_public, unfenced=self.unfenced
+        )  # fmt: skip
         self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self.root_needed = ""
@@ -137,6 +141,7 @@ class Authority:
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
             asyncio.create_task(authority.audit.run(), name="authority-audit"),
+            asyncio.create_task(authority.unfenced.run(), name="authority-fencing"),
         ]
         return authority
 
@@ -159,7 +164,7 @@ class Authority:
     async def view(self, head: UUID, after: int | None, wait_ms: int) -> RackView:
         """What `head` may know, at once or when the revision is not `after` any more, at most `wait_ms` later.
 
-        Raises Unauthorised when the head was revoked meanwhile.
+        Raises Unenrolled when the head was revoked meanwhile.
         """
         if after is not None and wait_ms > 0:
             await self._wait_for_change(after, wait_ms / 1000)
@@ -167,12 +172,8 @@ class Authority:
         ring = await self.keyring.current()
         enrolled = {key: entry.value for key, entry in rack.heads.items() if not entry.value.revoked}
         if head not in enrolled:
-            raise Unauthorised(f"head {head} is not enrolled any more")
-        volumes = {
-            key: entry.value
-            for key, entry in rack.volumes.items()
-            if head in entry.value.heads or entry.value.member(head) is not None
-        }
+            raise Unenrolled(f"head {head} is not enrolled any more")
+        volumes = {key: entry.value for key, entry in rack.volumes.items() if entry.value.assigned(head)}
         public = enrolled[head].public_key
         return RackView(
             revision=rack.revision,

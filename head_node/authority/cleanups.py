@@ -19,18 +19,13 @@ from head_node.authority.ledger import Ledger, cleanup_key
 from head_node.authority.nodes import Fencer
 from head_node.authority.reports import Reports
 from head_node.authority.retirement import Retirements
+from head_node.authority.retries import LOOK_S as LOOK_S
+from head_node.authority.retries import RETRY_NS as RETRY_NS
+from head_node.authority.retries import SledRetries
 from head_node.store.records import Cleanup
 from sled_controller.environment import Environment
 
 CLEANED: Final = "cleaned"
-LOOK_S: Final = 5.0
-"""Between two looks: a new volume may be waiting for the room."""
-LOOK_NS: Final = int(LOOK_S * 1_000_000_000)
-RETRY_NS: Final = 60 * 1_000_000_000
-"""Between two tries at a sled that no head reaches. One that a head reaches is tried at once, and if it refuses (a
-drive of it is offline) after pauses that double."""
-REFUSED_RETRY_NS_MAX: Final = 30 * 60 * 1_000_000_000
-"""Longer than a usual term: each try signs a credential, which puts off when the volume's fences are forgotten."""
 AT_ONCE_MAX: Final = 8
 
 _log = logging.getLogger(__name__)
@@ -45,11 +40,8 @@ class Cleanups:
         self._ledger = ledger
         self._reports = reports
         self._retirements = retirements
-        self._env = env
         self._fencer = fencer
-        self._tried_ns: dict[tuple[UUID, UUID], int] = {}
-        self._refused: dict[tuple[UUID, UUID], int] = {}
-        """Tries in a row that a sled which a head reaches has refused."""
+        self._retries = SledRetries(reports, env)
         self._turns = asyncio.Semaphore(AT_ONCE_MAX)
 
     async def run(self) -> None:
@@ -64,8 +56,7 @@ class Cleanups:
     async def look(self) -> None:
         """Try every sled that something is left on and that may answer."""
         cleanups = (await self._ledger.rack("cleanup/")).cleanups
-        self._tried_ns = {key: at for key, at in self._tried_ns.items() if key[0] in cleanups}
-        self._refused = {key: count for key, count in self._refused.items() if key[0] in cleanups}
+        self._retries.keep_only(cleanups)
         if not cleanups:
             return
         heads, sleds = (await self._ledger.rack("head/")).heads, (await self._ledger.rack("sled/")).sleds
@@ -78,7 +69,7 @@ class Cleanups:
             (entry.value, sled)
             for entry in cleanups.values()
             for sled in entry.value.sleds
-            if sled in sleds and self._due(entry.value.volume, sled)
+            if sled in sleds and self._retries.due(entry.value.volume, sled)
         ]
         await asyncio.gather(*(self._clean(cleanup, sled) for cleanup, sled in due))
 
@@ -116,30 +107,17 @@ class Cleanups:
         await self.settle(volume, sled=sled)
         self._reports.add_event("cleanup-given-up", volume=str(volume), sled=str(sled))
 
-    def _due(self, volume: UUID, sled: UUID) -> bool:
-        key = (volume, sled)
-        if (tried_ns := self._tried_ns.get(key)) is None:
-            return True
-        pause_ns = RETRY_NS
-        if self._reports.sled_reachable(sled) is True:
-            refused = self._refused.get(key, 0)
-            pause_ns = min(LOOK_NS << min(refused, 16), REFUSED_RETRY_NS_MAX) if refused else 0
-        else:
-            self._refused.pop(key, None)  # it may come back with what it lacked
-        return self._env.clock.boottime_ns() >= tried_ns + pause_ns
-
     async def _clean(self, cleanup: Cleanup, sled: UUID) -> None:
         if self._fencer is None:
             return
         async with self._turns:
-            self._tried_ns[cleanup.volume, sled] = self._env.clock.boottime_ns()
+            self._retries.begun(cleanup.volume, sled)
             result = await self._fencer.clean(cleanup, sled, partial(self._next_epoch, cleanup.volume))
         if result == CLEANED:
             await self.settle(cleanup.volume, sled=sled)
             self._reports.add_event("volume-cleaned", volume=str(cleanup.volume), name=cleanup.name, sled=str(sled))
         else:
-            if self._reports.sled_reachable(sled) is True:
-                self._refused[cleanup.volume, sled] = self._refused.get((cleanup.volume, sled), 0) + 1
+            self._retries.failed(cleanup.volume, sled)
             _log.info("event=cleanup-waits volume=%s sled=%s reason=%r", cleanup.volume, sled, result)
 
     async def _next_epoch(self, volume: UUID, seen: int) -> int:

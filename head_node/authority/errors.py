@@ -57,6 +57,12 @@ class NotAllowed(AuthorityError):
     status, slug, title = 403, "not-allowed", "The operator token does not allow this"
 
 
+class Unenrolled(Unauthorised):
+    """The head is revoked, or was never enrolled here: it has no part in this rack, whatever it was told before."""
+
+    status, slug, title = 401, "unenrolled", "Not a head of this rack"
+
+
 class StaleInstance(Unauthorised):
     """The request was signed for another run of the authority: sign it again for `instance`."""
 
@@ -149,6 +155,7 @@ ERRORS_BY_SLUG: dict[str, type[AuthorityError]] = {
         NotEligible,
         Frozen,
         Unauthorised,
+        Unenrolled,
         EnrolmentRefused,
         NotFound,
         Conflict,

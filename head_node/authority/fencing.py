@@ -1,9 +1,9 @@
 """What the authority does at sleds itself: fencing a revoked head off at once, deleting what is left of a deleted
 volume, and having it forgotten.
 
-To fence it attaches to the volume's sleds with the new epoch, a key that it draws for this one occasion and a
-credential that may only read, and goes away again. No head holds that epoch; the next primary takes the one after it,
-in its own time (F7 makes it wait for the lease).
+To fence it attaches to the volume's sleds with an epoch, a key that it draws for this one occasion and a credential
+that may only read, and goes away again. Which epoch that is: unfenced.py. The next primary takes one of its own, in its
+own time (F7 makes it wait for the lease).
 """
 
 import asyncio
@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.errors import AuthorityError
 from head_node.authority.retirement import CONFIRMED
+from head_node.authority.unfenced import FENCED as FENCED
+from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.records import Cleanup, SledRecord, VolumeRecord
 from sled_controller.credential import Rights
 from sled_controller.environment import Environment
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 # A sled that takes longer is told by the next primary, or refuses by itself when the credential ends.
 FENCE_S_MAX = 8.0
-FENCED = "fenced"
 EXPIRED = "the credential has expired in the sled's time"
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class SledFencer:
 
     async def _fence_all(self, record: VolumeRecord) -> tuple[dict[UUID, str], list[int]]:
         """What came of it by sled, and the times of those that answered."""
+        from sled_controller.association import Refusal  # as late as `_client`
+
         key = self._key()
         public = key.public_key().public_bytes_raw()
         credential = await self._of().volumes.sign_for(record.volume, record.epoch, public, Rights.READ)
@@ -71,6 +74,10 @@ class SledFencer:
                 return FENCED if error.epoch >= record.epoch else f"the sled refuses with epoch {error.epoch}"
             except CredentialExpired:
                 return EXPIRED
+            except CredentialRefused as error:
+                if error.code == Refusal.OTHER_HOLDER:
+                    return OTHER_HOLDER
+                raise
             return FENCED
 
         results = await asyncio.gather(*(self._visit(sled, key, attach) for sled in known))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from head_node.authority.errors import AuthorityUnavailable, NotEligible, NotFound
+from head_node.authority.errors import AuthorityUnavailable, NotEligible, NotFound, Unenrolled
 from head_node.store.errors import CompareFailed, OutcomeUnknown, RecordMalformed, StoreFailed
 from head_node.store.host_secrets import HostSecrets
 from head_node.store.interface import ABSENT, Entry, Store
-from head_node.store.records import Cleanup, HeadRecord, SledRecord, VolumeRecord
+from head_node.store.records import Cleanup, HeadRecord, SledRecord, Unfenced, VolumeRecord
 
 # Lost races before giving up; each means that somebody else's change was put.
 ATTEMPTS_MAX = 32
@@ -82,7 +82,7 @@ def identity_key(public_key: bytes) -> str:
     return f"identity/{public_key.hex()}"
 
 
-def claim_key(volume: UUID) -> str:
+def claim_key(volume: UUID | str) -> str:
     """Which takeover request the volume's epoch was given to."""
     return f"claim/{volume}"
 
@@ -91,6 +91,16 @@ def claim_hash(claim: str) -> str:
     """What the store keeps of a claim (128 random bits, so that no hash has to be slow): enough to check it, not to
     act with it."""
     return hashlib.sha256(claim.encode()).hexdigest()
+
+
+def unfenced_key(volume: UUID, head: UUID) -> str:
+    """On which sleds a revoked head may still write to a volume."""
+    return f"unfenced/{volume}/{head}"
+
+
+def revoking_key(head: UUID | str) -> str:
+    """The head's revocation has begun, and has not reached all its volumes."""
+    return f"revoking/{head}"
 
 
 def freeze_key(volume: UUID) -> str:
@@ -159,14 +169,33 @@ class Ledger:
     async def head(self, head: UUID) -> Versioned[HeadRecord] | None:
         return _decoded(await self._guard(self.store.get(head_key(head))), HeadRecord.from_json)
 
+    async def enrolled(self, head: UUID) -> Versioned[HeadRecord]:
+        """Raises Unenrolled when the head is revoked, or not known. What a commit does for a head compares this."""
+        found = await self.head(head)
+        if found is None or found.value.revoked:
+            raise Unenrolled(f"head {head} is not enrolled")
+        return found
+
     async def host_secrets(self, volume: UUID) -> Versioned[HostSecrets] | None:
         return _decoded(await self._guard(self.store.get(secrets_key(volume))), HostSecrets.from_json)
 
     async def cleanup(self, volume: UUID) -> Versioned[Cleanup] | None:
         return _decoded(await self._guard(self.store.get(cleanup_key(volume))), Cleanup.from_json)
 
+    async def unfenced(self) -> list[Unfenced]:
+        """What every revoked head may still reach."""
+        snapshot = await self._guard(self.store.list("unfenced/"))
+        return [Unfenced.from_json(_parse(entry)) for entry in snapshot.entries]
+
+    async def unfenced_of(self, volume: UUID, head: UUID) -> Versioned[Unfenced] | None:
+        return _decoded(await self._guard(self.store.get(unfenced_key(volume, head))), Unfenced.from_json)
+
+    async def horizon_ms(self) -> Versioned[int] | None:
+        """Every credential ever signed expires before this time; None while none was."""
+        return _decoded(await self._guard(self.store.get(HORIZON_KEY)), int)
+
     async def rack(self, kind: str = "") -> Rack:
-        """One consistent look at all nodes and volumes, or at one kind only: `head/`, `sled/`, `cleanup/`.
+        """One consistent look at all nodes and volumes, or at one kind only: `head/`, `sled/`, ...
 
         What looks again and again reads no volumes: thousands of records cost the loop hundreds of milliseconds.
         """

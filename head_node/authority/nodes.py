@@ -1,6 +1,5 @@
 """Who belongs to the rack: heads by join token and key, sleds by the operator's word, and how a head is put out."""
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,11 +18,13 @@ from head_node.authority.ledger import (
     name_key,
     number_key,
     revision_of,
+    revoking_key,
     sled_key,
     token_key,
 )
 from head_node.authority.reports import Reports
 from head_node.authority.retirement import Retirer
+from head_node.authority.unfenced import UnfencedSleds, VolumeFencer
 from head_node.authority.volumes import Volumes
 from head_node.host_names import HostMalformed, checked_host
 from head_node.store.errors import CompareFailed
@@ -34,17 +35,12 @@ HEADS_MAX = 64
 SLEDS_MAX = 512
 TOKENS_MAX = 256
 KEY_BYTES = 32
-# Each connects to all sleds of a volume.
-FENCES_AT_ONCE_MAX = 8
 
 _log = logging.getLogger(__name__)
 
 
-class Fencer(Retirer, Protocol):
+class Fencer(Retirer, VolumeFencer, Protocol):
     """What the authority does at a volume's sleds itself, without waiting for a head."""
-
-    async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
-        """Attach with the record's epoch everywhere; what came of it by sled: `fenced`, or why not."""
 
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         """What time it is for each sled that answers (Unix milliseconds)."""
@@ -56,7 +52,8 @@ class Fencer(Retirer, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """What a revocation did. `fences` by volume and sled; `orphaned` volumes have no member left."""
+    """What a revocation did. `fences` by volume of which the head may hold a credential that has not expired, and by
+    sled: `fenced`, or why not yet; that is tried again until it is. `orphaned` volumes have no member left."""
 
     head: HeadRecord
     changed: tuple[VolumeRecord, ...]
@@ -78,14 +75,14 @@ class Nodes:
         env: Environment,
         *,
         root_public: bytes,
-        fencer: Fencer | None,
+        unfenced: UnfencedSleds,
     ) -> None:
         self._ledger = ledger
         self._volumes = volumes
         self._reports = reports
         self._env = env
         self._root_public = root_public
-        self._fencer = fencer
+        self._unfenced = unfenced
 
     async def new_token(self, uses: int, term_ms: int, authority_ca: bytes | None = None) -> tuple[str, dict[str, Any]]:
         """Make a join token for `uses` heads within `term_ms`; its text is shown only here. `authority_ca`: SHA-256 of
@@ -196,9 +193,7 @@ class Nodes:
         """Note where an enrolled head listens now."""
 
         async def attempt() -> HeadRecord:
-            found = await self._ledger.head(head)
-            if found is None:
-                raise NotFound(f"there is no head {head}")
+            found = await self._ledger.enrolled(head)
             record = replace(found.value, addresses=dict(addresses))
             compare = {head_key(head): found.revision}
             put: dict[str, Any] = {}
@@ -245,11 +240,16 @@ class Nodes:
         return record
 
     async def revoke_head(self, head: UUID) -> Revocation:
-        """Unenrol a head, take a new epoch on the volumes that it was primary of, and fence it off now.
+        """Unenrol a head, take a new epoch on the volumes that it was primary of, and fence it off now wherever it may
+        hold a credential that has not expired; what cannot be done now is done as soon as it can (unfenced.py).
 
         Its requests are refused from the first commit on. Repeating a revocation that was cut short finishes it.
         """
 
+        with self._unfenced.revocation(head):
+            return await self._revoke(head)
+
+    async def _revoke(self, head: UUID) -> Revocation:
         async def unenrol() -> HeadRecord:
             found = await self._ledger.head(head)
             if found is None:
@@ -263,7 +263,7 @@ class Nodes:
             delete += [token_key(token) for token, kept in tokens.items() if str(head) in kept.value["heads"]]
             await self._ledger.commit(
                 compare={head_key(head): found.revision, name: revision_of(owner)},
-                put={head_key(head): record.to_json(), PLACEMENT_KEY: str(head)},
+                put={head_key(head): record.to_json(), PLACEMENT_KEY: str(head), revoking_key(head): {}},
                 delete=delete,
             )
             return record
@@ -272,37 +272,29 @@ class Nodes:
         self._reports.forget(head)
         _log.warning("event=head-revoked head=%s name=%s", head, record.name)
         self._reports.add_event("head-revoked", head=str(head), name=record.name)
-        changed = [await self._volumes.withdraw(volume, head) for volume in (await self._ledger.rack()).volumes]
-        return Revocation(record, tuple(after for after in changed if after), await self._fence_volumes(head))
+        changed = [volume for volume in await self._volumes_of(head) if await self._volumes.withdraw(volume, head)]
+        await self._ledger.commit(compare={}, put={}, delete=[revoking_key(head)])
+        fences = await self._unfenced.fence(head)
+        after = (await self._ledger.rack("volume/")).volumes
+        return Revocation(record, tuple(after[volume].value for volume in changed if volume in after), fences)
 
     async def finish_revocations(self) -> None:
         """Complete what a stop of the authority has cut short: no revoked head stays in a record."""
-        if not any(entry.value.revoked for entry in (await self._ledger.rack("head/")).heads.values()):
-            return
-        rack = await self._ledger.rack()
-        named = {head for entry in rack.volumes.values() for head in entry.value.heads}
-        named |= {member.head for entry in rack.volumes.values() for member in entry.value.current}
-        for head in named:
-            entry = rack.heads.get(head)
-            if entry is not None and entry.value.revoked:
-                await self.revoke_head(head)
+        begun = {UUID(head) for head in await self._ledger.json_list(revoking_key(""))}
+        if begun or any(entry.value.revoked for entry in (await self._ledger.rack("head/")).heads.values()):
+            rack = await self._ledger.rack()
+            named = {head for entry in rack.volumes.values() for head in entry.value.heads}
+            named |= {member.head for entry in rack.volumes.values() for member in entry.value.current}
+            begun |= {head for head in named if head in rack.heads and rack.heads[head].value.revoked}
+            for head in begun:
+                if not self._unfenced.being_revoked(head):
+                    await self.revoke_head(head)
 
-    async def _fence_volumes(self, head: UUID) -> dict[UUID, Mapping[UUID, str]]:
-        """Raise the fence wherever `head` was the last to be given an epoch, several volumes at a time."""
-        fencer = self._fencer
-        if fencer is None:
-            return {}
-        turns = asyncio.Semaphore(FENCES_AT_ONCE_MAX)
-        fences: dict[UUID, Mapping[UUID, str]] = {}
-
-        async def fence(record: VolumeRecord) -> None:
-            async with turns:
-                fences[record.volume] = await fencer.fence(record)
-            said = {str(sled): result for sled, result in fences[record.volume].items()}
-            self._reports.add_event("fenced-now", volume=str(record.volume), epoch=record.epoch, sleds=said)
-
-        await asyncio.gather(*(fence(record) for record in await self._volumes.last_given_to(head)))
-        return fences
+    async def _volumes_of(self, head: UUID) -> list[UUID]:
+        """Volumes whose records name a head, or of which it may hold a credential."""
+        rack = await self._ledger.rack("volume/")
+        held = await self._volumes.held_by(head)
+        return [volume for volume, entry in rack.volumes.items() if entry.value.assigned(head) or volume in held]
 
     async def _check_room(self, key: str, maximum: int) -> None:
         kind = key.split("/")[1]

@@ -12,9 +12,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from head_node.authority import transitions
-from head_node.authority.errors import Conflict, MayLose, RequestRefused, TooEarly
+from head_node.authority.errors import Conflict, MayLose, NotEligible, RequestRefused, TooEarly
 from head_node.authority.keyring import Keyring
-from head_node.authority.ledger import Ledger, Versioned, freeze_key, revision_of, volume_key
+from head_node.authority.ledger import Ledger, Versioned, freeze_key, head_key, revision_of, volume_key
 from head_node.authority.reports import Reports
 from head_node.store.interface import RESTORED_REVISIONS_SKIPPED
 from head_node.store.records import HeadRecord, LogEnd, Member, VolumeRecord, VolumeState
@@ -62,9 +62,10 @@ class Recovery:
         self._frozen_ns: dict[UUID, int] = {}
 
     async def judge_credential(self, head: UUID, raw: bytes) -> VolumeRecord:
-        """Freeze the volume of a valid credential that is newer than its record (F4).
+        """Freeze the volume of a valid credential that is newer than its record (F4), whichever head hands it in.
 
-        Raises RequestRefused when it is not a valid credential, NotFound when there is no such volume.
+        Raises RequestRefused when it is not a valid credential, NotFound when there is no such volume, NotEligible when
+        the head has no part in it: it is told nothing of it.
         """
         ring = await self._keyring.current()
         try:
@@ -82,6 +83,7 @@ class Recovery:
         record = await self._ledger.until_settled(attempt)
         if record.epoch < credential.epoch:
             self._note("volume-frozen", record, seen=credential.epoch)
+        _check_assigned(record, head)
         return record
 
     async def freeze(self, volume: UUID, reason: str) -> VolumeRecord:
@@ -107,12 +109,16 @@ class Recovery:
         """
 
         async def attempt() -> VolumeRecord:
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
+            for said in (head, *(end.head for end in ends)):
+                _check_assigned(found.value, said)
             if found.value.state is not VolumeState.FROZEN:
                 transitions.check_renewal(found.value, head, epoch)
                 await self._ledger.check_claim(volume, epoch, claim)
                 reason = f"two logs part after operation {parted}, below what was committed: {await self._shown(ends)}"
-                return await self._freeze(found, reason, found.value.epoch, logs=ends)
+                compare = {head_key(head): requester.revision}
+                return await self._freeze(found, reason, found.value.epoch, logs=ends, compare_also=compare)
             return found.value
 
         record = await self._ledger.until_settled(attempt)
@@ -249,6 +255,7 @@ class Recovery:
         epoch_seen: int,
         versions_skipped: int = 0,
         logs: Sequence[LogEnd] = (),
+        compare_also: Mapping[str, int] | None = None,
     ) -> VolumeRecord:
         volume = found.value.volume
         notice = await self._ledger.json(freeze_key(volume))
@@ -263,7 +270,11 @@ class Recovery:
         record = found.value if stands else transitions.freeze(found.value, versions_skipped)
         try:
             await self._ledger.commit(
-                compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
+                compare={
+                    volume_key(volume): found.revision,
+                    freeze_key(volume): revision_of(notice),
+                    **(compare_also or {}),
+                },
                 put={
                     volume_key(volume): record.to_json(),
                     freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before, "logs": shown},
@@ -278,3 +289,9 @@ class Recovery:
     def _note(self, kind: str, record: VolumeRecord, **fields: object) -> None:
         _log.warning("event=%s volume=%s epoch=%d version=%d", kind, record.volume, record.epoch, record.version)
         self._reports.add_event(kind, volume=str(record.volume), epoch=record.epoch, version=record.version, **fields)
+
+
+def _check_assigned(record: VolumeRecord, head: UUID) -> None:
+    """Raises NotEligible."""
+    if not record.assigned(head):
+        raise NotEligible(f"head {head} is not assigned to volume {record.volume}")

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from head_node.authority import head_events
 from head_node.authority.report_parts import Assembly
+from head_node.store.records import VolumeRecord
 from sled_controller.environment import Environment
 
 EVENTS_MAX = 1024
@@ -59,6 +60,7 @@ class Reports:
         self._env = env
         self._reports: dict[UUID, Report] = {}
         self._assemblies: dict[UUID, Assembly] = {}
+        self._revoked: set[UUID] = set()
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self._events_of: OrderedDict[UUID, deque[Event]] = OrderedDict()
         self._refused_of: set[UUID] = set()
@@ -83,6 +85,8 @@ class Reports:
 
         A head that reports is alive, whatever becomes of what it says.
         """
+        if head in self._revoked:
+            return
         whole = self._assemblies.setdefault(head, Assembly()).take(status)
         known = self._reports.get(head)
         if whole is None:
@@ -103,6 +107,8 @@ class Reports:
         return report is not None and self._env.clock.boottime_ns() - report.received_ns <= FRESH_MS * 1_000_000
 
     def forget(self, head: UUID) -> None:
+        """The head is revoked: a report that is still on its way counts for nothing either."""
+        self._revoked.add(head)
         self._reports.pop(head, None)
         self._assemblies.pop(head, None)
         self._refused_of.discard(head)
@@ -126,13 +132,13 @@ class Reports:
         self._sequence += 1
         return Event(self._sequence, self._env.clock.wall_ms(), kind, fields)
 
-    def of_volume(self, volume: UUID) -> dict[UUID, Mapping[str, Any]]:
-        """What live heads say about a volume."""
+    def of_volume(self, record: VolumeRecord) -> dict[UUID, Mapping[str, Any]]:
+        """What live heads say about a volume that they have a part in; others have no say."""
         found: dict[UUID, Mapping[str, Any]] = {}
         for head, report in self._reports.items():
             volumes = report.status.get("volumes")
-            said = volumes.get(str(volume)) if isinstance(volumes, dict) else None
-            if isinstance(said, dict) and self.is_live(head):
+            said = volumes.get(str(record.volume)) if isinstance(volumes, dict) else None
+            if isinstance(said, dict) and record.assigned(head) and self.is_live(head):
                 found[head] = said
         return found
 

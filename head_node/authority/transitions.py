@@ -167,6 +167,11 @@ def revoke(record: VolumeRecord, head: UUID, substitutes: Sequence[UUID]) -> Vol
     return replace(changed, current=current, primary=successor, epoch=_next_epoch(record))
 
 
+def pass_epoch(record: VolumeRecord) -> VolumeRecord:
+    """The record in an epoch that no head is given, to raise a fence with; its primary takes the next one."""
+    return replace(record, epoch=_next_epoch(record), version=record.version + 1)
+
+
 def freeze(record: VolumeRecord, versions_skipped: int = 0) -> VolumeRecord:
     """The record with everything stopped until an operator recovers it (F4)."""
     return replace(record, state=VolumeState.FROZEN, version=record.version + 1 + versions_skipped)

@@ -6,18 +6,19 @@ losing a race means deciding again on what is there now. Revoking a head therefo
 
 import enum
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority import placement, transitions
-from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unauthorised, Unplaceable
+from head_node.authority import holders, placement, transitions
+from head_node.authority.errors import Conflict, NotFound, RequestRefused, Unplaceable
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import (
+    HORIZON_KEY,
     PLACEMENT_KEY,
     Ledger,
     Versioned,
@@ -29,6 +30,7 @@ from head_node.authority.ledger import (
     name_key,
     revision_of,
     secrets_key,
+    unfenced_key,
     volume_key,
 )
 from head_node.authority.reports import Reports
@@ -43,6 +45,7 @@ from head_node.store.records import (
     LostRange,
     Member,
     NbdExport,
+    Unfenced,
     VolumeRecord,
     VolumeState,
     column_blocks,
@@ -176,15 +179,20 @@ class Volumes:
         """
 
         async def attempt() -> tuple[VolumeRecord, bytes]:
-            requester = await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             record = transitions.take_over(found.value, head, log, expected_version, in_doubt=in_doubt)
-            given: dict[str, int | str] = {"epoch": record.epoch, "sha256": claim_hash(claim), "head": str(head)}
-            await self._put(found, record, requester, {claim_key(volume): given})
+            held, horizon = await self._ledger.json(claim_key(volume)), await self._ledger.horizon_ms()
+            over_ms, now_ms = 0 if horizon is None else horizon.value, self._issue.now_ms()
+            former = holders.former_of(None if held is None else held.value, head, over_ms, now_ms)
+            given = {"epoch": record.epoch, "sha256": claim_hash(claim), "head": str(head), "former": former}
+            compare = {HORIZON_KEY: revision_of(horizon)}
+            await self._put(found, record, requester, {claim_key(volume): given}, compare)
             return record, requester.value.public_key
 
         record, public_key = await self._ledger.until_settled(attempt)
         credential = await self._sign(volume, record.epoch, public_key)
+        await self._ledger.enrolled(head)  # else it must not leave
         self._note("takeover", record, head=str(head), in_doubt=in_doubt)
         return record, credential
 
@@ -273,11 +281,17 @@ class Volumes:
 
     async def renew(self, head: UUID, volume: UUID, *, epoch: int, claim: str) -> bytes:
         """A credential of the same epoch with a new term. Raises NotEligible, Frozen, NotFound."""
-        requester = await self._enrolled(head)
-        found = await self._ledger.volume(volume)
-        transitions.check_renewal(found.value, head, epoch)
-        await self._ledger.check_claim(volume, epoch, claim)
-        return await self._sign(volume, epoch, requester.value.public_key)
+
+        async def check() -> bytes:
+            requester = await self._ledger.enrolled(head)
+            found = await self._ledger.volume(volume)
+            transitions.check_renewal(found.value, head, epoch)
+            await self._ledger.check_claim(volume, epoch, claim)
+            return requester.value.public_key
+
+        credential = await self._sign(volume, epoch, await check())
+        await check()  # what was taken away while it was signed: it must not leave
+        return credential
 
     async def delete(self, volume: UUID) -> VolumeRecord | None:
         """Mark the volume; its primary does the rest. None when no member is left to do so and it is gone at once; then
@@ -305,18 +319,20 @@ class Volumes:
         """Drop the record: its namespaces are gone but for those on `strays`. Raises NotEligible, NotFound."""
 
         async def attempt() -> None:
-            await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             transitions.check_deleted(found.value, head, epoch)
             await self._ledger.check_claim(volume, epoch, claim)
-            await self._drop(found, [sled for sled in _sleds_of(found.value) if sled in strays])
+            strayed = [sled for sled in _sleds_of(found.value) if sled in strays]
+            await self._drop(found, strayed, {head_key(head): requester.revision})
 
         await self._ledger.until_settled(attempt)
         self._reports.add_event("volume-deleted", volume=str(volume), epoch=epoch)
         _log.info("event=volume-deleted volume=%s epoch=%d", volume, epoch)
 
     async def withdraw(self, volume: UUID, head: UUID) -> VolumeRecord | None:
-        """Take a revoked head off one volume, with a new epoch if it was a member; None if it had no part in it."""
+        """Take a revoked head off one volume, with a new epoch if it was primary; None if it had no part in it. The
+        same commit notes on which sleds it may still write."""
 
         async def attempt() -> VolumeRecord | None:
             rack = await self._ledger.rack()
@@ -332,10 +348,12 @@ class Volumes:
             if record is not None and record.state is VolumeState.DELETING and not record.current:
                 # The last who could have deleted its namespaces is gone.
                 await self._drop(Versioned(record, found.revision), _sleds_of(record))
-            elif record is not None:
-                await self._ledger.commit(
-                    compare={volume_key(volume): found.revision}, put={volume_key(volume): record.to_json()}
-                )
+                return record
+            put = {} if record is None else {volume_key(volume): record.to_json()}
+            compare = {volume_key(volume): found.revision}
+            await self._note_unfenced(record or found.value, head, compare, put)
+            if put:
+                await self._ledger.commit(compare=compare, put=put)
             return record
 
         record = await self._ledger.until_settled(attempt)
@@ -343,15 +361,57 @@ class Volumes:
             self._note("head-withdrawn", record, head=str(head))
         return record
 
-    async def last_given_to(self, head: UUID) -> list[VolumeRecord]:
-        """Volumes in an epoch that nobody was given, where `head` was given the last before it."""
-        rack = await self._ledger.rack()
-        found = []
-        for volume, claim in (await self._ledger.json_list("claim/")).items():
-            entry = rack.volumes.get(UUID(volume))
-            if entry and claim.value["head"] == str(head) and claim.value["epoch"] < entry.value.epoch:
-                found.append(entry.value)
-        return found
+    async def _note_unfenced(
+        self, record: VolumeRecord, head: UUID, compare: dict[str, int], put: dict[str, Any]
+    ) -> None:  # fmt: skip
+        """Add to a commit where the head's credentials that have not expired may still be good."""
+        claim, horizon = await self._ledger.json(claim_key(record.volume)), await self._ledger.horizon_ms()
+        if claim is None or horizon is None:
+            return
+        held = holders.holding_of(claim.value, head, horizon.value, self._issue.now_ms())
+        if held is None:
+            return
+        known = await self._ledger.unfenced_of(record.volume, head)
+        above = record.epoch if claim.value["epoch"] < record.epoch else 0
+        if known is not None and known.value.above > held.epoch:
+            above = known.value.above
+        key = unfenced_key(record.volume, head)
+        compare[key] = revision_of(known)
+        put[key] = Unfenced(
+            record.volume, head, held.epoch, above, held.end_ms, tuple(_sleds_of(record))
+        ).to_json()  # fmt: skip
+
+    async def held_by(self, head: UUID) -> list[UUID]:
+        """Volumes of which a head may hold a credential that has not expired."""
+        horizon, now_ms = await self._ledger.horizon_ms(), self._issue.now_ms()
+        end_ms = 0 if horizon is None else horizon.value
+        claims = await self._ledger.json_list(claim_key(""))
+        return [UUID(key) for key, claim in claims.items() if holders.holding_of(claim.value, head, end_ms, now_ms)]
+
+    async def take_epoch_above(self, volume: UUID, head: UUID) -> Unfenced | None:
+        """Give a volume an epoch that no head is given, above that of a revoked one, so that it can be fenced off where
+        no newer primary has attached; the primary of now takes the one after it. None when there is nothing to do."""
+
+        async def attempt() -> tuple[Unfenced | None, VolumeRecord | None]:
+            found, noted = await self._ledger.volume(volume), await self._ledger.unfenced_of(volume, head)
+            claim = await self._ledger.json(claim_key(volume))
+            if noted is None or claim is None or noted.value.above:
+                return (None if noted is None else noted.value), None
+            record = None
+            if claim.value["epoch"] == found.value.epoch:
+                record = transitions.pass_epoch(found.value)
+            raised = replace(noted.value, above=(record or found.value).epoch)
+            compare = {volume_key(volume): found.revision, unfenced_key(volume, head): noted.revision}
+            put = {unfenced_key(volume, head): raised.to_json()}
+            if record is not None:
+                put[volume_key(volume)] = record.to_json()
+            await self._ledger.commit(compare=compare, put=put)
+            return raised, record
+
+        raised, record = await self._ledger.until_settled(attempt)
+        if record is not None:
+            self._note("epoch-passed", record, head=str(head))
+        return raised
 
     async def fill_heads(self) -> None:
         """Assign heads to volumes that have fewer than they should, as after an enrolment."""
@@ -360,7 +420,7 @@ class Volumes:
                 await self._fill_one(volume)
 
     async def sign_for(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights) -> bytes:
-        """A credential for another holder than a head: only for an epoch that no head was given."""
+        """A credential for another holder than a head, that of a visit of the authority's own."""
         return await self._sign(volume, epoch, public_key, rights)
 
     async def _fill_one(self, volume: UUID) -> None:
@@ -393,12 +453,12 @@ class Volumes:
         change: Callable[[VolumeRecord], VolumeRecord],
     ) -> VolumeRecord:
         async def attempt() -> VolumeRecord:
-            requester = await self._enrolled(head)
+            requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             record = change(found.value)
             await self._ledger.check_claim(volume, epoch, claim)
             if record is not found.value:
-                await self._put(found, record, requester, {})
+                await self._put(found, record, requester, {}, {})
             return record
 
         return await self._ledger.until_settled(attempt)
@@ -408,20 +468,23 @@ class Volumes:
         found: Versioned[VolumeRecord],
         record: VolumeRecord,
         requester: Versioned[HeadRecord],
-        also: dict[str, dict[str, int | str]],
+        also: Mapping[str, Any],
+        compare_also: Mapping[str, int],
     ) -> None:
         key = volume_key(record.volume)
-        compare = {key: found.revision, head_key(requester.value.id): requester.revision}
+        compare = {key: found.revision, head_key(requester.value.id): requester.revision, **compare_also}
         await self._ledger.commit(compare=compare, put={key: record.to_json(), **also})
 
-    async def _drop(self, found: Versioned[VolumeRecord], strays: Collection[UUID]) -> None:
+    async def _drop(
+        self, found: Versioned[VolumeRecord], strays: Collection[UUID], compare_also: Mapping[str, int] | None = None
+    ) -> None:
         """The record goes; what may be left of the volume is named by the same commit."""
         record, volume = found.value, found.value.volume
         heads = dict.fromkeys([*record.heads, *(member.head for member in record.current)])
         blocks = column_blocks(record.size_bytes, record.geometry)
         left = tuple(strays) if record.epoch else ()  # without an epoch no head could have made a namespace
         cleanup = Cleanup(volume, record.name, record.epoch, blocks, left, tuple(heads))
-        compare = {volume_key(volume): found.revision}
+        compare = {volume_key(volume): found.revision, **(compare_also or {})}
         put: dict[str, Any] = {PLACEMENT_KEY: str(volume), cleanup_key(volume): cleanup.to_json()}
         await self._retirements.tombstone(record, compare, put)
         await self._ledger.commit(
@@ -432,12 +495,6 @@ class Volumes:
                 secrets_key(volume),
             ],
         )  # fmt: skip
-
-    async def _enrolled(self, head: UUID) -> Versioned[HeadRecord]:
-        found = await self._ledger.head(head)
-        if found is None or found.value.revoked:
-            raise Unauthorised(f"head {head} is not enrolled")
-        return found
 
     async def _sign(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
         now_ms = await self._issue.stamp()

@@ -65,6 +65,7 @@ class VolumeDirectory:
             (controller, needed)
             for controller in self._controllers.values()
             if controller.record.state in (VolumeState.ACTIVE, VolumeState.FROZEN)
+            and not controller.left_view
             and (needed := self.security_needed(controller.record)) is not None
         ]
 

@@ -17,6 +17,7 @@ from head_node.cluster.errors import LinkClosed, NotServing
 from head_node.cluster.frames import Purpose
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.link import LinkContext
+from head_node.cluster.link_rights import LinkUse, OpenLinks, refusal
 from head_node.cluster.relay_transport import LinkRelayTransport
 from head_node.cluster.reopening import Reopening
 from head_node.cluster.services import Authority, Services
@@ -78,6 +79,7 @@ class Head:
         self.controllers: dict[UUID, VolumeController] = {}
         self.watch = AuthorityWatch(authority)
         self.sleds = Sleds(make_client, env)
+        self._links = OpenLinks(self._link_refusal)
         self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s)
         self.directory = VolumeDirectory(head, self.controllers, self._dial)
         descriptors = capacity.descriptors
@@ -134,7 +136,8 @@ class Head:
     def ready(self) -> bool:
         """The authority has been heard, and no volume is still opening or has failed here."""
         states = {controller.state.value for controller in self.controllers.values()}
-        return self.watch.view is not None and not states & {"opening", "failed"}
+        heard = self.watch.view is not None and not self.watch.unenrolled
+        return heard and not states & {"opening", "failed"}
 
     def status(self) -> dict[str, Any]:
         """What the authority is told, and what the status page shows."""
@@ -158,15 +161,17 @@ class Head:
 
     def _viewed(self, view: RackView) -> None:
         if self._stopping:
+            self._links.recheck()
             return
         self._take_key_set(view.key_set)
-        self.sleds.update(view.sleds)
         for volume, controller in list(self.controllers.items()):
             controller.record_changed(view.volumes.get(volume))
             if controller.left_view and controller.ended:
                 del self.controllers[volume]
                 self._reopening.forget(volume)
         self._restrict_nbd(view)
+        self._links.recheck()
+        self.sleds.update(view.sleds)
         for volume, record in view.volumes.items():
             if volume not in self.controllers:
                 controller = VolumeController(self._services, record, self._ended)
@@ -212,8 +217,11 @@ class Head:
             self._viewed(self.watch.view)
 
     def _offer(self, view: RackView) -> None:
-        """Export what the view says by NVMe/TCP, on this head too once it has its number."""
+        """Export what the view says by NVMe/TCP, on this head too once it has its number; nothing if it says nothing of
+        this head."""
         own = view.heads.get(self.head)
+        if own is None:
+            self.nvme.update([], 0, {})
         if own is None or not own.number:
             return
         offers = [
@@ -263,10 +271,14 @@ class Head:
         controller = self.controllers.get(context.volume)
         if peer is None or controller is None or self._stopping:
             connection.refuse(f"volume {context.volume} is not on this head")
+            return
+        use = LinkUse(context.purpose, context.volume, peer, peer_public, dialled=False)
+        if reason := self._links.admit(connection, use):
+            connection.refuse(reason)
         elif context.purpose is Purpose.LOG:
             controller.accept_log(connection, peer)
         elif context.purpose is Purpose.TAIL:
-            controller.answer_tail(connection, peer)
+            controller.answer_tail(connection)
         else:
             try:
                 export = self.directory.local(context.volume)
@@ -287,7 +299,22 @@ class Head:
         if record is None or address is None or record.revoked:
             raise LinkClosed(f"head {head} has no address that is known here")
         context = LinkContext(purpose, volume, head)
-        return await dial(address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX)
+        connection = await dial(address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX)
+        use = LinkUse(purpose, volume, head, record.public_key, dialled=True)
+        if reason := self._links.admit(connection, use):  # the view may have changed meanwhile
+            connection.abort(reason)
+            raise LinkClosed(reason)
+        return connection
+
+    def _link_refusal(self, use: LinkUse) -> str:
+        """By the newest view; of a volume's record the controller may have had a newer one, as answer to a put."""
+        view, controller = self.watch.view, self.controllers.get(use.volume)
+        if view is None:
+            return refusal(use, None, None)
+        record = view.volumes.get(use.volume)
+        if record is not None and controller is not None and controller.record.version >= record.version:
+            record = controller.record
+        return refusal(use, view.heads.get(use.peer), record)
 
     def _drop_clients(self, volume: UUID) -> None:
         self.nbd.drop_clients(volume)
@@ -321,7 +348,8 @@ class Head:
             self._report_due.clear()
             events = list(self._events)
             try:
-                await self._authority.report({**self.status(), "events": events})
+                if not self.watch.unenrolled:
+                    await self._authority.report({**self.status(), "events": events})
             except AuthorityError as error:
                 self._report_failed(error)
             else:

@@ -5,10 +5,8 @@ it acknowledges nothing (F6) until it knows.
 """
 
 import asyncio
-import enum
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,7 +25,8 @@ from head_node.cluster.pace import VolumePace
 from head_node.cluster.replication import LogSender
 from head_node.cluster.services import Services
 from head_node.cluster.states import VolumeState
-from head_node.cluster.stepdown import Judgement, Verdict, judge
+from head_node.cluster.stepdown import End as End
+from head_node.cluster.stepdown import Judgement, Outcome, Verdict, judge
 from head_node.cluster.takeover import Grant, credential_term_ns, receipts_needed
 from head_node.store.records import LogEnd, Member, VolumeRecord
 from head_node.store.records import VolumeState as RecordState
@@ -52,25 +51,6 @@ OWN_PATIENCE: Final = 2
 """Times the patience with a member's log disk: of two that hang together the member's goes first, since a takeover
 costs more."""
 DELETE_SECONDS_MAX: Final = 5.0
-
-
-class End(enum.Enum):
-    """Why a primary stopped being one."""
-
-    FENCED = "fenced off"
-    DEPOSED = "deposed"
-    FROZEN = "frozen"
-    GAVE_UP = "gave up"
-    HANDED_OVER = "handed over"
-    LOG_FAILED = "log failed"
-    DELETED = "deleted"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    end: End
-    detail: str
-    credential: bytes | None = None
 
 
 class PrimaryRole:
@@ -175,10 +155,17 @@ class PrimaryRole:
         if record.epoch < self.epoch or record.version <= self.membership.record.version:
             return
         if record.epoch > self.epoch or record.primary != self._services.head:
-            self._begin("deposed", self._deposed(record))
+            self._depose(f"the record is in epoch {record.epoch} of head {record.primary}")
             return
         self.membership.observed(record)
         self._members_changed()
+
+    def withdrawn(self) -> None:
+        """The view does not name the volume any more: this head has no part in it, and stops in this turn. Of a volume
+        that is being deleted that is how its end looks."""
+        if "delete" not in self._tasks:
+            self._depose("this head is not assigned to the volume any more")
+            self._services.drop_clients(self.volume)
 
     @property
     def alone(self) -> bool:
@@ -530,15 +517,17 @@ class PrimaryRole:
 
         self._begin("doubt", look())
 
-    async def _deposed(self, record: VolumeRecord) -> None:
-        log.warning(
-            "event=deposed volume=%s epoch=%d record_epoch=%d primary=%s",
-            self.volume, self.epoch, record.epoch, record.primary,
-        )  # fmt: skip
-        self._hold()
+    def _depose(self, reason: str) -> None:
+        """Acknowledge nothing from this turn on, and see what the sleds show."""
+        if not self._ended.done():
+            self._hold()
+            self._begin("deposed", self._deposed(reason))
+
+    async def _deposed(self, reason: str) -> None:
+        log.warning("event=deposed volume=%s epoch=%d reason=%s", self.volume, self.epoch, reason)
         self.attachments.probe()
         await asyncio.sleep(DEPOSED_PROBE_SECONDS)
-        self.end(End.DEPOSED, f"the record is in epoch {record.epoch} of head {record.primary}")
+        self.end(End.DEPOSED, reason)
 
     def _hold(self) -> None:
         self._engine.hold()

@@ -1,4 +1,5 @@
-"""What a fenced-off answer is worth (F6): proof of a successor, or the word of a faulty sled. Pure."""
+"""Why a primary stops being one, and what a fenced-off answer is worth (F6): proof of a successor, or the word of a
+faulty sled. Pure."""
 
 import enum
 from dataclasses import dataclass
@@ -7,6 +8,25 @@ from uuid import UUID
 from sled_controller.credential import parse_credential, verify
 from sled_controller.errors import CredentialMalformed, CredentialRefused, FencedOff
 from sled_controller.keyset import KeySet
+
+
+class End(enum.Enum):
+    """Why a primary stopped being one."""
+
+    FENCED = "fenced off"
+    DEPOSED = "deposed"
+    FROZEN = "frozen"
+    GAVE_UP = "gave up"
+    HANDED_OVER = "handed over"
+    LOG_FAILED = "log failed"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    end: End
+    detail: str
+    credential: bytes | None = None
 
 
 class Verdict(enum.Enum):

@@ -19,10 +19,11 @@ from head_node.cluster.follower import Follower
 from head_node.cluster.frames import FrameType
 from head_node.cluster.lease import MemberPromise
 from head_node.cluster.pace import NO_PACE
-from head_node.cluster.primary import End, Outcome, PrimaryRole
+from head_node.cluster.primary import PrimaryRole
 from head_node.cluster.services import Services
 from head_node.cluster.sled_notes import sled_notes
 from head_node.cluster.states import PRIMARY_STATES, VolumeState, check
+from head_node.cluster.stepdown import End, Outcome
 from head_node.cluster.tails import TailQuestions, tail_of
 from head_node.cluster.takeover import Grant, Situation, Step, ask, check_sleds, next_step
 from head_node.store.records import VolumeRecord
@@ -94,6 +95,8 @@ class VolumeController:
         """The authority's view; None: the volume is not in it any more, and ends here even if it comes back."""
         if record is None:
             self._gone = self.left_view = True
+            if self._role is not None:
+                self._role.withdrawn()
         elif record.version > self.record.version:
             self._adopt(record)
             if self._role is not None:
@@ -104,17 +107,13 @@ class VolumeController:
         """A head wants to follow this volume here."""
         if self._role is None:
             connection.refuse(f"this head is not the primary of volume {self.volume}, it is {self.state.value}")
-        elif head not in self.record.heads and self.record.member(head) is None:
-            connection.refuse(f"head {head} is not assigned to volume {self.volume}")
         else:
             self._role.accept(connection, head)
 
-    def answer_tail(self, connection: PeerConnection, head: UUID) -> None:
+    def answer_tail(self, connection: PeerConnection) -> None:
         """A head asks where the log ends here, before it takes the next epoch."""
         engine = self._engine
-        if head not in self.record.heads and self.record.member(head) is None:
-            connection.refuse(f"head {head} is not assigned to volume {self.volume}")
-        elif engine is None or engine.failure is not None or self.state in NO_LOG_STATES:
+        if engine is None or engine.failure is not None or self.state in NO_LOG_STATES:
             connection.refuse(f"the log of volume {self.volume} cannot be used here, it is {self.state.value}")
         else:
             connection.send(FrameType.TAIL, tail_of(engine).encode())
@@ -122,7 +121,7 @@ class VolumeController:
 
     def served(self) -> ServedVolume:
         """What a client gets. Raises NotServing."""
-        if self._role is None or not self._role.serving or self._engine is None:
+        if self._role is None or not self._role.serving or self._engine is None or self.left_view:
             raise NotServing(f"volume {self.record.name} is {self.state.value} on this head")
         return self._engine.served
 

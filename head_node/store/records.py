@@ -162,6 +162,10 @@ class VolumeRecord:
         """The entry of `head` in `current`, if it has one."""
         return next((member for member in self.current if member.head == head), None)
 
+    def assigned(self, head: UUID) -> bool:
+        """Whether the record gives `head` any part in the volume; no other head has a say in it."""
+        return head in self.heads or self.member(head) is not None
+
     @property
     def exposed(self) -> bool:
         """One member alone holds the newest writes, and the volume's policy lets that pass (D1)."""
@@ -260,6 +264,44 @@ class Cleanup:
             )
         except _MALFORMED as error:
             raise RecordMalformed("cleanup", error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Unfenced:
+    """A revoked head that may hold a good credential of `epoch` of a volume, until `end_ms` at the latest, and the
+    sleds whose fence is not known to be above it. `above` is a higher epoch that no head was given, 0 for none."""
+
+    volume: UUID
+    head: UUID
+    epoch: int
+    above: int
+    end_ms: int
+    sleds: tuple[UUID, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "volume": str(self.volume),
+            "head": str(self.head),
+            "epoch": self.epoch,
+            "above": self.above,
+            "end_ms": self.end_ms,
+            "sleds": [str(sled) for sled in self.sleds],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises RecordMalformed."""
+        try:
+            return cls(
+                UUID(data["volume"]),
+                UUID(data["head"]),
+                int(data["epoch"]),
+                int(data["above"]),
+                int(data["end_ms"]),
+                tuple(UUID(sled) for sled in data["sleds"]),
+            )
+        except _MALFORMED as error:
+            raise RecordMalformed("unfenced", error) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from kit.skewed_clock import SkewedClock as SkewedClock
 from rackctl.simulation.log_disk import MemoryDirectory, MemoryDisk
 
 from head_node.authority import transitions
-from head_node.authority.errors import AuthorityUnavailable, NotEligible
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable, NotEligible
 from head_node.cluster.head import Head
 from head_node.cluster.lease import LeaseTerms
 from head_node.cluster.states import VolumeState
@@ -112,6 +112,8 @@ class Api:
         self._public = public
         self._claims: dict[UUID, int] = {}
         self.cut_off = False
+        self.refusal: AuthorityError | None = None
+        """What every call is answered with."""
         self.said_expired = 0
         self.lose_replies: set[str] = set()
         """Names of calls whose next answer is lost after they were carried out."""
@@ -242,6 +244,8 @@ class Api:
             await gate.wait()
         if self.cut_off or self._authority.down:
             raise AuthorityUnavailable("out of reach")
+        if self.refusal is not None:
+            raise self.refusal
 
     def _leave(self, name: str) -> None:
         if name in self.lose_replies:

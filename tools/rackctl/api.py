@@ -11,6 +11,8 @@ from sled_board.printable import escaped
 from rackctl.errors import ApiRefused, ApiUnreachable, VolumeUnknown
 
 REQUEST_TIMEOUT_S: Final = 10.0
+REVOCATION_TIMEOUT_S: Final = 120.0
+"""A revocation waits up to 8 s for each sled that does not answer, for several volumes at a time."""
 
 
 class OperatorApi:
@@ -31,10 +33,10 @@ class OperatorApi:
         """Close the connections."""
         self._http.close()
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
         """One request; the JSON of the answer, None when it has no body."""
         try:
-            reply = self._http.request(method, path, json=body)
+            reply = self._http.request(method, path, json=body, timeout=timeout_s)
         except httpx.HTTPError as error:
             raise ApiUnreachable(
                 f"the authority at {self._http.base_url} does not answer ({type(error).__name__}): "
@@ -139,6 +141,15 @@ class OperatorApi:
     def nodes(self) -> dict[str, Any]:
         """`heads` and `sleds` as the authority knows them, with what the heads report."""
         return _mapping(self.call("GET", "/v1/nodes"))
+
+    def revoke_head(self, head: str) -> dict[str, Any]:
+        """Put a head (by name or id) out of the rack; what came of it, with `fences` by volume and sled."""
+        path = f"/v1/heads/{quote(head, safe='')}/revoke"
+        return _mapping(self.call("POST", path, timeout_s=REVOCATION_TIMEOUT_S))
+
+    def unfenced(self) -> list[dict[str, Any]]:
+        """Revoked heads, and the sleds that are still to be fenced off against them."""
+        return list(_mapping(self.call("GET", "/v1/unfenced"))["unfenced"])
 
     def enrol_sled(self, identity: Mapping[str, Any], host: str, port: int, capacity_blocks: int) -> dict[str, Any]:
         """Make a sled known by what its `identity.json` says and where it listens."""

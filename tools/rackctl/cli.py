@@ -42,6 +42,7 @@ from rackctl.options import (
 )
 from rackctl.output import discard_output, output_escaped
 from rackctl.rack import ANY_HOST, Rack, Roles
+from rackctl.revocation import add_revoke
 from rackctl.sizes import parse_size, show_size
 from rackctl.sled_console import add_console
 from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
@@ -135,7 +136,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     status.set_defaults(command=_status)
 
     _add_volume(commands.add_parser("volume", help="create, list, show, delete and recover volumes"), defaults)
-    _add_node(commands.add_parser("node", help="kill, pause, resume and restart nodes"), defaults)
+    _add_node(commands.add_parser("node", help="kill, pause, resume, restart and revoke nodes"), defaults)
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
@@ -209,7 +210,7 @@ def _add_volume(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     changes = _add_hosts(actions.add_parser("hosts", help="say which hosts may connect by NVMe/TCP"), defaults)
     sleds = add_sled_actions(actions, defaults)
     for action in sleds:
-        action.set_defaults(command=_volume_sleds)
+        action.set_defaults(command=_act)
     recover = actions.add_parser("recover", help="set a frozen volume going again")
     recover.set_defaults(command=_volume_recover)
     force = actions.add_parser("force-takeover", help="go on from the log of a head that is no member, losing writes")
@@ -267,6 +268,9 @@ def _add_node(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         action.add_argument("name", metavar="NAME", help="a node that `rackctl status` lists")
         add_directory(action, "the rack's directory", defaults)
         action.set_defaults(command=_node, method=method)
+    revoke = add_revoke(actions, defaults)
+    add_directory(revoke, "the rack's directory", defaults)
+    revoke.set_defaults(command=_act)
 
 
 def _up(arguments: argparse.Namespace) -> int:
@@ -375,7 +379,7 @@ def _volume_host_secret(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _volume_sleds(arguments: argparse.Namespace) -> int:
+def _act(arguments: argparse.Namespace) -> int:
     arguments.act(_rack(arguments), arguments)
     return 0
 

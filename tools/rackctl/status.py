@@ -9,6 +9,7 @@ from rackctl.evidence import fences_seen
 from rackctl.export_options import exports_text
 from rackctl.processes import ProcessState, resident_bytes
 from rackctl.rack import Rack
+from rackctl.revocation import unfenced_rows
 from rackctl.sizes import show_size
 from rackctl.state import NodeKind
 from rackctl.table import aligned
@@ -65,6 +66,11 @@ class RackStatus:
                 for fence in data["fences"]
             ]
             parts.append(aligned(("FENCED OFF", "VOLUME", "STALE EPOCH", "CURRENT EPOCH", "BY"), fences))
+        if data["unfenced"]:
+            waiting = [
+                (entry["head"], entry["volume"], entry["epoch"], " ".join(entry["sleds"])) for entry in data["unfenced"]
+            ]
+            parts.append(aligned(("REVOKED", "VOLUME", "EPOCH", "NOT FENCED YET ON"), waiting))
         return "\n\n".join(parts)
 
 
@@ -78,6 +84,7 @@ def status_of(rack: Rack) -> RackStatus:
         "nodes": [],
         "volumes": [],
         "fences": [],
+        "unfenced": [],
     }
     for node in now.nodes:
         process = node.process
@@ -124,6 +131,8 @@ def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
                 "nvme": record["nvme"],
             }
         )
+    volumes = {volume["volume"]: volume["name"] for volume in data["volumes"]}
+    data["unfenced"] = unfenced_rows(rack.api.unfenced(), names, volumes)
     data["fences"] = [dataclasses.asdict(fence) for fence in fences_seen(rack)]
 
 
