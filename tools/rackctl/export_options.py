@@ -30,5 +30,5 @@ def exports_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def exports_text(record: Mapping[str, Any]) -> str:
     """For people: `nbd nvme`, `nbd(tls)`, `-`."""
-    nbd = {"on": ["nbd"], "tls": ["nbd(tls)"], "off": []}[record["nbd"]]
-    return " ".join([*nbd, *(["nvme"] if record["nvme"] else [])]) or "-"
+    nbd = {"on": ["nbd"], "tls": ["nbd(tls)"]}.get(record.get("nbd", "on"), [])
+    return " ".join([*nbd, *(["nvme"] if record.get("nvme", True) else [])]) or "-"

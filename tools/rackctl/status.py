@@ -66,7 +66,7 @@ class RackStatus:
                 for fence in data["fences"]
             ]
             parts.append(aligned(("FENCED OFF", "VOLUME", "STALE EPOCH", "CURRENT EPOCH", "BY"), fences))
-        if data["unfenced"]:
+        if data.get("unfenced"):
             waiting = [
                 (entry["head"], entry["volume"], entry["epoch"], " ".join(entry["sleds"])) for entry in data["unfenced"]
             ]

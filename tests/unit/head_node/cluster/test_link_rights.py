@@ -15,7 +15,7 @@ from head_node.cluster.errors import LinkClosed, NotServing
 from head_node.cluster.frames import Purpose
 from head_node.cluster.link_rights import LinkUse, refusal
 from head_node.cluster.relay_transport import LinkRelayTransport
-from head_node.export.interface import RemoteExport
+from head_node.export.interface import RemoteExport, Security
 from head_node.store.records import HeadRecord, VolumeRecord
 
 
@@ -208,7 +208,7 @@ def test_rights_a_primary_whose_view_names_the_volume_no_more_acknowledges_nothi
         await until(lambda: link.lost is not None)
         assert not late.done()
         assert link.acknowledged == 1
-        assert "vol" not in first.head.directory.names()
+        assert "vol" not in first.head.directory.names(Security.AUTHENTICATED)
         await until(lambda: VOLUME not in first.head.controllers or first.controller.ended)
 
     with_rack(scenario, heads=3)
@@ -228,7 +228,7 @@ def test_rights_a_revoked_head_ends_everything_of_its_own_accord() -> None:
         await until(lambda: link.lost is not None)
         await until(lambda: all(controller.ended for controller in first.head.controllers.values()))
         assert not first.head.ready
-        assert first.head.directory.names() == []
+        assert first.head.directory.names(Security.AUTHENTICATED) == []
         assert not first.head.nvme.subsystems
         assert not len(first.head._links)
         assert not first.head.sleds.status()
