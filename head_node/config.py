@@ -31,7 +31,12 @@ class HeadSettings(Settings):
         description="name of this head in the rack: lower case letters, digits, dots and dashes, at most 64"
     )
     authority_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+/?$")] = Field(
-        description="where the authority is, such as http://127.0.0.1:7400"
+        description="where the authority is, such as https://192.0.2.1:7400; http only on loopback"
+    )
+    authority_ca: Path | None = Field(
+        default=None,
+        description="certificates (PEM) that an https authority is verified by, read again when they change; default"
+        " what the join token named, else the machine's own",
     )
     join_token: str | None = Field(default=None, description="join token of the operator; needed at the first start")
     host: str = Field(default="127.0.0.1", description="address to listen on, for ports that have none of their own")

@@ -15,9 +15,11 @@ from uuid import UUID
 import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority.client import AuthorityClient
+from head_node.authority.client import AuthorityClient, fetch_ca
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable
+from head_node.authority.joining import NO_CA, JoinToken
 from head_node.authority.reply_trust import ReplyTrust
+from head_node.authority.tls import ClearTextRefused, PinnedCa, check_url
 from head_node.capacity import Capacity
 from head_node.cluster.head import NVME_SERVICE, PEER_SERVICE, Head
 from head_node.cluster.status_server import StatusServer
@@ -42,6 +44,8 @@ KEY_BYTES: Final = 32
 REPLY_FLOOR_FILE: Final = "reply-key.number"
 
 Listen = Callable[[str, int], Awaitable[Address]]
+CA_FILE: Final = "authority-ca.crt"
+"""In the state directory: what the authority is verified by, as the join token named it."""
 
 
 class StateDirectory:
@@ -125,12 +129,25 @@ class StateDirectory:
         return head
 
 
+async def learn_ca(settings: HeadSettings, state: StateDirectory, ca: PinnedCa) -> None:
+    """Get the certificate that the join token names, before anything else is asked. Raises AuthorityError."""
+    token = None if settings.join_token is None else JoinToken.parse(settings.join_token)
+    if token is None or token.authority_ca is None:
+        raise NotEnrolled(f"{settings.authority_url}: nothing to verify it by; name its ca.crt with authority_ca")
+    replace_file(state.path / CA_FILE, await fetch_ca(settings.authority_url, token.authority_ca), 0o644)
+    ca.look()
+    log.info("event=authority_ca_pinned sha256=%s", token.authority_ca.hex())
+
+
 async def enrol(
-    client: AuthorityClient, settings: HeadSettings, state: StateDirectory, addresses: Mapping[str, Address]
-) -> None:
+    client: AuthorityClient, settings: HeadSettings, state: StateDirectory, addresses: Mapping[str, Address],
+    ca: PinnedCa | None,
+) -> None:  # fmt: skip
     """Make this head known, or tell where it listens now, trying until the authority answers. Raises NotEnrolled."""
     while True:
         try:
+            if ca is not None and not ca.known:
+                await learn_ca(settings, state, ca)
             if state.root_public is None:
                 if settings.join_token is None:
                     raise NotEnrolled("this head is not enrolled; give it a join token (HEAD_NODE_JOIN_TOKEN)")
@@ -150,11 +167,17 @@ async def enrol(
 
 async def serve(settings: HeadSettings, env: Environment) -> None:
     """Run until SIGTERM or SIGINT. Raises HeadError, OSError."""
+    try:
+        check_url(settings.authority_url)
+    except ClearTextRefused as error:
+        raise NotEnrolled(str(error)) from None
     state = StateDirectory(settings.state_dir, settings.name, env)
     try:
+        ca = pinned_ca(settings, state)
         client = AuthorityClient(
             settings.authority_url, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public,
             replies=ReplyTrust(env, state.reply_floor, state.remember_reply_key),
+            ca=ca,
         )  # fmt: skip
         descriptors = of_program(asyncio.get_running_loop().time)
         capacity = Capacity.of_machine(
@@ -181,14 +204,31 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             nbd_tls=tls,
         )  # fmt: skip
         try:
-            await run(head, client, settings, state)
+            await run(head, client, settings, state, ca)
         finally:
             await client.close()
     finally:
         state.close()
 
 
-async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state: StateDirectory) -> None:
+def pinned_ca(settings: HeadSettings, state: StateDirectory) -> PinnedCa | None:
+    """What the authority is verified by, None where it speaks clear text. Raises StateDirectoryUnusable."""
+    if not settings.authority_url.startswith("https:"):
+        return None
+    learnt = state.path / CA_FILE
+    named = settings.join_token is not None and not settings.join_token.strip().endswith(f".{NO_CA}")
+    path = settings.authority_ca or (learnt if learnt.exists() or named else None)
+    try:
+        if settings.authority_ca is not None:
+            settings.authority_ca.stat()
+        return PinnedCa(path)
+    except (OSError, ValueError) as error:
+        raise StateDirectoryUnusable(f"{error}; name the authority's ca.crt with authority_ca") from None
+
+
+async def run(
+    head: Head, client: AuthorityClient, settings: HeadSettings, state: StateDirectory, ca: PinnedCa | None
+) -> None:
     """Listen, enrol, serve, stop in good order."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -208,7 +248,8 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
         for service, policy in (("nbd", TlsPolicy.REQUIRED), ("nbds", TlsPolicy.OFF)):
             if settings.nbd_tls is not policy:
                 addresses[service] = (settings.announced_host(settings.nbd_host), nbd[1])
-        enrolling = loop.create_task(enrol(client, settings, state, addresses))
+        enrolling = loop.create_task(enrol(client, settings, state, addresses, ca))
+        enrolling = loop.create_task(enrol(client, settings, state, addresses, ca))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])
         if not stop.is_set():

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.responses import PlainTextResponse
 
 from head_node.api import access, heads, models, operators, problems, trail, wrapping
 from head_node.api.heads import Rack
 from head_node.authority.authority import Authority
-from head_node.authority.errors import AuthorityUnavailable
+from head_node.authority.errors import AuthorityUnavailable, NotFound
 
 VERSION = "1"
 
@@ -28,6 +29,15 @@ async def readyz(rack: Rack) -> models.HealthzDocument:
         raise AuthorityUnavailable("the authority is stopping")
     await rack.keyring.current()
     return models.HealthzDocument(status="ready")
+
+
+@_health.get("/v1/ca", operation_id="readCa", dependencies=[access.PUBLIC], response_class=PlainTextResponse)
+async def read_ca(rack: Rack) -> PlainTextResponse:
+    """The certificates (PEM) that this authority is verified by; whoever asks compares them with what its join token
+    says."""
+    if rack.certificate is None or rack.certificate.ca is None:
+        raise NotFound("this authority has no certificates of its own to verify it by")
+    return PlainTextResponse(rack.certificate.ca)
 
 
 def create_app(authority: Authority | None, backup_folder: Path | None = None) -> FastAPI:

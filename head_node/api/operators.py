@@ -230,7 +230,8 @@ async def give_up_fencing(rack: Rack, volume: UUID, head: UUID, sled: UUID) -> N
 async def create_token(rack: Rack, body: models.TokenRequest | None = None) -> models.TokenDocument:
     """A token with which a limited number of heads can enrol for a limited time."""
     asked = body or models.TokenRequest()
-    text, kept = await rack.nodes.new_token(asked.uses, asked.valid_s * 1000)
+    authority_ca = None if rack.certificate is None else rack.certificate.fingerprint
+    text, kept = await rack.nodes.new_token(asked.uses, asked.valid_s * 1000, authority_ca)
     return models.TokenDocument(token=text, id=kept["id"], uses_left=kept["uses_left"], expires_ms=kept["expires_ms"])
 
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.audit import LINES_KEPT, Audit
 from head_node.authority.authentication import Authenticator
+from head_node.authority.certificates import ServerCertificate
 from head_node.authority.cleanups import Cleanups
 from head_node.authority.errors import AuthorityError, Unenrolled
 from head_node.authority.hosts import VolumeHosts
@@ -102,6 +103,8 @@ class Authority:
             self.ledger, self.keyring, self.reports, env,
             root_public=self.root_public, term_ms=policy.credential_term_ms,
         )  # fmt: skip
+        self.certificate: ServerCertificate | None = None
+        """What it serves TLS with; None: clear text."""
         self._fencer = fencer
         self._sleds_asked_ns: int | None = None
         self.unfenced = UnfencedSleds(self.ledger, self.reports, env, fencer, self.volumes.take_epoch_above)

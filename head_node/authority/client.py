@@ -5,6 +5,7 @@ was certainly not performed. Backoff, and what to do when an outcome is unknown,
 """
 
 import json
+import ssl
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from uuid import UUID
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority import joining, report_parts, signatures
+from head_node.authority import joining, report_parts, signatures, tls
 from head_node.authority.errors import (
     ERRORS_BY_SLUG,
     AuthorityError,
@@ -37,6 +38,8 @@ NS_PER_S = 1_000_000_000
 COUNT_S_END = 10**12  # what a signature's `created` has digits for
 # A view of a full rack (4096 volumes with a few hosts each) is below this; more than that is not our authority.
 REPLY_BYTES_MAX = 64 << 20
+CA_PATH = "/v1/ca"
+CA_BYTES_MAX = 64 * 1024
 
 __all__ = [
     "AuthorityClient",
@@ -59,7 +62,7 @@ class AuthorityClient:
     `root_public` is the rack's root key; without it, `enrol` takes it from the join token and every other call accepts
     unverified answers until then. `replies` knows which reply keys of the authority count. A takeover's claim is kept
     here: `renew`, `change_members`, `set_columns` and `confirm_deleted` work only in the process whose `takeover` was
-    answered (F4).
+    answered (F4). `ca` is what an https authority is verified by.
 
     Every method may raise AuthorityUnavailable (no, or an unusable, answer: a change may have happened) and
     Unauthorised (not enrolled, or revoked).
@@ -75,7 +78,9 @@ class AuthorityClient:
         root_public: bytes | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         replies: ReplyTrust | None = None,
+        ca: tls.PinnedCa | None = None,
     ) -> None:
+        self._ca = ca
         self._head_id = head_id
         self._key = head_key
         self._env = env
@@ -91,7 +96,7 @@ class AuthorityClient:
             transport=transport,
             timeout=REQUEST_TIMEOUT_S,
             trust_env=False,
-            verify=self._base_url.startswith("https:"),
+            verify=self._base_url.startswith("https:") if ca is None else ca.context,
         )
 
     async def close(self) -> None:
@@ -297,6 +302,8 @@ class AuthorityClient:
                     if len(received) > REPLY_BYTES_MAX:
                         raise AuthorityUnavailable(f"the answer is longer than {REPLY_BYTES_MAX} bytes")
         except (httpx.HTTPError, httpx.StreamError, RuntimeError) as error:
+            if self._ca is not None:
+                self._ca.look()
             raise AuthorityUnavailable(f"{self._base_url}: {type(error).__name__}: {error}") from error
         answer = bytes(received)
         if self.root_public is not None:
@@ -315,6 +322,35 @@ class AuthorityClient:
             raise AuthorityUnavailable(
                 f"{self._base_url} answered {reply.status_code} without proof by the rack's root key: {error}"
             ) from error
+
+
+async def fetch_ca(base_url: str, expected: bytes) -> str:
+    """The certificate with that SHA-256 from an authority that nothing is known of yet; only this may be asked so.
+
+    Raises AuthorityUnavailable.
+    """
+    context = tls.client_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        async with (
+            httpx.AsyncClient(verify=context, trust_env=False, timeout=REQUEST_TIMEOUT_S) as http,
+            http.stream("GET", base_url.rstrip("/") + CA_PATH) as reply,
+        ):
+            received = bytearray()
+            async for chunk in reply.aiter_bytes():
+                received += chunk
+                if len(received) > CA_BYTES_MAX:
+                    raise AuthorityUnavailable(f"{base_url}: the certificate has more than {CA_BYTES_MAX} bytes")
+        text = received.decode("ascii")
+        found = tls.fingerprint(text)
+    except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
+        raise AuthorityUnavailable(f"{base_url}: {type(error).__name__}: {error}") from error
+    if found != expected:
+        raise AuthorityUnavailable(
+            f"{base_url}: its certificate authority is {found.hex()}, the join token names {expected.hex()}"
+        )
+    return text
 
 
 def _open(status: int, body: bytes) -> Any:

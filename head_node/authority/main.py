@@ -9,15 +9,19 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import uvicorn
 import uvloop
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from head_node.api.app import create_app
 from head_node.api.connections import BoundedConnection
+from head_node.api.secured import SecuredListener
+from head_node.authority import tls
+from head_node.authority.audit import LINES_KEPT
 from head_node.authority.authority import Authority, Policy
+from head_node.authority.certificates import LOOK_S, Given, ServerCertificate, own_names
 from head_node.authority.errors import AuthorityError
 from head_node.authority.fencing import SledFencer
 from head_node.authority.ledger import RACK_KEY, Ledger
@@ -78,6 +82,39 @@ class AuthoritySettings(Settings):
     heads_per_volume: Annotated[int, Field(ge=1, le=8)] = Field(
         default=2, description="heads assigned to each volume, the preferred primary among them"
     )
+    tls: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="auto: TLS but on a loopback address; on: TLS everywhere; off: clear text, on loopback only",
+    )
+    tls_names: list[str] = Field(
+        default=[], description="more host names and addresses that clients use, for the certificate that is made here"
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="own certificate with its chain (PEM), read again when it changes; needs tls_key"
+    )
+    tls_key: Path | None = Field(default=None, description="private key of tls_certificate (PEM, without a password)")
+    tls_ca: Path | None = Field(
+        default=None, description="certificates (PEM) that heads are to verify tls_certificate by; join tokens name it"
+    )
+    audit_lines_max: Annotated[int, Field(ge=1000, le=10_000_000)] = Field(
+        default=LINES_KEPT, description="lines of the audit trail; of more, the oldest of the actor with the most go"
+    )
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        if self.tls_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_ca goes with tls_certificate: without one the authority makes its own")
+        if self.tls == "off" and self.tls_certificate is not None:
+            raise ValueError("tls_certificate is of no use while tls is off")
+        return self
+
+    def given(self) -> Given | None:
+        """The operator's own certificate."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return Given(self.tls_certificate, self.tls_key, self.tls_ca)
 
 
 class Server(uvicorn.Server):
@@ -96,7 +133,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
-    except (StoreError, AuthorityError) as error:
+    except (StoreError, AuthorityError, tls.ClearTextRefused) as error:
         complain(PROG, error)
         raise SystemExit(1) from None
     except OSError as error:
@@ -114,6 +151,7 @@ async def serve(settings: AuthoritySettings) -> None:
     listener = listen(settings.host, settings.port)
     watch_peer(listener, settings.peer_silence_s)
     with contextlib.closing(listener):
+        encrypted = is_encrypted(settings, listener.getsockname()[0])
         store = await SqliteStore.open(folder / STORE_FILE)
         try:
             # Left by a run that was killed; only now is it certain that this run is the only one.
@@ -124,12 +162,18 @@ async def serve(settings: AuthoritySettings) -> None:
                 key_publish_ms=settings.key_publish_s * 1000,
                 heads_per_volume=settings.heads_per_volume,
                 reply_key_term_ms=settings.reply_key_days * MS_PER_DAY,
+                audit_lines_max=settings.audit_lines_max,
             )
             fencer = SledFencer(env)
             authority = await Authority.start(store, root_key, env, policy, fencer)
             fencer.bind(authority)
             try:
-                await run_server(authority, settings, listener)
+                certificate = None
+                if encrypted:
+                    names = own_names(settings.host, settings.tls_names)
+                    certificate = ServerCertificate(folder, env, names, settings.given())
+                authority.certificate = certificate
+                await run_server(authority, settings, listener, certificate)
             finally:
                 await authority.stop()
         finally:
@@ -153,7 +197,19 @@ async def root_key_of(settings: AuthoritySettings, store: SqliteStore, env: Envi
     return AwayRoot(public) if settings.root_key_command is None else CommandRoot(settings.root_key_command, public)
 
 
-async def run_server(authority: Authority, settings: AuthoritySettings, listener: socket.socket) -> None:
+def is_encrypted(settings: AuthoritySettings, address: str) -> bool:
+    """Whether to speak TLS at `address`. Raises ClearTextRefused."""
+    local = tls.is_loopback(address)
+    if settings.tls == "off" and not local:
+        raise tls.ClearTextRefused(
+            f"{settings.host}: clear text is for loopback only, and {address} is a network address: leave `tls` at auto"
+        )
+    return settings.tls == "on" or settings.tls_certificate is not None or (settings.tls == "auto" and not local)
+
+
+async def run_server(
+    authority: Authority, settings: AuthoritySettings, listener: socket.socket, certificate: ServerCertificate | None
+) -> None:
     """Serve on `listener`; endpoints.json says where once connections are accepted, and goes at the end."""
     folder = settings.state_dir
     token_file = folder / "operator.token"
@@ -162,20 +218,19 @@ async def run_server(authority: Authority, settings: AuthoritySettings, listener
     if token != known:
         replace_file(token_file, token + "\n", 0o600)
     replace_file(folder / "root.pub", authority.root_public.hex() + "\n", 0o644)
-    server = Server(
-        uvicorn.Config(
-            create_app(authority, folder),
-            loop="none",
-            http=BoundedConnection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=DRAIN_S,
-        )
+    config = uvicorn.Config(
+        create_app(authority, folder),
+        loop="none",
+        http=BoundedConnection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_S,
     )
+    server = Server(config)
 
     def stop() -> None:
         authority.begin_stop()
@@ -184,23 +239,47 @@ async def run_server(authority: Authority, settings: AuthoritySettings, listener
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    serving = asyncio.create_task(server.serve([listener]))
+    if certificate is None:
+        beside = []
+        serving = asyncio.create_task(server.serve([listener]))
+    else:
+        config.load()
+        secured = SecuredListener(
+            listener, certificate.context,
+            lambda: BoundedConnection(config=config, server_state=server.server_state, app_state={}),
+        )  # fmt: skip
+        beside = [loop.create_task(secured.run()), loop.create_task(keep_certificate(certificate))]
+        loop.add_signal_handler(signal.SIGHUP, certificate.look)
+        serving = asyncio.create_task(server.serve([]))
     # The socket listens already: whoever reads the file can connect, and waits for the loop at worst.
     endpoints = folder / "endpoints.json"
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    api = f"{'http' if certificate is None else 'https'}://{shown}:{port}"
     content = {
         "pid": os.getpid(),
-        "api": f"http://{shown}:{port}",
+        "api": api,
         "root_public_key": authority.root_public.hex(),
         "operator_token_file": str(token_file.resolve()),
     }
+    if certificate is not None and settings.tls_certificate is None:
+        content["ca_file"] = str((folder / tls.CA_FILE).resolve())
     replace_file(endpoints, json.dumps(content) + "\n", 0o644)
-    _log.info("event=serving api=http://%s:%d root_public_key=%s", shown, port, authority.root_public.hex())
+    _log.info("event=serving api=%s root_public_key=%s", api, authority.root_public.hex())
     try:
         await serving
     finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         endpoints.unlink(missing_ok=True)
+
+
+async def keep_certificate(certificate: ServerCertificate) -> None:
+    """Renew it, or load it when its files change, until cancelled."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        certificate.look()
 
 
 def listen(host: str, port: int) -> socket.socket:

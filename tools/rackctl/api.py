@@ -1,6 +1,8 @@
 """The operator's side of the authority's REST interface, synchronous."""
 
+import ssl
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -8,7 +10,8 @@ from urllib.parse import quote
 import httpx
 from sled_board.printable import escaped
 
-from rackctl.errors import ApiRefused, ApiUnreachable, VolumeUnknown
+from head_node.authority import tls
+from rackctl.errors import ApiRefused, ApiUnreachable, RackError, VolumeUnknown
 
 REQUEST_TIMEOUT_S: Final = 10.0
 REVOCATION_TIMEOUT_S: Final = 120.0
@@ -18,9 +21,14 @@ REVOCATION_TIMEOUT_S: Final = 120.0
 class OperatorApi:
     """One operator's connection; every method may raise ApiUnreachable and ApiRefused."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, ca: Path | None = None) -> None:
+        """`ca`: the certificates that an https authority is verified by, and no others. Raises RackError."""
         self._http = httpx.Client(
-            base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=REQUEST_TIMEOUT_S, trust_env=False
+            base_url=url,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=REQUEST_TIMEOUT_S,
+            trust_env=False,
+            verify=_verification(url, ca),
         )
 
     def __enter__(self) -> Self:
@@ -173,9 +181,35 @@ class OperatorApi:
         """Make a new key that signs replies to heads."""
         return _mapping(self.call("POST", "/v1/keys/reply/rotate"))
 
+    def create_token(self, name: str, role: str, valid_s: int) -> dict[str, Any]:
+        """Make a token of an operator; its text, under `token`, is told this once."""
+        return _mapping(self.call("POST", "/v1/tokens", {"name": name, "role": role, "valid_s": valid_s}))
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """The tokens of operators, by name."""
+        return list(_mapping(self.call("GET", "/v1/tokens"))["tokens"])
+
+    def revoke_token(self, name_or_id: str) -> None:
+        """Make a token worthless."""
+        self.call("DELETE", f"/v1/tokens/{quote(name_or_id, safe='')}")
+
+    def audit(self, after: int, count_max: int) -> list[dict[str, Any]]:
+        """Lines of the audit trail above that number, oldest first; none at its end."""
+        return list(_mapping(self.call("GET", f"/v1/audit?after={after}&limit={count_max}"))["lines"])
+
     def events(self, after: int = 0) -> list[dict[str, Any]]:
         """What happened lately, oldest first, above that sequence number."""
         return list(_mapping(self.call("GET", f"/v1/events?after={after}"))["events"])
+
+
+def _verification(url: str, ca: Path | None) -> ssl.SSLContext | bool:
+    try:
+        tls.check_url(url)
+        return tls.operator_context(ca) if url.startswith("https:") else False
+    except OSError as error:
+        raise RackError(f"{ca}: cannot be read: {error.strerror}; name the authority's ca.crt") from None
+    except ValueError as error:
+        raise RackError(str(error)) from None
 
 
 def _mapping(answer: Any) -> dict[str, Any]:

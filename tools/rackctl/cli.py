@@ -1,5 +1,5 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `board`, `console`,
-`run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `token`, `audit`, `keys`, `firmware`, `board`,
+`console`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -27,6 +27,7 @@ from rackctl.export_options import add_exports, exports_of, exports_text
 from rackctl.firmware.command import add_firmware
 from rackctl.interrupts import SIGNAL_EXIT, Interrupted, signals_raise, undisturbed
 from rackctl.keys import add_keys
+from rackctl.operators import add_audit, add_tokens
 from rackctl.options import (
     OTHER_STATUSES,
     add_directory,
@@ -137,6 +138,8 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     _add_volume(commands.add_parser("volume", help="create, list, show, delete and recover volumes"), defaults)
     _add_node(commands.add_parser("node", help="kill, pause, resume, restart and revoke nodes"), defaults)
+    add_tokens(commands.add_parser("token", help="create, list and revoke tokens of operators"), defaults)
+    add_audit(commands.add_parser("audit", help="show what was changed, by whom and from where"), defaults)
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
@@ -460,6 +463,8 @@ def captive_environment(rack: Rack, volumes: Sequence[str]) -> dict[str, str]:
     """
     now = rack.state
     found = {"RACK_DIR": str(rack.directory), "RACK_API": now.api_url, "RACK_TOKEN": now.token}
+    if rack.authority_ca is not None:
+        found["RACK_CA"] = str(rack.authority_ca)
     found["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     if volumes:
         heads = len(now.of_kind(state.NodeKind.HEAD))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from head_node.authority.tls import CA_FILE
 from rackctl import programs, state
 from rackctl.api import OperatorApi
 from rackctl.connect_info import Paths, paths_of
-from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, RackNotFound, WaitedTooLong
+from rackctl.errors import ApiUnreachable, NodeNotRunning, RackError, RackExists, WaitedTooLong
 from rackctl.interrupts import raise_if_interrupted
 from rackctl.launch import Command, Started, await_ready, start
 from rackctl.ports import PortReservations
@@ -146,15 +147,7 @@ class Rack:
         """The rack in that directory, or the only running one in the temporary folder; raises RackNotFound."""
         if directory is not None:
             return cls.open(directory)
-        found = state.find_running()
-        if len(found) == 1:
-            return cls.open(found[0])
-        listed = "".join(f"\n    {path}" for path in found)
-        raise RackNotFound(
-            f"several racks run, choose one with --dir:{listed}"
-            if found
-            else "no rack runs: start one with `rackctl up`, or name a rack's directory with --dir"
-        )
+        return cls.open(state.only_running())
 
     @classmethod
     @contextlib.contextmanager
@@ -177,9 +170,21 @@ class Rack:
     def api(self) -> OperatorApi:
         """The authority's REST interface."""
         if self._api is None:
-            now = self.state
-            self._api = OperatorApi(now.api_url, now.token)
+            self._api = self.connect()
         return self._api
+
+    def connect(self) -> OperatorApi:
+        """Another connection to it, with the authority's own CA pinned where it speaks TLS."""
+        now = self.state
+        return OperatorApi(now.api_url, now.token, ca=self.authority_ca)
+
+    @property
+    def authority_ca(self) -> Path | None:
+        """What the authority is verified by, None where it speaks clear text."""
+        now = self.state
+        if not now.api_url.startswith("https:"):
+            return None
+        return self.layout.state_dir(now.node("authority")) / CA_FILE
 
     def stop(self) -> None:
         """End every process and, when the directory is a temporary one, remove it. Safe to call again."""
@@ -353,7 +358,8 @@ class Rack:
             first, *others = self._spawn(now, [self._command(now, node) for node in (authority, *sleds[:spare])])
             found = await_ready([first])["authority"]
             now.token = Path(found["operator_token_file"]).read_text(encoding="ascii").strip()
-            with OperatorApi(now.api_url, now.token) as api:
+            state.save(self.directory, now)
+            with self.connect() as api:
                 join_token = None if now.enrolled else api.join_token(len(heads))
                 rest = [*heads, *sleds[spare:]]
                 others += self._spawn(now, [self._command(now, node, join_token) for node in rest])
@@ -395,7 +401,7 @@ class Rack:
         if node.kind is NodeKind.SLED:
             return programs.sled(node, self.layout, root_public_key=now.root_public_key, device_bytes=now.device_bytes)
         authority = now.node("authority")
-        url = f"http://{self._sites(authority).known_as}:{authority.ports['api']}"
+        url = state.url_of(self._sites(authority).known_as, authority.ports["api"])
         return programs.head(node, self.layout, authority_url=url, join_token=join_token)
 
     def _spawn(self, now: RackState, commands: Sequence[Command]) -> list[Started]:

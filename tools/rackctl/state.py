@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from sled_board.durable import ForeignPath, check_own_directory, open_own, put_file
 
+from head_node.authority.tls import is_loopback
 from rackctl.errors import NodeUnknown, RackError, RackNotFound
 from rackctl.ports import HOST
 from rackctl.processes import ProcessIdentity, ProcessState, state_of
@@ -81,7 +82,12 @@ class RackState:
     def api_url(self) -> str:
         """Where the authority's REST interface is."""
         authority = self.node("authority")
-        return f"http://{authority.host}:{authority.ports['api']}"
+        return url_of(authority.host, authority.ports["api"])
+
+
+def url_of(host: str, port: int) -> str:
+    """The authority's address: TLS but on loopback, as it decides itself."""
+    return f"{'http' if is_loopback(host) else 'https'}://{host}:{port}"
 
 
 def load(directory: Path) -> RackState:

@@ -15,7 +15,6 @@ from sled_board.image import IMAGE_BYTES_MAX
 from sled_board.network import Network
 
 from rackctl import state
-from rackctl.api import OperatorApi
 from rackctl.board.base import BaseSystem, base_system
 from rackctl.board.machine import BOARD, Machine
 from rackctl.board.provision import Provisioning, provision
@@ -27,6 +26,7 @@ from rackctl.firmware.flash_progress import failure_shown
 from rackctl.firmware.source import Source
 from rackctl.keys import add_root
 from rackctl.options import add_directory, add_option, add_switch, whole_number
+from rackctl.rack import Rack
 from rackctl.signers import read_public
 from rackctl.sizes import parse_size
 from rackctl.table import named
@@ -204,8 +204,7 @@ def _join(arguments: argparse.Namespace) -> int:
     machine = Machine(arguments.board_dir)
     if machine.identity is None:
         raise RackError(f"{machine.folder}: is not provisioned: `rackctl board provision` says who it is")
-    now = state.load(arguments.dir or state.only_running())
-    with OperatorApi(now.api_url, now.token) as api:
+    with Rack.find(arguments.dir).connect() as api:
         api.enrol_sled(machine.identity, *machine.nvme_address, machine.capacity_blocks)
     return 0
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Final
 from uuid import UUID
 
-from rackctl.api import OperatorApi
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
 from rackctl.errors import RackError
@@ -34,7 +33,7 @@ class RecordWatch:
         self._accuse = accuse
         now = rack.state
         self._names = {node.id: node.name for node in now.of_kind(NodeKind.HEAD)}
-        self._api = OperatorApi(now.api_url, now.token)
+        self._api = rack.connect()
         self._seen: tuple[int, str, tuple[str, ...]] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)

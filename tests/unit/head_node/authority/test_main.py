@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority.client import AuthorityClient
+from head_node.authority import tls
+from head_node.authority.client import AuthorityClient, fetch_ca
+from head_node.authority.errors import AuthorityUnavailable
+from head_node.authority.joining import JoinToken
 from sled_controller.environment import Environment
 
 START_S_MAX = 20
@@ -103,6 +108,45 @@ def test_a_new_rack_without_its_root_key_needs_the_public_half(tmp_path: Path) -
     argv = command("--state-dir", str(tmp_path / "state"), "--root-key-away")
     done = subprocess.run(argv, capture_output=True, text=True, timeout=START_S_MAX, check=False)
     assert (done.returncode, "set root_public_file" in done.stderr) == (1, True)
+
+
+def test_over_tls_a_head_joins_with_its_token_alone_and_clear_text_beyond_loopback_is_refused(tmp_path: Path) -> None:
+    """All that a head is given is its join token: it names the root key and the CA."""
+
+    async def join(api: str, text: str) -> None:
+        token = JoinToken.parse(text)
+        assert token.authority_ca is not None
+        with pytest.raises(AuthorityUnavailable, match="the join token names"):
+            await fetch_ca(api, bytes(32))
+        pin = tmp_path / "pinned.crt"
+        pin.write_text(await fetch_ca(api, token.authority_ca), encoding="ascii")
+        env, key = Environment(), Ed25519PrivateKey.generate()
+        for ca in (tls.PinnedCa(None), tls.PinnedCa(pin)):
+            client = AuthorityClient(api, head_id=env.new_uuid(), head_key=key, env=env, ca=ca)
+            if ca.context.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN:  # pinned
+                assert (await client.enrol(text, name="head-1", addresses={})).name == "head-1"
+            else:
+                with pytest.raises(AuthorityUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                    await client.enrol(text, name="head-1", addresses={})
+            await client.close()
+
+    refused = subprocess.run(
+        command("--state-dir", str(tmp_path / "b"), "--host", "0.0.0.0", "--tls", "off"),
+        capture_output=True, text=True, timeout=START_S_MAX, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "clear text is for loopback only" in refused.stderr
+    with started(tmp_path / "a", "--host", "0.0.0.0") as (_, endpoints):
+        api = str(endpoints["api"]).replace("0.0.0.0", "127.0.0.1")
+        assert api.startswith("https://")
+        operator = {"authorization": "Bearer " + (tmp_path / "a" / "operator.token").read_text().strip()}
+        with httpx.Client(
+            base_url=api, headers=operator, verify=tls.operator_context(Path(str(endpoints["ca_file"])))
+        ) as http:
+            text = http.post("/v1/join-tokens").json()["token"]
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(api + "/healthz", trust_env=False)
+        asyncio.run(asyncio.wait_for(join(api, text), START_S_MAX))
 
 
 def test_a_port_in_use_and_wrong_settings_are_reported(tmp_path: Path) -> None:
