@@ -1,16 +1,22 @@
 """The authority's REST interface among strangers, floods and bodies that are none."""
 
+import asyncio
 import json
 import resource
 import socket
 from collections.abc import Iterator
+from uuid import UUID
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kit.pressure import eventually
+from rackctl.evidence import fences_seen
 from rackctl.rack import Rack
 
 from head_node.api.connections import CONNECTIONS_MAX
+from head_node.authority.client import AuthorityClient
+from sled_controller.environment import Environment
 
 JSON = {"content-type": "application/json"}
 BODIES = {
@@ -71,6 +77,31 @@ def test_a_path_cannot_forge_a_line_of_the_log(rack: Rack, api: httpx.Client) ->
     assert not any(line.startswith("level=CRITICAL") for line in said(rack))
     assert all(len(line) < 1000 for line in said(rack))
     assert "event=invalid" in said(rack)[-1]
+
+
+def test_a_stolen_head_key_tells_an_operator_nothing_but_what_heads_tell(rack: Rack, api: httpx.Client) -> None:
+    """It reports in the authority's words, with escape sequences, and without what its events need."""
+    folder = rack.layout.state_dir(rack.node("head-1"))
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex((folder / "head.key").read_text("ascii")))
+    identity = UUID(json.loads((folder / "identity.json").read_text("utf-8"))["id"])
+    root = bytes.fromhex(rack.state.root_public_key)
+    before = api.get("/v1/audit?limit=1000").json()["lines"]
+
+    async def lie() -> None:
+        client = AuthorityClient(
+            rack.state.api_url, head_id=identity, head_key=key, env=Environment(), root_public=root
+        )
+        said = {"volume": str(identity), "detail": "\x1b[2J\x1b]0;owned\x07ALL IS WELL"}
+        kinds = ("head-revoked", "volume-frozen", "volume-frozen\x1b[2J", "fenced-off", "stepped-down")
+        await client.report({"events": [said | {"kind": kind} for kind in kinds]})
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(lie(), 20))
+    mine = [event for event in api.get("/v1/events").json()["events"] if event.get("volume") == str(identity)]
+    assert [event["kind"] for event in mine] == ["fenced-off", "stepped-down"]
+    assert all(event["detail"].isprintable() for event in mine)
+    assert api.get("/v1/audit?limit=1000").json()["lines"] == before
+    assert fences_seen(rack) == []
 
 
 def test_what_is_no_http_is_answered_and_logged(rack: Rack, api: httpx.Client) -> None:

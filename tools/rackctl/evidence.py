@@ -7,6 +7,7 @@ from rackctl.rack import Rack, wait_until
 
 # Blocks that may stay in the log: they do not fill a stripe (4 x 63 blocks) yet, or one is under way.
 OVERLAY_BLOCKS_MAX = 2 * 252
+_FIELDS = {"head", "volume", "sled", "stale_epoch", "current_epoch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def fences_seen(rack: Rack) -> list[Fence]:
             current_epoch=event["current_epoch"],
         )
         for event in rack.api.events()
-        if event["kind"] == "fenced-off"
+        if event["kind"] == "fenced-off" and event.keys() >= _FIELDS  # a head may say less than it should
     ]
 
 
