@@ -1,6 +1,7 @@
 """Tokens of operators: made, used, run out, revoked; and what the store holds of them."""
 
 import asyncio
+import hashlib
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 from kit.authority import Kit, rack, run
 
+from head_node.authority.ledger import operator_token_key
 from head_node.authority.operator_tokens import TOKENS_MAX
 from head_node.store.memory import MemoryStore
 
@@ -101,6 +103,21 @@ def test_a_token_is_found_by_all_of_it() -> None:
             header = f"Bearer {wrong}".encode()
             reply = await kit.operator.get("/v1/volumes", headers={b"authorization": header})
             assert reply.status_code == 401, wrong
+
+    run(scenario)
+
+
+def test_a_token_with_the_id_of_another_one_is_refused() -> None:
+    """The id is a part of the hash: whatever has that part in common has to differ in the rest."""
+
+    async def scenario(kit: Kit) -> None:
+        token, guess = await made(kit, "one", "admin"), "po1." + "ab" * 32
+        kept = await kit.authority.ledger.json(operator_token_key(token["id"]))
+        assert kept is not None
+        forged = operator_token_key(hashlib.sha256(guess.encode()).hexdigest()[:16])
+        await kit.authority.ledger.commit(compare={}, put={forged: kept.value})
+        assert (await ask(kit, guess)).status_code == 401
+        assert (await ask(kit, token["token"])).status_code == 200
 
     run(scenario)
 
