@@ -249,7 +249,6 @@ async def run(
             if settings.nbd_tls is not policy:
                 addresses[service] = (settings.announced_host(settings.nbd_host), nbd[1])
         enrolling = loop.create_task(enrol(client, settings, state, addresses, ca))
-        enrolling = loop.create_task(enrol(client, settings, state, addresses, ca))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])
         if not stop.is_set():

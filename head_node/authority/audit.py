@@ -65,7 +65,7 @@ def asking() -> Actor:
 
 
 class Audit:
-    """Writes the trail and reads it. `run` writes what nothing waits for."""
+    """Writes the trail and reads it. Between `start` and `close` what nothing waits for is written too."""
 
     def __init__(self, store: Store, env: Environment, lines_max: int) -> None:
         self._store = store
@@ -75,6 +75,8 @@ class Audit:
         self._lost = 0
         self._due = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._writer: asyncio.Task[None] | None = None
+        self._closing = False
 
     def note(
         self, action: str, *, target: str = "", result: str = "", details: Mapping[str, Any] | None = None
@@ -111,26 +113,33 @@ class Audit:
                 raise AuthorityUnavailable(f"the audit trail cannot be written: {error}") from error
             for _ in lines:
                 self._pending.popleft()
-            if not self._pending:
+            if not self._pending and not self._closing:
                 self._due.clear()
             lost, self._lost = self._lost, 0
             if lost:
                 self.note("audit-lines-lost", details={"count": lost})
 
-    async def run(self) -> None:
-        """Write what was noted soon, until cancelled."""
-        while True:
+    def start(self) -> None:
+        """Write what was noted soon, from now on."""
+        self._writer = asyncio.get_running_loop().create_task(self._write(), name="authority-audit")
+
+    async def close(self) -> None:
+        """Write what is left, if the store takes it. A writer that is cut off could not say what it had written."""
+        self._closing = True
+        self._due.set()
+        if self._writer is not None:
+            await self._writer
+
+    async def _write(self) -> None:
+        while not self._closing or self._pending:
             await self._due.wait()
             try:
                 await self.flush()
             except AuthorityUnavailable as error:
                 _log.error("event=audit-not-written lines=%d error=%r", len(self._pending), str(error))
+                if self._closing:
+                    return
                 await asyncio.sleep(RETRY_S)
-
-    async def close(self) -> None:
-        """Write what is left, if the store takes it."""
-        with contextlib.suppress(AuthorityUnavailable):
-            await self.flush()
 
     async def page(self, after: int, count_max: int) -> list[dict[str, Any]]:
         """Lines with a sequence above `after`, oldest first."""

@@ -143,9 +143,9 @@ class Authority:
         authority._upkeep = [
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
-            asyncio.create_task(authority.audit.run(), name="authority-audit"),
             asyncio.create_task(authority.unfenced.run(), name="authority-fencing"),
         ]
+        authority.audit.start()
         return authority
 
     async def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from head_node.store.errors import CompareFailed, StoreFailed
@@ -28,6 +28,7 @@ class MemoryStore:
         self._entries: dict[str, Entry] = {}
         self._journal: list[JournalLine] = []
         self._sequence = 0
+        self._lines_by_actor: Counter[str] = Counter()
         self._revision = 0
         self._watchers = Watchers()
         self._restored = False
@@ -42,6 +43,7 @@ class MemoryStore:
         store._entries = {key: Entry(key, bytes.fromhex(value), revision) for key, value, revision in saved["entries"]}
         store._journal = [JournalLine(number, actor, bytes.fromhex(text)) for number, actor, text in saved["journal"]]
         store._sequence = saved["sequence"]
+        store._lines_by_actor = Counter(line.actor for line in store._journal)
         store._restored = True
         return store
 
@@ -87,14 +89,10 @@ class MemoryStore:
         for line in lines:
             self._sequence += 1
             self._journal.append(JournalLine(self._sequence, line.actor, line.value))
-        drop = surplus(Counter(line.actor for line in self._journal), keep_max)
-        kept = []
-        for held in self._journal:
-            if drop.get(held.actor, 0):
-                drop[held.actor] -= 1
-            else:
-                kept.append(held)
-        self._journal = kept
+            self._lines_by_actor[line.actor] += 1
+        if drop := surplus(self._lines_by_actor, keep_max):
+            self._lines_by_actor -= Counter(drop)
+            self._journal = list(_without_oldest(self._journal, drop))
         return self._sequence
 
     async def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
@@ -127,3 +125,13 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreFailed("the store is closed")
+
+
+def _without_oldest(lines: Iterable[JournalLine], drop: Mapping[str, int]) -> Iterator[JournalLine]:
+    """The lines but for the first so many of each actor."""
+    left = dict(drop)
+    for line in lines:
+        if left.get(line.actor, 0):
+            left[line.actor] -= 1
+        else:
+            yield line

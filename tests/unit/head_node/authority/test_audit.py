@@ -17,16 +17,16 @@ from head_node.store.memory import MemoryStore
 JSON = {"content-type": "application/json"}
 
 
-async def trail(kit: Kit) -> list[dict[str, Any]]:
+async def trail(kit: Kit, page: int = 7) -> list[dict[str, Any]]:
     """All of it, in pages, as an operator reads it."""
     await kit.authority.audit.flush()
     found: list[dict[str, Any]] = []
     while True:
         after = found[-1]["sequence"] if found else 0
-        page = (await kit.operator.get(f"/v1/audit?after={after}&limit=7")).json()["lines"]
-        if not page:
+        lines = (await kit.operator.get(f"/v1/audit?after={after}&limit={page}")).json()["lines"]
+        if not lines:
             return found
-        found += page
+        found += lines
 
 
 def test_each_change_says_who_what_from_where_and_with_which_result() -> None:
@@ -161,7 +161,7 @@ def test_lines_wait_for_a_store_that_fails_in_bounded_number_and_their_loss_is_t
             for _ in range(PENDING_MAX + 3):
                 kit.authority.audit.note("something")
         await kit.authority.audit.flush()
-        found = await trail(kit)
+        found = await trail(kit, PAGE_MAX)
         assert [line["action"] for line in found[before:][:2]] == ["keys-rotated", "rotateKeys"]
         assert len(found) == before + PENDING_MAX + 1
         assert (found[-1]["action"], found[-1]["details"]) == ("audit-lines-lost", {"count": 5})
