@@ -10,6 +10,7 @@ from hang_mutants import HANGS
 from log_mutants import LOGS
 from mutant import Mutant as Mutant
 from mutant import one
+from nbd_security_mutants import NBD_SECURITY
 from operator_mutants import OPERATORS
 from places_mutants import PLACES
 from sled_mutants import SLEDS
@@ -21,6 +22,7 @@ JUDGED_BY_TESTS = (
     *OPERATORS,
     *PLACES,
     *SYNCS,
+    *NBD_SECURITY,
 )
 
 MUTANTS = (
