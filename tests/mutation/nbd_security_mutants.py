@@ -103,7 +103,16 @@ NBD_SECURITY = (
     ),
     (
         "paused-clients-are-read", "a TLS client that has to wait is read no further", TRANSPORT,
-        "            if self._paused:\n                self._unread = True\n                break\n", "", TEST_TLS,
+        "            if self._paused:\n                return True\n", "", f"{EXPORT}/test_tls_transport.py",
+    ),
+    (
+        "records-of-any-number", "a turn of the loop takes a bounded number of a connection's records", TRANSPORT,
+        "        while at < end and records < RECORDS_PER_TURN_MAX:\n", "        while at < end:\n", f"{EXPORT}/test_tls_transport.py",
+    ),
+    (
+        "gone-tls-clients-served", "what is left of a TLS client that has reset is not acted upon", TRANSPORT,
+        "        if peer_is_gone(self._socket) and not peer_has_closed(self._socket):\n", "        if False:\n",
+        f"{EXPORT}/test_tls_transport.py",
     ),
     (
         "handshakes-at-once", "handshakes have a share of the loop's time", TURNS,
