@@ -357,8 +357,8 @@ def test_keys_that_change_count_for_the_next_handshake(ca: Ca, tmp_path: Path) -
     async def scenario() -> None:
         other = Ca(tmp_path / "other", "other")
         names = ("server-cert.pem", "server-key.pem")
-        used = TlsFiles(*(Path(shutil.copy(ca.folder / name, tmp_path)) for name in names))
         ca.certify("server", server=True)
+        used = TlsFiles(*(Path(shutil.copy(ca.folder / name, tmp_path)) for name in names))
         other.certify("server", server=True)
         async with serving(keys(used)) as (server, address):
             client = await TlsClient.connect(address)
