@@ -9,6 +9,8 @@ from sled_controller.environment import Clock
 
 LOOP_SHARE: Final = 5
 """All steps together take at most one part in so many of the loop's time."""
+STEP_NS_MAX: Final = 5_000_000
+"""No step costs more, an RSA key of 4096 bits included: what seems to was spent waiting for a processor."""
 
 Step = Callable[[], None]
 
@@ -50,5 +52,5 @@ class HandshakeTurns:
             step()
         finally:
             ended_ns = self._clock.boottime_ns()
-            self._next_ns = ended_ns + (ended_ns - begun_ns) * (LOOP_SHARE - 1)
+            self._next_ns = ended_ns + min(ended_ns - begun_ns, STEP_NS_MAX) * (LOOP_SHARE - 1)
             self._plan()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 from head_node.export.handshake_turns import HandshakeTurns
+from head_node.export.peer import peer_has_closed, peer_is_gone
 from spdk_bindings.device import Buffer
 
 READ_BYTES: Final = 64 * 1024
@@ -19,6 +20,10 @@ SESSION_BYTES_MAX: Final = 128 * 1024
 TLS_BYTES_MAX: Final = 4 * READ_BYTES + SESSION_BYTES_MAX
 """What TLS costs a client: a read of ciphertext, the same in OpenSSL beside an unfinished record, as much on
 the way out, and the session."""
+RECORDS_PER_TURN_MAX: Final = 128
+"""Of one connection, as many as requests. Records of a byte and key updates cost as much as whole ones."""
+HEADER_BYTES: Final = 5
+"""Of a record; the last two are its length (RFC 8446, 5.1)."""
 HANDSHAKE_BYTES_MAX: Final = 64 * 1024
 """A client's hello and certificates are a few KiB."""
 
@@ -50,11 +55,14 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._ciphertext = memoryview(bytearray(READ_BYTES))
+        self._begin = self._end = 0
+        self._header = bytearray()
+        self._record_left = 0
         self._ready = self._failed = False
         self._handshake_bytes = 0
         self._waits_for_turn = False
         self._paused = not socket_transport.is_reading()
-        self._unread = False
+        self._unread = self._planned = False
         self._peer_ended = False
         socket_transport.set_protocol(self)
 
@@ -66,7 +74,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._failed or self._peer_ended:
             return
-        self._incoming.write(self._ciphertext[:nbytes])
+        self._begin, self._end = 0, nbytes
         if self._ready:
             self._deliver()
             return
@@ -74,9 +82,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         if self._handshake_bytes > HANDSHAKE_BYTES_MAX:
             self._fail(f"a handshake of more than {HANDSHAKE_BYTES_MAX} bytes")
             return
-        self._waits_for_turn = True
-        self._follow()
-        self._turns.ask(self._source, self._shake_hands)
+        self._wait_for_turn()
 
     def eof_received(self) -> bool | None:
         if self._peer_ended:
@@ -139,10 +145,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     def resume_reading(self) -> None:
         self._paused = False
-        if self._unread:
-            asyncio.get_running_loop().call_soon(self._deliver)
-        else:
-            self._follow()
+        if self._unread or self._begin < self._end:
+            self._plan()
+        self._follow()
 
     def get_write_buffer_size(self) -> int:
         return self._socket.get_write_buffer_size()
@@ -155,43 +160,91 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    def _wait_for_turn(self) -> None:
+        self._waits_for_turn = True
+        self._follow()
+        self._turns.ask(self._source, self._shake_hands)
+
     def _shake_hands(self) -> None:
         self._waits_for_turn = False
         if self._failed or self._socket.is_closing():
             return
+        self._feed()
         try:
             self._session.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
+            if self._begin < self._end:
+                self._wait_for_turn()
+            else:
+                self._follow()
         except (ssl.SSLError, ValueError) as error:
             self._flush()  # the alert says why
             self._fail(_reason(error))
-            return
         else:
             self._flush()
             self._ready = True
             self._on_ready()
             self._deliver()
-            return
-        self._follow()
+
+    def _feed(self) -> None:
+        """Give OpenSSL as many records of what has come as a turn may take."""
+        data, at, end, records = self._ciphertext, self._begin, self._end, 0
+        while at < end and records < RECORDS_PER_TURN_MAX:
+            if self._record_left:
+                taken = min(self._record_left, end - at)
+                self._record_left -= taken
+                at += taken
+            else:
+                taken = min(HEADER_BYTES - len(self._header), end - at)
+                self._header += data[at : at + taken]
+                at += taken
+            if len(self._header) == HEADER_BYTES:
+                self._record_left = int.from_bytes(self._header[3:])
+                self._header.clear()
+            if not self._record_left and not self._header:
+                records += 1
+        self._incoming.write(data[self._begin : at])
+        self._begin = at
+
+    def _plan(self) -> None:
+        """Go on in the next turn of the loop."""
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._planned = False
+        if peer_is_gone(self._socket) and not peer_has_closed(self._socket):
+            # What is left must not be acted upon: the client may have repeated it elsewhere. The socket says so itself.
+            self._begin, self._unread = self._end, False
+            self._follow()
+        else:
+            self._deliver()
 
     def _deliver(self) -> None:
-        """Give the protocol what has come, until it takes no more."""
-        self._unread = False
+        """Give the protocol what has come, a turn's share at a time, until it takes no more."""
+        if not self._paused and not self._failed and not self._socket.is_closing():
+            self._feed()
+            self._unread = self._pass_on()
+            if not self._paused and self._begin < self._end:
+                self._plan()
+        self._follow()
+
+    def _pass_on(self) -> bool:
+        """Decrypt for the protocol; whether it has stopped that before all was read."""
         while not self._failed and not self._socket.is_closing():
             if self._paused:
-                self._unread = True
-                break
+                return True
             buffer = memoryview(self._protocol.get_buffer(-1))
             count, ended = self._decrypt(buffer)
             if count:
                 self._protocol.buffer_updated(count)
             if ended:
                 self._end_of_input()
+            if ended or count < len(buffer):
                 break
-            if count < len(buffer):
-                break
-        self._follow()
+        return False
 
     def _decrypt(self, buffer: memoryview) -> tuple[int, bool]:
         """Fill `buffer`; how much there was, and whether the client has ended its side."""
@@ -226,7 +279,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         """Read from the socket in step with what may be taken."""
         if self._failed or self._socket.is_closing():
             return
-        wanted = not (self._paused or self._waits_for_turn or self._unread or self._peer_ended)
+        unread = self._unread or self._begin < self._end
+        wanted = not (self._paused or self._waits_for_turn or unread or self._peer_ended)
         if wanted and not self._socket.is_reading():
             self._socket.resume_reading()
         elif not wanted and self._socket.is_reading():

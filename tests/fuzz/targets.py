@@ -33,10 +33,12 @@ from head_node.cluster.link import LinkContext, PeerLink
 from head_node.config import HeadSettings
 from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import ExportError
+from head_node.export.interface import Security
 from head_node.export.nbd_client_core import ClientCore
-from head_node.export.nbd_negotiation import Negotiation
+from head_node.export.nbd_negotiation import Negotiation, StartTls
 from head_node.export.nvme import reservations as reservation_wire
 from head_node.export.nvme.subsystem import Access
+from head_node.export.tls import TlsPolicy
 from head_node.store.errors import RecordMalformed
 from head_node.store.host_secrets import HostSecrets
 from head_node.store.records import RackView, VolumeRecord
@@ -454,11 +456,13 @@ ENVIRONMENT = Environment(host.FixedClock(), host.FixedEntropy())
 
 
 def nbd_server(data: bytes) -> None:
-    core = Negotiation(lambda security: ["vol"])
+    core = Negotiation(lambda security: ["vol"], TlsPolicy.REQUIRED if data[:1] == b"\xff" else TlsPolicy.ALLOWED)
     at = 0
     while at < len(data):
-        for _ in core.receive(data[at : at + 1 + at % 61]):
-            if core.state.name == "OPENING":
+        for event in core.receive(data[at : at + 1 + at % 61]):
+            if isinstance(event, StartTls):
+                core.secured(Security.ENCRYPTED)
+            elif core.state.name == "OPENING":
                 core.grant(1 << 20)
         at += 1 + at % 61
     core.data_to_send()
@@ -468,7 +472,8 @@ def nbd_server_seeds() -> list[bytes]:
     option = struct.Struct(">8sII")
     go = struct.pack(">I3sH", 3, b"vol", 0)
     asked = option.pack(b"IHAVEOPT", 8, 0) + option.pack(b"IHAVEOPT", 3, 0)
-    return [struct.pack(">I", 3) + asked + option.pack(b"IHAVEOPT", 7, len(go)) + go]
+    tls = option.pack(b"IHAVEOPT", 5, 0)
+    return [struct.pack(">I", 3) + before + asked + option.pack(b"IHAVEOPT", 7, len(go)) + go for before in (b"", tls)]
 
 
 def nbd_client(data: bytes) -> None:

@@ -10,6 +10,7 @@ from hang_mutants import HANGS
 from log_mutants import LOGS
 from mutant import Mutant as Mutant
 from mutant import one
+from nbd_security_mutants import NBD_SECURITY
 from operator_mutants import OPERATORS
 from places_mutants import PLACES
 from sled_mutants import SLEDS
@@ -18,6 +19,7 @@ from volume_mutants import VOLUMES
 
 JUDGED_BY_TESTS = (
     *HANGS,
+    *NBD_SECURITY,
     *OPERATORS,
     *PLACES,
     *SYNCS,

@@ -89,7 +89,7 @@ class Protected:
 @pytest.fixture
 def protected(rack: Rack, guest: Guest) -> Iterator[Protected]:
     name = f"protected-{next(_numbers)}"
-    rack.create_volume(name, 64 << 20, hosts=(HOST_NQN,))
+    rack.create_volume(name, 64 << 20, hosts=(HOST_NQN,), policy={"nbd": "off"})
     made = Protected(rack, guest, name)
     asyncio.run(guest.check("modprobe nvme-tcp"))
     yield made

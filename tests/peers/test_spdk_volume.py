@@ -123,6 +123,7 @@ def test_bdev_nvme_and_the_heads_prove_themselves_to_each_other(
     volume = new_volume(64 * MIB)
     api = volume.rack.api
     secrets = {name: Secret.generate(SystemEntropy(), HashId.SHA256).text() for name in ("host", "controller", "wrong")}
+    api.set_policy(volume.name, {"nbd": "off"})
     api.expel_host(volume.name, "*")
     api.set_host_secret(
         volume.name, HOST_NQN, secrets["host"], secrets["controller"], hash_floor="sha256", group_floor="ffdhe2048"

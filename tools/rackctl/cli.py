@@ -315,8 +315,7 @@ def _volume_create(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(record, indent=1))
     else:
-        roles = rack.roles(arguments.name)
-        where = _uris(rack, arguments.name, roles)[0] if record["nbd"] == "on" else f"exports {exports_text(record)}"
+        where = next(iter(rack.paths(arguments.name).nbd_uris), f"exports {exports_text(record)}")
         print(f"volume {arguments.name} of {show_size(arguments.size)}: {where}")
     return 0
 

@@ -4,20 +4,23 @@ import asyncio
 from functools import partial
 from itertools import pairwise
 
-from head_node.export.handshake_turns import LOOP_SHARE, HandshakeTurns
+import pytest
+from kit.virtual_time import run_virtual
 
-STEP_NS = 10_000_000
+from head_node.export.handshake_turns import LOOP_SHARE, STEP_NS_MAX, HandshakeTurns
+
 MANY = 40
+COUNT = 5
 
 
 class Clock:
-    """The loop's time, moved on by what a step takes."""
+    """The loop's time, moved on by what steps take."""
 
     def __init__(self) -> None:
         self.worked_ns = 0
 
     def boottime_ns(self) -> int:
-        return int(asyncio.get_running_loop().time() * 1e9) + self.worked_ns
+        return round(asyncio.get_running_loop().time() * 1e9) + self.worked_ns
 
     def wall_ms(self) -> int:
         return 0
@@ -33,28 +36,37 @@ def test_a_source_with_many_handshakes_holds_nobody_else_up() -> None:
         assert order == ["flood 0", "client"]
         turns.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 5))
+    run_virtual(scenario())
 
 
-def test_handshakes_take_one_part_in_so_many_of_the_loops_time() -> None:
+@pytest.mark.parametrize(
+    ("took_ns", "pause_ns"),
+    [
+        (100_000, (LOOP_SHARE - 1) * 100_000),
+        (STEP_NS_MAX, (LOOP_SHARE - 1) * STEP_NS_MAX),
+        (8 * STEP_NS_MAX, (LOOP_SHARE - 1) * STEP_NS_MAX),
+    ],
+    ids=["short", "long", "preempted"],
+)
+def test_handshakes_take_one_part_in_so_many_of_the_loops_time(took_ns: int, pause_ns: int) -> None:
     async def scenario() -> None:
-        clock, done = Clock(), asyncio.Event()
-        turns, begun = HandshakeTurns(clock), list[int]()
+        clock, begun, done = Clock(), list[int](), asyncio.Event()
+        turns = HandshakeTurns(clock)
 
         def step() -> None:
             begun.append(clock.boottime_ns())
-            clock.worked_ns += STEP_NS // 100
-            if len(begun) == 3:
+            clock.worked_ns += took_ns
+            if len(begun) == COUNT:
                 done.set()
 
-        for _ in range(3):
+        for _ in range(COUNT):
             turns.ask("a", step)
         await done.wait()
-        gaps = [later - earlier for earlier, later in pairwise(begun)]
-        assert min(gaps) >= STEP_NS // 100 * LOOP_SHARE * 9 // 10
+        pauses = [later - earlier - took_ns for earlier, later in pairwise(begun)]
+        assert pauses == pytest.approx([pause_ns] * (COUNT - 1), rel=0.05)
         turns.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 5))
+    run_virtual(scenario())
 
 
 def test_a_step_that_breaks_stops_no_other() -> None:
