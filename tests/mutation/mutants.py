@@ -12,6 +12,7 @@ from mutant import Mutant as Mutant
 from mutant import one
 from operator_mutants import OPERATORS
 from places_mutants import PLACES
+from rights_mutants import RIGHTS
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from volume_mutants import VOLUMES
@@ -28,6 +29,7 @@ MUTANTS = (
     *VOLUMES,
     *SLEDS,
     *EXPORTS,
+    *RIGHTS,
     *(one(*fields) for fields in LOGS),
     *(
         Mutant(name, rule, ((file, text, replacement),), (tests,), simulated=False)
