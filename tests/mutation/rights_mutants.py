@@ -3,7 +3,7 @@
 
 from dataclasses import replace
 
-from mutant import AUTHORITY, CLUSTER, CONTROLLER, PRIMARY, Mutant, one
+from mutant import AUTHORITY, CLUSTER, CONTROLLER, EXPORT, PRIMARY, Mutant, one
 
 LINK_RIGHTS = "head_node/cluster/link_rights.py"
 HEAD = "head_node/cluster/head.py"
@@ -133,6 +133,14 @@ _SEEN_BY_TESTS = (
         "                _check_assigned(found.value, said)\n",
         "                pass\n",
         REQUESTS,
+    ),
+    one(
+        "replaced-secret-stays-good",
+        "rights: a connection ends a minute after its secret was replaced",
+        "sled_controller/fabric/authentication.py",
+        "        return late or self._replaced(now_ns)\n",
+        "        return late\n",
+        f"{EXPORT}/test_nvme_guard.py",
     ),
     one(
         "reports-of-strangers",
