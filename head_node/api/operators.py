@@ -128,7 +128,8 @@ async def expel_host(rack: Rack, volume: str, nqn: str) -> models.HostList:
 async def set_host_secret(rack: Rack, volume: str, nqn: str, body: models.HostSecretRequest) -> models.HostList:
     """Have a host prove itself with this secret from now on, in place of a former one; the host is admitted with it.
 
-    Connections made with a former secret stay; those of a host that had none are ended. Secrets are never shown.
+    Connections made with a former secret end after a minute in which the host did not authenticate with this one; those
+    of a host that had none are ended. Secrets are never shown.
     """
     found = await rack.volumes.find(volume)
     return _hosts(await rack.hosts.authenticate(found.volume, nqn, _terms(body)))

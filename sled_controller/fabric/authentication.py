@@ -21,7 +21,7 @@ from sled_controller.fabric.dhchap.messages import (
     explanation_name,
     kind_of,
 )
-from sled_controller.fabric.dhchap.terms import Authenticator
+from sled_controller.fabric.dhchap.terms import Authenticator, Terms
 from spdk_bindings.device import Buffer
 from spdk_bindings.nvme import Status
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AUTHENTICATION_NS: Final = 30_000_000_000  # for one handshake; an emulated host needs seconds for a large group
+REPLACED_NS: Final = 60_000_000_000
+"""How long a live queue stays that was authenticated by a secret which was replaced since: a host that is told the new
+one authenticates again on it."""
 AUTHENTICATION_REQUIRED: Final = 1 << 17  # ATR, in the answer to Connect: no secure channel, but this
 
 
@@ -51,9 +54,8 @@ class InBandAuthentication:
         """Whether a queue of this host has to be authenticated when it connects."""
         return self.authenticator.terms(host_nqn) is not None
 
-    def handshake(self, host_nqn: str) -> ControllerHandshake:
-        """A fresh one, on the terms that hold now."""
-        terms = self.authenticator.terms(host_nqn)
+    def handshake(self, host_nqn: str, terms: Terms | None) -> ControllerHandshake:
+        """A fresh one, on these terms."""
         return ControllerHandshake(host_nqn, self.subsystem_nqn, terms, self.entropy, self.numbers)
 
 
@@ -64,8 +66,12 @@ class QueueAuthentication:
         self.pending = shared.required_of(host_nqn)
         self._shared = shared
         self._host_nqn = host_nqn
-        self._handshake = shared.handshake(host_nqn)
+        self._terms = shared.authenticator.terms(host_nqn)
+        self._handshake = shared.handshake(host_nqn, self._terms)
         self._began_ns: int | None = now_ns if self.pending else None
+        self._proven_by: Terms | None = None
+        self._replaced_ns: int | None = None
+        """Since when these are known not to be the terms that hold."""
 
     @property
     def connect_bits(self) -> int:
@@ -73,8 +79,19 @@ class QueueAuthentication:
         return AUTHENTICATION_REQUIRED if self.pending else 0
 
     def overdue(self, now_ns: int) -> bool:
-        """Whether a handshake that was awaited, or begun, has taken too long."""
-        return self._began_ns is not None and now_ns - self._began_ns > AUTHENTICATION_NS
+        """Whether a handshake that was awaited, or begun, has taken too long, or one by a new secret is not made."""
+        late = self._began_ns is not None and now_ns - self._began_ns > AUTHENTICATION_NS
+        return late or self._replaced(now_ns)
+
+    def _replaced(self, now_ns: int) -> bool:
+        """Whether the secret that this queue was authenticated by was replaced, REPLACED_NS ago or earlier."""
+        terms = self._shared.authenticator.terms(self._host_nqn)
+        if self._proven_by is None or terms is None or terms == self._proven_by:
+            self._replaced_ns = None
+            return False
+        if self._replaced_ns is None:
+            self._replaced_ns = now_ns
+        return now_ns - self._replaced_ns > REPLACED_NS
 
     def send(self, queue: "TargetQueue", sqe: bytes, data: Buffer, now_ns: int) -> None:
         """Authentication Send: the message lies in the capsule, which has room for the longest one."""
@@ -88,7 +105,8 @@ class QueueAuthentication:
         else:
             message = bytes(data)
             if self._handshake.state is AuthState.DONE and _begins(message):
-                self._handshake = self._shared.handshake(self._host_nqn)  # once more, on a live queue
+                self._terms = self._shared.authenticator.terms(self._host_nqn)
+                self._handshake = self._shared.handshake(self._host_nqn, self._terms)  # once more, on a live queue
             if self._began_ns is None:
                 self._began_ns = now_ns
             self._handshake.take(message)
@@ -115,6 +133,7 @@ class QueueAuthentication:
         handshake = self._handshake
         if handshake.state is AuthState.DONE:
             again, self.pending, self._began_ns = not self.pending, False, None
+            self._proven_by = self._terms
             self._shared.succeeded += 1
             log.info(
                 "event=authenticated subsystem=%s host=%r queue=%d again=%s hash=%s group=%s both_ways=%s",

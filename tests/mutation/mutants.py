@@ -13,6 +13,7 @@ from mutant import one
 from nbd_security_mutants import NBD_SECURITY
 from operator_mutants import OPERATORS
 from places_mutants import PLACES
+from rights_mutants import RIGHTS
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from volume_mutants import VOLUMES
@@ -30,6 +31,7 @@ MUTANTS = (
     *VOLUMES,
     *SLEDS,
     *EXPORTS,
+    *RIGHTS,
     *(one(*fields) for fields in LOGS),
     *(
         Mutant(name, rule, ((file, text, replacement),), (tests,), simulated=False)

@@ -155,7 +155,8 @@ class VolumeSubsystem:
         return self.guard.terms.get(host_nqn)
 
     def set_guard(self, guard: Guard) -> None:
-        """Secrets have changed. Who proved himself by a former one stays; who never had to, and now has to, goes."""
+        """Secrets have changed. A host that authenticated by a former one may do so again, within a minute
+        (authentication.py); one that never had to, and now has to, is disconnected."""
         self.guard = guard
         self.guard_changes += 1
         for association in list(self.hosts.values()):

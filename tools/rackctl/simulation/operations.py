@@ -11,10 +11,13 @@ from uuid import UUID
 
 import httpx
 
+from head_node.authority.unfenced import FENCED
 from head_node.store.records import VolumeRecord, VolumeState
+from rackctl.consistency.history import Violation
 from rackctl.simulation.loop import Process
 from rackctl.simulation.nodes import RETRY_SECONDS, HeadNode
 from rackctl.simulation.store import Backup
+from sled_controller.credential import holder_of
 
 if TYPE_CHECKING:
     from rackctl.simulation.world import World
@@ -54,8 +57,10 @@ class Operator:
     # heads and keys
 
     async def revoke(self, head: HeadNode) -> None:
-        """Put a head out; what the fences say about it is watched at the drives."""
-        await self._ask("POST", f"/v1/heads/{head.id}/revoke")
+        """Put a head out; what the fences say about it is watched at the drives, and the answer compared with them."""
+        holder = holder_of(head.key.public_key().public_bytes_raw())
+        done = await self._ask("POST", f"/v1/heads/{head.id}/revoke")
+        check_fences(self._world, holder, done["fences"])
         self._world.note("operator", f"has revoked {head.name}")
 
     async def replace(self, head: HeadNode) -> None:
@@ -158,6 +163,22 @@ class Operator:
             except httpx.HTTPError:
                 pass
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def check_fences(world: "World", holder: bytes, fences: Mapping[str, Mapping[str, str]]) -> None:
+    """Where a revocation says `fenced`, the sled's fence is no longer that head's, and it names every sled of a volume.
+    Raises Violation."""
+    sleds = {str(sled.id): sled for sled in world.sleds}
+    for volume, results in fences.items():
+        record = world.record(UUID(volume))
+        missing = set() if record is None else {str(sled) for sled in record.sleds} - results.keys()
+        if missing:
+            raise Violation(f"a revocation does not say what becomes of volume {volume} on sleds {missing}")
+        for sled, result in results.items():
+            subsystem = sleds[sled].subsystem
+            fenced = result == FENCED and subsystem is not None
+            if fenced and subsystem is not None and subsystem.volume(UUID(volume)).fence.holder == holder:
+                raise Violation(f"{sleds[sled].name} is said to be fenced, but the revoked head stands there (F1)")
 
 
 def restorable(world: "World", backup: Backup) -> bool:

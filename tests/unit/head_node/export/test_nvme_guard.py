@@ -12,7 +12,7 @@ from kit.target import Wire
 from head_node.export.nvme.guard import LOCKED, UNGUARDED, Guard
 from head_node.export.nvme.subsystem import HOSTS_MAX
 from sled_controller.fabric.associations import Standing
-from sled_controller.fabric.authentication import AUTHENTICATION_REQUIRED
+from sled_controller.fabric.authentication import AUTHENTICATION_REQUIRED, REPLACED_NS
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.handshake import AuthState
 from sled_controller.fabric.dhchap.secret import Secret
@@ -103,6 +103,24 @@ def test_a_rotated_secret_leaves_connections_and_counts_from_the_next_one() -> N
     assert prove(wire, FRESH, 2) is AuthState.DONE
     assert prove(connected(port), TERMS) is AuthState.FAILED
     assert prove(connected(port), FRESH) is AuthState.DONE
+
+
+def test_rights_a_connection_ends_a_minute_after_its_secret_was_replaced_unless_the_host_knows_the_new_one() -> None:
+    port = guarded()
+    knows, knows_not = connected(port), connected(port)
+    for wire in (knows, knows_not):
+        prove(wire)
+    port.protect(Guard({NAME: FRESH}))
+    began_ns = port.clock.boottime_ns()
+    assert not knows.queue.overdue(began_ns)
+    assert not knows_not.queue.overdue(began_ns)
+    assert prove(knows, FRESH, 2) is AuthState.DONE
+    for wire, over in ((knows, None), (knows_not, "no authentication in time")):
+        assert wire.queue.overdue(began_ns + REPLACED_NS) is None
+        assert wire.queue.overdue(began_ns + REPLACED_NS + 1) == over
+    # Back to the secret that it was authenticated by: there is nothing to do.
+    port.protect(GUARD)
+    assert knows_not.queue.overdue(began_ns + REPLACED_NS + 1) is None
 
 
 def test_a_first_secret_puts_out_who_never_proved_himself() -> None:
