@@ -35,6 +35,10 @@ class QueueLimits:
         return min(self.held_bytes_max, self.common_bytes // connections)
 
 
+KATO_SECONDS_MAX: Final = 120
+"""The longest keep-alive timer a host may ask for, and the silence that ends a host that has none, unless it is set."""
+
+
 class PortCounters(Protocol):
     """What is counted whoever listens."""
 
@@ -79,6 +83,8 @@ class Port(Protocol):
     env: Environment
     allocate: Allocate
     """Memory that data is received into, the best there is for whoever carries commands out."""
+    kato_ms_max: int
+    """The longest keep-alive timer a host may ask for; a host without one may be silent for so long."""
     settled: bool
     """Whether a subsystem that is not known here is not there at all; until then hosts are told to try again."""
 
