@@ -23,6 +23,7 @@ from sled_controller.fabric.authentication import InBandAuthentication
 from sled_controller.fabric.controller import FIRMWARE, MODEL, SledController
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
+from sled_controller.fabric.exchanges import Exchanges
 from sled_controller.fabric.port import KATO_SECONDS_MAX, ConnectRefused, ConnectRequest, NvmSubsystem
 from sled_controller.fabric.receive_buffer import Allocate
 from sled_controller.fabric.vendor import NAMESPACE_ENTRY, STATUS
@@ -112,11 +113,11 @@ class Subsystem:
         self.settled = True
         self.kato_ms_max = kato_s_max * 1000
         self.firmware = firmware
-        self._authentication = (
-            None
-            if managers is None
-            else InBandAuthentication(identity.nqn, managers, env.entropy, SequenceNumbers(env.entropy))
-        )
+        self.exchanges = Exchanges(env)
+        self._authentication: InBandAuthentication | None = None
+        if managers is not None:
+            numbers = SequenceNumbers(env.entropy)
+            self._authentication = InBandAuthentication(identity.nqn, managers, env.entropy, numbers, self.exchanges)
         self.discovery = DiscoverySubsystem(
             self._addresses, env.entropy, serial=self.serial, model=MODEL, firmware=FIRMWARE
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sled_controller.environment import Environment
 from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.exchanges import Exchanges
 from sled_controller.fabric.receive_buffer import Allocate
 from spdk_bindings.nvme import Status
 
@@ -83,6 +84,8 @@ class Port(Protocol):
     env: Environment
     allocate: Allocate
     """Memory that data is received into, the best there is for whoever carries commands out."""
+    exchanges: Exchanges
+    """What carries out the costly steps of authentication."""
     kato_ms_max: int
     """The longest keep-alive timer a host may ask for; a host without one may be silent for so long."""
     settled: bool

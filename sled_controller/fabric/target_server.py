@@ -217,6 +217,7 @@ class TargetServer:
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen and return the address; raises OSError when it cannot be had."""
         loop = asyncio.get_running_loop()
+        self.port.exchanges.start()
         self._server = await loop.create_server(lambda: QueueConnection(self), host, port)
         self._check()
         bound = self._server.sockets[0].getsockname()
@@ -235,6 +236,7 @@ class TargetServer:
             await self._all_gone
         if self._server is not None:
             await self._server.wait_closed()
+        self.port.exchanges.close()
 
     def admit(self, connection: QueueConnection) -> bool:
         """Take a connection in. When there are too many, the oldest of the lowest standing makes room."""

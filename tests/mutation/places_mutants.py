@@ -13,6 +13,8 @@ SHARES = "head_node/export/nvme/shares.py"
 VOLUME = "head_node/export/nvme/subsystem.py"
 PORT = f"{EXPORT}/test_nvme_places.py"
 GUARD = f"{EXPORT}/test_nvme_guard.py"
+EXCHANGES = f"{SLED}/fabric/test_exchanges.py"
+DOING = "sled_controller/fabric/exchanges.py"
 CONNECT = f"{SLED}/fabric/test_connect.py"
 
 PLACES = (
@@ -136,5 +138,28 @@ PLACES = (
         "keep-alive-set-for-ever", "places: nor is it set above that bound later",
         "sled_controller/fabric/standard_controller.py",
         "        elif feature == Feature.KEEP_ALIVE_TIMER and value > queue.port.kato_ms_max:\n", "        elif False:\n", PORT,
+    ),
+    (
+        "host-chooses-the-cost", "exchanges: no group above the ceiling unless it is the floor", "sled_controller/fabric/dhchap/terms.py",
+        "        return tuple(each for each in self.groups if each <= max(self.group_floor, GROUP_CEILING))\n",
+        "        return self.groups\n", EXCHANGES,
+    ),
+    (
+        "exchanges-on-the-loop", "exchanges: carried out beside the event loop", DOING,
+        "        if self._loop is None:\n            work()", "        if True:\n            work()", EXCHANGES,
+    ),
+    (
+        "exchanges-without-rest", "exchanges: half of the time at most", DOING,
+        "call_later(took_ns / NS_PER_S, self._rested)", "call_later(0, self._rested)", EXCHANGES,
+    ),
+    (
+        "one-source-takes-the-line", "exchanges: sources take turns", DOING,
+        "            self._waiting[source] = waiting  # behind the other sources\n",
+        "            self._waiting = {source: waiting, **self._waiting}\n", EXCHANGES,
+    ),
+    (
+        "line-without-end", "exchanges: few of a source wait", DOING,
+        "        if self._count >= WAITING_MAX or (waiting is not None and len(waiting) >= WAITING_OF_SOURCE_MAX):\n",
+        "        if False:\n", EXCHANGES,
     ),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
+from sled_controller.fabric.exchanges import Exchanges
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.port import KATO_SECONDS_MAX, NvmSubsystem
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES, Allocate
@@ -74,6 +75,7 @@ class NvmeServer:
         self._offers: tuple[Offer, ...] = ()
         self._numbers = SequenceNumbers(env.entropy)
         self._shares = Shares(connections_max)
+        self.exchanges = Exchanges(env)
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
@@ -97,14 +99,9 @@ class NvmeServer:
             known = self._by_volume.get(volume)
             if known is None:
                 subsystem = VolumeSubsystem(
-                    exported,
-                    head_number,
-                    self.counters,
-                    ExportController,
-                    self.env.entropy,
-                    self._numbers,
-                    self._shares,
-                )
+                    exported, head_number, self.counters, ExportController, self.env.entropy, self._numbers,
+                    self._shares, self.exchanges,
+                )  # fmt: skip
                 self._by_volume[volume] = self._by_nqn[subsystem.nqn] = subsystem
             elif known.exported != exported:
                 known.update(exported)

@@ -18,6 +18,7 @@ from sled_controller.fabric.associations import Associations, HostAssociation, Q
 from sled_controller.fabric.authentication import InBandAuthentication
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.dhchap.terms import Terms
+from sled_controller.fabric.exchanges import Exchanges
 from sled_controller.fabric.port import KATO_SECONDS_MAX, ConnectRefused, ConnectRequest
 from sled_controller.fabric.standard_controller import Event
 from spdk_bindings.log_pages import AnaState
@@ -133,7 +134,8 @@ class VolumeSubsystem:
 
     def __init__(
         self, exported: Exported, head_number: int, counters: NvmeCounters, make_controller: "MakeController",
-        entropy: Entropy, numbers: SequenceNumbers, shares: Shares, guard: Guard = UNGUARDED,
+        entropy: Entropy, numbers: SequenceNumbers, shares: Shares, exchanges: Exchanges,
+        guard: Guard = UNGUARDED,
     ) -> None:  # fmt: skip
         self.shares = shares
         self.occupied = self.named = 0
@@ -142,7 +144,7 @@ class VolumeSubsystem:
         self.guard_changes = 0
         self._make_controller = make_controller
         self.nqn = uuid_nqn(exported.volume)
-        self.authentication = InBandAuthentication(self.nqn, self, entropy, numbers)
+        self.authentication = InBandAuthentication(self.nqn, self, entropy, numbers, exchanges)
         self.blocks = exported.size_bytes // BLOCK_BYTES
         self.counters = counters
         self.access = Access.INACCESSIBLE
