@@ -11,7 +11,8 @@ from head_node.cluster.takeover import TAIL_WAIT_MS
 from head_node.export.tls import TlsFiles, TlsPolicy
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
-from sled_controller.settings import PeerSilence, Settings
+from sled_controller.fabric.port import KATO_SECONDS_MAX
+from sled_controller.settings import KatoMax, PeerSilence, Settings
 
 PROG = "head-node"
 DEFAULTS = Limits()
@@ -108,6 +109,7 @@ class HeadSettings(Settings):
         description="data of a volume's writes under way; its clients wait when there is more",
     )
     peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
+    nvme_kato_max_s: KatoMax = KATO_SECONDS_MAX
     tail_wait_ms: Annotated[int, Field(ge=0, le=600_000)] = Field(
         default=TAIL_WAIT_MS,
         description="how long a restarted member waits for the logs of the other members before it takes over",

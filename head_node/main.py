@@ -201,7 +201,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             state.head, state.key, client, root_public=lambda: client.root_public, make_client=make_client,
             open_engine=logs.open, remove_log=logs.remove, set_log_aside=logs.set_aside, terms=settings.terms(),
             env=env, tail_wait_ms=settings.tail_wait_ms, peer_silence_s=settings.peer_silence_s, capacity=capacity,
-            nbd_tls=tls,
+            nbd_tls=tls, nvme_kato_max_s=settings.nvme_kato_max_s,
         )  # fmt: skip
         try:
             await run(head, client, settings, state, ca)

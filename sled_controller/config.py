@@ -7,8 +7,9 @@ from pydantic import ConfigDict, Field, IPvAnyAddress, ValidationInfo, field_val
 
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.pdu import DEFAULT_PORT
+from sled_controller.fabric.port import KATO_SECONDS_MAX
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
-from sled_controller.settings import PeerSilence, Settings
+from sled_controller.settings import KatoMax, PeerSilence, Settings
 from sled_controller.storage.timed_device import COMMAND_SECONDS_MAX
 from spdk_bindings.device import BLOCK_BYTES
 
@@ -92,6 +93,7 @@ class SledSettings(SpdkSettings):
         CONNECTIONS_MAX, ge=8, le=4096, description="connections at the same time, two of a head"
     )
     peer_silence_s: PeerSilence = PEER_SILENCE_SECONDS
+    kato_max_s: KatoMax = KATO_SECONDS_MAX
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
     @property

@@ -4,15 +4,19 @@ Production code takes an `Environment` and never calls `time` or `os.urandom` it
 run it on virtual time from a seed.
 """
 
+import asyncio
 import errno
 import mmap
 import os
 import struct
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
+
+T = TypeVar("T")
 
 CLOCK_FAULTS: Final = struct.Struct("<qq")
 """What a `FaultyClock` reads in its file: how many milliseconds its wall clock is ahead, how many parts per million its
@@ -91,6 +95,10 @@ class Environment:
         Raises OSError.
         """
         return cls() if clock_faults is None else cls(clock=FaultyClock(clock_faults))
+
+    def in_thread(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """Carry out what takes long and lets other threads run, beside the running event loop."""
+        return asyncio.get_running_loop().run_in_executor(None, work)
 
     def new_uuid(self) -> uuid.UUID:
         """A random UUID (version 4) from this environment's entropy."""

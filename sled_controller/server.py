@@ -113,6 +113,7 @@ async def _serve(
         subsystem = Subsystem(
             identity, storage, env, call_later, advertised, firmware=firmware, managers=managers,
             associations_max=settings.connections_max // 2,  # a head opens two connections
+            kato_s_max=settings.kato_max_s,
         )  # fmt: skip
         descriptors = of_program(asyncio.get_running_loop().time)
         server = TargetServer(

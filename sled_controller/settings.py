@@ -31,6 +31,16 @@ PeerSilence = Annotated[
 ]  # fmt: skip
 
 
+KatoMax = Annotated[
+    int,
+    Field(
+        ge=5, le=3600,
+        description="the longest NVMe keep-alive timer, in seconds, that a host may ask for; a host that asks for none "
+        "is given up after as long a silence",
+    ),
+]  # fmt: skip
+
+
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, values do not change once loaded."""
 

@@ -23,7 +23,8 @@ from sled_controller.fabric.authentication import InBandAuthentication
 from sled_controller.fabric.controller import FIRMWARE, MODEL, SledController
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
-from sled_controller.fabric.port import ConnectRefused, ConnectRequest, NvmSubsystem
+from sled_controller.fabric.exchanges import Exchanges
+from sled_controller.fabric.port import KATO_SECONDS_MAX, ConnectRefused, ConnectRequest, NvmSubsystem
 from sled_controller.fabric.receive_buffer import Allocate
 from sled_controller.fabric.vendor import NAMESPACE_ENTRY, STATUS
 from sled_controller.fabric.vendor_io import LIMITS
@@ -94,6 +95,7 @@ class Subsystem:
         self, identity: Identity, storage: SledStorage, env: Environment, call_later: CallLater,
         advertised_host: str | None = None, *, firmware: FirmwareUpdate | None = None,
         managers: ManagementHosts | None = None, associations_max: int = ASSOCIATIONS_MAX,
+        kato_s_max: int = KATO_SECONDS_MAX,
     ) -> None:  # fmt: skip
         """`firmware` is there where the sled runs from slots that can be updated, by `managers` only."""
         self.identity = identity
@@ -109,12 +111,13 @@ class Subsystem:
         self.served: dict[int, Served] = {}
         self.limits = LIMITS
         self.settled = True
+        self.kato_ms_max = kato_s_max * 1000
         self.firmware = firmware
-        self._authentication = (
-            None
-            if managers is None
-            else InBandAuthentication(identity.nqn, managers, env.entropy, SequenceNumbers(env.entropy))
-        )
+        self.exchanges = Exchanges(env)
+        self._authentication: InBandAuthentication | None = None
+        if managers is not None:
+            numbers = SequenceNumbers(env.entropy)
+            self._authentication = InBandAuthentication(identity.nqn, managers, env.entropy, numbers, self.exchanges)
         self.discovery = DiscoverySubsystem(
             self._addresses, env.entropy, serial=self.serial, model=MODEL, firmware=FIRMWARE
         )

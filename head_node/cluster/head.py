@@ -38,6 +38,7 @@ from head_node.volume.engine import VolumeEngine
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
+from sled_controller.fabric.port import KATO_SECONDS_MAX
 from sled_controller.keyset import KeySet
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Head:
         make_client: MakeClient, open_engine: OpenEngine, remove_log: RemoveLog,
         set_log_aside: RemoveLog, terms: LeaseTerms, env: Environment, tail_wait_ms: int = TAIL_WAIT_MS,
         peer_silence_s: int = PEER_SILENCE_SECONDS, capacity: Capacity | None = None, nbd_tls: TlsKeys | None = None,
+        nvme_kato_max_s: int = KATO_SECONDS_MAX,
     ) -> None:  # fmt: skip
         self.head = head
         self._capacity = capacity = capacity or Capacity()
@@ -89,7 +91,7 @@ class Head:
         )  # fmt: skip
         self.nvme = NvmeServer(
             env, serial=head.hex[:20].upper(), connections_max=capacity.nvme_queues_max, descriptors=descriptors,
-            peer_silence_s=peer_silence_s,
+            peer_silence_s=peer_silence_s, kato_s_max=nvme_kato_max_s,
         )  # fmt: skip
         self._authority = authority
         self._key_set: KeySet | None = None

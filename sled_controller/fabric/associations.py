@@ -26,7 +26,8 @@ class Standing(enum.IntEnum):
     STRANGER = 0  # nothing
     CONNECTED = 1  # that it speaks NVMe/TCP, as anybody can
     SESSION = 2  # that it holds some key, as anybody may
-    TRUSTED = 3  # that it may use something here: it makes room for nobody
+    NAMED = 3  # a name that may use something here and needs no proof: it keeps its share
+    TRUSTED = 4  # that it may use something here: it makes room for nobody
 
 
 class Queue(Protocol):
@@ -35,6 +36,10 @@ class Queue(Protocol):
     queue_id: int
     peer_host: str
     """The address that it comes from."""
+
+    @property
+    def heard_ns(self) -> int:
+        """When its host last sent something, in time since boot."""
 
     @property
     def authenticating(self) -> bool:
@@ -68,9 +73,11 @@ class HostAssociation:
 
     @property
     def standing(self) -> Standing:
-        """A host that has nothing to prove is trusted, one that has to is when it has done so."""
+        """A host that has proved itself is trusted, one that need not is believed by its name."""
+        if self.proven:
+            return Standing.TRUSTED
         admin = self.queues.get(0)
-        return Standing.STRANGER if admin is not None and admin.authenticating else Standing.TRUSTED
+        return Standing.STRANGER if admin is not None and admin.authenticating else Standing.NAMED
 
     @property
     def authenticates(self) -> bool:
@@ -88,6 +95,14 @@ class HostAssociation:
             self.proving[queue] = None
         else:
             self.queues[queue.queue_id] = queue
+
+    def refuses_queue(self) -> bool:
+        """Whether there is no room for another I/O queue of its host, which need not authenticate."""
+        return False
+
+    def heard_ns(self) -> int:
+        """When its host last sent something."""
+        return max((queue.heard_ns for queue in self.queues.values()), default=0)
 
     def end(self, reason: str) -> None:
         """End it: all queues close, nothing more is admitted; what is in flight is `closing`'s to deal with."""
@@ -160,7 +175,7 @@ class Associations(Generic[A]):
         """A new association with an id of its own, None when there are too many and none has to make room."""
         if len(self.live) >= self._bound:
             lowest = min(self.live.values(), key=lambda association: association.standing)
-            if lowest.standing is Standing.TRUSTED:
+            if lowest.standing >= Standing.NAMED:
                 return None
             lowest.end("it makes room for another one")
         association = make(self._draw())

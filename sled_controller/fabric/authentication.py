@@ -6,6 +6,7 @@ Source: NVM Express Base 2.0, 6.1, 6.2 and 8.13.2; which messages they carry is 
 """
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sled_controller.environment import Entropy
@@ -22,6 +23,7 @@ from sled_controller.fabric.dhchap.messages import (
     kind_of,
 )
 from sled_controller.fabric.dhchap.terms import Authenticator, Terms
+from sled_controller.fabric.exchanges import Exchanges
 from spdk_bindings.device import Buffer
 from spdk_bindings.nvme import Status
 
@@ -41,12 +43,14 @@ class InBandAuthentication:
     """One subsystem's: who has to prove himself, and how often it went well or not; a port may share its `numbers`."""
 
     def __init__(
-        self, subsystem_nqn: str, authenticator: Authenticator, entropy: Entropy, numbers: SequenceNumbers
-    ) -> None:
+        self, subsystem_nqn: str, authenticator: Authenticator, entropy: Entropy, numbers: SequenceNumbers,
+        exchanges: Exchanges,
+    ) -> None:  # fmt: skip
         self.subsystem_nqn = subsystem_nqn
         self.authenticator = authenticator
         self.entropy = entropy
         self.numbers = numbers
+        self.exchanges = exchanges
         self.succeeded = 0
         self.failed = 0
 
@@ -72,6 +76,7 @@ class QueueAuthentication:
         self._proven_by: Terms | None = None
         self._replaced_ns: int | None = None
         """Since when these are known not to be the terms that hold."""
+        self._working = False  # a message is being taken; the host waits for that
 
     @property
     def connect_bits(self) -> int:
@@ -102,6 +107,8 @@ class QueueAuthentication:
             queue.complete(cid, Status.SGL_TYPE_INVALID, dnr=True)
         elif length != len(data):
             queue.complete(cid, Status.SGL_LENGTH_INVALID, dnr=True)
+        elif self._working:
+            queue.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
         else:
             message = bytes(data)
             if self._handshake.state is AuthState.DONE and _begins(message):
@@ -109,15 +116,36 @@ class QueueAuthentication:
                 self._handshake = self._shared.handshake(self._host_nqn, self._terms)  # once more, on a live queue
             if self._began_ns is None:
                 self._began_ns = now_ns
-            self._handshake.take(message)
-            queue.complete(cid, Status.SUCCESS)
+            self._working = True
+            queue.busy.add(cid)
+            taken = partial(self._taken, queue, cid)
+            if self._handshake.costly:
+                self._shared.exchanges.begin(queue.peer_host, partial(self._handshake.take, message), taken)
+            else:
+                self._handshake.take(message)
+                taken(True)
+
+    def _taken(self, queue: "TargetQueue", cid: int, was_taken: bool) -> None:
+        """A message was taken, or there was no time for it."""
+        self._working = False
+        if not queue.live:
+            return
+        queue.complete(cid, Status.SUCCESS if was_taken else Status.COMMAND_INTERRUPTED)
+        if was_taken:
             self._settle(queue)
+        else:
+            self._shared.failed += 1
+            queue.give_up("too many hosts authenticate at once")
+        queue.poke()
 
     def receive(self, queue: "TargetQueue", sqe: bytes, now_ns: int) -> None:
         """Authentication Receive: a message without padding; one that does not fit fails the command only."""
         cid, room, _, length = _fields(sqe)
         if not _ours(sqe) or length < FAILURE.size or length > room:
             queue.complete(cid, Status.INVALID_FIELD, dnr=True)
+            return
+        if self._working:
+            queue.complete(cid, Status.COMMAND_SEQUENCE_ERROR, dnr=True)
             return
         if self._began_ns is None:
             self._began_ns = now_ns

@@ -62,6 +62,8 @@ def connect(queue: "TargetQueue", sqe: bytes, data: Buffer, digest_bad: bool) ->
         association = _io_queue(queue, subsystem, request, queue_id, controller_id)
     elif controller_id != CONTROLLER_ID_DYNAMIC:
         association = _WRONG_CONTROLLER
+    elif kato_ms > queue.port.kato_ms_max:
+        association = ConnectRefused(Status.KEEP_ALIVE_INVALID)
     else:
         association = subsystem.open(queue, request)
     if isinstance(association, ConnectRefused):
@@ -79,6 +81,8 @@ def _io_queue(
         return _WRONG_CONTROLLER  # names are all that such a host has, and names travel in the clear
     if queue_id in association.queues:
         return ConnectRefused(Status.COMMAND_SEQUENCE_ERROR)  # the one that exists stays
+    if not association.authenticates and association.refuses_queue():
+        return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
     if queue_id > association.controller.io_queues_max or not association.controller.enabled:
         return ConnectRefused(Status.CONNECT_INVALID_PARAMETERS, QUEUE_ID_FIELD)
     return association

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sled_controller.environment import Environment
 from sled_controller.fabric.associations import HostAssociation
+from sled_controller.fabric.exchanges import Exchanges
 from sled_controller.fabric.receive_buffer import Allocate
 from spdk_bindings.nvme import Status
 
@@ -33,6 +34,10 @@ class QueueLimits:
         if self.common_bytes is None or not connections:
             return self.held_bytes_max
         return min(self.held_bytes_max, self.common_bytes // connections)
+
+
+KATO_SECONDS_MAX: Final = 120
+"""The longest keep-alive timer a host may ask for, and the silence that ends a host that has none, unless it is set."""
 
 
 class PortCounters(Protocol):
@@ -79,6 +84,10 @@ class Port(Protocol):
     env: Environment
     allocate: Allocate
     """Memory that data is received into, the best there is for whoever carries commands out."""
+    exchanges: Exchanges
+    """What carries out the costly steps of authentication."""
+    kato_ms_max: int
+    """The longest keep-alive timer a host may ask for; a host without one may be silent for so long."""
     settled: bool
     """Whether a subsystem that is not known here is not there at all; until then hosts are told to try again."""
 

@@ -267,6 +267,8 @@ class StandardController:
             status, dw0 = self._grant_queues(value)
         elif not rule.changeable:
             status = Status.FEATURE_NOT_CHANGEABLE
+        elif feature == Feature.KEEP_ALIVE_TIMER and value > queue.port.kato_ms_max:
+            status = Status.KEEP_ALIVE_INVALID
         elif feature == Feature.KEEP_ALIVE_TIMER:
             self.kato_ms = value
         else:

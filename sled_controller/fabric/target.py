@@ -29,7 +29,6 @@ HANDSHAKE_NS: Final = 5_000_000_000  # from accept to Connect
 STALL_NS: Final = 10_000_000_000  # a PDU begun, or data asked for by R2T, without a further byte
 STRANGER_HELD_BYTES_MAX: Final = 256 * 1024
 """Replies that wait on an admin queue, or on one whose host has proved nothing: a log page or two."""
-IDLE_NS: Final = 120_000_000_000  # a live association without keep-alive timer
 MS: Final = 1_000_000
 _FABRICS: Final = int(AdminOpcode.FABRICS)
 # The answer to a read without digests, which is packed here: two calls instead of six.
@@ -180,6 +179,16 @@ class TargetQueue:
         return out
 
     @property
+    def opened_ns(self) -> int:
+        """When the connection was made."""
+        return self._opened_ns
+
+    @property
+    def heard_ns(self) -> int:
+        """When the host last sent something."""
+        return self._heard_ns
+
+    @property
     def live(self) -> bool:
         """Whether commands are taken and answered."""
         return self.state is QueueState.LIVE
@@ -195,7 +204,7 @@ class TargetQueue:
         held_bytes = self.out_bytes + io.held_bytes
         if held_bytes <= STRANGER_HELD_BYTES_MAX:
             return False
-        return self.standing is not Standing.TRUSTED or held_bytes > self.held_bytes_max
+        return self.standing < Standing.NAMED or held_bytes > self.held_bytes_max
 
     @property
     def standing(self) -> Standing:
@@ -257,7 +266,7 @@ class TargetQueue:
             return "a PDU or a transfer does not go on"
         if self.state is QueueState.LIVE and self.controller is not None and self.queue_id == 0:
             kato_ns = (self.controller.kato_ms + KEEP_ALIVE_GRACE_MS) * MS
-            if silent_ns > (kato_ns if self.controller.expects_keep_alive else IDLE_NS):
+            if silent_ns > (kato_ns if self.controller.expects_keep_alive else self.port.kato_ms_max * MS):
                 return "keep-alive timer expired"
         return None
 
@@ -496,7 +505,7 @@ class TargetQueue:
         association = self.association
         if self.queue_id == 0 and association is not None:
             association.prove()
-        if self.authenticating:
+        if self.authenticating and self.state is QueueState.LIVE:
             if association is not None and not association.proved(self):
                 self.end("another connection of this host has the queue")
                 return

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Final, cast
 
 from sled_controller.descriptors import UNLIMITED, Descriptors
@@ -17,6 +19,8 @@ from sled_controller.fabric.target import STRANGER_HELD_BYTES_MAX, QueueState, T
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 128
+FRESH_NS: Final = 1_000_000_000
+LEAVING_MAX: Final = 32
 CHECK_SECONDS: Final = 0.5  # how often deadlines are looked at
 LINGER_SECONDS: Final = 1.0  # for the host to read the last words before the socket is closed
 WRITE_BUFFER_BYTES_MAX: Final = 512 * 1024
@@ -107,10 +111,15 @@ class QueueConnection(asyncio.BufferedProtocol):
             if queue.blocked:
                 self._wake()
 
-    @property
-    def standing(self) -> Standing:
-        """What its host has shown."""
-        return Standing.STRANGER if self._queue is None else self._queue.standing
+    def standing_at(self, now_ns: int) -> Standing:
+        """What its host has shown. One that has just come had no time to show anything, and ranks with those that have
+        said Connect: else each newcomer would put the one before it out."""
+        queue = self._queue
+        if queue is None:
+            return Standing.STRANGER
+        standing = queue.standing
+        fresh = standing is Standing.STRANGER and now_ns - queue.opened_ns < FRESH_NS
+        return Standing.CONNECTED if fresh else standing
 
     def abort(self) -> None:
         """Drop the connection."""
@@ -198,6 +207,8 @@ class TargetServer:
         self._connections_max = connections_max
         self._connections: dict[QueueConnection, None] = {}  # oldest first
         self._turned_away = 0
+        self._leaving: deque[tuple[QueueConnection, Standing]] = deque()
+        """Who goes next, with what they had shown."""
         self.held_share = port.limits.held_bytes_max
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -206,6 +217,7 @@ class TargetServer:
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen and return the address; raises OSError when it cannot be had."""
         loop = asyncio.get_running_loop()
+        self.port.exchanges.start()
         self._server = await loop.create_server(lambda: QueueConnection(self), host, port)
         self._check()
         bound = self._server.sockets[0].getsockname()
@@ -224,15 +236,14 @@ class TargetServer:
             await self._all_gone
         if self._server is not None:
             await self._server.wait_closed()
+        self.port.exchanges.close()
 
     def admit(self, connection: QueueConnection) -> bool:
         """Take a connection in. When there are too many, the oldest of the lowest standing makes room."""
         if len(self._connections) >= self._connections_max or self._descriptors.short:
             self._turned_away += 1
-            if not self._connections:
-                return False
-            lowest = min(self._connections, key=lambda each: each.standing)
-            if lowest.standing is Standing.TRUSTED:
+            lowest = self._first_to_go()
+            if lowest is None:
                 return False
             self.forget(lowest)
             lowest.abort()
@@ -240,6 +251,20 @@ class TargetServer:
         self.port.counters.connections += 1
         self._share()
         return True
+
+    def _first_to_go(self) -> QueueConnection | None:
+        """The oldest of the lowest standing; several are looked up at once, as a flood asks often."""
+        now_ns = self.port.env.clock.boottime_ns()
+        while self._leaving:
+            connection, standing = self._leaving.popleft()
+            if connection in self._connections and connection.standing_at(now_ns) <= standing:
+                return connection
+        standings = [(each, each.standing_at(now_ns)) for each in self._connections]
+        lowest = min((standing for _, standing in standings), default=Standing.TRUSTED)
+        if lowest >= Standing.NAMED:
+            return None
+        self._leaving.extend(islice((each for each in standings if each[1] is lowest), LEAVING_MAX))
+        return self._leaving.popleft()[0]
 
     def forget(self, connection: QueueConnection) -> None:
         """A connection is gone."""

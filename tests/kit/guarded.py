@@ -45,7 +45,7 @@ class GuardedRig(Rig):
         self.guarded = GuardedSubsystem(identity, self.storage, self.env, self.timers.call_later)
         self.guarded.known = {} if terms is None else {NAME: terms}
         self.guarded.authentication = InBandAuthentication(
-            identity.nqn, self.guarded, self.env.entropy, SequenceNumbers(self.env.entropy)
+            identity.nqn, self.guarded, self.env.entropy, SequenceNumbers(self.env.entropy), self.guarded.exchanges
         )
         self.subsystem = self.guarded
 

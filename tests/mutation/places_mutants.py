@@ -1,7 +1,7 @@
 # ruff: noqa: E501 (the edits quote lines of the sources)
 """Rules of who has a place at an NVMe/TCP port, and who has to give it up, dropped."""
 
-from mutant import SLED
+from mutant import EXPORT, SLED
 
 ASSOCIATIONS = "sled_controller/fabric/associations.py"
 COMMAND = "sled_controller/fabric/connect.py"
@@ -9,6 +9,12 @@ TARGET = "sled_controller/fabric/target.py"
 ASSOCIATION = "sled_controller/association.py"
 PLACING = "sled_controller/places.py"
 HOLDERS = f"{SLED}/test_places.py"
+SHARES = "head_node/export/nvme/shares.py"
+VOLUME = "head_node/export/nvme/subsystem.py"
+PORT = f"{EXPORT}/test_nvme_places.py"
+GUARD = f"{EXPORT}/test_nvme_guard.py"
+EXCHANGES = f"{SLED}/fabric/test_exchanges.py"
+DOING = "sled_controller/fabric/exchanges.py"
 CONNECT = f"{SLED}/fabric/test_connect.py"
 
 PLACES = (
@@ -98,5 +104,62 @@ PLACES = (
     (
         "attach-numbers-one-by-one", "cluster: a head finds the attach number in few steps", "head_node/cluster/attachments.py",
         "                    step = min(2 * step, ATTACH_STEP_MAX)\n", "", "tests/unit/head_node/cluster/test_attachments.py",
+    ),
+    (
+        "strangers-take-all-connections", "places: hosts believed by their names never have the last quarter", SHARES,
+        "        if self.total < self._named_max:\n            return True\n        share", "        if True:\n            return True\n        share",
+        PORT,
+    ),
+    (
+        "proven-wait-for-strangers", "places: hosts that authenticate come first", SHARES,
+        "        if named is not None:\n", "        if False:\n", PORT,
+    ),
+    (
+        "no-share-for-volumes", "places: each volume has its share of the connections", SHARES,
+        "        if volume.occupied >= share or most is None or most.occupied <= share:\n", "        if True:\n", PORT,
+    ),
+    (
+        "greedy-host-fills-a-volume", "places: a host with many associations gives one to another host", VOLUME,
+        "            if not named or max(count.values()) <= count[request.host_nqn] + 1:\n", "            if True:\n", PORT,
+    ),
+    (
+        "names-put-hosts-out", "places: a host that speaks keeps its place whoever gives its name", VOLUME,
+        "    return same and now_ns - association.heard_ns() > max(kato_ms * MS * 3 // 4, SILENT_NS_MIN)\n", "    return same\n", PORT,
+    ),
+    (
+        "claims-put-hosts-out", "places: a claim to authenticate puts no host out", VOLUME,
+        "        if len(self.hosts) >= HOSTS_MAX and len(strangers) >= ON_THE_WAY_MAX:\n", "        if False:\n", GUARD,
+    ),
+    (
+        "keep-alive-for-ever", "places: a keep-alive timer has an upper bound", COMMAND,
+        "    elif kato_ms > queue.port.kato_ms_max:\n", "    elif False:\n", PORT,
+    ),
+    (
+        "keep-alive-set-for-ever", "places: nor is it set above that bound later",
+        "sled_controller/fabric/standard_controller.py",
+        "        elif feature == Feature.KEEP_ALIVE_TIMER and value > queue.port.kato_ms_max:\n", "        elif False:\n", PORT,
+    ),
+    (
+        "host-chooses-the-cost", "exchanges: no group above the ceiling unless it is the floor", "sled_controller/fabric/dhchap/terms.py",
+        "        return tuple(each for each in self.groups if each <= max(self.group_floor, GROUP_CEILING))\n",
+        "        return self.groups\n", EXCHANGES,
+    ),
+    (
+        "exchanges-on-the-loop", "exchanges: carried out beside the event loop", DOING,
+        "        if self._loop is None:\n            work()", "        if True:\n            work()", EXCHANGES,
+    ),
+    (
+        "exchanges-without-rest", "exchanges: half of the time at most", DOING,
+        "call_later(took_ns / NS_PER_S, self._rested)", "call_later(0, self._rested)", EXCHANGES,
+    ),
+    (
+        "one-source-takes-the-line", "exchanges: sources take turns", DOING,
+        "            self._waiting[source] = waiting  # behind the other sources\n",
+        "            self._waiting = {source: waiting, **self._waiting}\n", EXCHANGES,
+    ),
+    (
+        "line-without-end", "exchanges: few of a source wait", DOING,
+        "        if self._count >= WAITING_MAX or (waiting is not None and len(waiting) >= WAITING_OF_SOURCE_MAX):\n",
+        "        if False:\n", EXCHANGES,
     ),
 )  # fmt: skip

@@ -249,6 +249,12 @@ class ExportController(StandardController):
         else:
             super().set_features(queue, command)
 
+    def _grant_queues(self, asked: int) -> tuple[Status, int]:
+        """A host without a secret asks for as many as there are cores; where connections are short it gets fewer."""
+        if not self.association.proven:
+            self.io_queues_max = max(1, min(IO_QUEUES_MAX, self._subsystem.shares.left(self._subsystem)))
+        return super()._grant_queues(asked)
+
     # --- notices
 
     def tell(self, kind: NoticeKind) -> None:

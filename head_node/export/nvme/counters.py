@@ -12,6 +12,7 @@ class NvmeCounters:
     timeouts: int = 0
     hosts_admitted: int = 0
     hosts_refused: int = 0
+    hosts_turned_away: int = 0  # for want of a place; they come again
     access_changes: int = 0
     commands_rejected: int = 0  # malformed, or out of range
     commands_failed: int = 0  # by the volume

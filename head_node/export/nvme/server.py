@@ -11,6 +11,8 @@ from head_node.export.nvme.commands import LIMITS
 from head_node.export.nvme.controller import FIRMWARE, MODEL, ExportController
 from head_node.export.nvme.counters import NvmeCounters
 from head_node.export.nvme.guard import UNGUARDED, Guard
+from head_node.export.nvme.shares import CONNECTIONS_MAX as CONNECTIONS_MAX
+from head_node.export.nvme.shares import Shares
 from head_node.export.nvme.subsystem import Access, Exported, VolumeSubsystem
 from head_node.export.peer import peer_is_gone
 from head_node.store.records import Address
@@ -19,8 +21,9 @@ from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.discovery import DiscoverySubsystem
+from sled_controller.fabric.exchanges import Exchanges
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
-from sled_controller.fabric.port import NvmSubsystem
+from sled_controller.fabric.port import KATO_SECONDS_MAX, NvmSubsystem
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES, Allocate
 from sled_controller.fabric.target_server import WRITE_BUFFER_BYTES_MAX, TargetServer
 from spdk_bindings.log_pages import DiscoveryEntry
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS_MAX: Final = 256
-"""Queues of all hosts together, where nothing else is set or known of the machine."""
 CONNECTION_BYTES_MAX: Final = RECEIVE_BYTES + WRITE_BUFFER_BYTES_MAX + LIMITS.transfer_bytes_max
 """What one may cost beside its share of LIMITS.common_bytes: received, unsent, and a command beyond the share."""
 
@@ -56,10 +57,12 @@ class NvmeServer:
         connections_max: int = CONNECTIONS_MAX,
         descriptors: Descriptors = UNLIMITED,
         peer_silence_s: int = PEER_SILENCE_SECONDS,
+        kato_s_max: int = KATO_SECONDS_MAX,
     ) -> None:
         self.env = env
         self.limits = LIMITS
         self.allocate: Allocate = bytearray
+        self.kato_ms_max = kato_s_max * 1000
         self.settled = False  # until the first view says what is exported
         self.counters = NvmeCounters()
         self.discovery = DiscoverySubsystem(self._entries, env.entropy, serial=serial, model=MODEL, firmware=FIRMWARE)
@@ -71,6 +74,8 @@ class NvmeServer:
         self._by_volume: dict[UUID, VolumeSubsystem] = {}
         self._offers: tuple[Offer, ...] = ()
         self._numbers = SequenceNumbers(env.entropy)
+        self._shares = Shares(connections_max)
+        self.exchanges = Exchanges(env)
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen (port 0: any) and return where. OSError when the address cannot be had."""
@@ -94,8 +99,9 @@ class NvmeServer:
             known = self._by_volume.get(volume)
             if known is None:
                 subsystem = VolumeSubsystem(
-                    exported, head_number, self.counters, ExportController, self.env.entropy, self._numbers
-                )
+                    exported, head_number, self.counters, ExportController, self.env.entropy, self._numbers,
+                    self._shares, self.exchanges,
+                )  # fmt: skip
                 self._by_volume[volume] = self._by_nqn[subsystem.nqn] = subsystem
             elif known.exported != exported:
                 known.update(exported)

@@ -1,7 +1,8 @@
 """The subsystem of one volume on one head: who may connect, what the path is worth, and what of it is told to hosts."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final
@@ -9,14 +10,16 @@ from uuid import UUID
 
 from head_node.export.nvme.counters import NvmeCounters
 from head_node.export.nvme.guard import UNGUARDED, Guard
+from head_node.export.nvme.shares import Shares
 from head_node.volume.interface import BLOCK_BYTES, ServedVolume
 from head_node.volume.reservations import Notice
 from sled_controller.environment import Entropy
-from sled_controller.fabric.associations import Associations, HostAssociation
+from sled_controller.fabric.associations import Associations, HostAssociation, Queue, Standing
 from sled_controller.fabric.authentication import InBandAuthentication
 from sled_controller.fabric.dhchap.handshake import SequenceNumbers
 from sled_controller.fabric.dhchap.terms import Terms
-from sled_controller.fabric.port import ConnectRefused, ConnectRequest
+from sled_controller.fabric.exchanges import Exchanges
+from sled_controller.fabric.port import KATO_SECONDS_MAX, ConnectRefused, ConnectRequest
 from sled_controller.fabric.standard_controller import Event
 from spdk_bindings.log_pages import AnaState
 from spdk_bindings.nvme import Status, uuid_nqn
@@ -32,6 +35,11 @@ HOSTS_MAX: Final = 64
 CONTROLLER_IDS_PER_HEAD: Final = 1000
 """Head numbers go up to 64, controller ids to 65519: each head has a thousand of its own, far more than HOSTS_MAX, so
 that an id comes again late."""
+ON_THE_WAY_MAX: Final = 16
+"""Hosts more that have still to authenticate: the oldest of them makes room."""
+MS: Final = 1_000_000
+SILENT_NS_MIN: Final = 2_000_000_000
+"""Linux speaks every half of its keep-alive timer, which is 5 s unless it is told otherwise."""
 ANY_HOST: Final = "*"
 NSID: Final = 1
 
@@ -69,13 +77,53 @@ class VolumeAssociation(HostAssociation):
 
     controller: "ExportController"
 
+    def __init__(self, subsystem: "VolumeSubsystem", controller_id: int, request: ConnectRequest) -> None:
+        super().__init__(controller_id, request.host_nqn, request.host_id)
+        self._subsystem = subsystem
+        self._counted = 0
+        self._counted_named = 0
+
+    def add(self, queue: Queue) -> None:
+        super().add(queue)
+        self._count()
+
+    def prove(self) -> None:
+        first = not self.proven
+        super().prove()
+        if first and not self._subsystem.settle(self):
+            self.end("there is no room for another host")
+        self._count()
+
+    def proved(self, queue: Queue) -> bool:
+        if queue.queue_id and not self._subsystem.shares.admit_proven(self._subsystem):
+            return False
+        has_it = super().proved(queue)
+        self._count()
+        return has_it
+
+    def refuses_queue(self) -> bool:
+        return not self._subsystem.shares.admit_named(self._subsystem)
+
     def queue_gone(self, queue_id: int, reason: str) -> None:
         super().queue_gone(queue_id, reason)
         self.controller.forget_path(queue_id)
+        self._count()
 
     def disabled(self) -> None:
         super().disabled()
         self.controller.forget_path(None)
+        self._count()
+
+    def closing(self) -> None:
+        self._count()
+
+    def _count(self) -> None:
+        """Its connections count from when it needs to prove nothing any more."""
+        standing = Standing.STRANGER if self.ended else self.standing
+        count, named = len(self.queues) if standing >= Standing.NAMED else 0, int(standing is Standing.NAMED)
+        self._subsystem.named += named - self._counted_named
+        self._subsystem.shares.occupy(self._subsystem, count - self._counted)
+        self._counted, self._counted_named = count, named
 
 
 MakeController = Callable[["VolumeSubsystem", VolumeAssociation, int], "ExportController"]
@@ -86,14 +134,17 @@ class VolumeSubsystem:
 
     def __init__(
         self, exported: Exported, head_number: int, counters: NvmeCounters, make_controller: "MakeController",
-        entropy: Entropy, numbers: SequenceNumbers, guard: Guard = UNGUARDED,
+        entropy: Entropy, numbers: SequenceNumbers, shares: Shares, exchanges: Exchanges,
+        guard: Guard = UNGUARDED,
     ) -> None:  # fmt: skip
+        self.shares = shares
+        self.occupied = self.named = 0
         self.exported = exported
         self.guard = guard
         self.guard_changes = 0
         self._make_controller = make_controller
         self.nqn = uuid_nqn(exported.volume)
-        self.authentication = InBandAuthentication(self.nqn, self, entropy, numbers)
+        self.authentication = InBandAuthentication(self.nqn, self, entropy, numbers, exchanges)
         self.blocks = exported.size_bytes // BLOCK_BYTES
         self.counters = counters
         self.access = Access.INACCESSIBLE
@@ -102,7 +153,7 @@ class VolumeSubsystem:
         self._stop_watching: Callable[[], None] = lambda: None
         first = (head_number - 1) * CONTROLLER_IDS_PER_HEAD + 1
         self._associations: Associations[VolumeAssociation] = Associations(
-            HOSTS_MAX, entropy, first, first + CONTROLLER_IDS_PER_HEAD - 1
+            HOSTS_MAX + ON_THE_WAY_MAX, entropy, first, first + CONTROLLER_IDS_PER_HEAD - 1
         )
 
     @property
@@ -126,10 +177,15 @@ class VolumeSubsystem:
             self.counters.hosts_refused += 1
             log.error("event=nvme_secrets_unreadable volume=%s host=%r", self.exported.volume, host_nqn)
             return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
-        association = self._associations.open(
-            lambda number: VolumeAssociation(number, request.host_nqn, request.host_id)
-        )
+        strangers = [each for each in self.hosts.values() if each.standing < Standing.NAMED]
+        if len(self.hosts) >= HOSTS_MAX and len(strangers) >= ON_THE_WAY_MAX:
+            strangers[0].end("it makes room for another one")
+        named = self.terms(host_nqn) is None
+        association = None
+        if not named or self._room_for_named(request, queue.heard_ns):
+            association = self._associations.open(lambda number: VolumeAssociation(self, number, request))
         if association is None:
+            self.counters.hosts_turned_away += 1
             return ConnectRefused(Status.CONNECT_CONTROLLER_BUSY, do_not_retry=False)
         association.authentication = self.authentication
         association.controller = self._make_controller(self, association, request.kato_ms)
@@ -139,6 +195,57 @@ class VolumeSubsystem:
             self.exported.volume, host_nqn, association.controller_id,
         )  # fmt: skip
         return association
+
+    # --- places
+
+    def put_out_named(self) -> None:
+        """End an association of a host that is believed by its name: of the one that has most, that which is silent."""
+        self._put_out(Standing.NAMED)
+
+    def put_out_proven(self) -> None:
+        """End an association of a host that has authenticated."""
+        self._put_out(Standing.TRUSTED)
+
+    def settle(self, association: VolumeAssociation) -> bool:
+        """A host has proved itself: whether there is room for it. Hosts that are believed by their names give way, then
+        one's own former associations, then those of the host that has most."""
+        others = [each for each in self._settled() if each is not association]
+        if len(others) >= HOSTS_MAX:
+            named = [each for each in others if each.standing is Standing.NAMED]
+            own = [each for each in others if each.host_nqn == association.host_nqn]
+            if not named and not own and Counter(each.host_nqn for each in others).most_common(1)[0][1] < 2:
+                return False
+            _of_greediest(named or own or others).end("it makes room for a host that has authenticated")
+        return self.shares.admit_proven(self)
+
+    def _room_for_named(self, request: ConnectRequest, now_ns: int) -> bool:
+        """Whether there is room for a host that is believed by its name. What stands stays, unless its host has many
+        more, or it has been silent and comes back."""
+        if not self._has_room_for_named(request):
+            hanging = [each for each in self._settled() if _is_left(each, request, now_ns)]
+            if not hanging:
+                return False
+            min(hanging, key=VolumeAssociation.heard_ns).end("its host has connected again")
+            return self._has_room_for_named(request)
+        return True
+
+    def _has_room_for_named(self, request: ConnectRequest) -> bool:
+        settled = self._settled()
+        if len(settled) >= HOSTS_MAX:
+            named = [each for each in settled if each.standing is Standing.NAMED]
+            count = Counter(each.host_nqn for each in named)
+            if not named or max(count.values()) <= count[request.host_nqn] + 1:
+                return False
+            _of_greediest(named).end("it makes room for another host")
+        return self.shares.admit_named(self)
+
+    def _settled(self) -> list[VolumeAssociation]:
+        return [each for each in self.hosts.values() if each.standing >= Standing.NAMED]
+
+    def _put_out(self, standing: Standing) -> None:
+        _of_greediest([each for each in self.hosts.values() if each.standing is standing]).end(
+            "it makes room for a host of another volume"
+        )
 
     # --- called by the head
 
@@ -212,3 +319,16 @@ class VolumeSubsystem:
         self._take(None)
         for association in list(self.hosts.values()):
             association.end(reason)
+
+
+def _of_greediest(associations: Sequence[VolumeAssociation]) -> VolumeAssociation:
+    """Of the host with the most associations, the one that has been silent for longest."""
+    count = Counter(each.host_nqn for each in associations)
+    return min(associations, key=lambda each: (-count[each.host_nqn], each.heard_ns()))
+
+
+def _is_left(association: VolumeAssociation, request: ConnectRequest, now_ns: int) -> bool:
+    """Whether it is the same host's by name, and has been silent for so long that a live host would have spoken."""
+    same = (association.host_nqn, association.host_id) == (request.host_nqn, request.host_id)
+    kato_ms = association.controller.kato_ms or KATO_SECONDS_MAX * 1000
+    return same and now_ns - association.heard_ns() > max(kato_ms * MS * 3 // 4, SILENT_NS_MIN)

@@ -91,7 +91,7 @@ class DhKey:
     """One side's ephemeral key in a group: `public` to send, `shared` with what the other side sent. Used once.
 
     GMP's `mpz_powm_sec` neither branches nor indexes memory by the secret exponent. 0.5 ms per operation in FFDHE2048,
-    11 ms in FFDHE8192, on the event loop: the floor of a host's policy says what is spent (docs/authentication.md).
+    11 ms in FFDHE8192: the terms of a host say what is spent (docs/authentication.md).
     """
 
     __slots__ = ("_exponent", "group", "public")

@@ -177,6 +177,11 @@ class ControllerHandshake(_Side):
         """Whether the host asked for a proof, and gets one."""
         return self._response is not None
 
+    @property
+    def costly(self) -> bool:
+        """Whether taking the next message may take an exponentiation."""
+        return self.state in (AuthState.NEGOTIATE, AuthState.REPLY)
+
     def take(self, data: bytes) -> None:
         """A message of the host, at most MESSAGE_BYTES_MAX long."""
         try:
@@ -228,11 +233,12 @@ class ControllerHandshake(_Side):
         if terms is None:
             raise AuthenticationFailed(Explanation.PROTOCOL_NOT_USABLE, "there is no secret for this host")
         hashes = [each for each in terms.hashes if each in offer.hashes]
-        groups = [each for each in terms.groups if each in offer.groups]
+        groups = [each for each in terms.groups_taken if each in offer.groups]
         if not hashes:
             raise AuthenticationFailed(Explanation.HASH_NOT_USABLE, f"no hash from {terms.hash_floor.name} up")
         if not groups:
-            raise AuthenticationFailed(Explanation.GROUP_NOT_USABLE, f"no group from {terms.group_floor.name} up")
+            span = f"{terms.groups_taken[0].name} to {terms.groups_taken[-1].name}"
+            raise AuthenticationFailed(Explanation.GROUP_NOT_USABLE, f"no group from {span}")
         self.hash_id = hashes[0]
         self._key = DhKey(groups[0], self._entropy)
         challenge = self._entropy.bytes(self.hash_id.digest_bytes)

@@ -1,17 +1,21 @@
 """On which terms a host is let in, and who says so."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.secret import Secret
+
+GROUP_CEILING: Final = GroupId.FFDHE4096
+"""Each one above costs twice as much as the one before (docs/authentication.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """The host's secret, the controller's if the host may ask for its proof, and the weakest algorithms that count.
 
-    Of what a host offers the weakest that reaches the floor is taken, so the floor also says what a handshake costs.
+    Of what a host offers the weakest that reaches the floor is taken, and a group above the ceiling only if it is the
+    floor: what a handshake costs is said by the terms, not by the host.
     Two equal secrets are no two secrets: a host could answer with what the controller proved. Raises ValueError.
     """
 
@@ -31,8 +35,13 @@ class Terms:
 
     @property
     def groups(self) -> tuple[GroupId, ...]:
-        """The groups that count, weakest first."""
+        """The groups that count, weakest first: what a host offers."""
         return tuple(each for each in GroupId if each >= self.group_floor)
+
+    @property
+    def groups_taken(self) -> tuple[GroupId, ...]:
+        """Those of them that a controller takes from a host's offer."""
+        return tuple(each for each in self.groups if each <= max(self.group_floor, GROUP_CEILING))
 
 
 class Authenticator(Protocol):

@@ -131,6 +131,18 @@ def test_the_authoritys_fencer_gets_in_whatever_heads_and_strangers_hold() -> No
     assert not any(map(alive, sessions[:HOLDERS_MAX])), "keys that anyone can make leave room"
 
 
+def test_keys_that_anyone_can_make_leave_room_for_hosts_on_their_way() -> None:
+    rig = Rig()
+    full_of_holders(rig)
+    for number in range(ASSOCIATIONS_MAX // 2):
+        rig.head(150 + number)
+    late = rig.connection()
+    assert late.connect().status == 0
+    for _ in range(ASSOCIATIONS_MAX // 8 - 1):
+        assert rig.connection().connect().status == 0
+    assert late.queue.state is QueueState.LIVE
+
+
 def test_a_head_that_is_not_there_yet_takes_a_place_of_the_key_that_has_most() -> None:
     rig = Rig()
     holders = [attached(rig, 50 + n, volume=100 + n) for n in range(HOLDERS_MAX - KEY_ASSOCIATIONS_MAX)]
