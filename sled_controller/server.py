@@ -45,6 +45,8 @@ START_ERRORS: Final = (SledError, StorageError, BoardError, OSError)
 
 FAILED_STAYS_S: Final = 30.0
 """How long a sled on a board that cannot start stays on its console before it tries again."""
+KEEP_TIME_S: Final = 60.0
+"""How often the time is noted: what a start without a clock to go by begins with."""
 FOLLOW_S: Final = 2.0
 """How often the slot state is looked at until the stage has confirmed what runs."""
 
@@ -134,9 +136,11 @@ async def _serve(
                 identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
                 len(storage.namespaces),
             )  # fmt: skip
+            keeper = _TimeKeeper(subsystem, call_later)
             HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
             await stop.asked.wait()
             log.info("event=stopping sled=%s", identity.sled_id)
+            keeper.close()
         finally:
             shown.storage = None
             await server.close()
@@ -182,6 +186,22 @@ class _Follower:
         self._next = asyncio.get_running_loop().call_later(FOLLOW_S, self._look)
         if self._firmware.slots.settled:
             self._next.cancel()
+
+    def close(self) -> None:
+        self._next.cancel()
+
+
+class _TimeKeeper:
+    """Notes sled time while no head brings an issue time."""
+
+    def __init__(self, subsystem: Subsystem, call_later: CallLater) -> None:
+        self._subsystem = subsystem
+        self._call_later = call_later
+        self._next = call_later(KEEP_TIME_S, self._keep)
+
+    def _keep(self) -> None:
+        self._subsystem.keep_time()
+        self._next = self._call_later(KEEP_TIME_S, self._keep)
 
     def close(self) -> None:
         self._next.cancel()

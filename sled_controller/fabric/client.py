@@ -185,6 +185,11 @@ class SledClient:
         the sled's reason, CommandFailed when it should be tried again later, SledUnavailable."""
         await self.admin(vendor.vendor_sqe(AdminOpcode.RETIRE), statement)
 
+    async def state_time(self, statement: bytes) -> None:
+        """Set the sled's time by a statement of the root key; durable when this returns. Raises CredentialRefused with
+        the sled's reason, CommandFailed when it should be tried again later, SledUnavailable."""
+        await self.admin(vendor.vendor_sqe(AdminOpcode.TIME_STATEMENT), statement)
+
     async def close(self) -> None:
         """End the association; commands that are not answered yet fail with SledUnavailable."""
         self._close("closed by this head")

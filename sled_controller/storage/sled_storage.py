@@ -1,6 +1,6 @@
-"""All that a sled keeps: fences, namespaces, boot counter, key set and issue time, over all of its devices (F2).
+"""All that a sled keeps: fences, namespaces, boot counter, key set and time, over all of its devices (F2).
 
-Fences, boot counter, key set and issue time are sled-wide and on every present device; a namespace is on one device.
+Fences, boot counter, key set and time are sled-wide and on every present device; a namespace is on one device.
 Start takes the maximum over the devices and brings each up to it before it is served.
 """
 
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sled_controller.environment import Environment
 from sled_controller.storage.completion import Gather, completed
-from sled_controller.storage.content import TableContent
+from sled_controller.storage.content import TableContent, highest_of
 from sled_controller.storage.creation import NamespaceCreation
 from sled_controller.storage.device_store import (
     DeviceState,
@@ -27,6 +27,7 @@ from sled_controller.storage.errors import DeviceUntrusted, StorageUnusable
 from sled_controller.storage.namespace import OFFLINE, Namespace
 from sled_controller.storage.records import (
     CREDENTIAL_BYTES_MAX,
+    KEY_ID_MAX,
     KEY_SET_BYTES_MAX,
     BootEntry,
     Entry,
@@ -36,7 +37,9 @@ from sled_controller.storage.records import (
     KeySetEntry,
     NamespaceDeletedEntry,
     NamespaceEntry,
+    RetiredEntry,
     StoredFence,
+    TimeEntry,
 )
 from sled_controller.storage.roster import DeviceReport, DeviceRoster
 from sled_controller.storage.superblock import FormatState, Superblock, plan
@@ -47,7 +50,7 @@ from spdk_bindings.nvme import Status, status_name
 log = logging.getLogger(__name__)
 
 ISSUED_STEP_MS: Final = 60_000
-"""The issue time becomes durable in steps of a minute: it is hygiene, not worth two writes more per attach."""
+"""Sled time becomes durable in steps of a minute: it is hygiene, not worth two writes more per attach."""
 COLUMN_MAX: Final = 0xFFFF
 EPOCH_MAX: Final = 2**64 - 1
 
@@ -65,7 +68,8 @@ class SledStorage:
     - `namespaces`: nsid -> `Namespace`, those whose creation is durable;
     - `boot_counter`: this start's number, durable on every online device before `open` returns;
     - `key_set`: (version, signed bytes) of the highest key set stored, or None;
-    - `issued_ms`: the newest signed issue time noted, Unix milliseconds;
+    - `issued_ms`: sled time as it was noted last, Unix milliseconds; `time`: the last statement of time, or None;
+    - `retired`: what stands in for the fences that were forgotten, or None;
     - `counters`: how often something worth a graph happened.
 
     Hooks the target may set: `on_device_offline(index, reason)`, called when a device stops being served (its
@@ -83,6 +87,8 @@ class SledStorage:
         self.boot_counter = 0
         self.key_set: tuple[int, bytes] | None = None
         self.issued_ms = 0
+        self.time: TimeEntry | None = None
+        self.retired: RetiredEntry | None = None
         self.namespaces: dict[int, Namespace] = {}
         self.counters = {
             "devices_untrusted": 0,
@@ -242,14 +248,17 @@ class SledStorage:
         self.counters["fences_raised"] += 1
         return self._append_everywhere((FenceEntry(volume, fence),), done)
 
-    def retire_fence(self, volume: UUID, epoch: int, over_ms: int, done: Done) -> int:
-        """Forget the fence of a deleted volume, if it is of at most `epoch`; sled time is never before `over_ms` again.
+    def retire_fence(
+        self, volume: UUID, epoch: int, over_ms: int, done: Done, *, key_id: int = KEY_ID_MAX
+    ) -> int:  # fmt: skip
+        """Forget the fence of a deleted volume, if it is of at most `epoch`; sled time is never before `over_ms` again,
+        until a statement of time.
 
         Forgotten in memory before this returns; complete when that is durable on every device, so that no start finds
         the fence gone and the time before `over_ms`. The caller has seen to it that no credential for the volume
-        expires later. INVALID_NAMESPACE when a namespace of the volume exists, or is being made: nothing changes.
-        NAMESPACE_NOT_READY when too much is queued (come back). A device that is away keeps the fence, and brings it
-        back when it joins.
+        expires later, nor is signed by a key above `key_id`. INVALID_NAMESPACE when a namespace of the volume exists,
+        or is being made: nothing changes. NAMESPACE_NOT_READY when too much is queued (come back). A device that is
+        away keeps the fence, and brings it back when it joins.
         """
         if self.has_namespace_of(volume):
             return int(Status.INVALID_NAMESPACE)
@@ -260,8 +269,9 @@ class SledStorage:
             return self._append_everywhere((), done)
         del self._fences[volume]
         self.issued_ms = max(self.issued_ms, over_ms)
+        self.retired = highest_of(self.retired, RetiredEntry(over_ms, key_id))
         self.counters["fences_retired"] += 1
-        return self._append_everywhere((FenceRetiredEntry(volume, epoch, over_ms),), done)
+        return self._append_everywhere((FenceRetiredEntry(volume, epoch, over_ms, key_id),), done)
 
     # -- key set and time -----------------------------------------------------------------------------------------
 
@@ -276,8 +286,19 @@ class SledStorage:
         self.key_set = (version, raw)
         return self._append_everywhere((KeySetEntry(version, raw),), done)
 
+    def state_time(self, entry: TimeEntry, done: Done) -> int:
+        """Keep the time of a statement (already verified) in place of what was kept; one of no higher serial is success
+        and changes nothing."""
+        if self.time is not None and entry.serial <= self.time.serial:
+            return self._append_everywhere((), done)
+        if self._any_full():
+            return int(Status.NAMESPACE_NOT_READY)
+        self.time = entry
+        self.issued_ms = self._issued_durable_ms = entry.time_ms
+        return self._append_everywhere((entry,), done)
+
     def note_issued(self, issued_ms: int) -> None:
-        """Remember a verified signed issue time; durable, in steps of a minute, some time later."""
+        """Remember sled time; durable, in steps of a minute, some time later."""
         if not self.issued_ms < issued_ms <= EPOCH_MAX:
             return
         self.issued_ms = issued_ms
@@ -497,7 +518,10 @@ class SledStorage:
         if content.key_set is not None and (self.key_set is None or content.key_set.version > self.key_set[0]):
             self.key_set = (content.key_set.version, content.key_set.raw)
             raised.append(content.key_set)
-        self.issued_ms = max(self.issued_ms, content.issued_ms)
+        if self._merge_time(content) and content.time is not None:
+            raised += [content.time, IssuedEntry(content.issued_ms)]
+        if content.retired is not None:
+            self.retired = highest_of(self.retired, content.retired)
         self._roster.admit(store)
         raised.append(self._roster.members_entry())
         if not self._roster.online():
@@ -505,6 +529,17 @@ class SledStorage:
         elif content.boot_counter > self.boot_counter:
             raised.append(BootEntry(content.boot_counter))
         return raised
+
+    def _merge_time(self, content: TableContent) -> bool:
+        """The newest statement of time counts, and what was kept since it, also where it was set back by it; whether it
+        is that device's."""
+        here = 0 if self.time is None else self.time.serial
+        there = 0 if content.time is None else content.time.serial
+        if there > here:
+            self.time, self.issued_ms = content.time, content.issued_ms
+        elif there == here:
+            self.issued_ms = max(self.issued_ms, content.issued_ms)
+        return there > here
 
     async def _spread(self, entries: Sequence[Entry]) -> None:
         """Make what a joining device brought durable on the others."""
@@ -523,8 +558,12 @@ class SledStorage:
         lacking.append(BootEntry(self.boot_counter))
         if self.key_set is not None and (content.key_set is None or content.key_set.version < self.key_set[0]):
             lacking.append(KeySetEntry(*self.key_set))
-        if self.issued_ms > content.issued_ms:
+        if self.time is not None and (content.time is None or content.time.serial < self.time.serial):
+            lacking += [self.time, IssuedEntry(self.issued_ms)]
+        elif self.issued_ms > content.issued_ms:
             lacking.append(IssuedEntry(self.issued_ms))
+        if self.retired is not None and content.retired != self.retired:
+            lacking.append(self.retired)
         if content.members != self._roster.members:
             lacking.append(self._roster.members_entry())
         for first in range(0, len(lacking), GROUP_RECORDS_MAX):
