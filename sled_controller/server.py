@@ -130,7 +130,7 @@ async def _serve(
             ) from None
         try:
             state.endpoints(host, port)
-            shown.storage, shown.doing = storage, "serving"
+            shown.storage, shown.subsystem, shown.doing = storage, subsystem, "serving"
             log.info(
                 "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
                 identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
@@ -142,7 +142,7 @@ async def _serve(
             log.info("event=stopping sled=%s", identity.sled_id)
             keeper.close()
         finally:
-            shown.storage = None
+            shown.storage = shown.subsystem = None
             await server.close()
     finally:
         storage.close()

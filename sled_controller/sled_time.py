@@ -7,7 +7,7 @@ docs/credentials.md says what each clock may do when it is wrong.
 
 from typing import Final
 
-from sled_controller.environment import Clock
+from sled_controller.environment import TIME_MS_MAX, Clock
 
 NS_PER_MS: Final = 1_000_000
 LEAD_MS_MAX: Final = 60_000
@@ -16,8 +16,6 @@ HOLD_MS: Final = 3_600_000
 """How long time has to be ahead of what was kept before it is kept: wrong clocks are noticed and put right earlier."""
 RELEASED_MS: Final = 1_672_531_200_000
 """2023-01-01: a clock before it was never set (1970, a date of manufacture)."""
-TIME_MS_MAX: Final = 253_402_300_799_999
-"""The end of the year 9999: a clock or an issue time beyond it is broken."""
 OFF_MS_MAX: Final = 5 * 365 * 86_400_000
 """A sled without a clock of its own believes that it was switched off for as long as this, and no longer."""
 
@@ -87,8 +85,8 @@ class SledTime:
         return self._unsure_until_ms is not None and issued_ms <= self._unsure_until_ms and not self.has_clock
 
     def to_keep_ms(self) -> int:
-        """What of sled time should be kept durably now: ahead of what was kept plus uptime by LEAD_MS_MAX at most, until
-        it has been so for HOLD_MS; all of it where nothing was kept before, or where there is no clock to go by."""
+        """What of sled time should be kept durably now: ahead of what was kept plus uptime by LEAD_MS_MAX at most,
+        until it has been so for HOLD_MS; all of it where nothing was kept before, or without a clock to go by."""
         run_on_ms = self._run_on_ms()
         now_ms, kept_ms = self.now_ms(), self._kept_ms + run_on_ms
         lead_ms = now_ms - kept_ms

@@ -317,10 +317,10 @@ class Subsystem:
         volume, over_ms = statement.volume, statement.over_ms
         state = self.volume(volume)
         raised_by, holder = state.fence.credential, state.holder
-        if self.time.now_ms() < over_ms or (raised_by and not _over(raised_by, over_ms)):
+        if self.time.now_ms() < over_ms or (raised_by and not self._over(raised_by, over_ms)):
             done(Status.REFUSED, Refusal.NOT_OVER)
             return
-        if holder is not None and holder.expires_ms >= over_ms:
+        if holder is not None and holder.key_current and holder.expires_ms >= over_ms:
             done(Status.REFUSED, Refusal.NOT_OVER)
             return
         if state.fence.epoch > statement.epoch:
@@ -341,6 +341,15 @@ class Subsystem:
             state.retire_holder()
             del self.volumes[volume]
 
+    def _over(self, raised_by: bytes, over_ms: int) -> bool:
+        """Whether the credential that raised a fence expires before `over_ms`, or its key has left the key set."""
+        try:
+            credential = parse_credential(raised_by).credential
+        except CredentialMalformed:
+            return False
+        retired = self.key_set is not None and credential.key_id not in self.key_set.keys
+        return retired or credential.expires_ms < over_ms
+
     def status_page(self) -> bytes:
         """Log page C2h."""
         uptime_ms = (self.env.clock.boottime_ns() - self.started_ns) // 1_000_000
@@ -355,11 +364,3 @@ class Subsystem:
             for nsid, entry in sorted(self.storage.namespaces.items())
         ]
         return b"".join(rows) + bytes(NAMESPACE_ENTRY.size)
-
-
-def _over(credential: bytes, over_ms: int) -> bool:
-    """Whether the credential that raised a fence expires before `over_ms`."""
-    try:
-        return parse_credential(credential).credential.expires_ms < over_ms
-    except CredentialMalformed:
-        return False

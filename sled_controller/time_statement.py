@@ -15,8 +15,9 @@ from construct import Struct as Layout
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from sled_controller.environment import TIME_MS_MAX
 from sled_controller.errors import CredentialMalformed, CredentialRefused
-from sled_controller.sled_time import RELEASED_MS, TIME_MS_MAX
+from sled_controller.sled_time import RELEASED_MS
 
 MAGIC: Final = b"PLTM"
 VERSION: Final = 1
@@ -61,13 +62,20 @@ class TimeStatement:
     sled: UUID = ANY_SLED
     boot_counter: int = ANY_BOOT
 
-    def sign(self, root: RootSigner) -> bytes:
-        """The 112 bytes, signed by the root; raises CredentialMalformed when a field does not fit."""
+    def message(self) -> bytes:
+        """What the root key signs; raises CredentialMalformed when a field does not fit."""
         _check(self)
-        body = BODY.pack(
+        return SIGNING_DOMAIN + BODY.pack(
             MAGIC, VERSION, TIME_STATEMENT_BYTES, self.serial, self.sled.bytes, self.boot_counter, self.time_ms
         )  # fmt: skip
-        return body + root.sign(SIGNING_DOMAIN + body)
+
+    def signed(self, signature: bytes) -> bytes:
+        """The 112 bytes with the root key's signature of `message`."""
+        return self.message()[len(SIGNING_DOMAIN) :] + signature
+
+    def sign(self, root: RootSigner) -> bytes:
+        """The 112 bytes, signed by the root; raises CredentialMalformed when a field does not fit."""
+        return self.signed(root.sign(self.message()))
 
     @classmethod
     def open(cls, data: bytes, root_public: bytes) -> "TimeStatement":

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.errors import AuthorityError
 from head_node.authority.retirement import CONFIRMED
+from head_node.authority.time_repair import TAKEN
 from head_node.authority.unfenced import FENCED as FENCED
 from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.records import Cleanup, SledRecord, VolumeRecord
@@ -94,6 +95,22 @@ class SledFencer:
         _, known = await self._sleds_of(record)
         await asyncio.gather(*(self._visit(sled, self._key(), read) for sled in known))
         return times
+
+    async def state_time(
+        self, sled: SledRecord, statement: Callable[[int], Awaitable[bytes]] | None
+    ) -> tuple[int, str]:
+        """Bring a sled a statement of time."""
+        time_ms = 0
+
+        async def act(client: "SledClient") -> str:
+            nonlocal time_ms
+            time_ms = client.sled_time_ms
+            if statement is not None:
+                await client.state_time(await statement(client.boot_counter))
+            return TAKEN
+
+        result = await self._visit(sled, self._key(), act)
+        return time_ms, result
 
     async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
         """Delete what is left of a volume on one sled."""

@@ -14,7 +14,7 @@ from uuid import UUID
 from head_node.authority import head_events
 from head_node.authority.report_parts import Assembly
 from head_node.store.records import VolumeRecord
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, civil_ms
 
 EVENTS_MAX = 1024
 """The authority's own."""
@@ -93,7 +93,7 @@ class Reports:
             kept: Mapping[str, Any] = {} if known is None else known.status
         else:
             kept = {key: value for key, value in whole.items() if key != "events"}
-        self._reports[head] = Report(kept, self._env.clock.wall_ms(), self._env.clock.boottime_ns())
+        self._reports[head] = Report(kept, civil_ms(self._env.clock), self._env.clock.boottime_ns())
         events = None if whole is None else whole.get("events")
         for event in events[:EVENTS_PER_REPORT_MAX] if isinstance(events, list) else ():
             self._add_event_of(head, event)
@@ -130,7 +130,7 @@ class Reports:
 
     def _event(self, kind: str, fields: Mapping[str, Any]) -> Event:
         self._sequence += 1
-        return Event(self._sequence, self._env.clock.wall_ms(), kind, fields)
+        return Event(self._sequence, civil_ms(self._env.clock), kind, fields)
 
     def of_volume(self, record: VolumeRecord) -> dict[UUID, Mapping[str, Any]]:
         """What live heads say about a volume that they have a part in; others have no say."""

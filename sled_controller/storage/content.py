@@ -81,6 +81,24 @@ class TableContent:
             case CheckpointEntry(_, nsid_next):
                 self.nsid_next = max(self.nsid_next, nsid_next)
 
+    def lacks(self, other: "TableContent") -> list[Entry]:
+        """What would make this as high as `other` in all that is sled-wide, but for the boot counter."""
+        lacking: list[Entry] = [
+            FenceEntry(volume, fence)
+            for volume, fence in other.fences.items()
+            if volume not in self.fences or self.fences[volume].epoch < fence.epoch
+        ]
+        if other.key_set is not None and (self.key_set is None or self.key_set.version < other.key_set.version):
+            lacking.append(other.key_set)
+        here, there = (0 if content.time is None else content.time.serial for content in (self, other))
+        if other.time is not None and there > here:
+            lacking.append(other.time)
+        if other.issued_ms and (there > here or (there == here and other.issued_ms > self.issued_ms)):
+            lacking.append(IssuedEntry(other.issued_ms))
+        if other.retired is not None and highest_of(self.retired, other.retired) != self.retired:
+            lacking.append(other.retired)
+        return lacking
+
     def checkpoint(self) -> list[Entry]:
         """The fewest entries that build this state, the checkpoint head first."""
         body: list[Entry] = [BootEntry(self.boot_counter), MembersEntry(tuple(sorted(self.members.items())))]

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sled_controller.environment import Environment
 from sled_controller.storage.completion import Gather, completed
-from sled_controller.storage.content import TableContent, highest_of
+from sled_controller.storage.content import TableContent
 from sled_controller.storage.creation import NamespaceCreation
 from sled_controller.storage.device_store import (
     DeviceState,
@@ -66,10 +66,7 @@ class SledStorage:
     Read by the target, never changed by it:
 
     - `namespaces`: nsid -> `Namespace`, those whose creation is durable;
-    - `boot_counter`: this start's number, durable on every online device before `open` returns;
-    - `key_set`: (version, signed bytes) of the highest key set stored, or None;
-    - `issued_ms`: sled time as it was noted last, Unix milliseconds; `time`: the last statement of time, or None;
-    - `retired`: what stands in for the fences that were forgotten, or None;
+    - `boot_counter`, durable on every online device before `open` returns, `key_set`, `issued_ms`, `time`, `retired`;
     - `counters`: how often something worth a graph happened.
 
     Hooks the target may set: `on_device_offline(index, reason)`, called when a device stops being served (its
@@ -84,11 +81,6 @@ class SledStorage:
     def __init__(self, sled_id: UUID, env: Environment) -> None:
         """Use `open`."""
         self.sled_id = sled_id
-        self.boot_counter = 0
-        self.key_set: tuple[int, bytes] | None = None
-        self.issued_ms = 0
-        self.time: TimeEntry | None = None
-        self.retired: RetiredEntry | None = None
         self.namespaces: dict[int, Namespace] = {}
         self.counters = {
             "devices_untrusted": 0,
@@ -106,7 +98,8 @@ class SledStorage:
         self.on_rejoin: Callable[[int], None] | None = None
         self._env = env
         self._served: set[int] = set()
-        self._fences: dict[UUID, StoredFence] = {}
+        self._wide = TableContent()
+        """What is sled-wide: fences, boot counter, key set, time."""
         self._roster = DeviceRoster()
         self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
         self._issued_durable_ms = 0
@@ -159,7 +152,7 @@ class SledStorage:
                 storage._adopt(await storage._format(device, unfinished, table_records))
             except DeviceUntrusted as error:
                 storage._distrust(device, error)
-        storage.boot_counter += 1
+        storage._wide.apply(BootEntry(storage.boot_counter + 1))
         for store in storage._roster.present():
             await storage._bring_online(store)
         if not storage._roster.online():
@@ -207,15 +200,41 @@ class SledStorage:
         for device in self._roster.devices:
             device.close()
 
+    @property
+    def boot_counter(self) -> int:
+        """This start's number."""
+        return self._wide.boot_counter
+
+    @property
+    def key_set(self) -> tuple[int, bytes] | None:
+        """(version, signed bytes) of the highest key set stored."""
+        kept = self._wide.key_set
+        return None if kept is None else (kept.version, kept.raw)
+
+    @property
+    def issued_ms(self) -> int:
+        """Sled time as it was noted last, Unix milliseconds."""
+        return self._wide.issued_ms
+
+    @property
+    def time(self) -> TimeEntry | None:
+        """The last statement of time."""
+        return self._wide.time
+
+    @property
+    def retired(self) -> RetiredEntry | None:
+        """What stands in for the fences that were forgotten."""
+        return self._wide.retired
+
     # -- fences (F2) ----------------------------------------------------------------------------------------------
 
     def fence_of(self, volume: UUID) -> StoredFence | None:
         """The fence of a volume as raised here, durable or about to be; None if it never had one."""
-        return self._fences.get(volume)
+        return self._wide.fences.get(volume)
 
     def fences(self) -> dict[UUID, StoredFence]:
         """A copy of all fences."""
-        return dict(self._fences)
+        return dict(self._wide.fences)
 
     def raise_fence(self, volume: UUID, fence: StoredFence, done: Done) -> int:
         """Raise a volume's fence: in memory before this returns, complete when in two FUA records on every device.
@@ -230,7 +249,7 @@ class SledStorage:
         """
         if not 0 < fence.epoch <= EPOCH_MAX or len(fence.holder) != 32 or len(fence.credential) > CREDENTIAL_BYTES_MAX:
             return int(Status.INVALID_FIELD)
-        known = self._fences.get(volume)
+        known = self._wide.fences.get(volume)
         if known is not None:
             if fence.epoch < known.epoch:
                 return int(Status.FENCED_OFF)
@@ -240,13 +259,12 @@ class SledStorage:
                 return self._append_everywhere((), done)
         elif not all(store.has_room(volume) for store in self._roster.present()):
             self.counters["refused_for_room"] += 1
-            log.error("event=table_full volume=%s fences=%d", volume, len(self._fences))
+            log.error("event=table_full volume=%s fences=%d", volume, len(self._wide.fences))
             return int(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        self._fences[volume] = fence
         self.counters["fences_raised"] += 1
-        return self._append_everywhere((FenceEntry(volume, fence),), done)
+        return self._put(FenceEntry(volume, fence), done)
 
     def retire_fence(
         self, volume: UUID, epoch: int, over_ms: int, done: Done, *, key_id: int = KEY_ID_MAX
@@ -264,14 +282,11 @@ class SledStorage:
             return int(Status.INVALID_NAMESPACE)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        known = self._fences.get(volume)
+        known = self._wide.fences.get(volume)
         if known is None or known.epoch > epoch:
             return self._append_everywhere((), done)
-        del self._fences[volume]
-        self.issued_ms = max(self.issued_ms, over_ms)
-        self.retired = highest_of(self.retired, RetiredEntry(over_ms, key_id))
         self.counters["fences_retired"] += 1
-        return self._append_everywhere((FenceRetiredEntry(volume, epoch, over_ms, key_id),), done)
+        return self._put(FenceRetiredEntry(volume, epoch, over_ms, key_id), done)
 
     # -- key set and time -----------------------------------------------------------------------------------------
 
@@ -283,8 +298,7 @@ class SledStorage:
             return self._append_everywhere((), done)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        self.key_set = (version, raw)
-        return self._append_everywhere((KeySetEntry(version, raw),), done)
+        return self._put(KeySetEntry(version, raw), done)
 
     def state_time(self, entry: TimeEntry, done: Done) -> int:
         """Keep the time of a statement (already verified) in place of what was kept; one of no higher serial is success
@@ -293,15 +307,14 @@ class SledStorage:
             return self._append_everywhere((), done)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        self.time = entry
-        self.issued_ms = self._issued_durable_ms = entry.time_ms
-        return self._append_everywhere((entry,), done)
+        self._issued_durable_ms = entry.time_ms
+        return self._put(entry, done)
 
     def note_issued(self, issued_ms: int) -> None:
         """Remember sled time; durable, in steps of a minute, some time later."""
         if not self.issued_ms < issued_ms <= EPOCH_MAX:
             return
-        self.issued_ms = issued_ms
+        self._wide.apply(IssuedEntry(issued_ms))
         if issued_ms >= self._issued_durable_ms + ISSUED_STEP_MS and not self._any_full():
             self._issued_durable_ms = issued_ms
             self._append_everywhere((IssuedEntry(issued_ms),), _ignore)
@@ -342,7 +355,7 @@ class SledStorage:
         existing = self.namespace_of(volume, column)
         if existing is not None:
             return _SUCCESS if existing.blocks == blocks else int(Status.INVALID_FIELD)
-        if volume not in self._fences:
+        if volume not in self._wide.fences:
             return int(Status.NOT_ATTACHED)
         candidates = [
             store
@@ -442,6 +455,11 @@ class SledStorage:
     def _any_full(self) -> bool:
         return any(store.log.full for store in self._roster.present())
 
+    def _put(self, entry: Entry, done: Done) -> int:
+        """Take a sled-wide entry: in memory now, complete when it is durable."""
+        self._wide.apply(entry)
+        return self._append_everywhere((entry,), done)
+
     def _append_everywhere(self, entries: Sequence[Entry], done: Done) -> int:
         stores = self._roster.present()
         if not stores:
@@ -495,10 +513,10 @@ class SledStorage:
         content, index = store.content, store.index
         self._roster.check_place(store)
         for volume, fence in content.fences.items():
-            known = self._fences.get(volume)
+            known = self._wide.fences.get(volume)
             if known is not None and known.epoch == fence.epoch and known.holder != fence.holder:
                 raise DeviceUntrusted(f"it has epoch {fence.epoch} of volume {volume} for another holder", index)
-        missing = TableContent(fences=dict(self._fences))
+        missing = TableContent(fences=dict(self._wide.fences))
         for volume, fence in content.fences.items():
             missing.apply(FenceEntry(volume, fence))
         missing.namespaces = content.namespaces
@@ -507,39 +525,18 @@ class SledStorage:
         for other in self._roster.present():
             if not other.has_room_for(content.fences):
                 raise DeviceUntrusted(f"the table of {other.device.serial} is too small for its fences", index)
-        raised: list[Entry] = []
-        for volume, fence in content.fences.items():
-            known = self._fences.get(volume)
-            if known is None or known.epoch < fence.epoch:
-                self._fences[volume] = fence
-                raised.append(FenceEntry(volume, fence))
-                if self.on_fence_raised is not None:
-                    self.on_fence_raised(volume, fence)
-        if content.key_set is not None and (self.key_set is None or content.key_set.version > self.key_set[0]):
-            self.key_set = (content.key_set.version, content.key_set.raw)
-            raised.append(content.key_set)
-        if self._merge_time(content) and content.time is not None:
-            raised += [content.time, IssuedEntry(content.issued_ms)]
-        if content.retired is not None:
-            self.retired = highest_of(self.retired, content.retired)
+        raised = self._wide.lacks(content)
+        for entry in raised:
+            self._wide.apply(entry)
+            if isinstance(entry, FenceEntry) and self.on_fence_raised is not None:
+                self.on_fence_raised(entry.volume, entry.fence)
         self._roster.admit(store)
         raised.append(self._roster.members_entry())
         if not self._roster.online():
-            self.boot_counter = max(self.boot_counter, content.boot_counter)
+            self._wide.apply(BootEntry(content.boot_counter))
         elif content.boot_counter > self.boot_counter:
             raised.append(BootEntry(content.boot_counter))
         return raised
-
-    def _merge_time(self, content: TableContent) -> bool:
-        """The newest statement of time counts, and what was kept since it, also where it was set back by it; whether it
-        is that device's."""
-        here = 0 if self.time is None else self.time.serial
-        there = 0 if content.time is None else content.time.serial
-        if there > here:
-            self.time, self.issued_ms = content.time, content.issued_ms
-        elif there == here:
-            self.issued_ms = max(self.issued_ms, content.issued_ms)
-        return there > here
 
     async def _spread(self, entries: Sequence[Entry]) -> None:
         """Make what a joining device brought durable on the others."""
@@ -550,20 +547,7 @@ class SledStorage:
     async def _bring_online(self, store: DeviceStore) -> None:
         """Give a device all that it lacks, then serve it; it goes offline instead when its table can't be written."""
         content = store.content
-        lacking: list[Entry] = [
-            FenceEntry(volume, fence)
-            for volume, fence in self._fences.items()
-            if volume not in content.fences or content.fences[volume].epoch < fence.epoch
-        ]
-        lacking.append(BootEntry(self.boot_counter))
-        if self.key_set is not None and (content.key_set is None or content.key_set.version < self.key_set[0]):
-            lacking.append(KeySetEntry(*self.key_set))
-        if self.time is not None and (content.time is None or content.time.serial < self.time.serial):
-            lacking += [self.time, IssuedEntry(self.issued_ms)]
-        elif self.issued_ms > content.issued_ms:
-            lacking.append(IssuedEntry(self.issued_ms))
-        if self.retired is not None and content.retired != self.retired:
-            lacking.append(self.retired)
+        lacking = [*content.lacks(self._wide), BootEntry(self.boot_counter)]
         if content.members != self._roster.members:
             lacking.append(self._roster.members_entry())
         for first in range(0, len(lacking), GROUP_RECORDS_MAX):

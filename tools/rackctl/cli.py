@@ -1,5 +1,5 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `board`, `console`,
-`run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `time`, `keys`, `firmware`, `board`,
+`console`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -42,6 +42,7 @@ from rackctl.options import (
 )
 from rackctl.output import discard_output, output_escaped
 from rackctl.rack import ANY_HOST, Rack, Roles
+from rackctl.rack_time import add_time
 from rackctl.revocation import add_revoke
 from rackctl.sizes import parse_size, show_size
 from rackctl.sled_console import add_console
@@ -140,6 +141,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
+    add_time(commands.add_parser("time", help="show what time it is for the rack; repair it"), defaults)
     add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
     add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
 

@@ -3,7 +3,8 @@
 import pytest
 from kit.host import NOW_MS, FixedClock
 
-from sled_controller.sled_time import HOLD_MS, LEAD_MS_MAX, OFF_MS_MAX, RELEASED_MS, TIME_MS_MAX, SledTime
+from sled_controller.environment import TIME_MS_MAX
+from sled_controller.sled_time import HOLD_MS, LEAD_MS_MAX, OFF_MS_MAX, RELEASED_MS, SledTime
 
 MINUTE, DAY, YEAR = 60_000, 86_400_000, 365 * 86_400_000
 WRONG_MS = [NOW_MS + YEAR, NOW_MS + DAY, NOW_MS - DAY, 0, 5, -1, TIME_MS_MAX - 1, 1 << 63, (1 << 64) - 1]

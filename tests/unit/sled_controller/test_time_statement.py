@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from kit import host
 
 from sled_controller import credential, keyset, retirement, time_statement
+from sled_controller.environment import TIME_MS_MAX
 from sled_controller.errors import CredentialMalformed, CredentialRefused
-from sled_controller.sled_time import RELEASED_MS, TIME_MS_MAX
+from sled_controller.sled_time import RELEASED_MS
 from sled_controller.time_statement import SERIAL_MAX, TIME_STATEMENT_BYTES, TIME_STATEMENT_LAYOUT, TimeStatement
 
 ROOT, PUBLIC = host.private_key(host.ROOT), host.public_key(host.ROOT)
