@@ -77,8 +77,21 @@ class SledConsole:
             f"drives={len(self._settings.devices)}",
             f"drives_online={0 if self.storage is None else len(self.storage.online_devices())}",
             f"namespaces={0 if self.storage is None else len(self.storage.namespaces)}",
+            *self._kept_beside(),
             *self._times(),
         )
+
+    def _kept_beside(self) -> list[str]:
+        """What is wrong with the journal, or with devices that it is ahead of."""
+        storage = self.storage
+        if storage is None:
+            return []
+        journal, behind = storage.journal, storage.counters["devices_behind"]
+        failure = "" if journal is None else journal.failure
+        return [
+            *([f"journal=given up: {failure}"] if failure else []),
+            *([f"devices_behind={behind}"] if behind else []),
+        ]
 
     def _times(self) -> list[str]:
         if self.subsystem is None:

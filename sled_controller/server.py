@@ -33,8 +33,9 @@ from sled_controller.health import HealthReport
 from sled_controller.printable import complain
 from sled_controller.provisioning import provisioned
 from sled_controller.settings import load
-from sled_controller.state_dir import StateDirectory
+from sled_controller.state_dir import JOURNAL_FILE, StateDirectory
 from sled_controller.storage.errors import StorageError
+from sled_controller.storage.journal import SledJournal, Submit
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.storage.timed_device import TimedDevice
 from sled_controller.subsystem import Identity, Subsystem
@@ -69,9 +70,10 @@ class Stop:
 async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogTail) -> None:
     """Serve until `stop` is asked; raises SledError, StorageError, BoardError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
-    flash = FlashThread()
+    flash, keeper = FlashThread(), FlashThread()
     with contextlib.ExitStack() as stack:
         stack.callback(flash.close)
+        stack.callback(keeper.close)
         firmware = _firmware(settings, flash, stop)
         if firmware is not None:
             stack.callback(_Follower(firmware).close)
@@ -81,7 +83,7 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogT
             in_force = provisioned(settings, state.provisioning)
             if in_force.root_public_key is None and not has_console:
                 raise CannotStart("console: cannot be had, and there is no root_public_key without it; name a terminal")
-            await _serve(in_force, state, env, firmware, shown, stop)
+            await _serve(in_force, state, env, firmware, shown, stop, keeper.submit)
         except START_ERRORS as error:
             if firmware is None or not has_console:
                 raise
@@ -94,18 +96,22 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogT
 
 async def _serve(
     settings: SledSettings, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None,
-    shown: SledConsole, stop: Stop,
+    shown: SledConsole, stop: Stop, keep: Submit,
 ) -> None:  # fmt: skip
     root = settings.root_public_key
     shown.identity = identity = state.identity(settings.name, b"" if root is None else bytes.fromhex(root), env)
     if root is None:
         await _await_provisioning(identity, shown, stop)
         return
+    journal = SledJournal(state.path / JOURNAL_FILE, identity.sled_id, keep)
+    journal.read()
+    if journal.missing and state.has_served:
+        log.warning("event=journal_missing file=%s", state.path / JOURNAL_FILE)
     devices, created = await open_devices(settings, state.has_served)
     wanted = settings.device_bytes is not None or settings.format_blank
     may_format = wanted and (created or not state.has_served)
     timed = [TimedDevice(device, settings.device_timeout_s) for device in devices]
-    storage = await SledStorage.open(timed, sled_id=identity.sled_id, env=env, format=may_format)
+    storage = await SledStorage.open(timed, sled_id=identity.sled_id, env=env, format=may_format, journal=journal)
     for device in timed:
         device.on_unresponsive = storage.unresponsive
     try:
@@ -136,11 +142,11 @@ async def _serve(
                 identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
                 len(storage.namespaces),
             )  # fmt: skip
-            keeper = _TimeKeeper(subsystem, call_later)
+            time_keeper = _TimeKeeper(subsystem, call_later)
             HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
             await stop.asked.wait()
             log.info("event=stopping sled=%s", identity.sled_id)
-            keeper.close()
+            time_keeper.close()
         finally:
             shown.storage = shown.subsystem = None
             await server.close()

@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from sled_controller.environment import Environment
-from sled_controller.storage.completion import Gather, completed
+from sled_controller.storage.completion import Both, Gather, completed
 from sled_controller.storage.content import TableContent
 from sled_controller.storage.creation import NamespaceCreation
 from sled_controller.storage.device_store import (
@@ -24,6 +24,7 @@ from sled_controller.storage.device_store import (
     require_blank,
 )
 from sled_controller.storage.errors import DeviceUntrusted, StorageUnusable
+from sled_controller.storage.journal import SledJournal
 from sled_controller.storage.namespace import OFFLINE, Namespace
 from sled_controller.storage.records import (
     CREDENTIAL_BYTES_MAX,
@@ -37,11 +38,11 @@ from sled_controller.storage.records import (
     KeySetEntry,
     NamespaceDeletedEntry,
     NamespaceEntry,
-    RetiredEntry,
     StoredFence,
     TimeEntry,
 )
 from sled_controller.storage.roster import DeviceReport, DeviceRoster
+from sled_controller.storage.sled_wide import SledWide, behind
 from sled_controller.storage.superblock import FormatState, Superblock, plan
 from sled_controller.storage.table import GROUP_RECORDS_MAX
 from spdk_bindings.device import PENDING, Device, Done
@@ -57,7 +58,7 @@ EPOCH_MAX: Final = 2**64 - 1
 _SUCCESS: Final = int(Status.SUCCESS)
 
 
-class SledStorage:
+class SledStorage(SledWide):
     """The durable state of one sled. Everything runs on the event loop's thread; nothing here makes tasks.
 
     Operations are started like device commands: they return a status (0 = success) when done at once, or `PENDING`
@@ -78,13 +79,15 @@ class SledStorage:
     refused until a restart, whose boot counter tells the heads.
     """
 
-    def __init__(self, sled_id: UUID, env: Environment) -> None:
+    def __init__(self, sled_id: UUID, env: Environment, journal: SledJournal | None = None) -> None:
         """Use `open`."""
+        super().__init__(TableContent() if journal is None else journal.content)
         self.sled_id = sled_id
         self.namespaces: dict[int, Namespace] = {}
         self.counters = {
             "devices_untrusted": 0,
             "devices_failed": 0,
+            "devices_behind": 0,
             "records_damaged": 0,
             "tables_healed": 0,
             "fences_raised": 0,
@@ -97,9 +100,8 @@ class SledStorage:
         self.on_fence_raised: Callable[[UUID, StoredFence], None] | None = None
         self.on_rejoin: Callable[[int], None] | None = None
         self._env = env
+        self.journal = journal
         self._served: set[int] = set()
-        self._wide = TableContent()
-        """What is sled-wide: fences, boot counter, key set, time."""
         self._roster = DeviceRoster()
         self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
         self._issued_durable_ms = 0
@@ -116,17 +118,19 @@ class SledStorage:
         env: Environment,
         format: bool = False,  # noqa: A002
         table_records: int | None = None,
+        journal: SledJournal | None = None,
     ) -> "SledStorage":
         """Start on `devices`, which belong to the storage from here on (`close` closes them).
 
         A device whose superblock or table can't be trusted, or that is another sled's, is offline and untouched;
         `reports()` says why. With `format` all-zero devices are formatted and join (`table_records` per region and
         copy: by size when None); without, they stay offline. The fence of a volume is the highest on any device; when
-        this returns, every online device has all fences, the key set and the new boot counter durably.
+        this returns, every online device has all fences, the key set and the new boot counter durably. So has the
+        `journal`, which was read before and counts as a device does: for the state directory it is in.
 
         Raises StorageUnusable when no device is online in the end.
         """
-        storage = cls(sled_id, env)
+        storage = cls(sled_id, env, journal)
         loaded: list[DeviceStore] = []
         blank: list[tuple[Device, Superblock | None]] = []
         for device in devices:
@@ -152,6 +156,8 @@ class SledStorage:
                 storage._adopt(await storage._format(device, unfinished, table_records))
             except DeviceUntrusted as error:
                 storage._distrust(device, error)
+        if behind(loaded, storage._wide):
+            storage.counters["devices_behind"] += len(loaded)
         storage._wide.apply(BootEntry(storage.boot_counter + 1))
         for store in storage._roster.present():
             await storage._bring_online(store)
@@ -159,6 +165,8 @@ class SledStorage:
             reasons = "; ".join(f"{report.serial}: {report.reason}" for report in storage.reports()) or "none given"
             storage.close()
             raise StorageUnusable(f"no device can be served: {reasons}")
+        if journal is not None:
+            await completed(partial(journal.begin, storage._wide))
         return storage
 
     async def join(self, device: Device, *, format: bool = False, table_records: int | None = None) -> int:  # noqa: A002
@@ -200,41 +208,7 @@ class SledStorage:
         for device in self._roster.devices:
             device.close()
 
-    @property
-    def boot_counter(self) -> int:
-        """This start's number."""
-        return self._wide.boot_counter
-
-    @property
-    def key_set(self) -> tuple[int, bytes] | None:
-        """(version, signed bytes) of the highest key set stored."""
-        kept = self._wide.key_set
-        return None if kept is None else (kept.version, kept.raw)
-
-    @property
-    def issued_ms(self) -> int:
-        """Sled time as it was noted last, Unix milliseconds."""
-        return self._wide.issued_ms
-
-    @property
-    def time(self) -> TimeEntry | None:
-        """The last statement of time."""
-        return self._wide.time
-
-    @property
-    def retired(self) -> RetiredEntry | None:
-        """What stands in for the fences that were forgotten."""
-        return self._wide.retired
-
     # -- fences (F2) ----------------------------------------------------------------------------------------------
-
-    def fence_of(self, volume: UUID) -> StoredFence | None:
-        """The fence of a volume as raised here, durable or about to be; None if it never had one."""
-        return self._wide.fences.get(volume)
-
-    def fences(self) -> dict[UUID, StoredFence]:
-        """A copy of all fences."""
-        return dict(self._wide.fences)
 
     def raise_fence(self, volume: UUID, fence: StoredFence, done: Done) -> int:
         """Raise a volume's fence: in memory before this returns, complete when in two FUA records on every device.
@@ -466,6 +440,15 @@ class SledStorage:
             return int(Status.INTERNAL_ERROR)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
+        if self.journal is None:
+            return self._append_on(stores, entries, done)
+        both = Both(done)
+        self.journal.append(entries, both.second)
+        status = self._append_on(stores, entries, both.first)
+        return both.result(status)
+
+    @staticmethod
+    def _append_on(stores: Sequence[DeviceStore], entries: Sequence[Entry], done: Done) -> int:
         gather = Gather(len(stores), done)
         for store in stores:
             store.log.append(entries, gather.one)
