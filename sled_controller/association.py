@@ -220,8 +220,9 @@ class Association(HostAssociation):
         identity = self.subsystem.identity
         self._handshake = SledHandshake(
             identity.key, identity.sled_id, identity.nqn, self.controller_id, self.subsystem.storage.boot_counter,
-            self.subsystem.env,
+            self.subsystem.env, self.subsystem.boot_id,
         )  # fmt: skip
+        self.subsystem.boot_id = self._handshake.boot_id
         hello = self._handshake.hello()
         reply(Status.SUCCESS, len(hello), 0, hello)
 

@@ -105,6 +105,7 @@ class Subsystem:
         self.counters = Counters()
         stated = storage.time
         self.time = SledTime(env.clock, storage.issued_ms, rtc_ahead_ms=0 if stated is None else stated.rtc_ahead_ms)
+        self.boot_id = b""  # made by the first handshake
         self.started_ns = env.clock.boottime_ns()
         self.key_set: KeySet | None = self._kept_key_set()
         self.volumes: dict[UUID, VolumeState] = {}

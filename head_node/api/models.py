@@ -274,10 +274,15 @@ class SledDocument(BaseModel):
     address: tuple[str, int]
     capacity_blocks: Annotated[int, Field(description="blocks of 4096 bytes; 0 when unknown")]
     enrolled_ms: int
+    boot_counter: Annotated[int, Field(description="of the newest start that the authority has seen; 0: none yet")]
+    accepted: Annotated[int, Field(description="how often an operator accepted a start that went back")]
 
 
 class SledStatus(SledDocument):
     reachable: Annotated[bool | None, Field(description="from some live head; null when nobody says")]
+    refused: Annotated[
+        str, Field(description="why heads and authority refuse it: its boot counter went back; empty otherwise")
+    ]
     volumes: Annotated[list[UUID], Field(description="volumes placed here")]
     allocated_blocks: int
 

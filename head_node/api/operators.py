@@ -196,6 +196,13 @@ async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocumen
     return models.SledDocument.model_validate(record.to_json())
 
 
+@router.post("/sleds/{sled}/accept", operation_id="acceptSled", dependencies=[ADMIN])
+async def accept_sled(rack: Rack, sled: UUID) -> models.SledDocument:
+    """Let a sled serve again whose boot counter went back: it was put back to an older state, and may have forgotten
+    fences until the volumes' heads raise them again."""
+    return models.SledDocument.model_validate((await rack.starts.accept(sled)).to_json())
+
+
 @router.post("/heads/{head}/revoke", operation_id="revokeHead", dependencies=[ADMIN])
 async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
     """Put a head (by id or name) out: unenrol it, take a new epoch on its volumes, fence it off now on every sled of

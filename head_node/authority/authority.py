@@ -27,6 +27,7 @@ from head_node.authority.reply_keys import ReplyKeys
 from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
 from head_node.authority.root_key import MemoryRoot, RootKey, RootKeyNeeded, RootKeyUnusable
+from head_node.authority.sled_starts import SledStarts
 from head_node.authority.time_repair import TimeRepair
 from head_node.authority.unfenced import UnfencedSleds
 from head_node.authority.volumes import Volumes
@@ -111,8 +112,9 @@ class Authority:
         )  # fmt: skip
         self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
         self.time = TimeRepair(
-            self.ledger, self.keyring, self.reports, self.issue, self.retirements, env, root_key=root_key, fencer=fencer
+            self.ledger, self.keyring, self.reports, self.issue, self.retirements, env, root_key=root, fencer=fencer
         )
+        self.starts = SledStarts(self.ledger, self.reports, fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self.root_needed = ""
         """Why the root key is needed, empty when it is not."""
@@ -144,6 +146,7 @@ class Authority:
         authority._upkeep = [
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
+            asyncio.create_task(authority.starts.run(), name="authority-sled-starts"),
             asyncio.create_task(authority.audit.run(), name="authority-audit"),
             asyncio.create_task(authority.unfenced.run(), name="authority-fencing"),
         ]

@@ -30,6 +30,7 @@ from head_node.host_names import HostMalformed, checked_host
 from head_node.store.errors import CompareFailed
 from head_node.store.records import Address, Cleanup, HeadRecord, SledRecord, VolumeRecord
 from sled_controller.environment import Environment, civil_ms
+from sled_controller.sled_start import SledStart
 
 HEADS_MAX = 64
 SLEDS_MAX = 512
@@ -41,6 +42,9 @@ _log = logging.getLogger(__name__)
 
 class Fencer(Retirer, VolumeFencer, Protocol):
     """What the authority does at a volume's sleds itself, without waiting for a head."""
+
+    async def start_of(self, sled: SledRecord) -> SledStart | str:
+        """Which start of a sled answers, as the sled has signed it, or why none does."""
 
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         """What time it is for each sled that answers (Unix milliseconds)."""

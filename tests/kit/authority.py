@@ -24,6 +24,7 @@ from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Cleanup, Column, SledRecord, VolumeRecord, column_blocks
 from sled_controller.environment import Environment
+from sled_controller.sled_start import SledStart
 
 URL = "http://authority.test"
 
@@ -83,6 +84,7 @@ class RecordingFencer:
         self.refused = 0
         self.retired: list[tuple[UUID, UUID]] = []
         self.stated: list[tuple[UUID, bytes]] = []
+        self.starts: dict[UUID, SledStart] = {}
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         self.fenced.append(record)
@@ -97,6 +99,9 @@ class RecordingFencer:
 
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         return self.times_ms
+
+    async def start_of(self, sled: SledRecord) -> SledStart | str:
+        return self.starts.get(sled.id, "out of reach")
 
     async def state_time(
         self, sled: SledRecord, statement: Callable[[int], Awaitable[bytes]] | None

@@ -167,6 +167,10 @@ class OperatorApi:
         """Say that the authority's clock is right; `now_ms` is ours, Unix milliseconds."""
         return _mapping(self.call("POST", "/v1/time", {"now_ms": now_ms}, timeout_s=EVERY_SLED_TIMEOUT_S))
 
+    def accept_sled(self, sled_id: str) -> dict[str, Any]:
+        """Let a sled serve again whose boot counter went back."""
+        return _mapping(self.call("POST", f"/v1/sleds/{sled_id}/accept", timeout_s=EVERY_SLED_TIMEOUT_S))
+
     def join_token(self, uses: int) -> str:
         """A token with which that many heads can enrol."""
         return str(_mapping(self.call("POST", "/v1/join-tokens", {"uses": uses}))["token"])

@@ -55,7 +55,7 @@ def device(serial: str = "A") -> MemoryDevice:
 async def start(
     folder: Path,
     *devices: Device,
-    format: bool = False,
+    format: bool = False,  # noqa: A002
     disk: Disk | None = None,
 ) -> SledStorage:
     """The sled, with its journal in `folder`."""
