@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.errors import AuthorityError
 from head_node.authority.retirement import CONFIRMED
-from head_node.authority.time_repair import TAKEN
+from head_node.authority.time_repair import TAKEN, TAKEN_HIGHER
 from head_node.authority.unfenced import FENCED as FENCED
 from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.records import Cleanup, SledRecord, VolumeRecord
@@ -112,13 +112,21 @@ class SledFencer:
         self, sled: SledRecord, statement: Callable[[int], Awaitable[bytes]] | None
     ) -> tuple[int, str]:
         """Bring a sled a statement of time."""
+        from sled_controller.association import Refusal  # for the same reason as `_client`
+
         time_ms = 0
 
         async def act(client: "SledClient") -> str:
             nonlocal time_ms
             time_ms = client.sled_time_ms
-            if statement is not None:
+            if statement is None:
+                return TAKEN
+            try:
                 await client.state_time(await statement(client.boot_counter))
+            except CredentialRefused as error:
+                if error.code == Refusal.TIME_SERIAL:
+                    return TAKEN_HIGHER
+                raise
             return TAKEN
 
         result = await self._visit(sled, self._key(), act)

@@ -25,7 +25,7 @@ from head_node.authority.root_key import RootKey, RootKeyNeeded
 from head_node.store.records import SledRecord, VolumeRecord
 from sled_controller.environment import TIME_MS_MAX, Environment
 from sled_controller.sled_time import RELEASED_MS
-from sled_controller.time_statement import TimeStatement
+from sled_controller.time_statement import SERIAL_MAX, TimeStatement
 
 if TYPE_CHECKING:
     from head_node.authority.nodes import Fencer
@@ -36,6 +36,7 @@ RESTORED_SERIALS_SKIPPED: Final = 1 << 16
 """A restored store does not know what sleds have taken since: jump over all of it."""
 SLEDS_AT_ONCE_MAX: Final = 8
 TAKEN: Final = "taken"
+TAKEN_HIGHER: Final = "the sled has taken a statement of this or a higher serial"
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +138,12 @@ class TimeRepair:
 
     async def _bring(self, serial: int, sleds: list[SledRecord]) -> list[SledTimeReport]:
         done = await self._visit(sleds, serial)
+        if any(each.result == TAKEN_HIGHER for each in done):
+            # Somebody has given it one on its console; those that took ours need no other.
+            serial = min(2 * serial, SERIAL_MAX - 1)
+            await self._change({"serial": serial})
+            again = [each.sled for each in done if each.result == TAKEN_HIGHER]
+            done = [each for each in done if each.result != TAKEN_HIGHER] + await self._visit(again, serial)
         if taken := [each.sled.id for each in done if each.result == TAKEN]:
             await self._taken(taken)
         for each in done:

@@ -203,3 +203,18 @@ def test_expiry_a_restored_store_states_time_above_all_that_sleds_may_have_taken
         assert serial == RESTORED_SERIALS_SKIPPED + 2
 
     run(scenario)
+
+
+def test_expiry_a_sled_that_took_a_higher_serial_on_its_console_takes_the_next_one() -> None:
+    async def main() -> None:
+        async with case() as rack_:
+            kit = rack_.kit
+            by_hand = TimeStatement(1, rack_.right.now_ms - DAY).sign(kit.root_key)
+            async with connected(kit, rack_.head, SLED) as client:
+                await client.state_time(by_hand)
+            serial, done = await kit.authority.time.set(rack_.right.now_ms)
+            assert serial == 1
+            assert [each.result for each in done if each.sled.id == SLED] == [TAKEN]
+            assert (await kit.authority.time.look())[0] == 2
+
+    asyncio.run(main())
