@@ -17,9 +17,11 @@ TAKEOVER = (
     "LEASE_FROM_RECEIPT", "SEAL_UNDER_PROMISE", "SEALED_STILL_PROMISES", "REMOVE_BEFORE_PUT", "ADD_AFTER_PUT",
     "WIPED_LOG_ELIGIBLE", "SERVE_BEFORE_RECEIPTS", "KEEP_WHAT_DIVERGES",
 )  # fmt: skip
+TIME = ("NO_BOUND", "KEPT_AT_ONCE", "NO_DOUBT", "NOT_STATED", "REPLAYED")
+RULES = {"fence": FENCE, "takeover": TAKEOVER, "time": TIME}
 LONGER = {"KEEP_WHAT_DIVERGES": ("EPOCHS=3", "CRASHES=0")}
 """What diverges comes back in the third epoch only."""
-MUTANTS = [("fence", name) for name in FENCE] + [("takeover", name) for name in TAKEOVER]
+MUTANTS = [(model, name) for model, names in RULES.items() for name in names]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("spin") is None, reason="spin is missing: apt install spin, or make peers"),
@@ -38,7 +40,7 @@ def verify(model: str, folder: Path, *defines: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("model", ["fence", "takeover"])
+@pytest.mark.parametrize("model", RULES)
 def test_the_protocol_holds(model: str, tmp_path: Path) -> None:
     told = verify(model, tmp_path)
     assert re.search(r"errors: 0\b", told), told
@@ -52,10 +54,10 @@ def test_every_rule_is_needed(model: str, mutant: str, tmp_path: Path) -> None:
     assert "assertion violated" in told, told
 
 
-@pytest.mark.parametrize("model", ["fence", "takeover"])
+@pytest.mark.parametrize("model", RULES)
 def test_every_mutant_is_listed(model: str) -> None:
     text = (HERE / f"{model}.pml").read_text(encoding="ascii")
-    used = set(re.findall(r"(?:#ifn?def |defined\()(\w+)", text)) - {"EPOCHS", "CUTS", "CRASHES", "CHANGES"}
-    assert used == set(FENCE if model == "fence" else TAKEOVER)
+    used = set(re.findall(r"(?:#ifn?def |defined\()(\w+)", text)) - {"EPOCHS", "CUTS", "CRASHES", "CHANGES", "LAST"}
+    assert used == set(RULES[model])
     head = text[: text.index("*/")]
     assert all(name in head for name in used)
