@@ -22,6 +22,7 @@ from sled_controller.retirement import Retirement
 from sled_controller.served import then
 from sled_controller.session import SessionKeys, SledHandshake
 from sled_controller.storage.records import StoredFence
+from sled_controller.time_statement import TimeStatement
 from spdk_bindings.nvme import AdminOpcode, Status
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Refusal(IntEnum):
     NOT_OVER = 25  # RETIRE before sled time is there, or of a fence whose credential expires later
     NEWER_EPOCH = 26  # RETIRE of a volume whose fence is above the epoch that the statement knows of
     OLD_HOLDER = 27  # the epoch's pair went to another association: its attach number does not bring it back
+    TIME_SERIAL = 28  # TIME STATEMENT with a serial that is not above the one taken last
+    OTHER_SLED = 29  # TIME STATEMENT for another sled, or another start of this one
 
 
 STATUS_OF: Final[dict[int, int]] = {
@@ -217,8 +220,9 @@ class Association(HostAssociation):
         identity = self.subsystem.identity
         self._handshake = SledHandshake(
             identity.key, identity.sled_id, identity.nqn, self.controller_id, self.subsystem.storage.boot_counter,
-            self.subsystem.env,
+            self.subsystem.env, self.subsystem.boot_id,
         )  # fmt: skip
+        self.subsystem.boot_id = self._handshake.boot_id
         hello = self._handshake.hello()
         reply(Status.SUCCESS, len(hello), 0, hello)
 
@@ -250,6 +254,8 @@ class Association(HostAssociation):
             self._detach(fields.slot, reply)
         elif opcode == AdminOpcode.RETIRE:
             self._retire(data, reply)
+        elif opcode == AdminOpcode.TIME_STATEMENT:
+            self._state_time(data, reply)
         elif opcode in (AdminOpcode.NAMESPACE_CREATE, AdminOpcode.NAMESPACE_DELETE):
             self._manage(opcode, fields, reply)
         else:
@@ -272,8 +278,7 @@ class Association(HostAssociation):
         if credential.holder != self.holder:
             self._refuse(reply, Refusal.OTHER_HEAD, "presented by another head")
             return None
-        self.subsystem.learn_time(credential.issued_ms)
-        if self.subsystem.time.now_ms() > credential.expires_ms:
+        if self.subsystem.has_expired(credential):
             self.subsystem.counters.refused += 1
             log.warning(
                 "event=refused controller=%d code=EXPIRED volume=%s epoch=%d expires_ms=%d",
@@ -350,6 +355,25 @@ class Association(HostAssociation):
                 reply(status, 0, 0, b"")
 
         self.subsystem.retire(statement, done)
+
+    def _state_time(self, data: bytes, reply: Reply) -> None:
+        """Take the root key's word on what time it is: for whoever brings it, as with a key set."""
+        try:
+            statement = TimeStatement.open(data, self.subsystem.identity.root_public)
+        except CredentialMalformed as error:
+            self._refuse(reply, Refusal.MALFORMED, str(error))
+            return
+        except CredentialRefused as error:
+            self._refuse(reply, Refusal.SIGNATURE, error.reason)
+            return
+
+        def done(status: int, code: int) -> None:
+            if status == Status.REFUSED:
+                self._refuse(reply, Refusal(code), f"the time statement of serial {statement.serial} is not taken")
+            else:
+                reply(status, 0, 0, b"")
+
+        self.subsystem.state_time(statement, done)
 
     def note_refusal(self, verdict: Verdict, slot: Slot | None) -> None:
         """Count a command that the fence decision refused; the first of its kind in its slot is worth a log line."""

@@ -17,12 +17,14 @@ from sled_board.errors import CommandNotDone
 
 from sled_controller.config import CONSOLE_PTY, SledSettings
 from sled_controller.environment import Environment
-from sled_controller.errors import SledError
+from sled_controller.errors import CredentialMalformed, CredentialRefused, SledError
 from sled_controller.fabric.controller import FIRMWARE
+from sled_controller.fabric.refusal import reason_of
 from sled_controller.firmware.update import FirmwareUpdate
 from sled_controller.state_dir import CONSOLE_LINK, StateDirectory
 from sled_controller.storage.sled_storage import SledStorage
-from sled_controller.subsystem import Identity
+from sled_controller.subsystem import Identity, Subsystem
+from sled_controller.time_statement import TimeStatement
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ _NS_PER_S: Final = 1_000_000_000
 class SledConsole:
     """The commands of one sled, from before it serves: `identity`, `storage` and `failure` are set once they are known.
 
-    `settings` are those that it was started with, without what a console has told it.
+    `subsystem` while it serves. `settings` are those that it was started with, without what a console has told it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SledConsole:
         self._started_ns = env.clock.boottime_ns()
         self.identity: Identity | None = None
         self.storage: SledStorage | None = None
+        self.subsystem: Subsystem | None = None
         self.doing = "starting"
         self.failure = ""
         """Why it does not serve, in words."""
@@ -60,6 +63,7 @@ class SledConsole:
             Command("identity", "who it is, and whom it believes", self._who),
             tail.command,
             Command("provision", "name, root key for good, and network; it restarts", self._provision, USAGE, 3),
+            Command("time", "take a statement of time by the root key, in hex", self._stated, "time HEX", 1),
             Command("restart", "end in good order and start anew", self._restarted),
         ])  # fmt: skip
 
@@ -73,7 +77,31 @@ class SledConsole:
             f"drives={len(self._settings.devices)}",
             f"drives_online={0 if self.storage is None else len(self.storage.online_devices())}",
             f"namespaces={0 if self.storage is None else len(self.storage.namespaces)}",
+            *self._kept_beside(),
+            *self._times(),
         )
+
+    def _kept_beside(self) -> list[str]:
+        """What is wrong with the journal, or with devices that it is ahead of."""
+        storage = self.storage
+        if storage is None:
+            return []
+        journal, behind = storage.journal, storage.counters["devices_behind"]
+        failure = "" if journal is None else journal.failure
+        return [
+            *([f"journal=given up: {failure}"] if failure else []),
+            *([f"devices_behind={behind}"] if behind else []),
+        ]
+
+    def _times(self) -> list[str]:
+        if self.subsystem is None:
+            return []
+        stated = self.subsystem.storage.time
+        return [
+            f"sled_time_ms={self.subsystem.now_ms()}",
+            f"sled_clock={'yes' if self.subsystem.time.has_clock else 'no'}",
+            f"time_serial={0 if stated is None else stated.serial}",
+        ]
 
     def _versions(self) -> list[str]:
         if self._firmware is None:
@@ -135,6 +163,22 @@ class SledConsole:
         log.warning("event=provisioned name=%s root=%s network=%s", wanted.name, root_hex, wanted.network)
         self._restart()
         return ("changed=yes", "restarting=yes")
+
+    def _stated(self, words: Sequence[str]) -> Iterable[str]:
+        subsystem = self.subsystem
+        if subsystem is None:
+            raise CommandNotDone("the sled does not serve yet, and keeps no time")
+        try:
+            statement = TimeStatement.open(bytes.fromhex(words[0]), subsystem.identity.root_public)
+        except (ValueError, IndexError):
+            raise CommandNotDone("this is no hexadecimal number: copy the statement again, whole") from None
+        except (CredentialMalformed, CredentialRefused) as error:
+            raise CommandNotDone(f"not taken: {error}") from None
+        refused: list[int] = []
+        subsystem.state_time(statement, lambda status, code: refused.append(code or status))
+        if any(refused):
+            raise CommandNotDone(f"not taken: {reason_of(refused[0])}")
+        return (f"time_serial={statement.serial}", f"time_ms={statement.time_ms}")
 
     def _restarted(self, words: Sequence[str]) -> Iterable[str]:
         self._require_confirmed()

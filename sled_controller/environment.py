@@ -23,6 +23,10 @@ CLOCK_FAULTS: Final = struct.Struct("<qq")
 boot clock is too fast. Eight aligned bytes each, so that neither is ever seen half written."""
 
 
+TIME_MS_MAX: Final = 253_402_300_799_999
+"""The end of the year 9999, in Unix milliseconds: a clock, or an issue time, beyond it is broken."""
+
+
 class Clock(Protocol):
     """Two readings: one that never jumps and counts suspend, one that people and certificates use."""
 
@@ -31,6 +35,12 @@ class Clock(Protocol):
 
     def wall_ms(self) -> int:
         """Unix time in milliseconds; may jump. Only issue and expiry times use it."""
+
+
+def civil_ms(clock: Clock) -> int:
+    """What the clock shows, Unix milliseconds, held within the years 1970 to 9999: for what is shown, signed or kept,
+    where a clock that is out of all reason must not leave the range of a field."""
+    return max(0, min(clock.wall_ms(), TIME_MS_MAX))
 
 
 class Entropy(Protocol):

@@ -33,8 +33,9 @@ from sled_controller.health import HealthReport
 from sled_controller.printable import complain
 from sled_controller.provisioning import provisioned
 from sled_controller.settings import load
-from sled_controller.state_dir import StateDirectory
+from sled_controller.state_dir import JOURNAL_FILE, StateDirectory
 from sled_controller.storage.errors import StorageError
+from sled_controller.storage.journal import SledJournal, Submit
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.storage.timed_device import TimedDevice
 from sled_controller.subsystem import Identity, Subsystem
@@ -45,6 +46,8 @@ START_ERRORS: Final = (SledError, StorageError, BoardError, OSError)
 
 FAILED_STAYS_S: Final = 30.0
 """How long a sled on a board that cannot start stays on its console before it tries again."""
+KEEP_TIME_S: Final = 60.0
+"""How often the time is noted: what a start without a clock to go by begins with."""
 FOLLOW_S: Final = 2.0
 """How often the slot state is looked at until the stage has confirmed what runs."""
 
@@ -67,9 +70,10 @@ class Stop:
 async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogTail) -> None:
     """Serve until `stop` is asked; raises SledError, StorageError, BoardError or OSError when it cannot begin."""
     state = StateDirectory(settings.state_dir)
-    flash = FlashThread()
+    flash, keeper = FlashThread(), FlashThread()
     with contextlib.ExitStack() as stack:
         stack.callback(flash.close)
+        stack.callback(keeper.close)
         firmware = _firmware(settings, flash, stop)
         if firmware is not None:
             stack.callback(_Follower(firmware).close)
@@ -79,7 +83,7 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogT
             in_force = provisioned(settings, state.provisioning)
             if in_force.root_public_key is None and not has_console:
                 raise CannotStart("console: cannot be had, and there is no root_public_key without it; name a terminal")
-            await _serve(in_force, state, env, firmware, shown, stop)
+            await _serve(in_force, state, env, firmware, shown, stop, keeper.submit)
         except START_ERRORS as error:
             if firmware is None or not has_console:
                 raise
@@ -92,18 +96,22 @@ async def serve(settings: SledSettings, env: Environment, stop: Stop, tail: LogT
 
 async def _serve(
     settings: SledSettings, state: StateDirectory, env: Environment, firmware: FirmwareUpdate | None,
-    shown: SledConsole, stop: Stop,
+    shown: SledConsole, stop: Stop, keep: Submit,
 ) -> None:  # fmt: skip
     root = settings.root_public_key
     shown.identity = identity = state.identity(settings.name, b"" if root is None else bytes.fromhex(root), env)
     if root is None:
         await _await_provisioning(identity, shown, stop)
         return
+    journal = SledJournal(state.path / JOURNAL_FILE, identity.sled_id, keep)
+    journal.read()
+    if journal.missing and state.has_served:
+        log.warning("event=journal_missing file=%s", state.path / JOURNAL_FILE)
     devices, created = await open_devices(settings, state.has_served)
     wanted = settings.device_bytes is not None or settings.format_blank
     may_format = wanted and (created or not state.has_served)
     timed = [TimedDevice(device, settings.device_timeout_s) for device in devices]
-    storage = await SledStorage.open(timed, sled_id=identity.sled_id, env=env, format=may_format)
+    storage = await SledStorage.open(timed, sled_id=identity.sled_id, env=env, format=may_format, journal=journal)
     for device in timed:
         device.on_unresponsive = storage.unresponsive
     try:
@@ -129,17 +137,19 @@ async def _serve(
             ) from None
         try:
             state.endpoints(host, port)
-            shown.storage, shown.doing = storage, "serving"
+            shown.storage, shown.subsystem, shown.doing = storage, subsystem, "serving"
             log.info(
                 "event=serving sled=%s name=%s address=%s:%d boot=%d devices=%d namespaces=%d",
                 identity.sled_id, identity.name, host, port, storage.boot_counter, len(storage.online_devices()),
                 len(storage.namespaces),
             )  # fmt: skip
+            time_keeper = _TimeKeeper(subsystem, call_later)
             HealthReport(os.environ, call_later, lambda: _what_is_wrong(storage)).begin()
             await stop.asked.wait()
             log.info("event=stopping sled=%s", identity.sled_id)
+            time_keeper.close()
         finally:
-            shown.storage = None
+            shown.storage = shown.subsystem = None
             await server.close()
     finally:
         storage.close()
@@ -183,6 +193,22 @@ class _Follower:
         self._next = asyncio.get_running_loop().call_later(FOLLOW_S, self._look)
         if self._firmware.slots.settled:
             self._next.cancel()
+
+    def close(self) -> None:
+        self._next.cancel()
+
+
+class _TimeKeeper:
+    """Notes sled time while no head brings an issue time."""
+
+    def __init__(self, subsystem: Subsystem, call_later: CallLater) -> None:
+        self._subsystem = subsystem
+        self._call_later = call_later
+        self._next = call_later(KEEP_TIME_S, self._keep)
+
+    def _keep(self) -> None:
+        self._subsystem.keep_time()
+        self._next = self._call_later(KEEP_TIME_S, self._keep)
 
     def close(self) -> None:
         self._next.cancel()

@@ -25,10 +25,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from sled_controller.environment import Environment
 from sled_controller.errors import HandshakeFailed, NonceReused
+from sled_controller.sled_start import BOOT_ID_BYTES, UNKNOWN_START, SledStart
 from spdk_bindings.device import Buffer
 
 VERSION: Final = 1
 KEY_BYTES: Final = 32
+NONCE_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 TAG_BYTES: Final = 16
 RECEIPT_TAG_BYTES: Final = 32
@@ -149,9 +151,11 @@ class QueueMac:
 class SessionKeys:
     """What both sides derive: a MAC per (queue id, direction), each made once, and the key of receipts."""
 
-    def __init__(self, secret: bytes, transcript: bytes, head_public: bytes, boot_counter: int = 0) -> None:
+    def __init__(
+        self, secret: bytes, transcript: bytes, head_public: bytes, start: SledStart = UNKNOWN_START
+    ) -> None:  # fmt: skip
         self.head_public = head_public
-        self.boot_counter = boot_counter
+        self.start = start
         self._pseudorandom_key = hmac.digest(transcript, secret, "sha256")  # HKDF-Extract, the transcript as salt
         self._receipt_key = self._expand(RECEIPT_LABEL)
         self._macs: dict[tuple[int, Direction], QueueMac] = {}
@@ -174,13 +178,19 @@ class SessionKeys:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a sled says first: its persisted boot counter and what it contributes to the keys."""
+    """What a sled says first: its persisted boot counter and what it contributes to the keys. The nonce begins with the
+    boot id, which all hellos of one start share."""
 
     controller_id: int
     boot_counter: int
     sled_id: UUID
     nonce: bytes
     ephemeral: bytes
+
+    @property
+    def start(self) -> SledStart:
+        """Which start of the sled this is of."""
+        return SledStart(self.boot_counter, self.nonce[:BOOT_ID_BYTES])
 
     def body(self) -> bytes:
         """The 96 bytes that are signed, after the domain and the NQN."""
@@ -213,14 +223,18 @@ class SledHandshake:
 
     def __init__(
         self, identity_key: Ed25519PrivateKey, sled_id: UUID, nqn: str, controller_id: int, boot_counter: int,
-        env: Environment,
+        env: Environment, boot_id: bytes = b"",
     ) -> None:  # fmt: skip
+        """`boot_id`: that of a former handshake of this start; the first one makes it."""
         self._identity_key = identity_key
         self._nqn = nqn
         self._ephemeral = X25519PrivateKey.from_private_bytes(env.entropy.bytes(KEY_BYTES))
+        nonce = env.entropy.bytes(NONCE_BYTES)
+        self.boot_id = boot_id or nonce[:BOOT_ID_BYTES]
         self._fields = Hello(
-            controller_id, boot_counter, sled_id, env.entropy.bytes(32), self._ephemeral.public_key().public_bytes_raw()
-        )
+            controller_id, boot_counter, sled_id, self.boot_id + nonce[BOOT_ID_BYTES:],
+            self._ephemeral.public_key().public_bytes_raw(),
+        )  # fmt: skip
         self._state = HandshakeState.START
 
     def hello(self) -> bytes:
@@ -247,7 +261,7 @@ class SledHandshake:
         sled_public = self._identity_key.public_key().public_bytes_raw()
         transcript = _transcript(self._fields, self._nqn, sled_public, head_key, ephemeral)
         check_signature(head_key, data[REPLY_BODY_BYTES:], HEAD_DOMAIN + transcript, "the head")
-        keys = SessionKeys(agree(self._ephemeral, ephemeral), transcript, head_key, self._fields.boot_counter)
+        keys = SessionKeys(agree(self._ephemeral, ephemeral), transcript, head_key, self._fields.start)
         self._state = HandshakeState.DONE
         return keys
 
@@ -292,7 +306,7 @@ class HeadHandshake:
         ephemeral_public = ephemeral.public_key().public_bytes_raw()
         head_public = self._head_key.public_key().public_bytes_raw()
         transcript = _transcript(fields, self._nqn, self._sled_public, head_public, ephemeral_public)
-        self._keys = SessionKeys(agree(ephemeral, fields.ephemeral), transcript, head_public, fields.boot_counter)
+        self._keys = SessionKeys(agree(ephemeral, fields.ephemeral), transcript, head_public, fields.start)
         self._state = HandshakeState.DONE
         body = REPLY.pack(REPLY_MAGIC, VERSION, self._controller_id, 0, head_public, ephemeral_public)
         return body + self._head_key.sign(HEAD_DOMAIN + transcript)

@@ -20,6 +20,7 @@ IDENTITY_FILE: Final = "identity.json"  # for enrolment: {id, name, public_key, 
 ENDPOINTS_FILE: Final = "endpoints.json"  # {pid, nvme_tcp: [host, port]}; whoever waits for a start may remove it
 PROVISIONED_FILE: Final = "provisioned.json"  # {name, root_public_key, network}, once the console has been given them
 CONSOLE_LINK: Final = "console"  # leads to the pseudo terminal of an emulated sled, while it runs
+JOURNAL_FILE: Final = "journal"  # fences and what else is sled-wide, beside the devices (docs/on-disk-sled.md)
 SERVED_FILE: Final = "served.json"  # there once the sled has served: its devices are never taken for new ones again
 
 

@@ -14,7 +14,7 @@ from sled_controller.association import REFUSED_ATTACHES as REFUSED_ATTACHES
 from sled_controller.association import Association
 from sled_controller.association import Refusal as Refusal
 from sled_controller.attach import CallLater, VolumeState
-from sled_controller.credential import parse_credential
+from sled_controller.credential import Credential, parse_credential
 from sled_controller.dma import allocator
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialMalformed, KeySetRefused
@@ -36,8 +36,9 @@ from sled_controller.places import Places
 from sled_controller.retirement import Retirement
 from sled_controller.served import Served, then
 from sled_controller.sled_time import SledTime
-from sled_controller.storage.records import StoredFence
+from sled_controller.storage.records import StoredFence, TimeEntry
 from sled_controller.storage.sled_storage import SledStorage
+from sled_controller.time_statement import TimeStatement
 from spdk_bindings.device import Device
 from spdk_bindings.log_pages import DiscoveryEntry
 from spdk_bindings.nvme import DISCOVERY_NQN, Status, uuid_nqn
@@ -104,7 +105,9 @@ class Subsystem:
         self.env = env
         self.call_later = call_later
         self.counters = Counters()
-        self.time = SledTime(env.clock, storage.issued_ms)
+        stated = storage.time
+        self.time = SledTime(env.clock, storage.issued_ms, rtc_ahead_ms=0 if stated is None else stated.rtc_ahead_ms)
+        self.boot_id = b""  # made by the first handshake
         self.started_ns = env.clock.boottime_ns()
         self.key_set: KeySet | None = self._kept_key_set()
         self.volumes: dict[UUID, VolumeState] = {}
@@ -244,9 +247,51 @@ class Subsystem:
     # --- sled-wide admin commands
 
     def learn_time(self, issued_ms: int) -> None:
-        """Move sled time forward by a verified issue time, and keep it."""
-        if self.time.learn(issued_ms):
-            self.storage.note_issued(issued_ms)
+        """Move sled time forward by a verified issue time, as far as our own clock bears it out, and keep it."""
+        self.time.learn(issued_ms)
+        self.keep_time()
+
+    def keep_time(self) -> None:
+        """Note durably how late it is: a start without a clock to go by begins there."""
+        self.storage.note_issued(self.time.to_keep_ms())
+
+    def has_expired(self, credential: Credential) -> bool:
+        """Whether a verified credential's term is over in sled time, which its issue time moves forward; or may be:
+        it is no newer than what was known before a start without a clock, or it may be of a volume whose fence was
+        forgotten because all its credentials had expired (F2)."""
+        self.learn_time(credential.issued_ms)
+        if self.time.now_ms() > credential.expires_ms or self.time.unsure_of(credential.issued_ms):
+            return True
+        retired = self.storage.retired
+        return (
+            retired is not None
+            and credential.expires_ms < retired.over_ms
+            and credential.key_id <= retired.key_id
+            and self.storage.fence_of(credential.volume) is None
+        )
+
+    def state_time(self, statement: TimeStatement, done: Callable[[int, int], None]) -> None:
+        """Set sled time, forward or back, by a verified statement; `done(status, refusal)` once it is durable."""
+        known = self.storage.time
+        if not statement.is_for(self.identity.sled_id, self.storage.boot_counter):
+            done(Status.REFUSED, Refusal.OTHER_SLED)
+            return
+        if known is not None and statement.serial <= known.serial:
+            done(Status.REFUSED, Refusal.TIME_SERIAL)
+            return
+        before_ms = self.time.now_ms()
+        entry = TimeEntry(statement.serial, statement.time_ms, self.time.rtc_ahead_of(statement.time_ms))
+
+        def kept(status: int) -> None:
+            if not status:
+                self.time.state(statement.time_ms, entry.rtc_ahead_ms)
+                log.warning(
+                    "event=time_stated serial=%d time_ms=%d before_ms=%d rtc_ahead_ms=%d",
+                    entry.serial, entry.time_ms, before_ms, entry.rtc_ahead_ms,
+                )  # fmt: skip
+            done(status, 0)
+
+        then(partial(self.storage.state_time, entry), kept)
 
     def update_key_set(self, data: bytes, done: Callable[[int, int], None]) -> None:
         """Take a newer key set signed by the root, ignore others; `done(status, refusal)` once it is durable."""
@@ -276,10 +321,10 @@ class Subsystem:
         volume, over_ms = statement.volume, statement.over_ms
         state = self.volume(volume)
         raised_by, holder = state.fence.credential, state.holder
-        if self.time.now_ms() < over_ms or (raised_by and not _over(raised_by, over_ms)):
+        if self.time.now_ms() < over_ms or (raised_by and not self._over(raised_by, over_ms)):
             done(Status.REFUSED, Refusal.NOT_OVER)
             return
-        if holder is not None and holder.expires_ms >= over_ms:
+        if holder is not None and holder.key_current and holder.expires_ms >= over_ms:
             done(Status.REFUSED, Refusal.NOT_OVER)
             return
         if state.fence.epoch > statement.epoch:
@@ -291,13 +336,23 @@ class Subsystem:
         if state.busy:
             done(Status.NAMESPACE_NOT_READY, 0)
             return
-        self.time.learn(over_ms)
-        start = partial(self.storage.retire_fence, volume, statement.epoch, over_ms)
+        self.time.keep(over_ms)
+        key_id = 0 if self.key_set is None else max(self.key_set.keys, default=0)
+        start = partial(self.storage.retire_fence, volume, statement.epoch, over_ms, key_id=key_id)
         then(start, lambda status: done(status, 0))
         if self.storage.fence_of(volume) is None:
             log.info("event=fence_retired volume=%s epoch=%d over_ms=%d", volume, state.fence.epoch, over_ms)
             state.retire_holder()
             del self.volumes[volume]
+
+    def _over(self, raised_by: bytes, over_ms: int) -> bool:
+        """Whether the credential that raised a fence expires before `over_ms`, or its key has left the key set."""
+        try:
+            credential = parse_credential(raised_by).credential
+        except CredentialMalformed:
+            return False
+        retired = self.key_set is not None and credential.key_id not in self.key_set.keys
+        return retired or credential.expires_ms < over_ms
 
     def status_page(self) -> bytes:
         """Log page C2h."""
@@ -313,11 +368,3 @@ class Subsystem:
             for nsid, entry in sorted(self.storage.namespaces.items())
         ]
         return b"".join(rows) + bytes(NAMESPACE_ENTRY.size)
-
-
-def _over(credential: bytes, over_ms: int) -> bool:
-    """Whether the credential that raised a fence expires before `over_ms`."""
-    try:
-        return parse_credential(credential).credential.expires_ms < over_ms
-    except CredentialMalformed:
-        return False

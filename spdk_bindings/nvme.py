@@ -45,6 +45,7 @@ class AdminOpcode(IntEnum):
     NAMESPACE_DELETE = 0xD8
     DETACH = 0xDC
     RETIRE = 0xE1
+    TIME_STATEMENT = 0xE5
 
 
 class IoOpcode(IntEnum):

@@ -274,10 +274,15 @@ class SledDocument(BaseModel):
     address: tuple[str, int]
     capacity_blocks: Annotated[int, Field(description="blocks of 4096 bytes; 0 when unknown")]
     enrolled_ms: int
+    boot_counter: Annotated[int, Field(description="of the newest start that the authority has seen; 0: none yet")]
+    accepted: Annotated[int, Field(description="how often an operator accepted a start that went back")]
 
 
 class SledStatus(SledDocument):
     reachable: Annotated[bool | None, Field(description="from some live head; null when nobody says")]
+    refused: Annotated[
+        str, Field(description="why heads and authority refuse it: its boot counter went back; empty otherwise")
+    ]
     volumes: Annotated[list[UUID], Field(description="volumes placed here")]
     allocated_blocks: int
 
@@ -433,6 +438,33 @@ class RootSignatureRequest(Body):
     kind: RootRequestKind
     body: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,4096}$", description="as it was requested")]
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$", description="Ed25519, by the root key")]
+
+
+class TimeRequest(Body):
+    now_ms: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=0,
+            lt=1 << 53,
+            description="the operator's clock, Unix milliseconds: within a minute of ours",
+        ),
+    ]
+
+
+class SledTimeDocument(BaseModel):
+    sled: UUID
+    name: str
+    time_ms: Annotated[int | None, Field(description="sled time when it was asked; null when it was not reached")]
+    pending: Annotated[bool, Field(description="it has still to take the last statement of time")]
+    result: Annotated[str, Field(description="`taken`, or why the sled could not be asked or told")]
+
+
+class TimeDocument(BaseModel):
+    clock_ms: Annotated[int, Field(description="the clock of the authority's machine, Unix milliseconds")]
+    issue_ms: Annotated[int, Field(description="what credentials are issued at now: never behind the clock")]
+    serial: Annotated[int, Field(description="of the last statement of time; 0: none was ever made")]
+    sleds: list[SledTimeDocument]
 
 
 class EventList(BaseModel):

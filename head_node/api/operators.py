@@ -16,8 +16,10 @@ from head_node.authority.hosts import Hosts
 from head_node.authority.keyring import KeyRing
 from head_node.authority.nodes import checked_address, parse_key
 from head_node.authority.recovery import Heir
+from head_node.authority.time_repair import TAKEN, SledTimeReport
 from head_node.authority.volumes import Unchanged
 from head_node.store.records import LostRange, VolumeRecord
+from sled_controller.environment import civil_ms
 from sled_controller.errors import SecretMalformed
 from sled_controller.fabric.dhchap.algorithms import GroupId, HashId
 from sled_controller.fabric.dhchap.secret import Secret
@@ -195,6 +197,13 @@ async def enrol_sled(rack: Rack, body: models.SledRequest) -> models.SledDocumen
     return models.SledDocument.model_validate(record.to_json())
 
 
+@router.post("/sleds/{sled}/accept", operation_id="acceptSled", dependencies=[ADMIN])
+async def accept_sled(rack: Rack, sled: UUID) -> models.SledDocument:
+    """Let a sled serve again whose boot counter went back: it was put back to an older state, and may have forgotten
+    fences until the volumes' heads raise them again."""
+    return models.SledDocument.model_validate((await rack.starts.accept(sled)).to_json())
+
+
 @router.post("/heads/{head}/revoke", operation_id="revokeHead", dependencies=[ADMIN])
 async def revoke_head(rack: Rack, head: str) -> models.RevocationDocument:
     """Put a head (by id or name) out: unenrol it, take a new epoch on its volumes, fence it off now on every sled of
@@ -288,6 +297,22 @@ async def install_root_signature(rack: Rack, body: models.RootSignatureRequest) 
     await rack.make_keys()
 
 
+@router.get("/time", operation_id="showTime", dependencies=[VIEWER])
+async def show_time(rack: Rack) -> models.TimeDocument:
+    """What time it is for the authority, and for each sled, which is asked."""
+    serial, pending, sleds = await rack.time.look()
+    return _time(rack, serial, sleds, set(pending))
+
+
+@router.post("/time", operation_id="setTime", dependencies=[ADMIN])
+async def set_time(rack: Rack, body: models.TimeRequest) -> models.TimeDocument:
+    """Say that the authority's clock is right now, after clocks were wrong. Issue time goes on from it, forward or
+    back; each sled is brought a statement of time by the root key; a new key signs. Sleds that are away get it when
+    they are back."""
+    serial, sleds = await rack.time.set(body.now_ms)
+    return _time(rack, serial, sleds, {each.sled.id for each in sleds if each.result != TAKEN})
+
+
 @router.get("/events", operation_id="listEvents", dependencies=[VIEWER])
 async def list_events(rack: Rack, after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0) -> models.EventList:
     """What happened lately (takeovers, fenced-off heads, ...), oldest first, above sequence `after`."""
@@ -332,6 +357,24 @@ def _hosts(found: Hosts) -> models.HostList:
 
 def _volume(record: VolumeRecord) -> models.VolumeDocument:
     return models.VolumeDocument.model_validate(record.to_json())
+
+
+def _time(rack: Rack, serial: int, sleds: list[SledTimeReport], pending: set[UUID]) -> models.TimeDocument:
+    return models.TimeDocument(
+        clock_ms=civil_ms(rack.env.clock),
+        issue_ms=rack.issue.now_ms(),
+        serial=serial,
+        sleds=[
+            models.SledTimeDocument(
+                sled=each.sled.id,
+                name=each.sled.name,
+                time_ms=each.time_ms or None,
+                pending=each.sled.id in pending,
+                result=each.result,
+            )
+            for each in sorted(sleds, key=lambda each: each.sled.name)
+        ],
+    )
 
 
 def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:

@@ -103,6 +103,7 @@ def sleds(authority: Authority, rack: Rack) -> list[models.SledStatus]:
         models.SledStatus(
             **models.SledDocument.model_validate(entry.value.to_json()).model_dump(),
             reachable=authority.reports.sled_reachable(entry.value.id),
+            refused=authority.starts.refused.get(entry.value.id, ""),
             volumes=[volume.volume for volume in placed[entry.value.id]],
             allocated_blocks=sum(column_blocks(v.size_bytes, v.geometry) for v in placed[entry.value.id]),
         )

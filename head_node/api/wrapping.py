@@ -12,6 +12,7 @@ from head_node.authority import audit, signatures
 from head_node.authority.authority import Authority
 from head_node.authority.errors import AuthorityUnavailable
 from head_node.authority.reply_trust import CERTIFICATE_HEADER
+from sled_controller.environment import civil_ms
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class SignedReplies:
             signatures.reply_values(status, digest, asked),
             key.private,
             key_id=f"reply-{key.certificate.number}",
-            created_s=env.clock.wall_ms() // 1000,
+            created_s=civil_ms(env.clock) // 1000,
             nonce=env.entropy.bytes(16).hex(),
             tag=signatures.REPLY_TAG,
         )

@@ -9,7 +9,7 @@ from head_node.authority.errors import StaleInstance, Unauthorised, Unenrolled
 from head_node.authority.ledger import Ledger
 from head_node.authority.replay import ReplayWindow
 from head_node.store.records import HeadRecord
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, civil_ms
 
 NS_PER_S = 1_000_000_000
 
@@ -33,7 +33,7 @@ class Authenticator:
         self._env = env
         self._window = ReplayWindow()
         self.instance = env.entropy.bytes(16).hex()
-        self._count_began_s = env.clock.wall_ms() // 1000 - env.clock.boottime_ns() // NS_PER_S
+        self._count_began_s = civil_ms(env.clock) // 1000 - env.clock.boottime_ns() // NS_PER_S
 
     def now_s(self) -> int:
         """The count that requests are stamped with: Unix seconds as this run began, and its uptime since."""

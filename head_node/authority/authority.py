@@ -28,6 +28,8 @@ from head_node.authority.reply_keys import ReplyKeys
 from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
 from head_node.authority.root_key import MemoryRoot, RootKey, RootKeyNeeded, RootKeyUnusable
+from head_node.authority.sled_starts import SledStarts
+from head_node.authority.time_repair import TimeRepair
 from head_node.authority.unfenced import UnfencedSleds
 from head_node.authority.volumes import Volumes
 from head_node.store.host_secrets import sealed_for
@@ -112,6 +114,10 @@ class Authority:
             self.ledger, self.volumes, self.reports, env, root_public=self.root_public, unfenced=self.unfenced
         )  # fmt: skip
         self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
+        self.time = TimeRepair(
+            self.ledger, self.keyring, self.reports, self.issue, self.retirements, env, root_key=root, fencer=fencer
+        )
+        self.starts = SledStarts(self.ledger, self.reports, fencer)
         self.authenticator = Authenticator(self.ledger, env)
         self.root_needed = ""
         """Why the root key is needed, empty when it is not."""
@@ -143,6 +149,7 @@ class Authority:
         authority._upkeep = [
             asyncio.create_task(authority._keep_up(), name="authority-upkeep"),
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
+            asyncio.create_task(authority.starts.run(), name="authority-sled-starts"),
             asyncio.create_task(authority.unfenced.run(), name="authority-fencing"),
         ]
         authority.audit.start()
@@ -208,7 +215,7 @@ class Authority:
             return False
         self._sleds_asked_ns = now_ns + SLED_TIMES_PAUSE_NS
         record = (await self.ledger.volume(volume)).value
-        times_ms = await self._fencer.sled_times(record)
+        times_ms = await self._fencer.sled_times(await self.time.without_wrong(record))
         before_ms = self.issue.now_ms()
         followed = self.issue.follow(times_ms, record.geometry.data_shards)
         if followed:
@@ -252,6 +259,7 @@ class Authority:
         await self.retirements.restored()
         await self.nodes.drop_tokens()
         await self.tokens.drop_all()
+        await self.time.restored()
         frozen = await self.recovery.freeze_all(reason)
         _log.warning("event=store-restored volumes_frozen=%d", len(frozen))
         # Nothing that the backup has signs or is published again: it may have been rotated out since. Where the root
@@ -292,6 +300,7 @@ class Authority:
                 await self.nodes.close_expired_tokens()
                 await self.tokens.clear_expired()
                 await self.make_keys()
+                await self.time.advance()
                 await self.retirements.advance()
             except AuthorityError as error:
                 _log.warning("event=upkeep-failed error=%s", error)

@@ -29,7 +29,7 @@ from head_node.authority.errors import (
 from head_node.authority.reply_trust import ReplyTrust
 from head_node.store.errors import RecordMalformed
 from head_node.store.records import Address, Column, HeadRecord, LogEnd, LostRange, Member, RackView, VolumeRecord
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, civil_ms
 
 REQUEST_TIMEOUT_S = 5.0
 # One for a new run of the authority, one for its time if that has not come with the first, one that counts.
@@ -90,7 +90,7 @@ class AuthorityClient:
         self._authority = urlsplit(self._base_url).netloc.lower()
         self._instance = "unknown"
         # How far the authority's count is ahead of this machine's uptime; learned from it, so no clock has to be right.
-        self._count_ahead_s = env.clock.wall_ms() // 1000 - self._uptime_s()
+        self._count_ahead_s = civil_ms(env.clock) // 1000 - self._uptime_s()
         self._claims: dict[UUID, tuple[int, str]] = {}
         self._http = httpx.AsyncClient(
             transport=transport,

@@ -17,12 +17,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.errors import AuthorityError
 from head_node.authority.retirement import CONFIRMED
+from head_node.authority.time_repair import TAKEN, TAKEN_HIGHER
 from head_node.authority.unfenced import FENCED as FENCED
 from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.records import Cleanup, SledRecord, VolumeRecord
 from sled_controller.credential import Rights
 from sled_controller.environment import Environment
 from sled_controller.errors import CommandFailed, CredentialExpired, CredentialRefused, FencedOff, SledError
+from sled_controller.sled_start import SledStart
 
 if TYPE_CHECKING:
     from head_node.authority.authority import Authority
@@ -83,6 +85,17 @@ class SledFencer:
         results = await asyncio.gather(*(self._visit(sled, key, attach) for sled in known))
         return dict.fromkeys(sleds, "not enrolled") | {s.id: r for s, r in zip(known, results, strict=True)}, times_ms
 
+    async def start_of(self, sled: SledRecord) -> SledStart | str:
+        """Which start of a sled answers."""
+        start = SledStart()
+
+        async def read(client: "SledClient") -> str:
+            nonlocal start
+            start = client.start
+            return ""
+
+        return await self._visit(sled, self._key(), read, any_start=True) or start
+
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         """What time it is for each sled of the volume that answers."""
         times: list[int] = []
@@ -94,6 +107,30 @@ class SledFencer:
         _, known = await self._sleds_of(record)
         await asyncio.gather(*(self._visit(sled, self._key(), read) for sled in known))
         return times
+
+    async def state_time(
+        self, sled: SledRecord, statement: Callable[[int], Awaitable[bytes]] | None
+    ) -> tuple[int, str]:
+        """Bring a sled a statement of time."""
+        from sled_controller.association import Refusal  # for the same reason as `_client`
+
+        time_ms = 0
+
+        async def act(client: "SledClient") -> str:
+            nonlocal time_ms
+            time_ms = client.sled_time_ms
+            if statement is None:
+                return TAKEN
+            try:
+                await client.state_time(await statement(client.boot_counter))
+            except CredentialRefused as error:
+                if error.code == Refusal.TIME_SERIAL:
+                    return TAKEN_HIGHER
+                raise
+            return TAKEN
+
+        result = await self._visit(sled, self._key(), act)
+        return time_ms, result
 
     async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
         """Delete what is left of a volume on one sled."""
@@ -129,6 +166,8 @@ class SledFencer:
                 client = self._client(sled, self._key(), key_set)
                 try:
                     await client.open()
+                    if why := await self._of().starts.meet(sled, client.start):
+                        return dict.fromkeys(statements, why)
                     for volume, statement in statements.items():
                         try:
                             await client.retire(statement)
@@ -175,14 +214,18 @@ class SledFencer:
         )
 
     async def _visit(
-        self, sled: SledRecord, key: Ed25519PrivateKey, act: Callable[["SledClient"], Awaitable[str]]
-    ) -> str:
-        """Do something over an association of its own; what came of it, or why it could not be done."""
+        self, sled: SledRecord, key: Ed25519PrivateKey, act: Callable[["SledClient"], Awaitable[str]], *,
+        any_start: bool = False,
+    ) -> str:  # fmt: skip
+        """Do something over an association of its own; what came of it, or why it could not be done. Nothing is done at
+        a sled whose start went back, unless it is `any_start` that is asked for."""
         key_set = (await self._of().keyring.current()).signed_set
         client = self._client(sled, key, key_set)
         try:
             async with asyncio.timeout(FENCE_S_MAX):
                 await client.open()
+                if not any_start and (why := await self._of().starts.meet(sled, client.start)):
+                    return why
                 return await act(client)
         except TimeoutError:
             return f"no receipt within {FENCE_S_MAX:g} s"

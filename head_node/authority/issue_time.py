@@ -12,12 +12,11 @@ from typing import Final
 
 from head_node.authority.errors import AuthorityError
 from head_node.authority.ledger import ISSUED_KEY, Ledger
+from sled_controller.environment import TIME_MS_MAX as TIME_MAX_MS
 from sled_controller.environment import Environment
 
 KEPT_STEP_MS: Final = 30_000
 """How far issue time moves before it is written down again: far below the shortest usual term, rare as a put."""
-TIME_MAX_MS: Final = 253_402_300_799_999
-"""The end of the year 9999: a clock beyond it is broken, and following it would use up the field's range."""
 NS_PER_MS: Final = 1_000_000
 
 
@@ -51,6 +50,11 @@ class IssueTime:
                 await self._ledger.commit(compare={}, put={ISSUED_KEY: {"issued_ms": now_ms}})
                 self._kept_ms = now_ms
         return now_ms
+
+    def state(self, time_ms: int) -> None:
+        """An operator has put the clocks right: go on from there, forward or back. The caller keeps it durably."""
+        self._base_ms, self._base_ns = time_ms, self._env.clock.boottime_ns()
+        self._kept_ms = time_ms
 
     def follow(self, sled_times_ms: Collection[int], enough: int) -> bool:
         """Move on to a time at which `enough` of these sleds take what is issued; False when that is now already, or

@@ -141,8 +141,11 @@ class Keyring:
             if len(old) >= KEYS_MAX and not at_once:
                 raise Conflict(f"the key set is full ({KEYS_MAX} keys); rotate again when older ones have retired")
             retire_ms = use_from_ms + self._term_ms + RETIRE_SLACK_MS
+            # An end that lies later was set while the clock was wrong.
             kept = tuple(
-                SigningKey(key.key_id, key.private, key.public, key.use_from_ms, key.retire_ms or retire_ms)
+                SigningKey(
+                    key.key_id, key.private, key.public, key.use_from_ms, min(key.retire_ms or retire_ms, retire_ms)
+                )
                 for key in old
             )
             private = Ed25519PrivateKey.from_private_bytes(self._env.entropy.bytes(32))

@@ -125,6 +125,8 @@ KEYS_KEY = "keys"
 # The key that signs replies to heads, with its certificate.
 REPLY_KEY = "reply-key"
 ISSUED_KEY = "issued"
+# The last statement of time, and the sleds that have not taken it yet.
+TIME_KEY = "time-statement"
 RACK_KEY = "rack-identity"
 # Which operator token is the one that the authority made for itself.
 OPERATOR_KEY = "operator"

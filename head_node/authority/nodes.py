@@ -29,7 +29,8 @@ from head_node.authority.volumes import Volumes
 from head_node.host_names import HostMalformed, checked_host
 from head_node.store.errors import CompareFailed
 from head_node.store.records import Address, Cleanup, HeadRecord, SledRecord, VolumeRecord
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, civil_ms
+from sled_controller.sled_start import SledStart
 
 HEADS_MAX = 64
 SLEDS_MAX = 512
@@ -42,8 +43,17 @@ _log = logging.getLogger(__name__)
 class Fencer(Retirer, VolumeFencer, Protocol):
     """What the authority does at a volume's sleds itself, without waiting for a head."""
 
+    async def start_of(self, sled: SledRecord) -> SledStart | str:
+        """Which start of a sled answers, as the sled has signed it, or why none does."""
+
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         """What time it is for each sled that answers (Unix milliseconds)."""
+
+    async def state_time(
+        self, sled: SledRecord, statement: Callable[[int], Awaitable[bytes]] | None
+    ) -> tuple[int, str]:
+        """Bring a sled the statement of time that is made for its boot counter, if one is given; the sled's time
+        before, Unix milliseconds, 0 if unknown, and `taken`, or why not."""
 
     async def clean(self, cleanup: Cleanup, sled: UUID, next_epoch: Callable[[int], Awaitable[int]]) -> str:
         """Delete what is left of a volume on one sled: `cleaned`, or why not. `next_epoch` is asked for an epoch above
@@ -88,7 +98,7 @@ class Nodes:
         """Make a join token for `uses` heads within `term_ms`; its text is shown only here. `authority_ca`: SHA-256 of
         the certificate that heads are to pin."""
         tokens = await self._ledger.json_list("token/")
-        now_ms = self._env.clock.wall_ms()
+        now_ms = civil_ms(self._env.clock)
         # Spent ones stay as long as there is room: a head that restarts enrols with its token once more.
         spent = [name for name, token in tokens.items() if not _usable(token.value, now_ms)]
         delete = [token_key(name) for name in spent[:64]] if len(tokens) >= TOKENS_MAX else []
@@ -161,7 +171,7 @@ class Nodes:
             put: dict[str, Any] = {}
             delete: list[str] = []
             if found is None:
-                now_ms = self._env.clock.wall_ms()
+                now_ms = civil_ms(self._env.clock)
                 if not _usable(token.value, now_ms):
                     raise EnrolmentRefused("the join token is spent or expired; ask the operator for another one")
                 await self._check_room(head_key(head), HEADS_MAX)
@@ -217,7 +227,7 @@ class Nodes:
             delete: list[str] = []
             if data is None:
                 await self._check_room(sled_key(sled), SLEDS_MAX)
-                record = SledRecord(sled, name, public_key, nqn, address, capacity_blocks, self._env.clock.wall_ms())
+                record = SledRecord(sled, name, public_key, nqn, address, capacity_blocks, civil_ms(self._env.clock))
                 await self._reserve(identity_key(public_key), str(sled), compare, put, "its public key")
             else:
                 old = SledRecord.from_json(data.value)

@@ -3,9 +3,10 @@
 It is lost with the process and rebuilt by the next heartbeats; no decision about epochs or members rests on it.
 """
 
+import contextlib
 import heapq
 import logging
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ from uuid import UUID
 from head_node.authority import head_events
 from head_node.authority.report_parts import Assembly
 from head_node.store.records import VolumeRecord
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, civil_ms
+from sled_controller.sled_start import SledStart
 
 EVENTS_MAX = 1024
 """The authority's own."""
@@ -93,7 +95,7 @@ class Reports:
             kept: Mapping[str, Any] = {} if known is None else known.status
         else:
             kept = {key: value for key, value in whole.items() if key != "events"}
-        self._reports[head] = Report(kept, self._env.clock.wall_ms(), self._env.clock.boottime_ns())
+        self._reports[head] = Report(kept, civil_ms(self._env.clock), self._env.clock.boottime_ns())
         events = None if whole is None else whole.get("events")
         for event in events[:EVENTS_PER_REPORT_MAX] if isinstance(events, list) else ():
             self._add_event_of(head, event)
@@ -130,7 +132,7 @@ class Reports:
 
     def _event(self, kind: str, fields: Mapping[str, Any]) -> Event:
         self._sequence += 1
-        return Event(self._sequence, self._env.clock.wall_ms(), kind, fields)
+        return Event(self._sequence, civil_ms(self._env.clock), kind, fields)
 
     def of_volume(self, record: VolumeRecord) -> dict[UUID, Mapping[str, Any]]:
         """What live heads say about a volume that they have a part in; others have no say."""
@@ -142,6 +144,18 @@ class Reports:
                 found[head] = said
         return found
 
+    def sled_starts(self) -> dict[UUID, set[SledStart]]:
+        """Which starts of each sled live heads have met."""
+        found: defaultdict[UUID, set[SledStart]] = defaultdict(set)
+        for head, report in self._reports.items():
+            sleds = report.status.get("sleds")
+            for sled, about in sleds.items() if isinstance(sleds, dict) and self.is_live(head) else ():
+                start = _start_in(about) if isinstance(about, dict) else None
+                with contextlib.suppress(ValueError):
+                    if start is not None:
+                        found[UUID(sled)].add(start)
+        return found
+
     def sled_reachable(self, sled: UUID) -> bool | None:
         """Whether some live head reaches the sled; None when nobody says anything about it."""
         said = []
@@ -151,3 +165,14 @@ class Reports:
             if isinstance(about, dict) and "reachable" in about and self.is_live(head):
                 said.append(bool(about["reachable"]))
         return any(said) if said else None
+
+
+def _start_in(about: Mapping[str, object]) -> SledStart | None:
+    """The start in what a head says of a sled, None when it says none that could be one."""
+    counter, boot_id = about.get("boot_counter"), about.get("boot_id")
+    if not isinstance(counter, int) or not 0 < counter < 1 << 64 or not isinstance(boot_id, str):
+        return None
+    try:
+        return SledStart(counter, bytes.fromhex(boot_id))
+    except ValueError:
+        return None

@@ -117,6 +117,21 @@ class Retirements:
         for volume in await self._ledger.json_list(tombstone_key("")):
             await self.note_signed(UUID(volume), 0)
 
+    async def bring_back(self) -> None:
+        """No key is left that signed while the clock was wrong: what was promised to expire far away is void."""
+        over_ms = self._issue.now_ms() + TERM_MS_MAX
+
+        async def attempt() -> None:
+            horizon = await self._ledger.json(HORIZON_KEY)
+            if horizon is not None and horizon.value > over_ms:
+                await self._ledger.commit(compare={HORIZON_KEY: horizon.revision}, put={HORIZON_KEY: over_ms})
+            for volume, found in (await self._ledger.json_list(tombstone_key(""))).items():
+                if found.value["over_ms"] > over_ms:
+                    key, value = tombstone_key(volume), found.value | {"over_ms": over_ms}
+                    await self._ledger.commit(compare={key: found.revision}, put={key: value})
+
+        await self._ledger.until_settled(attempt)
+
     # --- upkeep
 
     async def advance(self) -> None:

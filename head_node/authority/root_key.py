@@ -1,4 +1,4 @@
-"""The rack's root key: it signs key sets and certificates of reply keys, nothing else, and is read when it does.
+"""The rack's root key: it signs key sets, certificates of reply keys and statements of time, and is read when it does.
 
 It may be a file beside the store, a key that only a command reaches, or away: then what it is to sign waits for it
 (`key_requests.py`). Everything that needs it asks `RootKey.sign`.

@@ -12,6 +12,7 @@ from head_node.store.records import SledRecord
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
 from sled_controller.fabric.client import SledClient
+from sled_controller.sled_start import SledStart
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ class _Association:
         self.client: SledClient | None = None
         self.reason = "not connected yet"
         self.connects_total = 0
+        self.seen = record.start
+        """The newest start that is known here: a sled that shows an older one has forgotten fences (F2)."""
+        self.start = SledStart()
+        """The one that was met last, refused or not."""
         self._make = make
         self._changed = changed
         self._env = env
@@ -56,6 +61,13 @@ class _Association:
                 await asyncio.sleep(pause * (1 + jitter))
                 pause = min(pause * 2, BACKOFF_SECONDS_MAX)
                 continue
+            self.start = client.start
+            if why := self.seen.went_back(client.start):
+                self._note(f"{why}: it was put back to an older state; an operator has to accept it")
+                await client.close()
+                await asyncio.sleep(BACKOFF_SECONDS_MAX)
+                continue
+            self.seen = client.start
             pause = BACKOFF_SECONDS_MIN
             self.connects_total += 1
             log.info("event=sled_connected sled=%s name=%s", self.record.id, self.record.name)
@@ -68,6 +80,12 @@ class _Association:
                 await client.close()
             self._note("the association ended")
             self._changed(self.record.id, None)
+
+    def follow(self, record: SledRecord) -> None:
+        """The authority has noted a newer start, or an operator has accepted one that went back."""
+        if record.accepted != self.record.accepted or record.start.is_after(self.seen):
+            self.seen = record.start
+        self.record = record
 
     async def close(self) -> None:
         self._task.cancel()
@@ -97,6 +115,8 @@ class Sleds:
                 del self._associations[sled]
                 self._background(association.close())
                 self._tell(sled, None)
+            else:
+                association.follow(record)
         for sled, record in sleds.items():
             if sled not in self._associations:
                 self._associations[sled] = _Association(record, self._make, self._tell, self._env)
@@ -128,6 +148,8 @@ class Sleds:
                 "reachable": association.client is not None,
                 "connects_total": association.connects_total,
                 "reason": association.reason,
+                "boot_counter": association.start.boot_counter,
+                "boot_id": association.start.boot_id.hex(),
             }
             for sled, association in self._associations.items()
         }

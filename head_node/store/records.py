@@ -12,6 +12,7 @@ from uuid import UUID
 
 from head_node.store.errors import RecordMalformed
 from head_node.volume.geometry import Geometry
+from sled_controller.sled_start import UNKNOWN_START, SledStart
 
 BLOCK_BYTES = 4096
 # Twice the slots that the blocks need, so that compaction always finds free ones, and a floor for small volumes.
@@ -350,7 +351,8 @@ class HeadRecord:
 
 @dataclass(frozen=True, slots=True)
 class SledRecord:
-    """An enrolled sled and where its NVMe/TCP target listens. `capacity_blocks` is 0 when nobody said."""
+    """An enrolled sled and where its NVMe/TCP target listens. `capacity_blocks` is 0 when nobody said. `start`: the
+    newest that the authority has seen; `accepted`: how often an operator has accepted one that went back."""
 
     id: UUID
     name: str
@@ -359,6 +361,8 @@ class SledRecord:
     address: Address
     capacity_blocks: int = 0
     enrolled_ms: int = 0
+    start: SledStart = UNKNOWN_START
+    accepted: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -369,6 +373,9 @@ class SledRecord:
             "address": list(self.address),
             "capacity_blocks": self.capacity_blocks,
             "enrolled_ms": self.enrolled_ms,
+            "boot_counter": self.start.boot_counter,
+            "boot_id": self.start.boot_id.hex(),
+            "accepted": self.accepted,
         }
 
     @classmethod
@@ -383,6 +390,8 @@ class SledRecord:
                 address=(str(data["address"][0]), int(data["address"][1])),
                 capacity_blocks=int(data["capacity_blocks"]),
                 enrolled_ms=int(data["enrolled_ms"]),
+                start=SledStart(int(data.get("boot_counter", 0)), bytes.fromhex(data.get("boot_id", ""))),
+                accepted=int(data.get("accepted", 0)),
             )
         except _MALFORMED as error:
             raise RecordMalformed("sled record", error) from error

@@ -34,6 +34,7 @@ from sled_controller.fabric.refusal import error_of
 from sled_controller.keyset import version_of
 from sled_controller.receipt import RECEIPT_BYTES, Receipt
 from sled_controller.session import HELLO_BYTES, HeadHandshake, SessionKeys
+from sled_controller.sled_start import UNKNOWN_START, SledStart
 from spdk_bindings.device import Buffer
 from spdk_bindings.identify import CONTROLLER_FORMAT, IDENTIFY_BYTES
 from spdk_bindings.nvme import (
@@ -127,7 +128,12 @@ class SledClient:
     @property
     def boot_counter(self) -> int:
         """Which of the sled's starts this association is with; 0 before it is open."""
-        return 0 if self._keys is None else self._keys.boot_counter
+        return self.start.boot_counter
+
+    @property
+    def start(self) -> SledStart:
+        """Which of the sled's starts this association is with, as it has signed."""
+        return UNKNOWN_START if self._keys is None else self._keys.start
 
     async def open(self) -> None:
         """Connect both queues, prove each other's identity, push the key set; raises SledUnavailable."""
@@ -153,7 +159,7 @@ class SledClient:
         keys = self._keys
         assert keys is not None
         receipt = Receipt.decode(_into(answer), keys)
-        expected = (self.sled_id, keys.boot_counter, fields.volume, fields.epoch, attach_number, slot)
+        expected = (self.sled_id, keys.start.boot_counter, fields.volume, fields.epoch, attach_number, slot)
         given = (
             receipt.sled, receipt.boot_counter, receipt.volume, receipt.epoch, receipt.attach_number, receipt.slot
         )  # fmt: skip
@@ -184,6 +190,11 @@ class SledClient:
         """Have the sled forget the fence of a deleted volume; durable when this returns. Raises CredentialRefused with
         the sled's reason, CommandFailed when it should be tried again later, SledUnavailable."""
         await self.admin(vendor.vendor_sqe(AdminOpcode.RETIRE), statement)
+
+    async def state_time(self, statement: bytes) -> None:
+        """Set the sled's time by a statement of the root key; durable when this returns. Raises CredentialRefused with
+        the sled's reason, CommandFailed when it should be tried again later, SledUnavailable."""
+        await self.admin(vendor.vendor_sqe(AdminOpcode.TIME_STATEMENT), statement)
 
     async def close(self) -> None:
         """End the association; commands that are not answered yet fail with SledUnavailable."""

@@ -68,6 +68,7 @@ VENDOR_ADMIN_EFFECTS: Final[dict[int, int]] = {
     AdminOpcode.NAMESPACE_DELETE: _MANAGES | _WRITES,
     AdminOpcode.DETACH: _QUIET,
     AdminOpcode.RETIRE: _QUIET,
+    AdminOpcode.TIME_STATEMENT: _QUIET,
 }
 IO_EFFECTS: Final[dict[int, int]] = {
     IoOpcode.RESERVATION_REPORT: _QUIET,

@@ -22,6 +22,8 @@ _REASONS: Final = {
     Refusal.NOT_OVER: "a credential of the volume may still be valid in sled time",
     Refusal.OLD_HOLDER: "another association has the volume in this epoch; a newer credential is needed",
     Refusal.NEWER_EPOCH: "the sled knows a newer epoch of the volume",
+    Refusal.TIME_SERIAL: "the sled has taken a time statement of this or a higher serial",
+    Refusal.OTHER_SLED: "the time statement is for another sled, or another start of this one",
 }
 
 

@@ -65,3 +65,41 @@ class Gather:
 
     def _status(self) -> int:
         return int(Status.SUCCESS) if self._successes else self._failure
+
+
+class Both:
+    """Two things that have to be complete: the status is the first one's, the second has none that matters.
+
+    Give `first` and `second` to them, then return `result(status the first one was started with)`.
+    """
+
+    __slots__ = ("_done", "_first", "_returned", "_second")
+
+    def __init__(self, done: Done) -> None:
+        self._done = done
+        self._first: int | None = None
+        self._second = False
+        self._returned = False
+
+    def first(self, status: int) -> None:
+        """The first one is complete."""
+        self._first = status
+        self._check()
+
+    def second(self, _: int) -> None:
+        """The second one is complete."""
+        self._second = True
+        self._check()
+
+    def result(self, started: int) -> int:
+        """To be returned when both have been started."""
+        if started != PENDING:
+            self._first = started
+        if self._first is not None and self._second:
+            return self._first
+        self._returned = True
+        return PENDING
+
+    def _check(self) -> None:
+        if self._returned and self._second and self._first is not None:
+            self._done(self._first)

@@ -17,12 +17,14 @@ from sled_controller.storage.records import (
     MembersEntry,
     NamespaceDeletedEntry,
     NamespaceEntry,
+    RetiredEntry,
     StoredFence,
+    TimeEntry,
 )
 from sled_controller.storage.superblock import Superblock
 
-SINGLETON_RECORDS: Final = 5
-"""Checkpoint head, boot counter, key set, issue time, members."""
+SINGLETON_RECORDS: Final = 7
+"""Checkpoint head, boot counter, key set, time statement, time kept, forgotten fences, members."""
 SPARE_RECORDS: Final = 8
 """What must stay free after a checkpoint beside one fence per volume: a start's records, a key set, a deletion."""
 LOCAL_NSID_MAX: Final = 0xFFFF
@@ -30,27 +32,31 @@ LOCAL_NSID_MAX: Final = 0xFFFF
 
 @dataclass(slots=True)
 class TableContent:
-    """The entries in force. `members` maps a device index to its UUID; `nsid_next` is a local namespace number."""
+    """The entries in force. `time` is the last statement of time, `issued_ms` what was kept since; `members` maps a
+    device index to its UUID; `nsid_next` is a local namespace number."""
 
     boot_counter: int = 0
     key_set: KeySetEntry | None = None
     issued_ms: int = 0
+    time: TimeEntry | None = None
+    retired: RetiredEntry | None = None
     members: dict[int, bytes] = field(default_factory=dict)
     fences: dict[UUID, StoredFence] = field(default_factory=dict)
     namespaces: dict[int, NamespaceEntry] = field(default_factory=dict)
     nsid_next: int = 1
 
     def apply(self, entry: Entry) -> None:
-        """Take an entry in. What only rises (fence, boot counter, key set, issue time) is never lowered here; a fence
-        that is forgotten leaves the issue time in its place, which every credential that it kept out expires before."""
+        """Take an entry in. What only rises (fence, boot counter, key set) is never lowered here, nor is the time kept
+        but by a newer statement of time; a fence that is forgotten leaves `retired` in its place."""
         match entry:
             case FenceEntry(volume, fence):
                 known = self.fences.get(volume)
                 if known is None or fence.epoch > known.epoch:
                     self.fences[volume] = fence
-            case FenceRetiredEntry(volume, epoch, over_ms):
+            case FenceRetiredEntry(volume, epoch, over_ms, key_id):
                 known = self.fences.get(volume)
                 self.issued_ms = max(self.issued_ms, over_ms)
+                self.retired = highest_of(self.retired, RetiredEntry(over_ms, key_id))
                 if known is not None and known.epoch <= epoch:
                     del self.fences[volume]
             case NamespaceEntry(nsid):
@@ -65,18 +71,45 @@ class TableContent:
                     self.key_set = entry
             case IssuedEntry(issued_ms):
                 self.issued_ms = max(self.issued_ms, issued_ms)
+            case TimeEntry(serial, time_ms):
+                if self.time is None or serial > self.time.serial:
+                    self.time, self.issued_ms = entry, time_ms
+            case RetiredEntry():
+                self.retired = highest_of(self.retired, entry)
             case MembersEntry(members):
                 self.members.update(members)
             case CheckpointEntry(_, nsid_next):
                 self.nsid_next = max(self.nsid_next, nsid_next)
+
+    def lacks(self, other: "TableContent") -> list[Entry]:
+        """What would make this as high as `other` in all that is sled-wide, but for the boot counter."""
+        lacking: list[Entry] = [
+            FenceEntry(volume, fence)
+            for volume, fence in other.fences.items()
+            if volume not in self.fences or self.fences[volume].epoch < fence.epoch
+        ]
+        if other.key_set is not None and (self.key_set is None or self.key_set.version < other.key_set.version):
+            lacking.append(other.key_set)
+        here, there = (0 if content.time is None else content.time.serial for content in (self, other))
+        if other.time is not None and there > here:
+            lacking.append(other.time)
+        if other.issued_ms and (there > here or (there == here and other.issued_ms > self.issued_ms)):
+            lacking.append(IssuedEntry(other.issued_ms))
+        if other.retired is not None and highest_of(self.retired, other.retired) != self.retired:
+            lacking.append(other.retired)
+        return lacking
 
     def checkpoint(self) -> list[Entry]:
         """The fewest entries that build this state, the checkpoint head first."""
         body: list[Entry] = [BootEntry(self.boot_counter), MembersEntry(tuple(sorted(self.members.items())))]
         if self.key_set is not None:
             body.append(self.key_set)
+        if self.time is not None:
+            body.append(self.time)
         if self.issued_ms:
             body.append(IssuedEntry(self.issued_ms))
+        if self.retired is not None:
+            body.append(self.retired)
         body += [FenceEntry(volume, fence) for volume, fence in self.fences.items()]
         body += self.namespaces.values()
         return [CheckpointEntry(len(body) + 1, self.nsid_next), *body]
@@ -101,3 +134,10 @@ class TableContent:
             end = entry.first_lba + entry.blocks
         if end > superblock.data_lba + superblock.data_blocks:
             raise DeviceUntrusted("a namespace reaches past the data area")
+
+
+def highest_of(first: RetiredEntry | None, second: RetiredEntry) -> RetiredEntry:
+    """What stands in for the fences of both."""
+    if first is None:
+        return second
+    return RetiredEntry(max(first.over_ms, second.over_ms), max(first.key_id, second.key_id))

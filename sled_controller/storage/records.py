@@ -18,7 +18,7 @@ from sled_controller.storage.superblock import CRC, CRC_OFFSET, ZERO_BLOCK
 from spdk_bindings.device import Buffer
 
 MAGIC: Final = b"PTBL"
-VERSION: Final = 1
+VERSION: Final = 2
 
 RECORD_FORMAT = Struct(
     "magic" / Const(MAGIC),
@@ -54,6 +54,8 @@ class Kind(IntEnum):
     ISSUED = 7
     MEMBERS = 8
     FENCE_RETIRED = 9
+    TIME = 10
+    RETIRED = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +118,59 @@ class FenceEntry:
         return FENCE.pack(self.volume.bytes, fence.epoch, fence.holder, len(fence.credential)) + fence.credential
 
 
-FENCE_RETIRED = struct.Struct("<16sQQ")
-FENCE_RETIRED_FORMAT = Struct("volume" / Bytes(16), "epoch" / Int64ul, "over_ms" / Int64ul)
+FENCE_RETIRED = struct.Struct("<16sQQI")
+FENCE_RETIRED_FORMAT = Struct("volume" / Bytes(16), "epoch" / Int64ul, "over_ms" / Int64ul, "key_id" / Int32ul)
+KEY_ID_MAX: Final = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class FenceRetiredEntry:
-    """The volume is deleted and every credential for it expires before `over_ms`, which sled time is never before
-    from here on: its fence, of at most `epoch`, is forgotten. One record says both, so that neither is kept alone."""
+    """The volume is deleted and every credential for it expires before `over_ms` and is signed by a key of at most
+    `key_id`: its fence, of at most `epoch`, is forgotten. One record says both, so that neither is kept alone."""
 
     KIND: ClassVar = Kind.FENCE_RETIRED
     volume: UUID
     epoch: int
     over_ms: int
+    key_id: int = KEY_ID_MAX
 
     def encode(self) -> bytes:
-        return FENCE_RETIRED.pack(self.volume.bytes, self.epoch, self.over_ms)
+        return FENCE_RETIRED.pack(self.volume.bytes, self.epoch, self.over_ms, self.key_id)
+
+
+RETIRED = struct.Struct("<QI")
+RETIRED_FORMAT = Struct("over_ms" / Int64ul, "key_id" / Int32ul)
+
+
+@dataclass(frozen=True, slots=True)
+class RetiredEntry:
+    """What stands in for all fences that were forgotten, in a checkpoint: the highest of their `over_ms` and `key_id`.
+    A credential that expires before the one and is of a key up to the other raises no fence where there is none."""
+
+    KIND: ClassVar = Kind.RETIRED
+    over_ms: int
+    key_id: int
+
+    def encode(self) -> bytes:
+        return RETIRED.pack(self.over_ms, self.key_id)
+
+
+TIME = struct.Struct("<QQQ")
+TIME_FORMAT = Struct("serial" / Int64ul, "time_ms" / Int64ul, "rtc_ahead_ms" / Int64ul)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeEntry:
+    """A statement of time was taken: `time_ms` takes the place of the issue time kept before, of whatever height; the
+    machine's clock was ahead by `rtc_ahead_ms`, and counts less that."""
+
+    KIND: ClassVar = Kind.TIME
+    serial: int
+    time_ms: int
+    rtc_ahead_ms: int
+
+    def encode(self) -> bytes:
+        return TIME.pack(self.serial, self.time_ms, self.rtc_ahead_ms)
 
 
 NAMESPACE = struct.Struct("<IHHQQ16s16s")
@@ -201,7 +240,7 @@ ISSUED_FORMAT = Struct("issued_ms" / Int64ul)
 
 @dataclass(frozen=True, slots=True)
 class IssuedEntry:
-    """The newest signed issue time seen, Unix milliseconds: sled time is never before it."""
+    """Sled time as it was kept last, Unix milliseconds: it is never before that, until a statement of time."""
 
     KIND: ClassVar = Kind.ISSUED
     issued_ms: int
@@ -230,6 +269,8 @@ Entry: TypeAlias = (
     | BootEntry
     | FenceEntry
     | FenceRetiredEntry
+    | RetiredEntry
+    | TimeEntry
     | NamespaceEntry
     | NamespaceDeletedEntry
     | KeySetEntry
@@ -250,8 +291,12 @@ def decode_entry(kind: int, payload: bytes) -> Entry:
                 volume, epoch, holder, size = FENCE.unpack_from(payload)
                 return FenceEntry(UUID(bytes=volume), StoredFence(epoch, holder, _tail(payload, FENCE.size, size)))
             case Kind.FENCE_RETIRED:
-                volume, epoch, over_ms = FENCE_RETIRED.unpack(payload)
-                return FenceRetiredEntry(UUID(bytes=volume), epoch, over_ms)
+                volume, *rest = FENCE_RETIRED.unpack(payload)
+                return FenceRetiredEntry(UUID(bytes=volume), *rest)
+            case Kind.RETIRED:
+                return RetiredEntry(*RETIRED.unpack(payload))
+            case Kind.TIME:
+                return TimeEntry(*TIME.unpack(payload))
             case Kind.NAMESPACE:
                 nsid, column, _, first_lba, blocks, volume, uuid = NAMESPACE.unpack(payload)
                 return NamespaceEntry(nsid, UUID(bytes=volume), column, first_lba, blocks, UUID(bytes=uuid))

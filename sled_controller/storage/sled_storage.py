@@ -1,6 +1,6 @@
-"""All that a sled keeps: fences, namespaces, boot counter, key set and issue time, over all of its devices (F2).
+"""All that a sled keeps: fences, namespaces, boot counter, key set and time, over all of its devices (F2).
 
-Fences, boot counter, key set and issue time are sled-wide and on every present device; a namespace is on one device.
+Fences, boot counter, key set and time are sled-wide and on every present device; a namespace is on one device.
 Start takes the maximum over the devices and brings each up to it before it is served.
 """
 
@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from sled_controller.environment import Environment
-from sled_controller.storage.completion import Gather, completed
+from sled_controller.storage.completion import Both, Gather, completed
 from sled_controller.storage.content import TableContent
 from sled_controller.storage.creation import NamespaceCreation
 from sled_controller.storage.device_store import (
@@ -24,9 +24,11 @@ from sled_controller.storage.device_store import (
     require_blank,
 )
 from sled_controller.storage.errors import DeviceUntrusted, StorageUnusable
+from sled_controller.storage.journal import SledJournal
 from sled_controller.storage.namespace import OFFLINE, Namespace
 from sled_controller.storage.records import (
     CREDENTIAL_BYTES_MAX,
+    KEY_ID_MAX,
     KEY_SET_BYTES_MAX,
     BootEntry,
     Entry,
@@ -37,8 +39,10 @@ from sled_controller.storage.records import (
     NamespaceDeletedEntry,
     NamespaceEntry,
     StoredFence,
+    TimeEntry,
 )
 from sled_controller.storage.roster import DeviceReport, DeviceRoster
+from sled_controller.storage.sled_wide import SledWide, behind
 from sled_controller.storage.superblock import FormatState, Superblock, plan
 from sled_controller.storage.table import GROUP_RECORDS_MAX
 from spdk_bindings.device import PENDING, Device, Done
@@ -47,14 +51,14 @@ from spdk_bindings.nvme import Status, status_name
 log = logging.getLogger(__name__)
 
 ISSUED_STEP_MS: Final = 60_000
-"""The issue time becomes durable in steps of a minute: it is hygiene, not worth two writes more per attach."""
+"""Sled time becomes durable in steps of a minute: it is hygiene, not worth two writes more per attach."""
 COLUMN_MAX: Final = 0xFFFF
 EPOCH_MAX: Final = 2**64 - 1
 
 _SUCCESS: Final = int(Status.SUCCESS)
 
 
-class SledStorage:
+class SledStorage(SledWide):
     """The durable state of one sled. Everything runs on the event loop's thread; nothing here makes tasks.
 
     Operations are started like device commands: they return a status (0 = success) when done at once, or `PENDING`
@@ -63,9 +67,7 @@ class SledStorage:
     Read by the target, never changed by it:
 
     - `namespaces`: nsid -> `Namespace`, those whose creation is durable;
-    - `boot_counter`: this start's number, durable on every online device before `open` returns;
-    - `key_set`: (version, signed bytes) of the highest key set stored, or None;
-    - `issued_ms`: the newest signed issue time noted, Unix milliseconds;
+    - `boot_counter`, durable on every online device before `open` returns, `key_set`, `issued_ms`, `time`, `retired`;
     - `counters`: how often something worth a graph happened.
 
     Hooks the target may set: `on_device_offline(index, reason)`, called when a device stops being served (its
@@ -77,16 +79,15 @@ class SledStorage:
     refused until a restart, whose boot counter tells the heads.
     """
 
-    def __init__(self, sled_id: UUID, env: Environment) -> None:
+    def __init__(self, sled_id: UUID, env: Environment, journal: SledJournal | None = None) -> None:
         """Use `open`."""
+        super().__init__(TableContent() if journal is None else journal.content)
         self.sled_id = sled_id
-        self.boot_counter = 0
-        self.key_set: tuple[int, bytes] | None = None
-        self.issued_ms = 0
         self.namespaces: dict[int, Namespace] = {}
         self.counters = {
             "devices_untrusted": 0,
             "devices_failed": 0,
+            "devices_behind": 0,
             "records_damaged": 0,
             "tables_healed": 0,
             "fences_raised": 0,
@@ -99,8 +100,8 @@ class SledStorage:
         self.on_fence_raised: Callable[[UUID, StoredFence], None] | None = None
         self.on_rejoin: Callable[[int], None] | None = None
         self._env = env
+        self.journal = journal
         self._served: set[int] = set()
-        self._fences: dict[UUID, StoredFence] = {}
         self._roster = DeviceRoster()
         self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
         self._issued_durable_ms = 0
@@ -117,17 +118,19 @@ class SledStorage:
         env: Environment,
         format: bool = False,  # noqa: A002
         table_records: int | None = None,
+        journal: SledJournal | None = None,
     ) -> "SledStorage":
         """Start on `devices`, which belong to the storage from here on (`close` closes them).
 
         A device whose superblock or table can't be trusted, or that is another sled's, is offline and untouched;
         `reports()` says why. With `format` all-zero devices are formatted and join (`table_records` per region and
         copy: by size when None); without, they stay offline. The fence of a volume is the highest on any device; when
-        this returns, every online device has all fences, the key set and the new boot counter durably.
+        this returns, every online device has all fences, the key set and the new boot counter durably. So has the
+        `journal`, which was read before and counts as a device does: for the state directory it is in.
 
         Raises StorageUnusable when no device is online in the end.
         """
-        storage = cls(sled_id, env)
+        storage = cls(sled_id, env, journal)
         loaded: list[DeviceStore] = []
         blank: list[tuple[Device, Superblock | None]] = []
         for device in devices:
@@ -153,13 +156,17 @@ class SledStorage:
                 storage._adopt(await storage._format(device, unfinished, table_records))
             except DeviceUntrusted as error:
                 storage._distrust(device, error)
-        storage.boot_counter += 1
+        if behind(loaded, storage._wide):
+            storage.counters["devices_behind"] += len(loaded)
+        storage._wide.apply(BootEntry(storage.boot_counter + 1))
         for store in storage._roster.present():
             await storage._bring_online(store)
         if not storage._roster.online():
             reasons = "; ".join(f"{report.serial}: {report.reason}" for report in storage.reports()) or "none given"
             storage.close()
             raise StorageUnusable(f"no device can be served: {reasons}")
+        if journal is not None:
+            await completed(partial(journal.begin, storage._wide))
         return storage
 
     async def join(self, device: Device, *, format: bool = False, table_records: int | None = None) -> int:  # noqa: A002
@@ -203,14 +210,6 @@ class SledStorage:
 
     # -- fences (F2) ----------------------------------------------------------------------------------------------
 
-    def fence_of(self, volume: UUID) -> StoredFence | None:
-        """The fence of a volume as raised here, durable or about to be; None if it never had one."""
-        return self._fences.get(volume)
-
-    def fences(self) -> dict[UUID, StoredFence]:
-        """A copy of all fences."""
-        return dict(self._fences)
-
     def raise_fence(self, volume: UUID, fence: StoredFence, done: Done) -> int:
         """Raise a volume's fence: in memory before this returns, complete when in two FUA records on every device.
 
@@ -224,7 +223,7 @@ class SledStorage:
         """
         if not 0 < fence.epoch <= EPOCH_MAX or len(fence.holder) != 32 or len(fence.credential) > CREDENTIAL_BYTES_MAX:
             return int(Status.INVALID_FIELD)
-        known = self._fences.get(volume)
+        known = self._wide.fences.get(volume)
         if known is not None:
             if fence.epoch < known.epoch:
                 return int(Status.FENCED_OFF)
@@ -234,34 +233,34 @@ class SledStorage:
                 return self._append_everywhere((), done)
         elif not all(store.has_room(volume) for store in self._roster.present()):
             self.counters["refused_for_room"] += 1
-            log.error("event=table_full volume=%s fences=%d", volume, len(self._fences))
+            log.error("event=table_full volume=%s fences=%d", volume, len(self._wide.fences))
             return int(Status.NAMESPACE_INSUFFICIENT_CAPACITY)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        self._fences[volume] = fence
         self.counters["fences_raised"] += 1
-        return self._append_everywhere((FenceEntry(volume, fence),), done)
+        return self._put(FenceEntry(volume, fence), done)
 
-    def retire_fence(self, volume: UUID, epoch: int, over_ms: int, done: Done) -> int:
-        """Forget the fence of a deleted volume, if it is of at most `epoch`; sled time is never before `over_ms` again.
+    def retire_fence(
+        self, volume: UUID, epoch: int, over_ms: int, done: Done, *, key_id: int = KEY_ID_MAX
+    ) -> int:  # fmt: skip
+        """Forget the fence of a deleted volume, if it is of at most `epoch`; sled time is never before `over_ms` again,
+        until a statement of time.
 
         Forgotten in memory before this returns; complete when that is durable on every device, so that no start finds
         the fence gone and the time before `over_ms`. The caller has seen to it that no credential for the volume
-        expires later. INVALID_NAMESPACE when a namespace of the volume exists, or is being made: nothing changes.
-        NAMESPACE_NOT_READY when too much is queued (come back). A device that is away keeps the fence, and brings it
-        back when it joins.
+        expires later, nor is signed by a key above `key_id`. INVALID_NAMESPACE when a namespace of the volume exists,
+        or is being made: nothing changes. NAMESPACE_NOT_READY when too much is queued (come back). A device that is
+        away keeps the fence, and brings it back when it joins.
         """
         if self.has_namespace_of(volume):
             return int(Status.INVALID_NAMESPACE)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        known = self._fences.get(volume)
+        known = self._wide.fences.get(volume)
         if known is None or known.epoch > epoch:
             return self._append_everywhere((), done)
-        del self._fences[volume]
-        self.issued_ms = max(self.issued_ms, over_ms)
         self.counters["fences_retired"] += 1
-        return self._append_everywhere((FenceRetiredEntry(volume, epoch, over_ms),), done)
+        return self._put(FenceRetiredEntry(volume, epoch, over_ms, key_id), done)
 
     # -- key set and time -----------------------------------------------------------------------------------------
 
@@ -273,14 +272,23 @@ class SledStorage:
             return self._append_everywhere((), done)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
-        self.key_set = (version, raw)
-        return self._append_everywhere((KeySetEntry(version, raw),), done)
+        return self._put(KeySetEntry(version, raw), done)
+
+    def state_time(self, entry: TimeEntry, done: Done) -> int:
+        """Keep the time of a statement (already verified) in place of what was kept; one of no higher serial is success
+        and changes nothing."""
+        if self.time is not None and entry.serial <= self.time.serial:
+            return self._append_everywhere((), done)
+        if self._any_full():
+            return int(Status.NAMESPACE_NOT_READY)
+        self._issued_durable_ms = entry.time_ms
+        return self._put(entry, done)
 
     def note_issued(self, issued_ms: int) -> None:
-        """Remember a verified signed issue time; durable, in steps of a minute, some time later."""
+        """Remember sled time; durable, in steps of a minute, some time later."""
         if not self.issued_ms < issued_ms <= EPOCH_MAX:
             return
-        self.issued_ms = issued_ms
+        self._wide.apply(IssuedEntry(issued_ms))
         if issued_ms >= self._issued_durable_ms + ISSUED_STEP_MS and not self._any_full():
             self._issued_durable_ms = issued_ms
             self._append_everywhere((IssuedEntry(issued_ms),), _ignore)
@@ -321,7 +329,7 @@ class SledStorage:
         existing = self.namespace_of(volume, column)
         if existing is not None:
             return _SUCCESS if existing.blocks == blocks else int(Status.INVALID_FIELD)
-        if volume not in self._fences:
+        if volume not in self._wide.fences:
             return int(Status.NOT_ATTACHED)
         candidates = [
             store
@@ -421,12 +429,26 @@ class SledStorage:
     def _any_full(self) -> bool:
         return any(store.log.full for store in self._roster.present())
 
+    def _put(self, entry: Entry, done: Done) -> int:
+        """Take a sled-wide entry: in memory now, complete when it is durable."""
+        self._wide.apply(entry)
+        return self._append_everywhere((entry,), done)
+
     def _append_everywhere(self, entries: Sequence[Entry], done: Done) -> int:
         stores = self._roster.present()
         if not stores:
             return int(Status.INTERNAL_ERROR)
         if self._any_full():
             return int(Status.NAMESPACE_NOT_READY)
+        if self.journal is None:
+            return self._append_on(stores, entries, done)
+        both = Both(done)
+        self.journal.append(entries, both.second)
+        status = self._append_on(stores, entries, both.first)
+        return both.result(status)
+
+    @staticmethod
+    def _append_on(stores: Sequence[DeviceStore], entries: Sequence[Entry], done: Done) -> int:
         gather = Gather(len(stores), done)
         for store in stores:
             store.log.append(entries, gather.one)
@@ -474,10 +496,10 @@ class SledStorage:
         content, index = store.content, store.index
         self._roster.check_place(store)
         for volume, fence in content.fences.items():
-            known = self._fences.get(volume)
+            known = self._wide.fences.get(volume)
             if known is not None and known.epoch == fence.epoch and known.holder != fence.holder:
                 raise DeviceUntrusted(f"it has epoch {fence.epoch} of volume {volume} for another holder", index)
-        missing = TableContent(fences=dict(self._fences))
+        missing = TableContent(fences=dict(self._wide.fences))
         for volume, fence in content.fences.items():
             missing.apply(FenceEntry(volume, fence))
         missing.namespaces = content.namespaces
@@ -486,22 +508,15 @@ class SledStorage:
         for other in self._roster.present():
             if not other.has_room_for(content.fences):
                 raise DeviceUntrusted(f"the table of {other.device.serial} is too small for its fences", index)
-        raised: list[Entry] = []
-        for volume, fence in content.fences.items():
-            known = self._fences.get(volume)
-            if known is None or known.epoch < fence.epoch:
-                self._fences[volume] = fence
-                raised.append(FenceEntry(volume, fence))
-                if self.on_fence_raised is not None:
-                    self.on_fence_raised(volume, fence)
-        if content.key_set is not None and (self.key_set is None or content.key_set.version > self.key_set[0]):
-            self.key_set = (content.key_set.version, content.key_set.raw)
-            raised.append(content.key_set)
-        self.issued_ms = max(self.issued_ms, content.issued_ms)
+        raised = self._wide.lacks(content)
+        for entry in raised:
+            self._wide.apply(entry)
+            if isinstance(entry, FenceEntry) and self.on_fence_raised is not None:
+                self.on_fence_raised(entry.volume, entry.fence)
         self._roster.admit(store)
         raised.append(self._roster.members_entry())
         if not self._roster.online():
-            self.boot_counter = max(self.boot_counter, content.boot_counter)
+            self._wide.apply(BootEntry(content.boot_counter))
         elif content.boot_counter > self.boot_counter:
             raised.append(BootEntry(content.boot_counter))
         return raised
@@ -515,16 +530,7 @@ class SledStorage:
     async def _bring_online(self, store: DeviceStore) -> None:
         """Give a device all that it lacks, then serve it; it goes offline instead when its table can't be written."""
         content = store.content
-        lacking: list[Entry] = [
-            FenceEntry(volume, fence)
-            for volume, fence in self._fences.items()
-            if volume not in content.fences or content.fences[volume].epoch < fence.epoch
-        ]
-        lacking.append(BootEntry(self.boot_counter))
-        if self.key_set is not None and (content.key_set is None or content.key_set.version < self.key_set[0]):
-            lacking.append(KeySetEntry(*self.key_set))
-        if self.issued_ms > content.issued_ms:
-            lacking.append(IssuedEntry(self.issued_ms))
+        lacking = [*content.lacks(self._wide), BootEntry(self.boot_counter)]
         if content.members != self._roster.members:
             lacking.append(self._roster.members_entry())
         for first in range(0, len(lacking), GROUP_RECORDS_MAX):

@@ -19,10 +19,12 @@ from head_node.authority.nodes import Fencer
 from head_node.authority.reply_trust import ReplyTrust
 from head_node.authority.retirement import CONFIRMED
 from head_node.authority.root_key import RootKey
+from head_node.authority.time_repair import TAKEN
 from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Cleanup, Column, SledRecord, VolumeRecord, column_blocks
 from sled_controller.environment import Environment
+from sled_controller.sled_start import SledStart
 
 URL = "http://authority.test"
 
@@ -81,6 +83,8 @@ class RecordingFencer:
         self.cleaned: list[tuple[UUID, UUID, int]] = []
         self.refused = 0
         self.retired: list[tuple[UUID, UUID]] = []
+        self.stated: list[tuple[UUID, bytes]] = []
+        self.starts: dict[UUID, SledStart] = {}
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         self.fenced.append(record)
@@ -95,6 +99,18 @@ class RecordingFencer:
 
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         return self.times_ms
+
+    async def start_of(self, sled: SledRecord) -> SledStart | str:
+        return self.starts.get(sled.id, "out of reach")
+
+    async def state_time(
+        self, sled: SledRecord, statement: Callable[[int], Awaitable[bytes]] | None
+    ) -> tuple[int, str]:
+        if sled.id in self.away:
+            return 0, "out of reach"
+        if statement is not None:
+            self.stated.append((sled.id, await statement(1)))
+        return 1_700_000_000_000, TAKEN
 
     async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
         if sled.id in self.away:

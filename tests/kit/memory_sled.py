@@ -25,6 +25,7 @@ from sled_controller.errors import (
     Superseded,
 )
 from sled_controller.receipt import DeviceState, Receipt
+from sled_controller.sled_start import SledStart
 from spdk_bindings.device import Buffer
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class MemorySled:
         self.dead = False
         self.ahead_ms = 0
         self.boots = 1
+        self.boot_id = b""
         self.clients: list[MemorySledClient] = []
         self.lie: bytes | None = None
         """A credential shown with a fenced-off answer to everything from now on."""
@@ -94,6 +96,10 @@ class MemorySledClient:
     @property
     def boot_counter(self) -> int:
         return self._sled.boots
+
+    @property
+    def start(self) -> SledStart:
+        return SledStart(self._sled.boots, self._sled.boot_id)
 
     async def push_key_set(self) -> None:
         self._sled.key_sets += 1

@@ -112,8 +112,8 @@ class ManualTimer:
 class Rig:
     """A sled over `devices`, without loop and sockets."""
 
-    def __init__(self, *devices: HeldDevice) -> None:
-        self.clock = host.FixedClock()
+    def __init__(self, *devices: HeldDevice, clock: host.FixedClock | None = None) -> None:
+        self.clock = clock or host.FixedClock()
         self.env = Environment(self.clock, host.FixedEntropy(b"rig"))
         self.devices = devices or (HeldDevice(),)
         self.timers = ManualTimers()

@@ -18,7 +18,8 @@ TAKEOVER = (
     "WIPED_LOG_ELIGIBLE", "SERVE_BEFORE_RECEIPTS", "KEEP_WHAT_DIVERGES",
 )  # fmt: skip
 PLACES = ("TRUSTED_FOR_EVER", "KEY_UNBOUND", "CONNECT_ENDS", "NUMBER_ALONE", "FENCE_LEAVES")
-RULES = {"fence": FENCE, "places": PLACES, "takeover": TAKEOVER}
+TIME = ("NO_BOUND", "KEPT_AT_ONCE", "NO_DOUBT", "NOT_STATED", "REPLAYED")
+RULES = {"fence": FENCE, "places": PLACES, "takeover": TAKEOVER, "time": TIME}
 LONGER = {"KEEP_WHAT_DIVERGES": ("EPOCHS=3", "CRASHES=0")}
 """What diverges comes back in the third epoch only."""
 MUTANTS = [(model, name) for model, names in RULES.items() for name in names]
@@ -57,7 +58,7 @@ def test_every_rule_is_needed(model: str, mutant: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", RULES)
 def test_every_mutant_is_listed(model: str) -> None:
     text = (HERE / f"{model}.pml").read_text(encoding="ascii")
-    used = set(re.findall(r"(?:#ifn?def |defined\()(\w+)", text)) - {"EPOCHS", "CUTS", "CRASHES", "CHANGES"}
+    used = set(re.findall(r"(?:#ifn?def |defined\()(\w+)", text)) - {"EPOCHS", "CUTS", "CRASHES", "CHANGES", "LAST"}
     assert used == set(RULES[model])
     head = text[: text.index("*/")]
     assert all(name in head for name in used)

@@ -14,6 +14,7 @@ from mutant import (
     PRIMARY,
     RECEIVER,
     RETIREMENT,
+    SLED_STARTS,
     STORE,
     TAILS,
     TAKEOVER,
@@ -258,6 +259,23 @@ CLUSTERS = (
     one(
         "issue-time-follows-one", "clocks: no single sled moves issue time", ISSUE_TIME,
         "sorted(sled_times_ms)[enough - 1]", "max(sled_times_ms)", AUTHORITY,
+    ),
+    one(
+        "wrong-sleds-followed", "clocks: sleds that have still to take a statement of time move nothing", "head_node/authority/authority.py",
+        "self._fencer.sled_times(await self.time.without_wrong(record))", "self._fencer.sled_times(record)", f"{AUTHORITY}/test_time_repair.py",
+    ),
+    one(
+        "promises-brought-back-early", "F2: what a wrong time promised is void when its keys are gone",
+        "head_node/authority/time_repair.py",
+        " and all(key.key_id >= first_key for key in (await self._keyring.current()).keys)", "", f"{AUTHORITY}/test_time_repair.py",
+    ),
+    one(
+        "heads-word-noted", "F2: the authority notes only starts that a sled has signed", SLED_STARTS,
+        "                found = await self._fencer.start_of(record)\n", "                found = next(iter(said[record.id]))\n", f"{AUTHORITY}/test_sled_starts.py",
+    ),
+    one(
+        "put-back-and-used", "F2: a head uses no sled whose boot counter went back", "head_node/cluster/sleds.py",
+        "            if why := self.seen.went_back(client.start):\n", "            if why := \"\":\n", f"{AUTHORITY}/test_sled_starts.py",
     ),
     one(
         "count-of-the-clock", "clocks: a clock that is set does not make the authority forget nonces",

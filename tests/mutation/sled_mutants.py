@@ -1,7 +1,10 @@
 # ruff: noqa: E501 (the edits quote lines of the sources)
 """Rules of sleds and their fabric, dropped."""
 
-from mutant import ATTACH, AUTHORITY, FENCING, SESSION, SLED, STORAGE, SUBSYSTEM, VENDOR_IO, one
+from mutant import ATTACH, AUTHORITY, FENCING, SESSION, SLED, SLED_TIME, STORAGE, SUBSYSTEM, VENDOR_IO, one
+
+TIME_TESTS = tuple(f"{SLED}/test_{name}.py" for name in ("sled_time", "subsystem_time"))
+JOURNAL_TESTS = f"{SLED}/storage/test_journal.py"
 
 SLEDS = (
     one(
@@ -24,7 +27,7 @@ SLEDS = (
     ),
     one(
         "fence-in-memory-only", "F2: a fence is durable before its receipt", STORAGE,
-        "        return self._append_everywhere((FenceEntry(volume, fence),), done)\n",
+        "        return self._put(FenceEntry(volume, fence), done)\n",
         "        return self._append_everywhere((), done)\n", SLED,
     ),
     one(
@@ -51,7 +54,7 @@ SLEDS = (
     ),
     one(
         "boot-counter-stands-still", "D1: a head hears of a sled's power cycle", STORAGE,
-        "        storage.boot_counter += 1\n", "        storage.boot_counter = max(1, storage.boot_counter)\n", SLED,
+        "BootEntry(storage.boot_counter + 1)", "BootEntry(max(1, storage.boot_counter))", SLED,
     ),
     one(
         "gmac-counter-reset", "wire: no nonce twice with one key", SESSION,
@@ -92,6 +95,35 @@ SLEDS = (
         "sled_controller/descriptors.py", "self.limit - min(RESERVE, self.limit // 8) - used", "self.limit - used", SLED,
     ),
     one(
+        "learnt-time-outlives-the-clock", "clocks: issue times count as far as the sled's own clock bears them out", SLED_TIME,
+        "        return min(learned_ms, own_ms + LEAD_MS_MAX)\n", "        return learned_ms\n", *TIME_TESTS,
+    ),
+    one(
+        "lead-kept-at-once", "clocks: a lead is kept when it has lasted", SLED_TIME,
+        "        if run_on_ms - since_ms < HOLD_MS:\n", "        if run_on_ms - since_ms < 0:\n", *TIME_TESTS,
+    ),
+    one(
+        "unsure-taken-for-valid", "clocks: after a start without a clock nothing older counts", SUBSYSTEM,
+        " or self.time.unsure_of(credential.issued_ms):", ":", *TIME_TESTS,
+    ),
+    one(
+        "time-statement-replayed", "clocks: a statement of time is taken once", SUBSYSTEM,
+        "        if known is not None and statement.serial <= known.serial:\n", "        if known is not None and statement.serial < 0:\n", *TIME_TESTS,
+    ),
+    one(
+        "journal-not-read", "F2: a sled's fences outlive its devices", STORAGE,
+        "super().__init__(TableContent() if journal is None else journal.content)", "super().__init__(TableContent())", JOURNAL_TESTS,
+    ),
+    one(
+        "receipt-without-journal", "F2: a fence is complete when device and journal have it", STORAGE,
+        "        self.journal.append(entries, both.second)\n",
+        "        self.journal.append(entries, lambda _: None)\n        both.second(0)\n", JOURNAL_TESTS,
+    ),
+    one(
+        "start-comes-twice", "F2: a boot counter is one start's", "sled_controller/sled_start.py",
+        "        if same and self.boot_id", "        if not same and self.boot_id", f"{AUTHORITY}/test_sled_starts.py",
+    ),
+    one(
         "fence-forgotten-alone", "F2: a forgotten fence leaves the time that stands in for it",
         "sled_controller/storage/content.py", "self.issued_ms = max(self.issued_ms, over_ms)\n", "pass\n", SLED,
     ),
@@ -100,12 +132,13 @@ SLEDS = (
         "if self.time.now_ms() < over_ms or (", "if (", AUTHORITY,
     ),
     one(
-        "forgotten-and-clock-set-back", "F2: sled time does not go behind a forgotten fence's", SUBSYSTEM,
-        "        self.time.learn(over_ms)\n", "", AUTHORITY,
+        "forgotten-and-time-set-back", "F2: what a forgotten fence kept out stays out when time is set back", SUBSYSTEM,
+        "            retired is not None\n            and credential.expires_ms < retired.over_ms\n",
+        "            False\n            and credential.expires_ms < retired.over_ms\n", *TIME_TESTS,
     ),
     one(
         "old-statement-believed", "F2: a fence whose credential expires later stays", SUBSYSTEM,
-        " or (raised_by and not _over(raised_by, over_ms)):", ":", AUTHORITY,
+        " or (raised_by and not self._over(raised_by, over_ms)):", ":", AUTHORITY,
     ),
     one(
         "reconnect-without-drain", "F3: a new attach of the same epoch drains the former one", ATTACH,

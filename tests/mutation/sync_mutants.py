@@ -9,6 +9,7 @@ FILES = "head_node/files.py"
 DURABLE = "sled_controller/durable.py"
 EMULATOR = "spdk_bindings/emulator.py"
 STORE = "head_node/store/sqlite.py"
+JOURNAL = "sled_controller/storage/journal.py"
 RACKCTL = "tools/rackctl/files.py"
 LOG_TESTS = f"{POWER}/test_log_directory.py"
 STATE_TESTS = f"{POWER}/test_state_files.py"
@@ -158,5 +159,14 @@ SYNCS = (
     (
         "key-name-not-synced", "rackctl: a key that a command made stays", RACKCTL,
         "            sync_directory(path.parent)\n", "", STATE_TESTS,
+    ),
+    (
+        "journal-append-not-synced", "F2: what a sled's journal has vouched for is durable", JOURNAL,
+        "    with path.open(\"ab\") as file:\n        file.write(data)\n        file.flush()\n        os.fsync(file.fileno())\n",
+        "    with path.open(\"ab\") as file:\n        file.write(data)\n", STATE_TESTS,
+    ),
+    (
+        "journal-name-not-synced", "F2: a journal that is written anew takes the place of the one before", JOURNAL,
+        "    fresh.replace(path)\n    sync_directory(path.parent)\n", "    fresh.replace(path)\n", STATE_TESTS,
     ),
 )  # fmt: skip

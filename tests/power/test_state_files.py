@@ -1,11 +1,12 @@
 """Keys, identities and other small files of heads, sleds, the authority and rackctl, after a power cut at any step."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from kit.drive import environment
+from kit.drive import environment, fence, volume
 from kit.power_cuts import Claims, cuts
 from kit.power_fuse import Shelf
 from rackctl.files import create_file, write_file
@@ -16,6 +17,10 @@ from head_node.main import StateDirectory as HeadDirectory
 from sled_controller.durable import replace_file
 from sled_controller.state_dir import PROVISIONED_FILE, SERVED_FILE
 from sled_controller.state_dir import StateDirectory as SledDirectory
+from sled_controller.storage import journal as journal_format
+from sled_controller.storage.completion import completed
+from sled_controller.storage.journal import SledJournal
+from sled_controller.storage.records import FenceEntry
 
 ROOT_PUBLIC = bytes(range(32))
 
@@ -113,3 +118,36 @@ def test_a_sled_that_has_started_is_the_same_sled_after_a_cut(power: Shelf) -> N
         assert (again.sled_id, again.key.private_bytes_raw()) in claims.allowed("identity", cut.at), str(cut)
         assert found.provisioning in claims.allowed(PROVISIONED_FILE, cut.at), str(cut)
         assert found.has_served in claims.allowed(SERVED_FILE, cut.at, False), str(cut)
+
+
+def at_once(work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+    work()
+    done(None)
+
+
+def test_f2_what_a_sleds_journal_has_survives_a_cut_at_any_step(power: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over appends, and over writing it anew when it has grown and at each start."""
+    monkeypatch.setattr(journal_format, "GROWTH_BYTES_MAX", 3000)
+    disk = power.disk()
+    claims = Claims(disk)
+
+    async def scenario() -> None:
+        epoch = 0
+        for _ in range(3):
+            journal = SledJournal(disk.path / "journal", volume(9), at_once)
+            journal.read()
+            content = journal.content
+            await completed(lambda done, journal=journal, content=content: journal.begin(content, done))  # type: ignore[misc]
+            for _ in range(12):
+                epoch += 1
+                change = claims.begin("fence", epoch)
+                journal.append((FenceEntry(volume(1), fence(epoch)),), lambda _: None)
+                change.acknowledge()
+
+    asyncio.run(scenario())
+    for cut in cuts(power, disk, 200):
+        found = SledJournal(cut.found.path / "journal", volume(9), at_once)
+        found.read()
+        kept = found.content.fences.get(volume(1))
+        assert (kept and kept.epoch) in claims.allowed("fence", cut.at), str(cut)
+        assert not found.damaged, str(cut)

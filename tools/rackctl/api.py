@@ -16,6 +16,8 @@ from rackctl.errors import ApiRefused, ApiUnreachable, RackError, VolumeUnknown
 REQUEST_TIMEOUT_S: Final = 10.0
 REVOCATION_TIMEOUT_S: Final = 120.0
 """A revocation waits up to 8 s for each sled that does not answer, for several volumes at a time."""
+EVERY_SLED_TIMEOUT_S: Final = 120.0
+"""The authority asks each sled, several at a time, and waits for those that do not answer."""
 
 
 class OperatorApi:
@@ -164,6 +166,18 @@ class OperatorApi:
         who = {key: identity[key] for key in ("id", "name", "public_key", "nqn")}
         body = {**who, "host": host, "port": port, "capacity_blocks": capacity_blocks}
         return _mapping(self.call("POST", "/v1/sleds", body))
+
+    def time(self) -> dict[str, Any]:
+        """What time it is for the authority and for each sled."""
+        return _mapping(self.call("GET", "/v1/time", timeout_s=EVERY_SLED_TIMEOUT_S))
+
+    def set_time(self, now_ms: int) -> dict[str, Any]:
+        """Say that the authority's clock is right; `now_ms` is ours, Unix milliseconds."""
+        return _mapping(self.call("POST", "/v1/time", {"now_ms": now_ms}, timeout_s=EVERY_SLED_TIMEOUT_S))
+
+    def accept_sled(self, sled_id: str) -> dict[str, Any]:
+        """Let a sled serve again whose boot counter went back."""
+        return _mapping(self.call("POST", f"/v1/sleds/{sled_id}/accept", timeout_s=EVERY_SLED_TIMEOUT_S))
 
     def join_token(self, uses: int) -> str:
         """A token with which that many heads can enrol."""

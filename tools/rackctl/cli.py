@@ -1,5 +1,5 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `token`, `audit`, `keys`, `firmware`, `board`,
-`console`, `run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `sled`, `time`, `token`, `audit`, `keys`, `firmware`,
+`board`, `console`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -43,8 +43,10 @@ from rackctl.options import (
 )
 from rackctl.output import discard_output, output_escaped
 from rackctl.rack import ANY_HOST, Rack, Roles
+from rackctl.rack_time import add_time
 from rackctl.revocation import add_revoke
 from rackctl.sizes import parse_size, show_size
+from rackctl.sled_acceptance import add_sled
 from rackctl.sled_console import add_console
 from rackctl.sled_firmware_options import add_sled_firmware, firmware_of
 from rackctl.sled_policy import add_policy, add_sled_actions, policy_of, policy_text
@@ -143,6 +145,8 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
+    add_sled(commands.add_parser("sled", help="accept a sled that was put back to an older state"), defaults)
+    add_time(commands.add_parser("time", help="show what time it is for the rack; repair it"), defaults)
     add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
     add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
 

@@ -110,6 +110,10 @@ def status_of(rack: Rack) -> RackStatus:
 def _add_what_the_authority_knows(rack: Rack, data: dict[str, Any]) -> None:
     enrolled = rack.api.nodes()
     ours = {node.id for node in rack.state.nodes}
+    refused = {sled["id"]: sled["refused"] for sled in enrolled["sleds"] if sled["refused"]}
+    for node in data["nodes"]:
+        if why := refused.get(node["id"]):
+            node["note"] = f"refused: {why} (rackctl sled accept {node['name']})"
     data["nodes"] += [_elsewhere(sled) for sled in enrolled["sleds"] if sled["id"] not in ours]
     names = {node["id"]: node["name"] for node in (*enrolled["heads"], *enrolled["sleds"])}
     for record in rack.api.volumes():
@@ -147,5 +151,5 @@ def _elsewhere(sled: dict[str, Any]) -> dict[str, Any]:
         "pid": None,
         "ports": {"nvme": port},
         "resident_bytes": 0,
-        "note": f"at {host}",
+        "note": f"at {host}" + (f"; refused: {sled['refused']}" if sled["refused"] else ""),
     }

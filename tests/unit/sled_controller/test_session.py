@@ -64,7 +64,7 @@ def test_both_sides_derive_the_same_keys_and_the_sled_learns_the_head() -> None:
     assert sled.head_public == host.public_key(host.HEAD_KEY)
     assert sled.queue_mac(1).check(0, head.queue_mac(1).tag(0, b"command"), b"command")
     assert sled.receipt_tag(b"receipt") == head.receipt_tag(b"receipt")
-    assert head.boot_counter == 17
+    assert head.start.boot_counter == 17
 
 
 def test_keys_differ_by_queue_and_direction() -> None:

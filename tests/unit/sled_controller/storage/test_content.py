@@ -11,11 +11,14 @@ from sled_controller.storage.records import (
     BootEntry,
     Entry,
     FenceEntry,
+    FenceRetiredEntry,
     IssuedEntry,
     KeySetEntry,
     MembersEntry,
     NamespaceDeletedEntry,
     NamespaceEntry,
+    RetiredEntry,
+    TimeEntry,
 )
 from sled_controller.storage.superblock import plan
 
@@ -29,6 +32,9 @@ def namespace(nsid: int, first_lba: int, blocks: int) -> NamespaceEntry:
 ENTRIES = st.one_of(
     st.builds(BootEntry, st.integers(0, 9)),
     st.builds(IssuedEntry, st.integers(0, 9)),
+    st.builds(RetiredEntry, st.integers(0, 9), st.integers(0, 9)),
+    st.builds(lambda number: FenceRetiredEntry(volume(number), 3, 5, 2), st.integers(0, 3)),
+    st.builds(TimeEntry, st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)),
     st.builds(lambda version: KeySetEntry(version, b"k%d" % version), st.integers(1, 9)),
     st.builds(lambda number, epoch: FenceEntry(volume(number), fence(epoch)), st.integers(0, 3), st.integers(1, 9)),
     st.builds(lambda nsid: namespace(nsid, 600, 5), st.integers(1, 9)),
@@ -55,11 +61,15 @@ def test_a_checkpoint_builds_the_same_content(entries: list[Entry]) -> None:
 def test_what_only_rises_never_falls(entries: list[Entry]) -> None:
     content = TableContent()
     for entry in entries:
-        fences, boot, issued = dict(content.fences), content.boot_counter, content.issued_ms
+        fences, boot, issued, stated = dict(content.fences), content.boot_counter, content.issued_ms, content.time
         content.apply(entry)
+        if isinstance(entry, FenceRetiredEntry):
+            fences.pop(entry.volume, None)
+            assert content.retired is not None
+            assert (content.retired.over_ms, content.retired.key_id) >= (entry.over_ms, entry.key_id)
         assert all(content.fences[volume_id].epoch >= kept.epoch for volume_id, kept in fences.items())
         assert content.boot_counter >= boot
-        assert content.issued_ms >= issued
+        assert content.issued_ms >= issued or content.time != stated
 
 
 def test_room_counts_each_volume_twice_and_each_namespace_once() -> None:

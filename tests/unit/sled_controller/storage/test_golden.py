@@ -11,8 +11,10 @@ from sled_controller.storage.records import (
     FenceEntry,
     FenceRetiredEntry,
     NamespaceEntry,
+    RetiredEntry,
     StoredFence,
     TableRecord,
+    TimeEntry,
     decode_record,
     encode_record,
 )
@@ -24,7 +26,9 @@ SHOWN_BYTES = 160
 RECORDS: dict[str, Entry] = {
     "sled_boot_record": BootEntry(7),
     "sled_fence_record": FenceEntry(VOLUME, StoredFence(5, bytes(range(32)), b"a signed credential")),
-    "sled_fence_retired_record": FenceRetiredEntry(VOLUME, 5, 1_700_000_000_000),
+    "sled_fence_retired_record": FenceRetiredEntry(VOLUME, 5, 1_700_000_000_000, 3),
+    "sled_retired_record": RetiredEntry(1_700_000_000_000, 3),
+    "sled_time_record": TimeEntry(4, 1_700_000_000_000, 86_400_000),
     "sled_namespace_record": NamespaceEntry(0x10001, VOLUME, 3, 512, 65536, UUID(int=9)),
 }
 

@@ -22,8 +22,10 @@ from sled_controller.storage.records import (
     MembersEntry,
     NamespaceDeletedEntry,
     NamespaceEntry,
+    RetiredEntry,
     StoredFence,
     TableRecord,
+    TimeEntry,
     decode_entry,
     decode_record,
     encode_record,
@@ -35,14 +37,19 @@ ENTRIES: list[Entry] = [
     CheckpointEntry(5, 9),
     BootEntry(3),
     FenceEntry(VOLUME, StoredFence(2**63, b"h" * 32, b"credential")),
-    FenceRetiredEntry(VOLUME, 2**63, 1_700_000_000_000),
+    FenceRetiredEntry(VOLUME, 2**63, 1_700_000_000_000, 7),
+    RetiredEntry(1_700_000_000_000, 7),
+    TimeEntry(2**63, 1_700_000_000_000, 5),
     NamespaceEntry(0x10002, VOLUME, 5, 512, 100, UUID(int=9)),
     NamespaceDeletedEntry(0x10002),
     KeySetEntry(4, b"keys" * 100),
     IssuedEntry(1_700_000_000_000),
     MembersEntry(((0, b"a" * 16), (3, b"b" * 16))),
 ]
-PAIRS = ["CHECKPOINT", "BOOT", "FENCE", "FENCE_RETIRED", "NAMESPACE", "NSID", "KEY_SET", "ISSUED", "MEMBER"]
+PAIRS = [
+    "CHECKPOINT", "BOOT", "FENCE", "FENCE_RETIRED", "RETIRED", "TIME", "NAMESPACE", "NSID", "KEY_SET", "ISSUED",
+    "MEMBER",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAIRS)
