@@ -22,6 +22,8 @@ _REASONS: Final = {
     Refusal.NOT_OVER: "a credential of the volume may still be valid in sled time",
     Refusal.OLD_HOLDER: "another association has the volume in this epoch; a newer credential is needed",
     Refusal.NEWER_EPOCH: "the sled knows a newer epoch of the volume",
+    Refusal.OTHER_SLED: "it does not count on this sled",
+    Refusal.NO_SPACE: "it does not let the volume take so much of the sled",
 }
 
 

@@ -14,6 +14,7 @@ from operator_mutants import OPERATORS
 from places_mutants import PLACES
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
+from theft_mutants import THEFTS
 from volume_mutants import VOLUMES
 
 JUDGED_BY_TESTS = (
@@ -21,6 +22,7 @@ JUDGED_BY_TESTS = (
     *OPERATORS,
     *PLACES,
     *SYNCS,
+    *THEFTS,
 )
 
 MUTANTS = (

@@ -137,7 +137,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     _add_volume(commands.add_parser("volume", help="create, list, show, delete and recover volumes"), defaults)
     _add_node(commands.add_parser("node", help="kill, pause, resume, restart and revoke nodes"), defaults)
-    add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
+    add_keys(commands.add_parser("keys", help="keys for firmware, secrets for hosts, rotation"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
     add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
