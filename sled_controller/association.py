@@ -4,7 +4,7 @@ Knows nothing of PDUs: a queue hands over an opcode, the fields of its SQE and i
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -16,7 +16,6 @@ from sled_controller.credential import Credential, holder_of, parse_credential, 
 from sled_controller.errors import CredentialMalformed, CredentialRefused, HandshakeFailed
 from sled_controller.fabric.associations import HostAssociation, Standing
 from sled_controller.fencing import RIGHT_MANAGE, AttachVerdict, Fence, Verdict, decide, decide_attach
-from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState, Receipt
 from sled_controller.retirement import Retirement
 from sled_controller.served import then
@@ -26,6 +25,7 @@ from sled_controller.time_statement import TimeStatement
 from spdk_bindings.nvme import AdminOpcode, Status
 
 if TYPE_CHECKING:
+    from sled_controller.storage.sled_storage import SledStorage
     from sled_controller.subsystem import Subsystem
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Refusal(IntEnum):
     OLD_HOLDER = 27  # the epoch's pair went to another association: its attach number does not bring it back
     TIME_SERIAL = 28  # TIME STATEMENT with a serial that is not above the one taken last
     OTHER_SLED = 29  # TIME STATEMENT for another sled, or another start of this one
+    NO_SPACE = 30  # NAMESPACE CREATE beyond what the credential lets the volume take on a sled
+    NO_PLACE = 31  # the credential does not count on this sled
 
 
 STATUS_OF: Final[dict[int, int]] = {
@@ -189,12 +191,11 @@ class Association(HostAssociation):
         if slot.state.holder is slot:
             slot.state.retire_holder()
 
-    def keys_changed(self, key_set: KeySet) -> None:
+    def keys_retired(self, key_ids: Collection[int]) -> None:
         """Slots whose credential's key has left the set are refused until they are renewed (F1)."""
         for slot in self.slots:
-            slot.key_current = slot.key_id in key_set.keys
-            if slot.key_current and slot.state.holder is slot:
-                self._hold(slot)
+            if slot.key_id in key_ids:
+                slot.key_current = False
 
     def slot(self, number: int) -> Slot | None:
         """The slot of that number."""
@@ -277,6 +278,9 @@ class Association(HostAssociation):
             return None
         if credential.holder != self.holder:
             self._refuse(reply, Refusal.OTHER_HEAD, "presented by another head")
+            return None
+        if self.subsystem.identity.sled_id not in credential.sleds:
+            self._refuse(reply, Refusal.NO_PLACE, f"volume {credential.volume} has no place on this sled")
             return None
         if self.subsystem.has_expired(credential):
             self.subsystem.counters.refused += 1
@@ -501,8 +505,11 @@ class Association(HostAssociation):
             self.note_refusal(verdict, slot)
             reply(*refusal_of(verdict, slot.fence), b"")
             return
-        slot.enter(ON_TABLE)
         storage = subsystem.storage
+        if opcode == AdminOpcode.NAMESPACE_CREATE and not _may_take(slot, storage, fields.nlb, fields.slba):
+            self._refuse(reply, Refusal.NO_SPACE, f"{fields.slba} blocks more for volume {volume}")
+            return
+        slot.enter(ON_TABLE)
         if opcode == AdminOpcode.NAMESPACE_CREATE:
             start = partial(storage.create_namespace, volume, fields.nlb, fields.slba)
             then(start, partial(self._managed, slot, fields.nlb, reply))
@@ -528,6 +535,17 @@ class Association(HostAssociation):
         if not self.ended:
             reply(status, dw0, dw1, b"")
         slot.leave(ON_TABLE)
+
+
+def _may_take(slot: Slot, storage: "SledStorage", column: int, blocks: int) -> bool:
+    """Whether the slot's credential covers a namespace of that column and size, beside all that the volume has here.
+
+    One that exists is asked for again after an answer was lost: it takes nothing.
+    """
+    held = storage.columns_of(slot.volume)
+    if any(taken == column for taken, _ in held):
+        return True
+    return len(held) < slot.namespaces and sum(size for _, size in held) + blocks <= slot.blocks
 
 
 def _fence_kept(state: VolumeState, attach: Attach, epoch: int, status: int) -> None:

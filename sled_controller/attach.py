@@ -56,7 +56,10 @@ class Slot(Claim):
     otherwise be admitted under a pair that it was not sent under (F3).
     """
 
-    __slots__ = ("device_states", "in_flight", "issued_ms", "key_id", "number", "owner", "serial", "state", "waiting")
+    __slots__ = (
+        "blocks", "device_states", "in_flight", "issued_ms", "key_id", "namespaces", "number", "owner", "serial",
+        "state", "waiting",
+    )  # fmt: skip
 
     def __init__(
         self, state: "VolumeState", owner: "Association", number: int, credential: Credential, attach_number: int
@@ -68,6 +71,8 @@ class Slot(Claim):
         self.key_id = credential.key_id
         self.serial = credential.serial
         self.issued_ms = credential.issued_ms
+        self.blocks = credential.blocks
+        self.namespaces = credential.namespaces
         self.device_states: tuple[tuple[int, DeviceState], ...] = ()
         self.in_flight: dict[int, int] = {}
         self.waiting: list[Callable[[], None]] = []
@@ -79,6 +84,8 @@ class Slot(Claim):
         self.issued_ms = credential.issued_ms
         self.key_id = credential.key_id
         self.serial = credential.serial
+        self.blocks = credential.blocks
+        self.namespaces = credential.namespaces
         self.key_current = True
 
     def holds(self, now_ms: int) -> bool:

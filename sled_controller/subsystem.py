@@ -14,7 +14,7 @@ from sled_controller.association import REFUSED_ATTACHES as REFUSED_ATTACHES
 from sled_controller.association import Association
 from sled_controller.association import Refusal as Refusal
 from sled_controller.attach import CallLater, VolumeState
-from sled_controller.credential import Credential, parse_credential
+from sled_controller.credential import U64_MAX, Credential, parse_credential
 from sled_controller.dma import allocator
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialMalformed, KeySetRefused
@@ -304,10 +304,12 @@ class Subsystem:
         if self.key_set is not None and key_set.version <= self.key_set.version:
             done(Status.SUCCESS, 0)
             return
+        former = {} if self.key_set is None else self.key_set.keys
+        retired = {key_id for key_id, public in former.items() if key_set.keys.get(key_id) != public}
         self.key_set = key_set
         self.learn_time(key_set.issued_ms)
         for association in self.hosts.values():
-            association.keys_changed(key_set)
+            association.keys_retired(retired)
         log.info("event=key_set version=%d keys=%d", key_set.version, len(key_set.keys))
         start = partial(self.storage.store_key_set, key_set.version, data)
         then(start, lambda status: done(status, 0))
@@ -358,7 +360,7 @@ class Subsystem:
         """Log page C2h."""
         uptime_ms = (self.env.clock.boottime_ns() - self.started_ns) // 1_000_000
         version = 0 if self.key_set is None else self.key_set.version
-        head = STATUS.pack(self.storage.boot_counter, version, self.time.now_ms())
+        head = STATUS.pack(self.storage.boot_counter, version, min(self.time.now_ms(), U64_MAX))
         return head + b"".join(value.to_bytes(8, "little") for value in (uptime_ms, *self.counters.values()))
 
     def namespace_page(self) -> bytes:

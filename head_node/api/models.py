@@ -418,6 +418,25 @@ class KeyList(BaseModel):
     root_key_needed: Annotated[str, Field(description="why the root key is needed now; empty when it is not")]
     reply_key: ReplyKeyDocument | None
     keys: list[KeyDocument]
+    sleds_due: Annotated[
+        list[UUID], Field(description="sleds that have yet to take a set which took keys out at once")
+    ] = []
+
+
+class RotateRequest(Body):
+    now: Annotated[
+        bool,
+        Field(
+            strict=True,
+            description="take the former keys out of the set at once, and bring it to all sleds: one may be stolen",
+        ),
+    ] = False
+
+
+class KeyRotation(KeyList):
+    sleds: Annotated[
+        dict[UUID, str], Field(description="with `now`: `taken` by sled, or why it could not be brought there yet")
+    ] = {}
 
 
 RootRequestKind = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,39}$", description="key-set or reply-key")]
@@ -511,7 +530,7 @@ class TakeoverRequest(Body):
 
 
 class TakeoverAnswer(RecordAnswer):
-    credential: Annotated[str, Field(description="160 bytes in hex, see docs/credentials.md")]
+    credential: Annotated[str, Field(description="560 bytes in hex, see docs/credentials.md")]
 
 
 class MembersRequest(Body):

@@ -3,7 +3,7 @@
 A route's `dependencies` name the least role that may use it (`access.py`).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,10 +13,12 @@ from head_node.api.access import ADMIN, BEARER, OPERATOR, VIEWER
 from head_node.api.heads import Rack
 from head_node.authority.errors import Conflict, RequestRefused
 from head_node.authority.hosts import Hosts
+from head_node.authority.key_push import TAKEN
 from head_node.authority.keyring import KeyRing
 from head_node.authority.nodes import checked_address, parse_key
 from head_node.authority.recovery import Heir
-from head_node.authority.time_repair import TAKEN, SledTimeReport
+from head_node.authority.time_repair import TAKEN as TIME_TAKEN
+from head_node.authority.time_repair import SledTimeReport
 from head_node.authority.volumes import Unchanged
 from head_node.store.records import LostRange, VolumeRecord
 from sled_controller.environment import civil_ms
@@ -260,15 +262,23 @@ async def delete_token(rack: Rack, token: str) -> None:
 @router.get("/keys", operation_id="listKeys", dependencies=[VIEWER])
 async def list_keys(rack: Rack) -> models.KeyList:
     """The keys that sign credentials, in the key set that sleds get."""
-    return _keys(rack, await rack.keyring.current())
+    return models.KeyList(**_keys(rack, await rack.keyring.current()), sleds_due=sorted(await rack.key_push.due()))
 
 
 @router.post("/keys/rotate", operation_id="rotateKeys", dependencies=[ADMIN])
-async def rotate_keys(rack: Rack) -> models.KeyList:
-    """Publish a new signing key; it signs after the publication time, the older ones retire after a term."""
+async def rotate_keys(rack: Rack, body: models.RotateRequest | None = None) -> models.KeyRotation:
+    """Publish a new signing key; it signs after the publication time, the older ones retire after a term.
+
+    With `now` the older ones leave the set at once, for when one may be stolen: the set is brought to all sleds, and
+    heads get new credentials. The answer says which sleds have it; the others are tried until they do (`sleds_due`).
+    """
+    if body is not None and body.now:
+        ring, sleds = await rack.key_push.rotate_at_once()
+        due = sorted(sled for sled, result in sleds.items() if result != TAKEN)
+        return models.KeyRotation(**_keys(rack, ring), sleds_due=due, sleds=dict(sleds))
     ring = await rack.keyring.rotate()
     rack.reports.add_event("keys-rotated", version=ring.version)
-    return _keys(rack, ring)
+    return models.KeyRotation(**_keys(rack, ring))
 
 
 @router.post("/keys/reply/rotate", operation_id="rotateReplyKey", dependencies=[ADMIN])
@@ -276,7 +286,7 @@ async def rotate_reply_key(rack: Rack) -> models.KeyList:
     """Make a new key that signs replies to heads; the one before is worthless at every head that has seen it."""
     made = await rack.replies.rotate()
     rack.reports.add_event("reply-key-rotated", number=made.certificate.number)
-    return _keys(rack, await rack.keyring.current())
+    return models.KeyList(**_keys(rack, await rack.keyring.current()))
 
 
 @router.get("/keys/requests", operation_id="listRootRequests", dependencies=[ADMIN])
@@ -310,7 +320,7 @@ async def set_time(rack: Rack, body: models.TimeRequest) -> models.TimeDocument:
     back; each sled is brought a statement of time by the root key; a new key signs. Sleds that are away get it when
     they are back."""
     serial, sleds = await rack.time.set(body.now_ms)
-    return _time(rack, serial, sleds, {each.sled.id for each in sleds if each.result != TAKEN})
+    return _time(rack, serial, sleds, {each.sled.id for each in sleds if each.result != TIME_TAKEN})
 
 
 @router.get("/events", operation_id="listEvents", dependencies=[VIEWER])
@@ -377,7 +387,8 @@ def _time(rack: Rack, serial: int, sleds: list[SledTimeReport], pending: set[UUI
     )
 
 
-def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:
+def _keys(rack: Rack, ring: KeyRing) -> dict[str, Any]:
+    """What there is to say of a key ring, as the fields of `KeyList`."""
     signer = ring.signer(rack.issue.now_ms())
     keys = [
         models.KeyDocument(
@@ -390,12 +401,12 @@ def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:
         for key in ring.keys
     ]
     reply = None if rack.replies.current is None else rack.replies.current.certificate
-    return models.KeyList(
-        version=ring.version,
-        root_public_key=rack.root_public.hex(),
-        root_key=rack.root.kind,
-        root_key_needed=rack.root_needed,
-        reply_key=None
+    return {
+        "version": ring.version,
+        "root_public_key": rack.root_public.hex(),
+        "root_key": rack.root.kind,
+        "root_key_needed": rack.root_needed,
+        "reply_key": None
         if reply is None
         else models.ReplyKeyDocument(
             number=reply.number,
@@ -403,5 +414,5 @@ def _keys(rack: Rack, ring: KeyRing) -> models.KeyList:
             issued_ms=reply.issued_ms,
             expires_ms=reply.expires_ms,
         ),
-        keys=keys,
-    )
+        "keys": keys,
+    }

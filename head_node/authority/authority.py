@@ -16,6 +16,7 @@ from head_node.authority.cleanups import Cleanups
 from head_node.authority.errors import AuthorityError, Unenrolled
 from head_node.authority.hosts import VolumeHosts
 from head_node.authority.issue_time import IssueTime
+from head_node.authority.key_push import KeyPush
 from head_node.authority.key_requests import KeyRequests
 from head_node.authority.keyring import KIND as KEY_SET
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring
@@ -29,6 +30,7 @@ from head_node.authority.reports import Event, Reports
 from head_node.authority.retirement import Retirements
 from head_node.authority.root_key import MemoryRoot, RootKey, RootKeyNeeded, RootKeyUnusable
 from head_node.authority.sled_starts import SledStarts
+from head_node.authority.surplus import Surplus
 from head_node.authority.time_repair import TimeRepair
 from head_node.authority.unfenced import UnfencedSleds
 from head_node.authority.volumes import Volumes
@@ -37,6 +39,7 @@ from head_node.store.interface import ABSENT, Store
 from head_node.store.records import RackView
 from head_node.volume.geometry import Geometry
 from sled_controller.environment import Environment
+from sled_controller.keyset import KeySet
 
 # Keys retire by the clock; looking this often keeps them at most as much too long.
 UPKEEP_S = 30.0
@@ -88,6 +91,7 @@ class Authority:
             term_ms=policy.credential_term_ms,
             publish_ms=policy.key_publish_ms,
         )
+        self.key_push = KeyPush(self.ledger, self.keyring, self.reports, env, fencer)
         self.retirements = Retirements(self.ledger, self.keyring, self.reports, self.issue, fencer)
         self.volumes = Volumes(
             self.ledger,
@@ -103,15 +107,19 @@ class Authority:
         self.hosts = VolumeHosts(self.ledger, self.reports)
         self.recovery = Recovery(
             self.ledger, self.keyring, self.reports, env,
-            root_public=self.root_public, term_ms=policy.credential_term_ms,
+            key_push=self.key_push, root_public=self.root_public, term_ms=policy.credential_term_ms,
         )  # fmt: skip
         self.certificate: ServerCertificate | None = None
         """What it serves TLS with; None: clear text."""
         self._fencer = fencer
         self._sleds_asked_ns: int | None = None
         self.unfenced = UnfencedSleds(self.ledger, self.reports, env, fencer, self.volumes.take_epoch_above)
+        self.surplus = Surplus(
+            self.ledger, self.reports, self.issue, env, fencer, term_ms=policy.credential_term_ms
+        )  # fmt: skip
         self.nodes = Nodes(
-            self.ledger, self.volumes, self.reports, env, root_public=self.root_public, unfenced=self.unfenced
+            self.ledger, self.volumes, self.reports, env,
+            root_public=self.root_public, unfenced=self.unfenced, surplus=self.surplus,
         )  # fmt: skip
         self.cleanups = Cleanups(self.ledger, self.reports, self.retirements, env, fencer)
         self.time = TimeRepair(
@@ -151,6 +159,8 @@ class Authority:
             asyncio.create_task(authority.cleanups.run(), name="authority-cleanups"),
             asyncio.create_task(authority.starts.run(), name="authority-sled-starts"),
             asyncio.create_task(authority.unfenced.run(), name="authority-fencing"),
+            asyncio.create_task(authority.key_push.run(), name="authority-key-push"),
+            asyncio.create_task(authority.surplus.run(), name="authority-surplus"),
         ]
         authority.audit.start()
         return authority
@@ -224,6 +234,10 @@ class Authority:
             self.reports.add_event("issue-time-follows-sleds", volume=str(volume), ahead_ms=ahead_ms)
         return followed
 
+    async def key_set(self) -> KeySet:
+        """The current key set, as whoever gets it opens it."""
+        return KeySet.open((await self.keyring.current()).signed_set, self.root_public)
+
     async def operator_token(self, known: str | None) -> str:
         """The operator's first token: `known` if it is the rack's, else a new one that replaces it."""
         return await self.tokens.bootstrap(known)
@@ -290,6 +304,7 @@ class Authority:
         self.reports.add_event("root-signed", what=kind)
         await self.replies.load()
         if kind == KEY_SET:
+            self.key_push.wake()
             await self.store.clear_restored()
             self.root_needed = ""
 

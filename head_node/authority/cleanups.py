@@ -129,6 +129,7 @@ class Cleanups:
             if found is None:
                 raise NotFound(f"nothing of volume {volume} is left")
             taken = replace(found.value, epoch=max(found.value.epoch, seen) + 1)
+            await self._retirements.check_epoch(taken.epoch)
             key = cleanup_key(volume)
             await self._ledger.commit(compare={key: found.revision}, put={key: taken.to_json()})
             return taken.epoch

@@ -8,7 +8,7 @@ own time (F7 makes it wait for the lease).
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -16,8 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.errors import AuthorityError
+from head_node.authority.evidence import proven_epoch
+from head_node.authority.key_push import TAKEN
 from head_node.authority.retirement import CONFIRMED
-from head_node.authority.time_repair import TAKEN, TAKEN_HIGHER
+from head_node.authority.surplus import GIVEN_BACK
+from head_node.authority.time_repair import TAKEN as TIME_TAKEN
+from head_node.authority.time_repair import TAKEN_HIGHER
 from head_node.authority.unfenced import FENCED as FENCED
 from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.records import Cleanup, SledRecord, VolumeRecord
@@ -29,6 +33,7 @@ from sled_controller.sled_start import SledStart
 if TYPE_CHECKING:
     from head_node.authority.authority import Authority
     from sled_controller.fabric.client import SledClient
+    from sled_controller.fabric.vendor import NamespaceEntry
 
 # A sled that takes longer is told by the next primary, or refuses by itself when the credential ends.
 FENCE_S_MAX = 8.0
@@ -64,8 +69,8 @@ class SledFencer:
 
         key = self._key()
         public = key.public_key().public_bytes_raw()
-        credential = await self._of().volumes.sign_for(record.volume, record.epoch, public, Rights.READ)
         sleds, known = await self._sleds_of(record)
+        credential = await self._of().volumes.sign_for(record.volume, record.epoch, public, Rights.READ, sleds)
         times_ms: list[int] = []
 
         async def attach(client: "SledClient") -> str:
@@ -120,14 +125,14 @@ class SledFencer:
             nonlocal time_ms
             time_ms = client.sled_time_ms
             if statement is None:
-                return TAKEN
+                return TIME_TAKEN
             try:
                 await client.state_time(await statement(client.boot_counter))
             except CredentialRefused as error:
                 if error.code == Refusal.TIME_SERIAL:
                     return TAKEN_HIGHER
                 raise
-            return TAKEN
+            return TIME_TAKEN
 
         result = await self._visit(sled, self._key(), act)
         return time_ms, result
@@ -145,10 +150,10 @@ class SledFencer:
             epoch = await next_epoch(seen)
             try:
                 attachment = await client.attach(
-                    await authority.volumes.sign_for(cleanup.volume, epoch, public, Rights.MANAGE), 1
+                    await authority.volumes.sign_for(cleanup.volume, epoch, public, Rights.MANAGE, [sled]), 1
                 )
             except FencedOff as error:
-                seen = error.epoch
+                seen = proven_epoch(error, cleanup.volume, await authority.key_set())
                 raise
             for entry in await attachment.namespaces():
                 await attachment.delete_namespace(entry.nsid)
@@ -156,6 +161,42 @@ class SledFencer:
 
         result = await self._visit(enrolled.value, key, delete)
         return await self._visit(enrolled.value, key, delete) if seen else result
+
+    async def namespaces(self, sled: SledRecord) -> "list[NamespaceEntry] | None":
+        """The namespace table of a sled; implements `SledVisitor` with `give_back`."""
+        found: list[list[NamespaceEntry]] = []
+
+        async def read(client: "SledClient") -> str:
+            found.append(await client.read_namespaces())
+            return ""
+
+        await self._visit(sled, self._key(), read)
+        return found[0] if found else None
+
+    async def give_back(self, record: VolumeRecord, sled: SledRecord, surplus: Collection[int]) -> str:
+        """Delete namespaces that a volume does not need."""
+        key = self._key()
+        public = key.public_key().public_bytes_raw()
+        credential = await self._of().volumes.sign_for(record.volume, record.epoch, public, Rights.MANAGE, [sled.id])
+
+        async def delete(client: "SledClient") -> str:
+            attachment = await client.attach(credential, 1)
+            for entry in await attachment.namespaces():
+                if entry.nsid in surplus:
+                    await attachment.delete_namespace(entry.nsid)
+            return GIVEN_BACK
+
+        return await self._visit(sled, key, delete)
+
+    async def push_key_set(self, sled: SledRecord, version: int) -> str:
+        """Bring the newest key set to a sled; implements `KeySetCarrier`."""
+
+        async def look(client: "SledClient") -> str:
+            if client.key_set_version >= version:
+                return TAKEN
+            return f"it keeps key set {client.key_set_version}"
+
+        return await self._visit(sled, self._key(), look)
 
     async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
         """Bring the statements about deleted volumes to a sled; implements `Retirer`."""

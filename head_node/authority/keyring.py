@@ -5,7 +5,9 @@ every credential that it signed has expired. The root key signs sets, never cred
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,11 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from head_node.authority.errors import Conflict
 from head_node.authority.issue_time import IssueTime
 from head_node.authority.key_requests import KeyRequests, Prepared
-from head_node.authority.ledger import KEYS_KEY, Ledger, Versioned, revision_of
+from head_node.authority.ledger import KEYS_DUE_KEY, KEYS_KEY, Ledger, Versioned, revision_of
 from head_node.authority.root_key import RootKeyNeeded
 from head_node.authority.root_key import RootKeyUnusable as RootKeyUnusable
 from head_node.authority.root_key import load_root_key as load_root_key
 from head_node.store.errors import RecordMalformed
+from sled_controller.credential import epochs_end
 from sled_controller.environment import Environment
 from sled_controller.keyset import KEYS_MAX, SIGNING_DOMAIN, KeySet
 
@@ -70,12 +73,27 @@ class KeyRing:
     keys: tuple[SigningKey, ...]
     signed_set: bytes
 
-    def signer(self, now_ms: int) -> SigningKey:
-        """The newest key that may sign now. Raises RootKeyNeeded when the ring is a backup's."""
+    def signer(self, now_ms: int, epoch: int = 0) -> SigningKey:
+        """The newest key that may sign now, or a newer one where only that signs epochs as high as `epoch`.
+
+        Raises Conflict where none does: rotate the keys; RootKeyNeeded when the ring is a backup's.
+        """
         if not self.usable:
             raise RootKeyNeeded("the store was restored and has no signing key: a new key set is needed")
         usable = [key for key in self.keys if key.use_from_ms <= now_ms]
-        return max(usable or self.keys, key=lambda key: key.key_id)
+        key = max(usable or self.keys, key=lambda key: key.key_id)
+        if epoch >= epochs_end(key.key_id):
+            key = max(self.keys, key=lambda key: key.key_id)
+        if epoch >= epochs_end(key.key_id):
+            raise Conflict(
+                f"key {key.key_id} signs epochs below {epochs_end(key.key_id)}, not {epoch}; rotate the signing keys"
+            )
+        return key
+
+    @property
+    def epochs_end(self) -> int:
+        """No key of the set has signed this epoch, or a higher one."""
+        return max(epochs_end(key.key_id) for key in self.keys)
 
     @property
     def usable(self) -> bool:
@@ -129,8 +147,10 @@ class Keyring:
     ) -> KeyRing:
         """Add a key that signs after the publication time, and set an end to those before it.
 
-        `at_once`: they leave the set with this change, and the new one signs from now on. Raises Conflict when the set
-        has no room: wait until older keys have retired; RootKeyNeeded when the new set waits for the root key.
+        `at_once`: they leave the set with this change, and the new one signs from now on. What they signed is worth
+        nothing at a sled that has the new set; those that do not have it yet are noted by the same commit. Raises
+        Conflict when the set has no room: wait until older keys have retired; RootKeyNeeded when the new set waits for
+        the root key.
         """
 
         async def attempt() -> KeyRing:
@@ -156,10 +176,13 @@ class Keyring:
                 use_from_ms=use_from_ms,
                 retire_ms=None,
             )
-            return await self._put(found, (fresh,) if at_once else (*kept, fresh), versions_skipped)
+            if not at_once:
+                return await self._put(found, (*kept, fresh), versions_skipped)
+            sleds = [str(sled) for sled in (await self._ledger.rack("sled/")).sleds]
+            return await self._put(found, (fresh,), versions_skipped, {KEYS_DUE_KEY: sleds})
 
         ring = await self._ledger.until_settled(attempt)
-        _log.info("event=keys-rotated version=%d key_id=%d", ring.version, ring.keys[-1].key_id)
+        _log.info("event=keys-rotated version=%d key_id=%d at_once=%s", ring.version, ring.keys[-1].key_id, at_once)
         return ring
 
     async def retire(self) -> int | None:
@@ -198,11 +221,18 @@ class Keyring:
         found = await self._ledger.json(KEYS_KEY)
         return None if found is None else Versioned(KeyRing.from_json(found.value), found.revision)
 
-    async def _put(self, old: Versioned[KeyRing] | None, keys: tuple[SigningKey, ...], skipped: int) -> KeyRing:
+    async def _put(
+        self,
+        old: Versioned[KeyRing] | None,
+        keys: tuple[SigningKey, ...],
+        skipped: int,
+        also: Mapping[str, list[str]] = MappingProxyType({}),
+    ) -> KeyRing:
+        """The one place where a key set is made and signed."""
         version = 1 + skipped + (0 if old is None else old.value.version)
         published = KeySet(version, {key.key_id: key.public for key in keys}, await self._issue.stamp())
         record = {**KeyRing(version, keys, b"").to_json(), "prepared_ms": self._issue.now_ms()}
         prepared = Prepared(
-            KIND, KEYS_KEY, "signed_set", record, SIGNING_DOMAIN, published.body(), revision_of(old), {}
+            KIND, KEYS_KEY, "signed_set", record, SIGNING_DOMAIN, published.body(), revision_of(old), also
         )  # fmt: skip
         return KeyRing.from_json(await self._requests.put(prepared))

@@ -124,6 +124,10 @@ def operator_token_key(token_id: str) -> str:
 KEYS_KEY = "keys"
 # The key that signs replies to heads, with its certificate.
 REPLY_KEY = "reply-key"
+# Sleds on which a revoked head may have left more than its volumes need.
+SURPLUS_KEY = "surplus"
+# Sleds that have yet to take the newest key set, after one that took keys out at once.
+KEYS_DUE_KEY = "keys-due"
 ISSUED_KEY = "issued"
 # The last statement of time, and the sleds that have not taken it yet.
 TIME_KEY = "time-statement"

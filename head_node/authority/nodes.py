@@ -9,6 +9,7 @@ from uuid import UUID
 
 from head_node.authority import joining
 from head_node.authority.errors import Conflict, EnrolmentRefused, NotFound, RequestRefused
+from head_node.authority.key_push import KeySetCarrier
 from head_node.authority.ledger import (
     PLACEMENT_KEY,
     Ledger,
@@ -24,6 +25,7 @@ from head_node.authority.ledger import (
 )
 from head_node.authority.reports import Reports
 from head_node.authority.retirement import Retirer
+from head_node.authority.surplus import SledVisitor, Surplus
 from head_node.authority.unfenced import UnfencedSleds, VolumeFencer
 from head_node.authority.volumes import Volumes
 from head_node.host_names import HostMalformed, checked_host
@@ -40,7 +42,7 @@ KEY_BYTES = 32
 _log = logging.getLogger(__name__)
 
 
-class Fencer(Retirer, VolumeFencer, Protocol):
+class Fencer(Retirer, KeySetCarrier, SledVisitor, VolumeFencer, Protocol):
     """What the authority does at a volume's sleds itself, without waiting for a head."""
 
     async def start_of(self, sled: SledRecord) -> SledStart | str:
@@ -86,6 +88,7 @@ class Nodes:
         *,
         root_public: bytes,
         unfenced: UnfencedSleds,
+        surplus: Surplus,
     ) -> None:
         self._ledger = ledger
         self._volumes = volumes
@@ -93,6 +96,7 @@ class Nodes:
         self._env = env
         self._root_public = root_public
         self._unfenced = unfenced
+        self._surplus = surplus
 
     async def new_token(self, uses: int, term_ms: int, authority_ca: bytes | None = None) -> tuple[str, dict[str, Any]]:
         """Make a join token for `uses` heads within `term_ms`; its text is shown only here. `authority_ca`: SHA-256 of
@@ -271,9 +275,14 @@ class Nodes:
             # A token that it came with may have uses left, and it knows the token: it could come back as another.
             tokens = await self._ledger.json_list("token/")
             delete += [token_key(token) for token, kept in tokens.items() if str(head) in kept.value["heads"]]
+            compare = {head_key(head): found.revision, name: revision_of(owner)}
+            put: dict[str, Any] = {
+                head_key(head): record.to_json(), PLACEMENT_KEY: str(head), revoking_key(head): {}
+            }  # fmt: skip
+            await self._surplus.note(compare, put)
             await self._ledger.commit(
-                compare={head_key(head): found.revision, name: revision_of(owner)},
-                put={head_key(head): record.to_json(), PLACEMENT_KEY: str(head), revoking_key(head): {}},
+                compare=compare,
+                put=put,
                 delete=delete,
             )
             return record
@@ -285,6 +294,7 @@ class Nodes:
         changed = [volume for volume in await self._volumes_of(head) if await self._volumes.withdraw(volume, head)]
         await self._ledger.commit(compare={}, put={}, delete=[revoking_key(head)])
         fences = await self._unfenced.fence(head)
+        self._surplus.wake()
         after = (await self._ledger.rack("volume/")).volumes
         return Revocation(record, tuple(after[volume].value for volume in changed if volume in after), fences)
 

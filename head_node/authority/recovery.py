@@ -13,6 +13,7 @@ from uuid import UUID
 
 from head_node.authority import transitions
 from head_node.authority.errors import Conflict, MayLose, NotEligible, RequestRefused, TooEarly
+from head_node.authority.key_push import KeyPush
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import Ledger, Versioned, freeze_key, head_key, revision_of, volume_key
 from head_node.authority.reports import Reports
@@ -48,11 +49,13 @@ class Recovery:
         reports: Reports,
         env: Environment,
         *,
+        key_push: KeyPush,
         root_public: bytes,
         term_ms: int,
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
+        self._key_push = key_push
         self._reports = reports
         self._env = env
         self._root_public = root_public
@@ -158,7 +161,8 @@ class Recovery:
     async def recover(self, volume: UUID, epoch: int, heir: Heir | None = None) -> VolumeRecord:
         """Set a frozen volume going above `epoch`, the highest seen anywhere; with an heir, from its log alone.
 
-        A volume whose logs part below what was committed needs an heir. Raises Conflict, RequestRefused, MayLose (and
+        A volume whose logs part below what was committed needs an heir. Where no key signs the epoch after `epoch`, the
+        keys are rotated at once: only a stolen one can have gone so far. Raises Conflict, RequestRefused, MayLose (and
         says what), TooEarly.
         """
 
@@ -169,6 +173,12 @@ class Recovery:
             seen = 0 if notice is None else int(notice.value["epoch_seen"])
             if epoch < seen:
                 raise RequestRefused(f"a credential of epoch {seen} was seen; the epoch must be at least that")
+            end = (await self._keyring.current()).epochs_end
+            if epoch >= end:
+                raise RequestRefused(
+                    f"no signing key of this rack has signed epoch {end} or a higher one; if a sled does show epoch"
+                    f" {epoch}, rotate the keys (rackctl keys rotate --now) until one could have, and ask again"
+                )
             parted = notice is not None and bool(notice.value.get("logs"))
             if parted and heir is None:
                 raise Conflict(
@@ -181,6 +191,8 @@ class Recovery:
             record = transitions.recover(found.value, epoch, before, member)
             if wait_ms := self.wait_ms(volume):
                 raise TooEarly(wait_ms)
+            if record.epoch >= end:
+                await self._key_push.rotate_at_once()
             await self._ledger.commit(
                 compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
                 put={volume_key(volume): record.to_json()},

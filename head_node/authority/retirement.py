@@ -69,6 +69,10 @@ class Retirements:
 
         await self._ledger.until_settled(attempt)
 
+    async def check_epoch(self, epoch: int) -> None:
+        """Raises Conflict where no key signs that epoch: it is not to be kept."""
+        (await self._keyring.current()).signer(self._issue.now_ms(), epoch)
+
     async def note_signed(self, volume: UUID, epoch: int) -> None:
         """A credential was signed and may leave now: its volume exists, or its tombstone takes it into account.
 

@@ -20,9 +20,10 @@ from head_node.store.records import (
     VolumeState,
     column_blocks,
 )
+from sled_controller.credential import KEY_ID_MAX, epochs_end
 
-# Epochs are u64 on the wire; one below the top keeps `epoch + 1` representable.
-EPOCH_MAX = (1 << 64) - 2
+# What no key signs is no epoch.
+EPOCH_MAX = epochs_end(KEY_ID_MAX) - 1
 MEMBERS_MAX = 16
 # As many as may be connected to one head at once; a list is part of every head's view.
 HOSTS_MAX = 64
@@ -124,14 +125,16 @@ def set_columns(
         raise RequestRefused("each column needs an index and a sled of its own")
     if not geometry.data_shards < len(ordered) <= geometry.columns:
         raise RequestRefused(f"{len(ordered)} columns, {geometry.data_shards + 1} to {geometry.columns} are needed")
-    blocks_min = column_blocks(record.size_bytes, geometry)
+    blocks = column_blocks(record.size_bytes, geometry)
     for column in ordered:
         if not 0 <= column.index < geometry.columns:
             raise RequestRefused(f"column index {column.index} is not below {geometry.columns}")
         if column.sled not in sleds:
             raise RequestRefused(f"sled {column.sled} is not enrolled")
-        if column.blocks < blocks_min:
-            raise RequestRefused(f"column {column.index} has {column.blocks} blocks, {blocks_min} are needed")
+        if column not in record.columns and column.sled != record.sleds[column.index]:
+            raise RequestRefused(f"column {column.index} is placed on sled {record.sleds[column.index]}")
+        if column.blocks != blocks:
+            raise RequestRefused(f"column {column.index} has {column.blocks} blocks, {blocks} are needed")
     if missing := set(record.columns) - set(ordered):
         raise Conflict(f"columns {sorted(column.index for column in missing)} exist and must stay as they are")
     state = VolumeState.ACTIVE if record.state is VolumeState.CREATING else record.state
@@ -185,7 +188,7 @@ def recover(record: VolumeRecord, epoch: int, state: VolumeState, member: Member
     if record.state is not VolumeState.FROZEN:
         raise Conflict(f"volume {record.volume} is {record.state}, not frozen")
     if not record.epoch <= epoch < EPOCH_MAX:
-        raise RequestRefused(f"the epoch must lie between {record.epoch} (the record's) and 2^64 - 3")
+        raise RequestRefused(f"the epoch must lie between {record.epoch} (the record's) and {EPOCH_MAX - 1}")
     going = replace(record, state=state, epoch=epoch + 1, version=record.version + 1)
     if member is None:
         return going

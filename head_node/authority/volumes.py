@@ -182,6 +182,7 @@ class Volumes:
             requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             record = transitions.take_over(found.value, head, log, expected_version, in_doubt=in_doubt)
+            (await self._keyring.current()).signer(self._issue.now_ms(), record.epoch)
             held, horizon = await self._ledger.json(claim_key(volume)), await self._ledger.horizon_ms()
             over_ms, now_ms = 0 if horizon is None else horizon.value, self._issue.now_ms()
             former = holders.former_of(None if held is None else held.value, head, over_ms, now_ms)
@@ -191,7 +192,7 @@ class Volumes:
             return record, requester.value.public_key
 
         record, public_key = await self._ledger.until_settled(attempt)
-        credential = await self._sign(volume, record.epoch, public_key)
+        credential = await self._sign(volume, record.epoch, public_key, _sleds_of(record), blocks=_blocks_of(record))
         await self._ledger.enrolled(head)  # else it must not leave
         self._note("takeover", record, head=str(head), in_doubt=in_doubt)
         return record, credential
@@ -282,14 +283,15 @@ class Volumes:
     async def renew(self, head: UUID, volume: UUID, *, epoch: int, claim: str) -> bytes:
         """A credential of the same epoch with a new term. Raises NotEligible, Frozen, NotFound."""
 
-        async def check() -> bytes:
+        async def check() -> tuple[VolumeRecord, bytes]:
             requester = await self._ledger.enrolled(head)
             found = await self._ledger.volume(volume)
             transitions.check_renewal(found.value, head, epoch)
             await self._ledger.check_claim(volume, epoch, claim)
-            return requester.value.public_key
+            return found.value, requester.value.public_key
 
-        credential = await self._sign(volume, epoch, await check())
+        record, public_key = await check()
+        credential = await self._sign(volume, epoch, public_key, _sleds_of(record), blocks=_blocks_of(record))
         await check()  # what was taken away while it was signed: it must not leave
         return credential
 
@@ -419,9 +421,13 @@ class Volumes:
             if len(entry.value.heads) < self._heads_per_volume:
                 await self._fill_one(volume)
 
-    async def sign_for(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights) -> bytes:
-        """A credential for another holder than a head, that of a visit of the authority's own."""
-        return await self._sign(volume, epoch, public_key, rights)
+    async def sign_for(
+        self, volume: UUID, epoch: int, public_key: bytes, rights: Rights, sleds: Collection[UUID] | None = None
+    ) -> bytes:
+        """A credential for another holder than a head, that of a visit of the authority's own. It takes no space, and
+        counts on `sleds` (None: on those of the volume's record). Raises NotFound."""
+        places = _sleds_of((await self._ledger.volume(volume)).value) if sleds is None else sleds
+        return await self._sign(volume, epoch, public_key, places, rights)
 
     async def _fill_one(self, volume: UUID) -> None:
         async def attempt() -> None:
@@ -496,9 +502,19 @@ class Volumes:
             ],
         )  # fmt: skip
 
-    async def _sign(self, volume: UUID, epoch: int, public_key: bytes, rights: Rights = ALL_RIGHTS) -> bytes:
+    async def _sign(
+        self,
+        volume: UUID,
+        epoch: int,
+        public_key: bytes,
+        sleds: Collection[UUID],
+        rights: Rights = ALL_RIGHTS,
+        *,
+        blocks: int = 0,
+    ) -> bytes:
+        """A credential; with `blocks`, for one namespace of that size on each sled."""
         now_ms = await self._issue.stamp()
-        key = (await self._keyring.current()).signer(now_ms)
+        key = (await self._keyring.current()).signer(now_ms, epoch)
         credential = Credential(
             key_id=key.key_id,
             volume=volume,
@@ -508,6 +524,9 @@ class Volumes:
             issued_ms=now_ms,
             expires_ms=now_ms + self._term_ms,
             serial=int.from_bytes(self._env.entropy.bytes(8), "big"),
+            blocks=blocks,
+            namespaces=1 if blocks else 0,
+            sleds=tuple(sleds),
         )
         await self._retirements.cover(credential.expires_ms)
         signed = credential.sign(Ed25519PrivateKey.from_private_bytes(key.private))
@@ -517,6 +536,11 @@ class Volumes:
     def _note(self, kind: str, record: VolumeRecord, **fields: object) -> None:
         _log.info("event=%s volume=%s epoch=%d version=%d", kind, record.volume, record.epoch, record.version)
         self._reports.add_event(kind, volume=str(record.volume), epoch=record.epoch, version=record.version, **fields)
+
+
+def _blocks_of(record: VolumeRecord) -> int:
+    """How much of a sled a volume needs: its columns are on different sleds, so one namespace."""
+    return column_blocks(record.size_bytes, record.geometry)
 
 
 def _sleds_of(record: VolumeRecord) -> list[UUID]:

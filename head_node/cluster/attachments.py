@@ -6,9 +6,10 @@ for a new attach, which is how it knows that older commands are over.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 from uuid import UUID
 
 from head_node.cluster.errors import TakeoverImpossible
@@ -16,12 +17,16 @@ from head_node.cluster.sleds import SledDirectory
 from head_node.store.records import Column as ColumnRecord
 from head_node.store.records import VolumeRecord
 from head_node.volume.columns import Buffer
-from sled_controller.association import ATTACH_STEP_MAX
+from sled_controller.association import ATTACH_STEP_MAX, Refusal
+from sled_controller.credential import parse_credential
 from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
+from sled_controller.keyset import KeySet
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRY_SECONDS_MIN: Final = 0.1
 RETRY_SECONDS_MAX: Final = 5.0
@@ -193,14 +198,26 @@ class VolumeAttachments:
             self._activate(place)
 
     async def renew(self, credential: bytes) -> None:
-        """Present a credential of the same epoch with a later expiry everywhere."""
+        """Present a credential of the same epoch with a later expiry everywhere, at all sleds at the same time."""
         self._credential = credential
-        for place in self._places.values():
-            if place.attachment is not None:
-                try:
-                    await place.attachment.renew(credential)
-                except SledError as error:
-                    log.warning("event=renewal_refused volume=%s sled=%s error=%s", self._volume, place.sled, error)
+        await self.present()
+
+    async def present(self) -> None:
+        """Present the credential again wherever the volume is attached."""
+
+        async def at(place: _Place, attachment: Attachment) -> None:
+            try:
+                await self._with_key_set(place, partial(attachment.renew, self._credential))
+            except SledError as error:
+                log.warning("event=renewal_refused volume=%s sled=%s error=%s", self._volume, place.sled, error)
+
+        places = [(place, place.attachment) for place in self._places.values() if place.attachment is not None]
+        await asyncio.gather(*(at(*each) for each in places))
+
+    @property
+    def key_id(self) -> int:
+        """Which signing key the credential is of."""
+        return parse_credential(self._credential).credential.key_id
 
     def probe(self) -> None:
         """Ask every sled whether this epoch still counts, with a flush (F6); refusals come through `on_refused`."""
@@ -235,6 +252,11 @@ class VolumeAttachments:
             await asyncio.wait(running)
         for place in self._places.values():
             self._drop(place)
+
+    def outdated(self, error: CredentialRefused, key_set: KeySet | None) -> bool:
+        """Whether a newer credential helps: its key has left the key set, or an older credential took the pair."""
+        unknown = error.code == Refusal.SIGNATURE and key_set is not None and self.key_id not in key_set.keys
+        return unknown or error.code in (Refusal.KEY_RETIRED, Refusal.OLD_HOLDER)
 
     def _lacks_column(self, place: _Place) -> bool:
         return place.attachment is not None and place.index not in self._columns
@@ -288,7 +310,8 @@ class VolumeAttachments:
     async def _attach_once(self, place: _Place, client: SledClient) -> None:
         place.attach_number += 1
         place.boot_counter = client.boot_counter
-        attachment = await client.attach(self._credential, place.attach_number)
+        attach = partial(client.attach, self._credential, place.attach_number)
+        attachment = await self._with_key_set(place, attach)
         receipt = attachment.receipt
         if (receipt.volume, receipt.epoch, receipt.sled) != (self._volume, self._epoch, place.sled):
             raise SledUnavailable(f"sled {place.sled} gave a receipt for something else")
@@ -302,6 +325,17 @@ class VolumeAttachments:
         attachment.on_credential_refused = self.on_credential_refused
         place.attachment = attachment
         self._activate(place)
+
+    async def _with_key_set(self, place: _Place, show: Callable[[], Awaitable[T]]) -> T:
+        """Show the credential; once more with the newest key set where the sled does not know its key yet."""
+        try:
+            return await show()
+        except CredentialRefused as error:
+            client = self._sleds.client(place.sled)
+            if error.code != Refusal.SIGNATURE or client is None:
+                raise
+            await client.push_key_set()
+            return await show()
 
     def _activate(self, place: _Place) -> None:
         named = self._columns.get(place.index)

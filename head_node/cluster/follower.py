@@ -151,6 +151,7 @@ class Follower:
         session = LogReceiver(
             connection, self._engine, self.promise, self._services.terms, self._services.env, self._wake
         )
+        session.record_epoch = self._record_epoch
         session.on_deleted = self._told_deleted
         session.on_forfeited = lambda: self.on_forfeited()
         self._session = session
@@ -163,6 +164,11 @@ class Follower:
         self._session = None
         self._note(primary, session.reason)
         return session.heartbeats > 0
+
+    def _record_epoch(self) -> int | None:
+        view = self._services.watch.view
+        record = None if view is None else view.volumes.get(self._volume)
+        return None if record is None else record.epoch
 
     def _told_deleted(self) -> None:
         self.deleted = True

@@ -259,6 +259,8 @@ class Head:
         if self._key_set is None or key_set.version > self._key_set.version:
             self._key_set, self.key_set_bytes = key_set, data
             self.sleds.push_key_set()
+            for controller in self.controllers.values():
+                controller.keys_changed(key_set)
 
     # links
 

@@ -33,8 +33,8 @@ from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
 from head_node.volume.policy import SledPolicy
-from sled_controller.association import Refusal
 from sled_controller.errors import CredentialExpired, CredentialMalformed, CredentialRefused, FencedOff, SledError
+from sled_controller.keyset import KeySet
 from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
@@ -433,9 +433,14 @@ class PrimaryRole:
         or of another key, helps; so it does against an attach with this head's key and a former credential."""
         now_ns = self._now_ns()
         over = isinstance(error, CredentialExpired)
-        if (over or error.code in (Refusal.KEY_RETIRED, Refusal.OLD_HOLDER)) and now_ns >= self._refusal_pause_ns:
+        if (over or self.attachments.outdated(error, self._services.key_set())) and now_ns >= self._refusal_pause_ns:
             self._refusal_pause_ns = now_ns + PROBE_PAUSE_MS * MS
             self._begin("renew", self._renew(expired=over))
+
+    def keys_changed(self, key_set: KeySet) -> None:
+        """Ask for another credential where the key is gone; else show it to sleds that may have heard of it since."""
+        kept = self.attachments.key_id in key_set.keys
+        self._begin("present" if kept else "renew", self.attachments.present() if kept else self._renew())
 
     async def _renew(self, *, expired: bool = False) -> None:
         asked_ns = self._now_ns()
@@ -472,11 +477,8 @@ class PrimaryRole:
         if sled not in self._fences_noted:
             self._fences_noted.add(sled)
             self.last_fenced = {
-                "volume": str(self.volume),
-                "sled": str(sled),
-                "stale_epoch": self.epoch,
-                "current_epoch": error.epoch,
-            }
+                "volume": str(self.volume), "sled": str(sled), "stale_epoch": self.epoch, "current_epoch": error.epoch,
+            }  # fmt: skip
             self._services.note("fenced-off", self.last_fenced)
             log.warning(
                 "event=fenced_off volume=%s epoch=%d sled=%s sled_epoch=%d", self.volume, self.epoch, sled, error.epoch
@@ -497,10 +499,8 @@ class PrimaryRole:
             return
         sled = self.attachments.sled_of(index)
         log.error("event=sled_faulty volume=%s epoch=%d sled=%s reason=%s", self.volume, self.epoch, sled, found.reason)
-        self._services.note(
-            "sled-faulty",
-            {"volume": str(self.volume), "epoch": self.epoch, "sled": str(sled), "reason": found.reason},
-        )
+        said = {"volume": str(self.volume), "epoch": self.epoch, "sled": str(sled), "reason": found.reason}
+        self._services.note("sled-faulty", said)
         self.attachments.quarantine(index)
         self._unhold()
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import LinkError
@@ -24,6 +24,10 @@ from head_node.volume.errors import StaleEpoch, VolumeError
 from sled_controller.environment import Environment
 
 log = logging.getLogger(__name__)
+
+EPOCHS_AHEAD_MAX: Final = 1024
+"""Takeovers that may have happened while this head was cut off from the authority. A member that was made to see too
+high an epoch is out until the record is above it: `recover` sets it there."""
 
 
 class LogReceiver:
@@ -55,6 +59,8 @@ class LogReceiver:
         self.on_deleted: Callable[[], None] = lambda: None
         self.on_forfeited: Callable[[], None] = lambda: None
         """Another log counts, which lacks records of this one that may have been committed: set this one aside."""
+        self.record_epoch: Callable[[], int | None] = lambda: None
+        """The epoch of the record that the authority has shown last, None where it has shown none."""
         self.reason = ""
         self._heard = True
         self._silence: asyncio.TimerHandle | None = None
@@ -215,7 +221,16 @@ class LogReceiver:
         )  # fmt: skip
         return False
 
+    def _check_epochs(self, order: Truncate) -> None:
+        """A primary may be ahead of the view, by some takeovers. What it says beyond that is not kept: it would shut
+        out every later primary. Raises LinkError."""
+        known = self.record_epoch()
+        highest = max(order.epoch, order.forced_epoch, order.doubtful_epoch)
+        if known is not None and highest > known + EPOCHS_AHEAD_MAX:
+            raise LinkError(f"the primary says epoch {highest}, the record is in epoch {known}")
+
     async def _truncate(self, order: Truncate) -> None:
+        self._check_epochs(order)
         if not self._may_cut(order):
             self._connection.close("this log is set aside: another one counts")
             self.on_forfeited()

@@ -31,6 +31,7 @@ from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogHangs, VolumeError
 from head_node.volume.interface import ServedVolume
+from sled_controller.keyset import KeySet
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,11 @@ class VolumeController:
             if self._role is not None:
                 self._role.record_changed(record)
         self._wake()
+
+    def keys_changed(self, key_set: KeySet) -> None:
+        """The rack has another key set."""
+        if self._role is not None:
+            self._role.keys_changed(key_set)
 
     def accept_log(self, connection: PeerConnection, head: UUID) -> None:
         """A head wants to follow this volume here."""

@@ -107,6 +107,10 @@ class Checkpoint:
         return [*out, _CRC.pack(crc)]
 
 
+COUNT_MAX: Final = 1 << 63
+"""Of operations, stripes and epochs: a million a second for 290,000 years, and what is counted from there on fits."""
+
+
 def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
     """Parse a whole checkpoint; raises LogCorrupt, or LogForeign when it is another volume's."""
     view = memoryview(data).cast("B")
@@ -124,6 +128,8 @@ def decode_checkpoint(data: Buffer, volume: UUID) -> Checkpoint:
         raise LogCorrupt(CHECKPOINT_FILE, 0, f"has {len(view)} bytes, which its header contradicts")
     if _CRC.unpack_from(view, len(view) - _CRC.size)[0] != crc32c(view[: -_CRC.size]):
         raise LogCorrupt(CHECKPOINT_FILE, len(view) - _CRC.size, "does not verify")
+    if max(covered, first_sequence, opnum, epoch) > COUNT_MAX:
+        raise LogCorrupt(CHECKPOINT_FILE, 0, f"has a count above {COUNT_MAX}, where no record could follow")
     if owner != volume.bytes:
         raise LogForeign(f"{CHECKPOINT_FILE}: is of volume {UUID(bytes=owner)}, not {volume}")
     reservations = Reservations()

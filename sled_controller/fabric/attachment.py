@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
+from sled_controller.association import Refusal
 from sled_controller.credential import Credential
 from sled_controller.errors import CommandFailed, CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric import vendor
 from sled_controller.fabric.command import Command, Completed, Data
-from sled_controller.fabric.refusal import error_of
+from sled_controller.fabric.refusal import error_of, reason_of
 from sled_controller.fabric.vendor import NamespaceEntry
 from sled_controller.receipt import Receipt
 from spdk_bindings.device import BLOCK_BYTES, Buffer
@@ -20,6 +21,10 @@ from spdk_bindings.nvme import CONTROL_FUA, AdminOpcode, Status, VendorIo, statu
 
 TRANSFER_BLOCKS_MAX: Final = 256  # MDTS: 1 MiB of data in one command
 RANGE_BLOCKS_MAX: Final = 65536  # NLB is 16 bits, 0's based
+HELD_SECONDS_MAX: Final = 1.5
+"""A renewal takes two round trips, one of them to the authority; below what a column may leave unanswered."""
+HELD_MAX: Final = 1024
+"""More than a queue takes at once."""
 
 Outcome: TypeAlias = Completed | SledUnavailable
 
@@ -57,8 +62,12 @@ class Attachment:
         self._error: SledError | None = None
         self._fenced: list[asyncio.Future[None]] | list[asyncio.Future[Buffer]] = []
         self._fence_asked = False
-        self.on_credential_refused: Callable[[CredentialRefused], None] = lambda error: None
-        """A command was refused because of the credential: it is over in the sled's time, or its key is retired."""
+        self._held: list[tuple[Command, asyncio.Future[None] | asyncio.Future[Buffer]]] = []
+        self._held_timer: asyncio.TimerHandle | None = None
+        self.on_credential_refused: Callable[[CredentialRefused], None] | None = None
+        """A command was refused because of the credential: it is over in the sled's time, or its key is retired. In the
+        second case, if there is a callback, the command waits for `renew`: a key that is taken out of the key set at
+        once is no reason for errors."""
 
     def write(self, nsid: int, lba: int, data: Sequence[Buffer], *, fua: bool = False) -> asyncio.Future[None]:
         """Write `data` (together 1 to 256 blocks), which must stay as it is until the future is done."""
@@ -113,6 +122,10 @@ class Attachment:
         if slot != self.receipt.slot:
             raise CommandFailed(Status.INVALID_FIELD, status_name(Status.INVALID_FIELD), "the renewal moved the slot")
         self.credential = fresh
+        held, self._held = self._held, []
+        self._stop_holding()
+        for command, future in held:
+            self._start(command.again(), future)
 
     async def detach(self) -> None:
         """Give the slot up; what is in flight completes first."""
@@ -171,11 +184,31 @@ class Attachment:
         error = error_of(outcome.status, outcome.dw0, outcome.dw1)
         if isinstance(error, Superseded):
             self._error = error
-        elif isinstance(error, CredentialRefused):
+        elif isinstance(error, CredentialRefused) and self.on_credential_refused is not None:
+            if error.code == Refusal.KEY_RETIRED and len(self._held) < HELD_MAX:
+                self._hold(outcome.command, future)
+                self.on_credential_refused(error)
+                return
             self.on_credential_refused(error)
         if isinstance(error, FencedOff) and self._error is not None:
             error = self._error
         _set_exception(future, error)
+
+    def _hold(self, command: Command, future: asyncio.Future[None] | asyncio.Future[Buffer]) -> None:
+        self._held.append((command, future))
+        if self._held_timer is None:
+            self._held_timer = self._loop.call_later(HELD_SECONDS_MAX, self._give_up_held)
+
+    def _give_up_held(self) -> None:
+        held, self._held = self._held, []
+        self._stop_holding()
+        for _, future in held:
+            _set_exception(future, CredentialRefused(reason_of(Refusal.KEY_RETIRED), Refusal.KEY_RETIRED))
+
+    def _stop_holding(self) -> None:
+        if self._held_timer is not None:
+            self._held_timer.cancel()
+            self._held_timer = None
 
     def _fence_known(self, epoch: int, credential: bytes | None) -> None:
         error = self._error = FencedOff(epoch, credential)

@@ -104,6 +104,8 @@ class SledClient:
         self.reason = ""
         self.sled_time_ms = 0
         """The sled's time when the key set was last compared, as it said without proof; 0 before."""
+        self.key_set_version = 0
+        """The key set that the sled has, as it said; 0 before."""
         self.state = ClientState.NEW
         self._address = (host, port)
         self._sled_public = sled_public
@@ -176,11 +178,12 @@ class SledClient:
             vendor.get_log_page(LogPage.SLED_STATUS, vendor.STATUS.size), into_bytes=vendor.STATUS.size,
             authenticated=False,
         )  # fmt: skip
-        _, version, self.sled_time_ms = vendor.STATUS.unpack(_into(page))
-        if version_of(data) <= version:
+        _, self.key_set_version, self.sled_time_ms = vendor.STATUS.unpack(_into(page))
+        if version_of(data) <= self.key_set_version:
             return
         try:
             await self.admin(vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE), data)
+            self.key_set_version = version_of(data)
         except SledUnavailable:
             raise
         except SledError as error:

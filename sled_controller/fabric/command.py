@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from sled_controller.fabric.pdu import MAC_OFFSET
 from spdk_bindings.device import Buffer
 
 Data: TypeAlias = Sequence[memoryview]
@@ -35,6 +36,14 @@ class Command:
         self.requested = 0  # bytes of data that the controller has asked for by R2T
         self.submitted_s = 0.0
         self.damaged = False
+
+    def again(self) -> "Command":
+        """As it was before it was submitted: for one that is over and was not performed."""
+        self.sqe[MAC_OFFSET:] = bytes(len(self.sqe) - MAC_OFFSET)
+        self.cid = -1
+        self.received = self.requested = 0
+        self.damaged = False
+        return self
 
 
 class Connected(NamedTuple):

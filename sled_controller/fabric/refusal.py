@@ -24,6 +24,8 @@ _REASONS: Final = {
     Refusal.NEWER_EPOCH: "the sled knows a newer epoch of the volume",
     Refusal.TIME_SERIAL: "the sled has taken a time statement of this or a higher serial",
     Refusal.OTHER_SLED: "the time statement is for another sled, or another start of this one",
+    Refusal.NO_PLACE: "it does not count on this sled",
+    Refusal.NO_SPACE: "it does not let the volume take so much of the sled",
 }
 
 

@@ -104,6 +104,8 @@ class SledStorage(SledWide):
         self._served: set[int] = set()
         self._roster = DeviceRoster()
         self._creating: dict[tuple[UUID, int], tuple[int, list[Done]]] = {}
+        self._deleting: dict[int, Namespace] = {}
+        """Those whose blocks are not given back yet."""
         self._issued_durable_ms = 0
         self._closed = False
 
@@ -308,6 +310,14 @@ class SledStorage(SledWide):
             of_volume == volume for of_volume, _ in self._creating
         )
 
+    def columns_of(self, volume: UUID) -> list[tuple[int, int]]:
+        """(column, blocks) of each namespace of a volume, on a device that is offline too, being made or being deleted.
+        A column may be there twice: one whose device was missing has been made again."""
+        made = [(entry.column, entry.blocks) for entry in self.namespaces.values() if entry.volume == volume]
+        making = [(key[1], blocks) for key, (blocks, _) in self._creating.items() if key[0] == volume]
+        going = [(entry.column, entry.blocks) for entry in self._deleting.values() if entry.volume == volume]
+        return made + making + going
+
     def create_namespace(self, volume: UUID, column: int, blocks: int, done: Done) -> int:
         """Make a namespace of `blocks` blocks for a volume's column, all zero, on the device with the most room.
 
@@ -364,16 +374,18 @@ class SledStorage(SledWide):
         if not namespace.online:
             return int(Status.INTERNAL_PATH_ERROR)
         store = self._roster.stores[namespace.device_index]
-        del self.namespaces[nsid]
+        self._deleting[nsid] = self.namespaces.pop(nsid)
         gather = Gather(1, done)
 
         def deallocated(_: int) -> None:
             store.give_extent(nsid)
+            del self._deleting[nsid]
             self.counters["namespaces_deleted"] += 1
             gather.one(_SUCCESS)
 
         def deleted(status: int) -> None:
             if status:
+                del self._deleting[nsid]
                 gather.one(status)
             elif store.device.deallocate(namespace.first_lba, namespace.blocks, deallocated) != PENDING:
                 deallocated(_SUCCESS)

@@ -155,7 +155,19 @@ class Writer:
         authority, head = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         keys = KeySet(1, {1: authority.public_key().public_bytes_raw()}, now_ms)
         head_public = head.public_key().public_bytes_raw()
-        credential = Credential(1, uuid4(), head_public, 1, ALL_RIGHTS, now_ms, now_ms + 3_600_000, 1)
+        credential = Credential(
+            1,
+            uuid4(),
+            head_public,
+            1,
+            ALL_RIGHTS,
+            now_ms,
+            now_ms + 3_600_000,
+            1,
+            NAMESPACE_BLOCKS,
+            1,
+            (UUID(sled.identity["id"]),),
+        )
         nqn, host_id = sled.identity["nqn"], uuid4().bytes
         self.admin = RawQueue(sled.address, 0, CONTROLLER_ID_DYNAMIC, nqn, host_id)
         self.admin.command(vendor.property_set(Property.CC, CC_ENABLE))

@@ -1,7 +1,7 @@
 """A whole authority in memory: manual clock, ASGI transport, heads and operator as clients."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -15,15 +15,18 @@ from head_node.api.app import create_app
 from head_node.authority.authority import Authority, Policy
 from head_node.authority.cleanups import CLEANED
 from head_node.authority.client import AuthorityClient
+from head_node.authority.key_push import TAKEN
 from head_node.authority.nodes import Fencer
 from head_node.authority.reply_trust import ReplyTrust
 from head_node.authority.retirement import CONFIRMED
 from head_node.authority.root_key import RootKey
-from head_node.authority.time_repair import TAKEN
+from head_node.authority.surplus import GIVEN_BACK
+from head_node.authority.time_repair import TAKEN as TIME_TAKEN
 from head_node.store.interface import Store
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Cleanup, Column, SledRecord, VolumeRecord, column_blocks
 from sled_controller.environment import Environment
+from sled_controller.fabric.vendor import NamespaceEntry
 from sled_controller.sled_start import SledStart
 
 URL = "http://authority.test"
@@ -85,6 +88,9 @@ class RecordingFencer:
         self.retired: list[tuple[UUID, UUID]] = []
         self.stated: list[tuple[UUID, bytes]] = []
         self.starts: dict[UUID, SledStart] = {}
+        self.pushed: list[tuple[UUID, int]] = []
+        self.tables: dict[UUID, list[NamespaceEntry]] = {}
+        self.given_back: list[tuple[VolumeRecord, UUID, tuple[int, ...]]] = []
 
     async def fence(self, record: VolumeRecord) -> dict[UUID, str]:
         self.fenced.append(record)
@@ -110,7 +116,23 @@ class RecordingFencer:
             return 0, "out of reach"
         if statement is not None:
             self.stated.append((sled.id, await statement(1)))
-        return 1_700_000_000_000, TAKEN
+        return 1_700_000_000_000, TIME_TAKEN
+
+    async def namespaces(self, sled: SledRecord) -> list[NamespaceEntry] | None:
+        return None if sled.id in self.away else self.tables.get(sled.id, [])
+
+    async def give_back(self, record: VolumeRecord, sled: SledRecord, surplus: Collection[int]) -> str:
+        if sled.id in self.away:
+            return "out of reach"
+        self.given_back.append((record, sled.id, tuple(surplus)))
+        self.tables[sled.id] = [entry for entry in self.tables[sled.id] if entry.nsid not in surplus]
+        return GIVEN_BACK
+
+    async def push_key_set(self, sled: SledRecord, version: int) -> str:
+        if sled.id in self.away:
+            return "out of reach"
+        self.pushed.append((sled.id, version))
+        return TAKEN
 
     async def retire(self, sled: SledRecord, statements: Mapping[UUID, bytes]) -> dict[UUID, str]:
         if sled.id in self.away:

@@ -27,7 +27,7 @@ def credential_of(epoch: int, *, volume: UUID = VOLUME, key: Ed25519PrivateKey =
                   ahead_ms: int = 0) -> bytes:  # fmt: skip
     """A signed credential."""
     now_ms = time.time_ns() // MS + ahead_ms
-    return Credential(key_id, volume, head, epoch, ALL_RIGHTS, now_ms, now_ms + term_ms, serial).sign(key)
+    return Credential(key_id, volume, head, epoch, ALL_RIGHTS, now_ms, now_ms + term_ms, serial, 1 << 20, 16).sign(key)
 
 
 def record_of(heads: Sequence[UUID], sleds: Sequence[UUID], **changes: Any) -> VolumeRecord:

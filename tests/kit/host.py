@@ -20,6 +20,7 @@ HEAD = UUID("33333333-3333-4333-8333-333333333333")
 NQN = f"nqn.2014-08.org.nvmexpress:uuid:{SLED}"
 NOW_MS = 1_700_000_000_000
 TERM_MS = 600_000
+SPACE_BLOCKS, SPACE_NAMESPACES = 1 << 20, 16
 
 
 def private_key(number: int) -> Ed25519PrivateKey:
@@ -72,10 +73,14 @@ def key_set(version: int = 1) -> KeySet:
 
 
 def credential(
-    *, epoch: int = 5, head: int = HEAD_KEY, volume: UUID = VOLUME, issued_ms: int = NOW_MS, serial: int = 9
-) -> Credential:
+    *, epoch: int = 5, head: int = HEAD_KEY, volume: UUID = VOLUME, issued_ms: int = NOW_MS, serial: int = 9,
+    blocks: int = SPACE_BLOCKS, namespaces: int = SPACE_NAMESPACES, sleds: tuple[UUID, ...] = (SLED,),
+) -> Credential:  # fmt: skip
     """A credential for the fixed head and volume."""
-    return Credential(7, volume, public_key(head), epoch, ALL_RIGHTS, issued_ms, issued_ms + TERM_MS, serial)
+    return Credential(
+        7, volume, public_key(head), epoch, ALL_RIGHTS, issued_ms, issued_ms + TERM_MS, serial, blocks, namespaces,
+        sleds,
+    )  # fmt: skip
 
 
 def signed(**fields: object) -> bytes:

@@ -16,6 +16,7 @@ from places_mutants import PLACES
 from rights_mutants import RIGHTS
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
+from theft_mutants import THEFTS
 from volume_mutants import VOLUMES
 
 JUDGED_BY_TESTS = (
@@ -24,6 +25,7 @@ JUDGED_BY_TESTS = (
     *OPERATORS,
     *PLACES,
     *SYNCS,
+    *THEFTS,
 )
 
 MUTANTS = (

@@ -165,7 +165,7 @@ def _credential(**changed: object) -> bytes:
     fields: dict[str, object] = {
         "key_id": 7, "volume": OTHER, "head_key": host.public_key(host.OTHER_HEAD_KEY), "epoch": 9,
         "rights": Rights.READ | Rights.WRITE | Rights.MANAGE, "issued_ms": now_ms() - 1000,
-        "expires_ms": now_ms() + 600_000, "serial": 1,
+        "expires_ms": now_ms() + 600_000, "serial": 1, "blocks": 64, "namespaces": 4, "sleds": (host.SLED,),
     }  # fmt: skip
     signer = changed.pop("signer", host.AUTHORITY)
     assert isinstance(signer, int)
@@ -182,7 +182,7 @@ FORGED: dict[str, tuple[Callable[[], bytes], int, int]] = {
     ),
     "short": (lambda: _credential()[:-1], Status.REFUSED, 16),
     "long": (lambda: _credential() + b"\0", Status.REFUSED, 16),
-    "of zeroes": (lambda: bytes(160), Status.REFUSED, 16),
+    "of zeroes": (lambda: bytes(560), Status.REFUSED, 16),
     "with a bit of its epoch flipped": (lambda: _tampered(_credential(), 60), Status.REFUSED, 17),
     "with a bit of its signature flipped": (lambda: _tampered(_credential(), 130), Status.REFUSED, 17),
     "with a bit of its magic flipped": (lambda: _tampered(_credential(), 0), Status.REFUSED, 16),

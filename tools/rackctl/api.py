@@ -148,6 +148,10 @@ class OperatorApi:
         body = {"epoch": epoch, "may_lose": may_lose, **({} if head is None else {"head": head})}
         return _mapping(self.call("POST", f"/v1/volumes/{name}/recover", body))
 
+    def rotate_keys(self, *, now: bool) -> dict[str, Any]:
+        """Publish another signing key; with `now` the former ones are worth nothing from there on."""
+        return _mapping(self.call("POST", "/v1/keys/rotate", {"now": now}))
+
     def nodes(self) -> dict[str, Any]:
         """`heads` and `sleds` as the authority knows them, with what the heads report."""
         return _mapping(self.call("GET", "/v1/nodes"))

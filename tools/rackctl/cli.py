@@ -1,5 +1,5 @@
-"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `sled`, `time`, `token`, `audit`, `keys`, `firmware`,
-`board`, `console`, `run`, `chaos`."""
+"""The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `sled`, `time`, `token`, `audit`, `keys`,
+`firmware`, `board`, `console`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -142,7 +142,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     _add_node(commands.add_parser("node", help="kill, pause, resume, restart and revoke nodes"), defaults)
     add_tokens(commands.add_parser("token", help="create, list and revoke tokens of operators"), defaults)
     add_audit(commands.add_parser("audit", help="show what was changed, by whom and from where"), defaults)
-    add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
+    add_keys(commands.add_parser("keys", help="keys for firmware, secrets for hosts, rotation"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
     add_sled(commands.add_parser("sled", help="accept a sled that was put back to an older state"), defaults)

@@ -1,4 +1,4 @@
-"""`rackctl keys`: the keys that sign firmware, the key sets that name them, and secrets of hosts."""
+"""`rackctl keys`: keys that sign firmware, key sets that name them, secrets of hosts, and a rack's signing keys."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from rackctl.files import create_file, read_file, write_file
 from rackctl.host_secrets import add_generate
 from rackctl.key_requests import add_root_requests
 from rackctl.options import add_option, add_switch, checked_by, new_file, whole_number, whole_number_64
+from rackctl.rotation import add_rotate
 from rackctl.signers import (
     KEY_FILE_BYTES_MAX,
     FileSigner,
@@ -60,6 +61,7 @@ def add_keys(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     show.set_defaults(command=_show)
     add_generate(actions)
     add_root_requests(actions, defaults)
+    add_rotate(actions, defaults)
     for action in actions.choices.values():
         if action.get_default("command") in (_new, _sign_set, _show):
             add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)

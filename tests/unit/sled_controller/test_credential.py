@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,25 +15,39 @@ from sled_controller.credential import (
     BODY_BYTES,
     CREDENTIAL_BYTES,
     CREDENTIAL_LAYOUT,
+    SLEDS_MAX,
+    TERM_MS_MAX,
     Credential,
     Rights,
+    epochs_end,
     parse_credential,
     verify,
 )
 from sled_controller.errors import CredentialMalformed, CredentialRefused
 from sled_controller.keyset import KeySet
 
-credentials = st.builds(
-    Credential,
-    key_id=st.integers(1, 2**32 - 1),
-    volume=st.uuids(),
-    head_key=st.binary(min_size=32, max_size=32),
-    epoch=st.integers(1, 2**64 - 1),
-    rights=st.integers(1, 7).map(Rights),
-    issued_ms=st.integers(0, 2**63),
-    expires_ms=st.integers(2**63 + 1, 2**64 - 1),
-    serial=st.integers(0, 2**64 - 1),
-)
+
+@st.composite
+def any_credential(draw: st.DrawFn) -> Credential:
+    """Each field anywhere in its range."""
+    key_id = draw(st.integers(1, 2**32 - 1))
+    issued_ms = draw(st.integers(0, 2**64 - 1 - TERM_MS_MAX))
+    return Credential(
+        key_id=key_id,
+        volume=draw(st.uuids()),
+        head_key=draw(st.binary(min_size=32, max_size=32)),
+        epoch=draw(st.integers(1, epochs_end(key_id) - 1)),
+        rights=Rights(draw(st.integers(1, 7))),
+        issued_ms=issued_ms,
+        expires_ms=issued_ms + draw(st.integers(1, TERM_MS_MAX)),
+        serial=draw(st.integers(0, 2**64 - 1)),
+        blocks=draw(st.integers(0, 2**64 - 1)),
+        namespaces=draw(st.integers(0, 2**32 - 1)),
+        sleds=tuple(draw(st.lists(st.uuids(), max_size=SLEDS_MAX))),
+    )
+
+
+credentials = any_credential()
 
 
 def test_a_signed_credential_is_the_golden_one() -> None:
@@ -64,6 +79,8 @@ def test_the_fast_layout_equals_the_readable_one(credential: Credential) -> None
     assert (fields.rights, fields.issued_ms, fields.expires_ms) == (
         credential.rights, credential.issued_ms, credential.expires_ms,
     )  # fmt: skip
+    assert (fields.blocks, fields.namespaces) == (credential.blocks, credential.namespaces)
+    assert tuple(fields.sleds[: fields.sled_count]) == tuple(sled.bytes for sled in credential.sleds)
 
 
 @pytest.mark.parametrize("position", range(CREDENTIAL_BYTES))
@@ -119,6 +136,11 @@ def test_a_signature_over_the_body_without_its_domain_does_not_count() -> None:
         ("rights", 8, "rights"),
         ("key_id", 0, "key id"),
         ("expires_ms", host.NOW_MS, "expires before"),
+        ("expires_ms", host.NOW_MS + TERM_MS_MAX + 1, "its term is longer than"),
+        ("expires_ms", 2**64 - 1, "its term is longer than"),
+        ("issued_ms", 0, "its term is longer than"),
+        ("epoch", epochs_end(7), "key 7 signs no epoch as high as"),
+        ("epoch", 2**64 - 1, "key 7 signs no epoch as high as"),
     ],
 )
 def test_a_field_out_of_its_range_is_malformed_even_when_signed(field: str, value: int, words: str) -> None:
@@ -126,7 +148,10 @@ def test_a_field_out_of_its_range_is_malformed_even_when_signed(field: str, valu
     with pytest.raises(CredentialMalformed, match=words):
         Credential(**{**fields, field: value}).sign(host.private_key(host.AUTHORITY))
     body = bytearray(host.credential().body())
-    offset, layout = {"epoch": (64, "<Q"), "rights": (12, "<I"), "key_id": (8, "<I"), "expires_ms": (80, "<Q")}[field]
+    offset, layout = {
+        "epoch": (64, "<Q"), "rights": (12, "<I"), "key_id": (8, "<I"), "issued_ms": (72, "<Q"),
+        "expires_ms": (80, "<Q"),
+    }[field]  # fmt: skip
     struct.pack_into(layout, body, offset, value)
     signature = host.private_key(host.AUTHORITY).sign(module.SIGNING_DOMAIN + bytes(body))
     with pytest.raises(CredentialMalformed, match=words):
@@ -135,9 +160,38 @@ def test_a_field_out_of_its_range_is_malformed_even_when_signed(field: str, valu
 
 def test_a_credential_of_another_version_is_malformed() -> None:
     data = bytearray(host.signed())
-    struct.pack_into("<H", data, 4, 2)
-    with pytest.raises(CredentialMalformed, match="version 2"):
+    struct.pack_into("<H", data, 4, 1)
+    with pytest.raises(CredentialMalformed, match="version 1"):
         parse_credential(data)
+
+
+def test_every_key_signs_epochs_that_none_before_it_can_have_signed() -> None:
+    for key_id in (1, 7, 2**32 - 2):
+        last = replace(host.credential(), key_id=key_id, epoch=epochs_end(key_id) - 1)
+        last.body()
+        with pytest.raises(CredentialMalformed, match="signs no epoch"):
+            replace(last, epoch=last.epoch + 1).body()
+        replace(last, epoch=last.epoch + 1, key_id=key_id + 1).body()
+    assert epochs_end(2**32 - 1) < 2**64, "what follows the last epoch of the last key fits too"
+
+
+def test_a_credential_that_does_not_say_counts_nowhere_and_takes_no_space() -> None:
+    said = Credential(7, host.VOLUME, host.public_key(host.HEAD_KEY), 1, Rights.MANAGE, 0, 1, 0)
+    assert (said.blocks, said.namespaces, said.sleds) == (0, 0, ())
+
+
+@pytest.mark.parametrize(("offset", "value"), [(108, 25), (108, 2**32 - 1), (111, 1), (128, 1), (495, 1)])
+def test_a_list_of_sleds_is_no_longer_than_its_places_and_zero_behind_its_end(offset: int, value: int) -> None:
+    body = bytearray(host.credential().body())
+    body[offset : offset + (value.bit_length() + 7) // 8] = value.to_bytes((value.bit_length() + 7) // 8, "little")
+    signature = host.private_key(host.AUTHORITY).sign(module.SIGNING_DOMAIN + bytes(body))
+    with pytest.raises(CredentialMalformed, match="sleds, at most 24"):
+        parse_credential(bytes(body) + signature)
+
+
+def test_more_sleds_than_there_are_places_are_never_signed() -> None:
+    with pytest.raises(CredentialMalformed, match="25 sleds"):
+        host.credential(sleds=(host.SLED,) * 25).body()
 
 
 def test_a_head_key_of_another_length_is_never_signed() -> None:

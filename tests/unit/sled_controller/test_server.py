@@ -99,7 +99,8 @@ def test_it_keeps_identity_fences_and_data_over_a_restart(tmp_path: Path) -> Non
             head_id=host.HEAD, env=env, key_set=lambda: host.key_set().sign(host.private_key(host.ROOT)),
         )  # fmt: skip
         await client.open()
-        volume = await client.attach(host.signed(epoch=epoch, issued_ms=now), 1)
+        credential = host.signed(epoch=epoch, issued_ms=now, sleds=(UUID(identity["id"]),))
+        volume = await client.attach(credential, 1)
         nsid = await volume.create_namespace(0, 64)
         assert bytes(await volume.read(nsid, 5, 1)) == expected
         await volume.write(nsid, 5, [b"k" * 4096], fua=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -9,7 +10,7 @@ from kit import host
 from kit.target import BLOCK, BLOCKS, Head, HeldDevice, Rig, other_volume
 
 from sled_controller.association import REFUSALS_KEPT_MAX, REFUSED_ATTACHES, Refusal
-from sled_controller.credential import CREDENTIAL_BYTES, Credential, Rights
+from sled_controller.credential import CREDENTIAL_BYTES, SIGNING_DOMAIN, Rights
 from sled_controller.fabric import vendor
 from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState
@@ -105,12 +106,12 @@ def test_a_higher_epoch_fences_the_former_head_off_and_shows_its_credential() ->
     second.attach(6)
     answer = first.write(0, NEW)
     assert (answer.status, answer.epoch, answer.dnr) == (Status.FENCED_OFF, 6, True)
-    page = vendor.get_log_page(LogPage.FENCE, 160, specific=first.slot)
+    page = vendor.get_log_page(LogPage.FENCE, CREDENTIAL_BYTES, specific=first.slot)
     raised_by = host.signed(epoch=6, head=host.OTHER_HEAD_KEY)
-    assert first.admin.ask(page, room=160, signed=False).data == raised_by
+    assert first.admin.ask(page, room=CREDENTIAL_BYTES, signed=False).data == raised_by
     assert first.try_attach(5, 7).status == Status.FENCED_OFF
-    page = vendor.get_log_page(LogPage.FENCE, 160, specific=REFUSED_ATTACHES)
-    assert first.admin.ask(page, room=160, signed=False).data == raised_by
+    page = vendor.get_log_page(LogPage.FENCE, CREDENTIAL_BYTES, specific=REFUSED_ATTACHES)
+    assert first.admin.ask(page, room=CREDENTIAL_BYTES, signed=False).data == raised_by
     assert rig.subsystem.counters.fenced_off == 2
 
 
@@ -338,7 +339,7 @@ def test_a_clock_set_back_does_not_bring_an_expired_credential_to_life() -> None
     [
         (host.signed(head=host.OTHER_HEAD_KEY), Refusal.OTHER_HEAD),
         (host.signed()[:-1], Refusal.MALFORMED),
-        (bytes(160), Refusal.MALFORMED),
+        (bytes(CREDENTIAL_BYTES), Refusal.MALFORMED),
         (host.signed()[:-1] + bytes([host.signed()[-1] ^ 1]), Refusal.SIGNATURE),
         (host.credential().sign(host.private_key(host.HEAD_KEY)), Refusal.SIGNATURE),
     ],
@@ -356,9 +357,7 @@ def test_an_attach_number_of_zero_is_refused() -> None:
 def test_a_credential_without_the_right_is_refused_per_command() -> None:
     rig = Rig()
     head = rig.attached()
-    raw = Credential(
-        7, host.VOLUME, host.public_key(host.HEAD_KEY), 6, Rights.READ, host.NOW_MS, host.NOW_MS + 1000, 1
-    ).sign(host.private_key(host.AUTHORITY))
+    raw = replace(host.credential(epoch=6), rights=Rights.READ).sign(host.private_key(host.AUTHORITY))
     head.slot = head.admin.ask(vendor.vendor_sqe(AdminOpcode.ATTACH, slba=1), raw).dw0
     for opcode in (VendorIo.WRITE_ZEROES, VendorIo.DEALLOCATE):
         answer = head.io.ask(head.sqe(opcode))
@@ -390,11 +389,58 @@ def test_a_retired_key_stops_the_slot_until_it_is_renewed() -> None:
     assert head.admin.ask(update, fresh.sign(host.private_key(host.ROOT))).status == 0
     answer = head.write(0, NEW)
     assert (answer.status, answer.dw0) == (Status.REFUSED, Refusal.KEY_RETIRED)
-    renewed = Credential(
-        8, host.VOLUME, host.public_key(host.HEAD_KEY), 5, Rights(7), host.NOW_MS + 1, host.NOW_MS + 1000, 1
-    ).sign(host.private_key(9))
+    renewed = replace(host.credential(issued_ms=host.NOW_MS + 1), key_id=8).sign(host.private_key(9))
     assert head.admin.ask(vendor.vendor_sqe(AdminOpcode.ATTACH, slba=1), renewed).status == 0
     assert head.write(0, NEW).status == 0
+
+
+def test_f1_another_key_under_the_id_of_a_retired_one_does_not_revive_its_slots() -> None:
+    rig = Rig()
+    head = rig.attached()
+    update = vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE)
+    fresh = KeySet(2, {7: host.public_key(9)}, host.NOW_MS)
+    assert head.admin.ask(update, fresh.sign(host.private_key(host.ROOT))).status == 0
+    assert head.write(0, NEW).dw0 == Refusal.KEY_RETIRED
+    kept = KeySet(3, {7: host.public_key(9), 8: host.public_key(6)}, host.NOW_MS)
+    assert (
+        head.admin.ask(vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE), kept.sign(host.private_key(host.ROOT))).status == 0
+    )
+    assert head.write(0, NEW).dw0 == Refusal.KEY_RETIRED
+
+
+def test_the_status_page_is_there_at_any_sled_time() -> None:
+    rig = Rig()
+    rig.clock.now_ms = 2**64 + 5
+    page = vendor.get_log_page(LogPage.SLED_STATUS, vendor.STATUS.size)
+    answer = rig.head().admin.ask(page, room=vendor.STATUS.size, signed=False)
+    assert answer.status == 0
+    assert vendor.STATUS.unpack(answer.data)[2] == 2**64 - 1
+
+
+@pytest.mark.parametrize("epoch", [2**64 - 1, 2**64 - 2, 2**63, 7 << 32])
+def test_f4_an_epoch_that_no_key_signs_is_refused_and_leaves_the_fence_alone(epoch: int) -> None:
+    """Signed by hand: our own code refuses to sign it."""
+    rig = Rig()
+    head = rig.attached(epoch=5)
+    body = bytearray(host.credential(epoch=6).body())
+    body[64:72] = epoch.to_bytes(8, "little")
+    raw = bytes(body) + host.private_key(host.AUTHORITY).sign(SIGNING_DOMAIN + bytes(body))
+    answer = head.admin.ask(vendor.vendor_sqe(AdminOpcode.ATTACH, slba=1), raw)
+    assert (answer.status, answer.dw0) == (Status.REFUSED, Refusal.MALFORMED)
+    assert head.write(0, NEW).status == 0
+    assert reopened(rig).head().try_attach(6, 1).status == 0
+
+
+def test_f4_above_the_last_epoch_of_a_key_the_next_key_goes_on() -> None:
+    rig = Rig()
+    thief = rig.head(host.OTHER_HEAD_KEY)
+    thief.attach((7 << 32) - 1)
+    fresh = KeySet(2, {8: host.public_key(9)}, host.NOW_MS)
+    head = rig.head()
+    update = vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE)
+    assert head.admin.ask(update, fresh.sign(host.private_key(host.ROOT))).status == 0
+    recovered = replace(host.credential(epoch=7 << 32), key_id=8).sign(host.private_key(9))
+    assert head.admin.ask(vendor.vendor_sqe(AdminOpcode.ATTACH, slba=1), recovered).status == 0
 
 
 def test_an_older_key_set_changes_nothing_and_a_forged_one_is_refused() -> None:

@@ -69,7 +69,7 @@ class OperatorActions:
         self._site.world.operator.begin(replaced(), "replacement")
 
     def _rotate(self, fault: Fault, random: Random) -> None:
-        self._site.world.operator.begin(self._site.world.operator.rotate_keys(), "rotation")
+        self._site.world.operator.begin(self._site.world.operator.rotate_keys(now=random.random() < 0.5), "rotation")
 
     def _add_volume(self, fault: Fault, random: Random) -> None:
         made = self._volumes[fault.number] = self._site.world.loop.create_future()

@@ -71,10 +71,12 @@ class Operator:
         head.start()
         self._world.note("operator", f"lets {head.name} join anew")
 
-    async def rotate_keys(self) -> None:
-        """Publish a new signing key, unless the set is full."""
-        ring = await self._ask("POST", "/v1/keys/rotate", refused=(409,))
-        self._world.note("operator", "finds the key set full" if ring is None else f"has rotated to {ring['version']}")
+    async def rotate_keys(self, *, now: bool) -> None:
+        """Publish a new signing key, unless the set is full; with `now` the others are worth nothing from there on."""
+        ring = await self._ask("POST", "/v1/keys/rotate", {"now": now}, refused=(409,))
+        how = "at once to" if now else "to"
+        said = "finds the key set full" if ring is None else f"has rotated {how} {ring['version']}"
+        self._world.note("operator", said)
 
     # volumes
 

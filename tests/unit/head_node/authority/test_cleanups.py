@@ -134,7 +134,7 @@ def test_a_sled_is_cleaned_before_it_is_asked_to_forget_however_late_it_is_back(
         await kit.authority.retirements.advance()
         assert {sled for sled, _ in fencer.retired} == set(record.sleds) - set(away)
         assert await kit.authority.ledger.json(tombstone_key(record.volume)) is not None
-        await kit.authority.volumes.sign_for(record.volume, 2, bytes(32), ALL_RIGHTS)
+        await kit.authority.volumes.sign_for(record.volume, 2, bytes(32), ALL_RIGHTS, [])
         kit.clock.advance(86_400_000)
         await kit.authority.cleanups.look()
         assert await listed(kit) == []
@@ -277,12 +277,13 @@ def test_a_cleanup_goes_above_an_epoch_that_the_store_does_not_know() -> None:
             fencer.bind(kit.authority)
             head = await kit.enrolled("head-1")
             async with enrolled_sled(kit):
-                record, _ = await create_with(kit, head)
+                record, credential = await create_with(kit, head)
                 volumes = kit.authority.volumes
                 newer = await volumes.sign_for(record.volume, 40, head.public, ALL_RIGHTS)
                 async with connected(kit, head, SLED) as client:
-                    attachment = await client.attach(newer, 1)
+                    attachment = await client.attach(credential, 1)
                     await attachment.create_namespace(0, 4096)
+                    await client.attach(newer, 1)
                     await kit.operator.delete("/v1/volumes/v")
                     await head.client.confirm_deleted(record.volume, epoch=1, strays=[SLED])
                     await kit.authority.cleanups.look()

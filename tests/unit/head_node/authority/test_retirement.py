@@ -235,7 +235,7 @@ def test_f2_a_credential_that_is_signed_after_the_deletion_postpones_it() -> Non
         """As for deleting what a sled that was away still has."""
         await case.delete()
         case.pass_time(HORIZON_MS)
-        await case.kit.authority.volumes.sign_for(case.record.volume, case.record.epoch, bytes(32), Rights.MANAGE)
+        await case.kit.authority.volumes.sign_for(case.record.volume, case.record.epoch, bytes(32), Rights.MANAGE, [])
         case.pass_time(SETTLE_MS + 1)
         assert not await case.advance()
         assert case.fenced()

@@ -12,6 +12,7 @@ from head_node.cluster.errors import SealRefused, TakeoverImpossible
 from head_node.cluster.follower import Follower
 from head_node.cluster.frames import FrameType, Heartbeat, Truncate, encode_opnum, encode_release
 from head_node.cluster.lease import MS, LeaseTerms, MemberPromise
+from head_node.cluster.receiver import EPOCHS_AHEAD_MAX
 from head_node.volume.errors import LogHangs
 
 TERMS = LeaseTerms()
@@ -62,6 +63,7 @@ class Log:
         self.on_failed: Any = None
         self.failure: Exception | None = None
         self.may_see_epoch = asyncio.Event()
+        self.seen: list[int] = []
 
     def epoch_history(self) -> list[tuple[int, int]]:
         return [(1, 1)]
@@ -70,6 +72,7 @@ class Log:
         self.failure = error
 
     async def see_epoch(self, epoch: int) -> None:
+        self.seen.append(epoch)
         await self.may_see_epoch.wait()
 
 
@@ -82,7 +85,9 @@ class Bed:
         self.may_dial = asyncio.Event()
         self.dialled = False
         env = SimpleNamespace(clock=SimpleNamespace(boottime_ns=lambda: self.now_ns))
-        services: Any = SimpleNamespace(env=env, terms=TERMS, dial=self._dial)
+        watch = SimpleNamespace(view=None)
+        services: Any = SimpleNamespace(env=env, terms=TERMS, dial=self._dial, watch=watch)
+        self.watch = watch
         log: Any = self.log
         self.follower = Follower(services, log, VOLUME, MemberPromise(TERMS, started_ns=0), lambda: None)
 
@@ -141,6 +146,24 @@ def test_f5_the_seal_waits_for_what_the_link_was_doing_to_the_log() -> None:
         assert not sealing.done()
         bed.log.may_see_epoch.set()
         await sealing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("orders", [(1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_f5_a_member_keeps_no_epoch_that_the_record_cannot_be_in(orders: tuple[int, int, int]) -> None:
+    async def scenario() -> None:
+        for ahead, kept in ((EPOCHS_AHEAD_MAX, True), (EPOCHS_AHEAD_MAX + 1, False), ((1 << 64) - 6, False)):
+            bed = Bed()
+            bed.watch.view = SimpleNamespace(volumes={VOLUME: SimpleNamespace(epoch=5)})
+            await bed.joined()
+            epoch, forced, doubtful = (5 + ahead * chosen for chosen in orders)
+            order = Truncate(epoch, False, 5, forced, doubtful)
+            bed.link.on_frame(FrameType.TRUNCATE, memoryview(order.encode()))
+            await turns()
+            assert (bed.log.seen == [epoch]) is kept
+            bed.log.may_see_epoch.set()
+            await bed.follower.stop("test over")
 
     asyncio.run(scenario())
 

@@ -160,6 +160,16 @@ def sealed(body: bytes) -> bytes:
     return body + crc32c(body).to_bytes(4, "little")
 
 
+@pytest.mark.parametrize("offset", [44, 52, 60, 68])
+def test_a_checkpoint_whose_counts_leave_no_room_for_what_follows_is_refused(offset: int) -> None:
+    body = bytearray(checkpoint_of(RESERVED)[:-4])
+    body[offset : offset + 8] = (checkpoint.COUNT_MAX).to_bytes(8, "little")
+    checkpoint.decode_checkpoint(sealed(bytes(body)), UUID(int=2))
+    body[offset : offset + 8] = (checkpoint.COUNT_MAX + 1).to_bytes(8, "little")
+    with pytest.raises(LogCorrupt, match="no record could follow"):
+        checkpoint.decode_checkpoint(sealed(bytes(body)), UUID(int=2))
+
+
 def test_a_checkpoint_keeps_the_reservations() -> None:
     raw = checkpoint_of(RESERVED)
     assert checkpoint.decode_checkpoint(raw, UUID(int=2)).reservations == RESERVED

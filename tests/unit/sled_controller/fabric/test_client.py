@@ -230,7 +230,7 @@ def test_garbage_for_a_credential_is_not_even_sent() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("page", [b"", bytes(160), b"\xff" * 160])
+@pytest.mark.parametrize("page", [b"", bytes(560), b"\xff" * 560])
 def test_a_fence_without_evidence_has_no_credential_to_show(monkeypatch: pytest.MonkeyPatch, page: bytes) -> None:
     monkeypatch.setattr(Association, "fence_page", lambda association, slot: page)
 

@@ -20,7 +20,7 @@ from spdk_bindings.nvme import CONTROL_FUA, SGL_FLAGS, SQE, AdminOpcode, IoOpcod
 BLOCK = bytes(range(16)) * 256
 COLUMN, BLOCKS = 3, 512
 LAST_REFUSED = 0xFFFF
-CREDENTIAL_BYTES = 160
+CREDENTIAL_BYTES = 560
 HEADER = """\
 # One association of a head with a sled, byte for byte; docs/wire-protocol.md says what the bytes mean.
 #
