@@ -183,7 +183,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._fail(_reason(error))
         else:
             self._flush()
-            self._ready = True
+            self._ready = self._unread = True  # what came behind the handshake is in OpenSSL's hands already
             self._on_ready()
             self._deliver()
 

@@ -74,3 +74,25 @@ def test_a_uri_has_no_characters_of_its_own() -> None:
 def test_a_volume_whose_id_is_none_has_no_lines() -> None:
     with pytest.raises(RackError, match="no UUID"):
         paths_of(record("*") | {"volume": "x' /etc/passwd\n"}, HEADS, {})
+
+
+@pytest.mark.parametrize(
+    ("exports", "proving", "schemes", "connects"),
+    [
+        ({"nbd": "on", "nvme": True}, False, ["nbd", "nbds", "nbds"], 2),
+        ({"nbd": "on", "nvme": True}, True, ["nbds", "nbds"], 2),
+        ({"nbd": "tls", "nvme": False}, False, ["nbds", "nbds"], 0),
+        ({"nbd": "off", "nvme": True}, False, [], 2),
+    ],
+)
+def test_only_ways_that_the_volume_and_its_heads_offer_are_shown(
+    exports: dict[str, Any], proving: bool, schemes: list[str], connects: int
+) -> None:
+    """One head speaks both, the other TLS only."""
+    heads = [{**head, "addresses": {**head["addresses"], "nbds": head["addresses"]["nbd"]}} for head in HEADS]
+    del heads[0]["addresses"]["nbd"]
+    found = paths_of(record(HOST) | exports, heads, {HOST: {"both_ways": True}} if proving else {})
+    assert [uri.partition(":")[0] for uri in found.nbd_uris] == schemes
+    lines = found.as_text().splitlines()
+    assert len([line for line in lines if line.startswith("nvme connect ")]) == connects
+    assert ("not exported by NBD" in found.as_text()) is (not schemes)

@@ -83,17 +83,26 @@ class Pair:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._client = trusting(None).wrap_bio(self._incoming, self._outgoing)
         self.ready = asyncio.Event()
+        self.ready_hook: Callable[[], None] = lambda: None
         self.transport = TlsTransport(
             self.socket, self.protocol, context, HandshakeTurns(ENV.clock),
-            on_ready=self.ready.set, on_failed=self.failures.append,
+            on_ready=self._ready, on_failed=self.failures.append,
         )  # fmt: skip
 
-    async def shake_hands(self) -> "Pair":
+    def _ready(self) -> None:
+        self.ready.set()
+        self.ready_hook()
+
+    async def shake_hands(self, behind: bytes = b"") -> "Pair":
+        """`behind` comes in one piece with the client's last message."""
         while not self.ready.is_set():
             try:
                 self._client.do_handshake()
             except ssl.SSLWantReadError:
                 pass
+            else:
+                self._client.write(behind)
+                behind = b""
             if self._outgoing.pending:
                 self.socket.bring(self._outgoing.read())
             await asyncio.sleep(0)
@@ -157,6 +166,21 @@ def test_what_a_protocol_stops_goes_on_where_it_was(context: ssl.SSLContext) -> 
         pair.transport.resume_reading()
         await pair.settled()
         assert pair.protocol.got == data
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_comes_with_the_end_of_the_handshake_is_not_forgotten(stopped: bool, context: ssl.SSLContext) -> None:
+    async def scenario() -> None:
+        pair = Pair(context)
+        if stopped:
+            pair.ready_hook = pair.transport.pause_reading
+        await pair.shake_hands(b"option")
+        assert bytes(pair.protocol.got) == (b"" if stopped else b"option")
+        pair.transport.resume_reading()
+        await pair.settled()
+        assert pair.protocol.got == b"option"
 
     run(scenario())
 
