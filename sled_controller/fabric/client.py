@@ -172,6 +172,10 @@ class SledClient:
         )  # fmt: skip
         _, version, self.sled_time_ms = vendor.STATUS.unpack(_into(page))
         if version_of(data) <= version:
+            if version_of(data) < version:
+                log.warning(
+                    "event=sled_has_newer_key_set sled=%s version=%d known=%d", self.sled_id, version, version_of(data)
+                )
             return
         try:
             await self.admin(vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE), data)

@@ -1,5 +1,5 @@
 """The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `keys`, `firmware`, `board`, `console`,
-`run`, `chaos`."""
+`backup`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from sled_board.printable import escaped
 
 from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
+from rackctl.backup import add_backup
 from rackctl.board.command import add_board
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
@@ -140,6 +141,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
     add_keys(commands.add_parser("keys", help="make keys and key sets for firmware, and secrets for hosts"), defaults)
     add_firmware(commands.add_parser("firmware", help="build, sign, verify, flash and roll out images"), defaults)
 
+    add_backup(commands.add_parser("backup", help="copies of the authority's store, and how to open them"), defaults)
     add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
     add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
 
