@@ -12,6 +12,7 @@ from mutant import Mutant as Mutant
 from mutant import one
 from operator_mutants import OPERATORS
 from places_mutants import PLACES
+from secret_mutants import SECRETS
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from volume_mutants import VOLUMES
@@ -21,6 +22,7 @@ JUDGED_BY_TESTS = (
     *OPERATORS,
     *PLACES,
     *SYNCS,
+    *SECRETS,
 )
 
 MUTANTS = (
