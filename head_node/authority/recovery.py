@@ -6,10 +6,9 @@ that may be about: whoever holds one may serve clients alone until then, and nob
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from head_node.authority import transitions
@@ -29,10 +28,15 @@ CLOCK_MARGIN_DIVISOR: Final = 10
 """Clocks of heads may run slower than this one's by as much as the lease's guard allows: a tenth."""
 NS_PER_MS: Final = 1_000_000
 
-_PASSED: Final = re.compile(r"refuses with epoch (\d+)")
-"""What a fencer says of a sled whose fence is higher."""
-
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class FenceReader(Protocol):
+    """What can ask a volume's sleds for their fences."""
+
+    async def passed(self, record: VolumeRecord) -> dict[UUID, int]:
+        """Raise the fences of the sleds that answer to the record's epoch; those that have a higher one, and which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +212,13 @@ class Recovery:
     async def _check_fences(self, record: VolumeRecord) -> None:
         """Raise the fences of an old store's volume to the epoch in which it goes on, and refuse one that a sled has
         passed: there no head could write, and the store would not know why. Sleds that are away are not waited for."""
-        if self._fencer is None:
+        if not isinstance(self._fencer, FenceReader):
             return
-        passed = {}
-        for sled, result in (await self._fencer.fence(record)).items():
-            if (found := _PASSED.search(result)) is not None:
-                passed[str(sled)] = int(found[1])
+        found = await self._fencer.passed(record)
+        # An epoch above which nothing can go on is no reason to stay: only a sled that lies has it.
+        passed = {sled: epoch for sled, epoch in found.items() if epoch < transitions.EPOCH_MAX}
         if passed:
-            sleds = ", ".join(f"{sled} has epoch {epoch}" for sled, epoch in sorted(passed.items()))
+            sleds = ", ".join(f"{sled} has epoch {epoch}" for sled, epoch in passed.items())
             raise RequestRefused(
                 f"sleds were given higher epochs since this store was copied: {sleds}; recover with epoch"
                 f" {max(passed.values())}"

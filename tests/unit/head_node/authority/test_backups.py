@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from uuid import UUID
@@ -37,11 +36,8 @@ class PassedFencer(RecordingFencer):
         super().__init__()
         self.epoch = epoch
 
-    async def fence(self, record: VolumeRecord) -> Mapping[UUID, str]:  # type: ignore[override]
-        results = await super().fence(record)
-        if record.epoch < self.epoch:
-            results[record.sleds[0]] = f"the sled refuses with epoch {self.epoch}"
-        return results
+    async def passed(self, record: VolumeRecord) -> dict[UUID, int]:
+        return {record.sleds[0]: self.epoch} if record.epoch < self.epoch else {}
 
 
 async def guarded(kit: Kit) -> tuple[Head, Head, VolumeRecord, Secret]:
@@ -205,6 +201,20 @@ def test_an_old_epochs_claim_does_not_come_back_with_a_backup(tmp_path: Path) ->
             store = await backed_up(kit, tmp_path / "copy")
             assert not (await store.list("claim/")).entries
             assert (await kit.store.list("claim/")).entries
+
+    asyncio.run(main())
+
+
+def test_a_sled_that_claims_an_epoch_without_a_next_one_holds_no_recovery_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), rack() as kit:
+            _, _, record, _ = await guarded(kit)
+            store = await backed_up(kit, tmp_path / "copy")
+        fencer = PassedFencer((1 << 64) - 1)
+        async with asyncio.timeout(20), rack(store=store, fencer=fencer, clock=kit.clock, seed=2) as again:
+            again.clock.advance(term_and_margin_ms(again))
+            path = f"/v1/volumes/{record.volume}/recover"
+            assert (await again.operator.post(path, json={"epoch": 1})).status_code == 200
 
     asyncio.run(main())
 
