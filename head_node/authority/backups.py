@@ -31,9 +31,9 @@ def without_signing_keys(key: str, value: bytes) -> bytes | None:
         return None
     if key == KEYS_KEY:
         ring = json.loads(value)
-        return _encoded({**ring, "keys": [{**signing, "private": ""} for signing in ring["keys"]]})
+        return _encoded({**ring, "keys": [_public(signing) for signing in ring["keys"]]})
     if key == REPLY_KEY:
-        return _encoded({**json.loads(value), "private": ""})
+        return _encoded(_public(json.loads(value)))
     return value
 
 
@@ -72,6 +72,10 @@ async def replace_blank_secrets(ledger: Ledger, reports: Reports, env: Environme
         await ledger.commit(compare={key: entry.revision}, put={key: {**entry.value, "hosts": hosts}})
         _log.warning("event=host-secrets-missing volume=%s hosts=%s", volume, blank)
         reports.add_event("host-secrets-missing", volume=volume, hosts=blank)
+
+
+def _public(key: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in key.items() if name != "private"}
 
 
 def _encoded(value: Any) -> bytes:

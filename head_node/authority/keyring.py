@@ -55,7 +55,7 @@ class SigningKey:
     def from_json(cls, data: Any) -> "SigningKey":
         return cls(
             data["key_id"],
-            bytes.fromhex(data["private"]),
+            bytes.fromhex(data.get("private", "")),
             bytes.fromhex(data["public"]),
             data["use_from_ms"],
             data["retire_ms"],

@@ -66,7 +66,7 @@ SECRETS = (
     ),
     (
         "private-keys-in-backup", "a backup holds nothing that signs", BACKUPS,
-        "[{**signing, \"private\": \"\"} for signing in ring[\"keys\"]]", "ring[\"keys\"]", BACKUP_TESTS,
+        "[_public(signing) for signing in ring[\"keys\"]]", "ring[\"keys\"]", BACKUP_TESTS,
     ),
     (
         "reply-key-in-backup", "a backup holds nothing that signs", BACKUPS,

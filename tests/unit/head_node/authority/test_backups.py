@@ -42,7 +42,7 @@ class PassedFencer(RecordingFencer):
 
 async def guarded(kit: Kit) -> tuple[Head, Head, VolumeRecord, Secret]:
     """An active volume with a host that proves itself, both ways."""
-    primary, secondary, record = await kit.ready()
+    primary, secondary, record = await kit.ready(nbd="off")
     secret = Secret.generate(kit.env.entropy)
     body = {"secret": secret.text(), "controller_secret": Secret.generate(kit.env.entropy).text()}
     reply = await kit.operator.put(f"/v1/volumes/{record.volume}/host-secrets/{HOST}", json=body)
@@ -71,6 +71,7 @@ def test_a_backup_holds_nothing_that_signs_and_no_secret_of_a_host(tmp_path: Pat
             await kit.authority.back_up(tmp_path / "store.backup")
             data = (tmp_path / "store.backup").read_bytes()
             assert not any(text in data for text in await what_signs(kit))
+            assert b"private" not in data
             assert secret.text().encode() not in data
         await store.close()
         assert (tmp_path / "store.backup").stat().st_mode & 0o777 == 0o600
