@@ -80,6 +80,8 @@ async def announce(rack: Rack, head: Head, body: models.AddressesRequest) -> mod
 async def report(rack: Rack, head: Head, body: dict[str, Any]) -> None:
     """Heartbeat: what this head does and sees; kept in memory, the latest only."""
     rack.reports.add_report(head.id, body)
+    if "newer_key_set" in body:
+        await rack.judge_key_set(head.id, body["newer_key_set"])
 
 
 @router.get("/view", operation_id="viewRack")

@@ -493,6 +493,7 @@ class EventList(BaseModel):
 class BackupDocument(BaseModel):
     file: Annotated[str, Field(description="path below the authority's state directory")]
     revision: int
+    sealed_to: Annotated[str | None, Field(description="the operator's key that opens it; null: it holds no secrets")]
 
 
 class HealthzDocument(BaseModel):

@@ -331,12 +331,16 @@ async def list_events(rack: Rack, after: Annotated[int, Query(ge=0, lt=1 << 63)]
 
 @router.post("/backup", operation_id="backUpStore", dependencies=[ADMIN], status_code=201)
 async def back_up(request: Request, rack: Rack) -> models.BackupDocument:
-    """Write a consistent copy of the store; a rack started from it begins frozen."""
+    """Write a consistent copy of the store, sealed to the operator's key if one is set; a rack started from it begins
+    frozen. No copy holds what signs."""
     folder = request.app.state.backup_folder
     if folder is None:
         raise Conflict("this authority has no directory for backups")
-    revision = await rack.store.backup(folder / BACKUP_FILE)
-    return models.BackupDocument(file=BACKUP_FILE, revision=revision)
+    revision = await rack.back_up(folder / BACKUP_FILE)
+    public = rack.policy.backup_public
+    return models.BackupDocument(
+        file=BACKUP_FILE, revision=revision, sealed_to=None if public is None else public.hex()
+    )
 
 
 def _terms(body: models.HostSecretRequest) -> Terms:

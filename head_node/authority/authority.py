@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from head_node.authority.audit import LINES_KEPT, Audit
 from head_node.authority.authentication import Authenticator
+from head_node.authority.backups import back_up, replace_blank_secrets
 from head_node.authority.certificates import ServerCertificate
 from head_node.authority.cleanups import Cleanups
 from head_node.authority.errors import AuthorityError, Unenrolled
@@ -20,7 +22,7 @@ from head_node.authority.key_push import KeyPush
 from head_node.authority.key_requests import KeyRequests
 from head_node.authority.keyring import KIND as KEY_SET
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED, Keyring
-from head_node.authority.ledger import RACK_KEY, Ledger
+from head_node.authority.ledger import KEYS_KEY, RACK_KEY, Ledger
 from head_node.authority.nodes import Fencer, Nodes
 from head_node.authority.operator_tokens import OperatorTokens
 from head_node.authority.recovery import Recovery
@@ -39,6 +41,7 @@ from head_node.store.interface import ABSENT, Store
 from head_node.store.records import RackView
 from head_node.volume.geometry import Geometry
 from sled_controller.environment import Environment
+from sled_controller.errors import KeySetRefused
 from sled_controller.keyset import KeySet
 
 # Keys retire by the clock; looking this often keeps them at most as much too long.
@@ -57,6 +60,8 @@ class Policy:
     key_publish_ms: int = 60_000
     heads_per_volume: int = 2
     reply_key_term_ms: int = 90 * 24 * 3600 * 1000
+    backup_public: bytes | None = None
+    """The operator's key that backups are sealed to; without one they hold no secret."""
     geometry: Geometry = field(default_factory=Geometry)
     """Of volumes made from now on."""
     audit_lines_max: int = LINES_KEPT
@@ -107,7 +112,7 @@ class Authority:
         self.hosts = VolumeHosts(self.ledger, self.reports)
         self.recovery = Recovery(
             self.ledger, self.keyring, self.reports, env,
-            key_push=self.key_push, root_public=self.root_public, term_ms=policy.credential_term_ms,
+            key_push=self.key_push, root_public=self.root_public, term_ms=policy.credential_term_ms, fencer=fencer,
         )  # fmt: skip
         self.certificate: ServerCertificate | None = None
         """What it serves TLS with; None: clear text."""
@@ -152,6 +157,7 @@ class Authority:
         await authority.issue.load()
         await authority.replies.load()
         if await store.restored():
+            await authority.tokens.drop_all()
             await authority._freeze_restored()
         await authority.make_keys()
         authority._upkeep = [
@@ -267,12 +273,34 @@ class Authority:
                 " put back that root key, or start with an empty store"
             )
 
-    async def _freeze_restored(self) -> None:
+    async def judge_key_set(self, head: UUID, given: Any) -> None:
+        """A key set of this root that is newer than the store's proves that the store is an old copy, put back by other
+        means than a backup: nothing of it may be relied on. Anything else proves nothing."""
+        try:
+            version = KeySet.open(bytes.fromhex(given), self.root_public).version
+        except (KeySetRefused, TypeError, ValueError):
+            return
+        found = await self.ledger.json(KEYS_KEY)
+        known = 0 if found is None else int(found.value["version"])
+        if version <= max(known, self.keyring.version_min - 1):
+            return
+        self.keyring.version_min = version + 1
+        _log.error("event=store-is-old head=%s key_set_seen=%d key_set_known=%d", head, version, known)
+        self.reports.add_event("store-is-old", head=str(head), key_set_seen=version, key_set_known=known)
+        await self._freeze_restored(
+            "the store is an old copy: a head has a newer key set; compare with sleds and logs, then recover",
+            versions_skipped=version - known + RESTORED_VERSIONS_SKIPPED,
+        )
+
+    async def _freeze_restored(
+        self,
+        reason: str = "the store was restored from a backup; compare with sleds and logs, then recover",
+        versions_skipped: int = RESTORED_VERSIONS_SKIPPED,
+    ) -> None:
         """A restored store does not know what was issued after the backup (F2, F4): nobody may rely on it."""
-        reason = "the store was restored from a backup; compare with sleds and logs, then recover"
+        await replace_blank_secrets(self.ledger, self.reports, self.env)
         await self.retirements.restored()
         await self.nodes.drop_tokens()
-        await self.tokens.drop_all()
         await self.time.restored()
         frozen = await self.recovery.freeze_all(reason)
         _log.warning("event=store-restored volumes_frozen=%d", len(frozen))
@@ -283,8 +311,12 @@ class Authority:
             await self.replies.rotate(numbers_skipped=RESTORED_VERSIONS_SKIPPED)
         with contextlib.suppress(RootKeyNeeded):
             await self.requests.check_none_waits(KEY_SET)
-            await self.keyring.rotate(versions_skipped=RESTORED_VERSIONS_SKIPPED, at_once=True)
+            await self.keyring.rotate(versions_skipped=versions_skipped, at_once=True)
             await self.store.clear_restored()
+
+    async def back_up(self, path: Path) -> int:
+        """Write a copy of the store that signs nothing; returns its revision. Raises StoreFailed."""
+        return await back_up(self.store, path, self.policy.backup_public, self.env)
 
     async def make_keys(self) -> None:
         """What signs from now on, as far as the root key can be had."""

@@ -101,6 +101,25 @@ class SledFencer:
 
         return await self._visit(sled, self._key(), read, any_start=True) or start
 
+    async def passed(self, record: VolumeRecord) -> dict[UUID, int]:
+        """Raise the fences to the record's epoch; implements `FenceReader`."""
+        key = self._key()
+        credential = await self._of().volumes.sign_for(
+            record.volume, record.epoch, key.public_key().public_bytes_raw(), Rights.READ
+        )
+        _, known = await self._sleds_of(record)
+        found: dict[UUID, int] = {}
+
+        async def attach(client: "SledClient") -> str:
+            try:
+                await client.attach(credential, 1)
+            except FencedOff as error:
+                found[client.sled_id] = error.epoch
+            return ""
+
+        await asyncio.gather(*(self._visit(sled, key, attach) for sled in known))
+        return {sled: epoch for sled, epoch in found.items() if epoch > record.epoch}
+
     async def sled_times(self, record: VolumeRecord) -> list[int]:
         """What time it is for each sled of the volume that answers."""
         times: list[int] = []

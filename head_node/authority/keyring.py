@@ -58,7 +58,7 @@ class SigningKey:
     def from_json(cls, data: Any) -> "SigningKey":
         return cls(
             data["key_id"],
-            bytes.fromhex(data["private"]),
+            bytes.fromhex(data.get("private", "")),
             bytes.fromhex(data["public"]),
             data["use_from_ms"],
             data["retire_ms"],
@@ -131,6 +131,8 @@ class Keyring:
         self._term_ms = term_ms
         self._publish_ms = publish_ms
         requests.adjust[KIND] = self._from_now
+        self.version_min = 0
+        """Below it a set is an old copy's: a newer one of this root key was seen."""
 
     async def current(self) -> KeyRing:
         """The keys as the store has them; made at first use. Raises RootKeyNeeded while there are none to use."""
@@ -138,8 +140,8 @@ class Keyring:
         if found is None:
             await self._requests.check_none_waits(KIND)
             return await self.rotate(publish_ms=0)
-        if not found.value.usable:
-            raise RootKeyNeeded("the store was restored: a new key set waits for the root key")
+        if not found.value.usable or found.value.version < self.version_min:
+            raise RootKeyNeeded("the store is an old copy: a new key set waits for the root key")
         return found.value
 
     async def rotate(

@@ -70,6 +70,11 @@ class AuthoritySettings(Settings):
     root_public_file: Path | None = Field(
         default=None, description="public half of a root key that is away or behind a command, PEM or hex"
     )
+    backup_key_file: Path | None = Field(
+        default=None,
+        description="public key (PEM or hex) that backups are sealed to; its private half stays with the operator."
+        " Without it backups leave out the secrets of hosts",
+    )
     reply_key_days: Annotated[int, Field(ge=1, le=3650)] = Field(
         default=90, description="days for which the key that signs replies to heads is certified by the root key"
     )
@@ -163,6 +168,7 @@ async def serve(settings: AuthoritySettings) -> None:
                 heads_per_volume=settings.heads_per_volume,
                 reply_key_term_ms=settings.reply_key_days * MS_PER_DAY,
                 audit_lines_max=settings.audit_lines_max,
+                backup_public=None if settings.backup_key_file is None else load_public_key(settings.backup_key_file),
             )
             fencer = SledFencer(env)
             authority = await Authority.start(store, root_key, env, policy, fencer)

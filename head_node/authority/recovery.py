@@ -8,7 +8,7 @@ that may be about: whoever holds one may serve clients alone until then, and nob
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from head_node.authority import transitions
@@ -16,6 +16,7 @@ from head_node.authority.errors import Conflict, MayLose, NotEligible, RequestRe
 from head_node.authority.key_push import KeyPush
 from head_node.authority.keyring import Keyring
 from head_node.authority.ledger import Ledger, Versioned, freeze_key, head_key, revision_of, volume_key
+from head_node.authority.nodes import Fencer
 from head_node.authority.reports import Reports
 from head_node.store.interface import RESTORED_REVISIONS_SKIPPED
 from head_node.store.records import HeadRecord, LogEnd, Member, VolumeRecord, VolumeState
@@ -29,6 +30,14 @@ CLOCK_MARGIN_DIVISOR: Final = 10
 NS_PER_MS: Final = 1_000_000
 
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class FenceReader(Protocol):
+    """What can ask a volume's sleds for their fences."""
+
+    async def passed(self, record: VolumeRecord) -> dict[UUID, int]:
+        """Raise the fences of the sleds that answer to the record's epoch; those that have a higher one, and which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class Recovery:
         key_push: KeyPush,
         root_public: bytes,
         term_ms: int,
+        fencer: Fencer | None = None,
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
@@ -60,6 +70,7 @@ class Recovery:
         self._env = env
         self._root_public = root_public
         self._term_ms = term_ms
+        self._fencer = fencer
         # A former run may have signed until this one began.
         self._started_ns = env.clock.boottime_ns()
         self._frozen_ns: dict[UUID, int] = {}
@@ -145,7 +156,7 @@ class Recovery:
 
             async def attempt(volume: UUID = volume) -> VolumeRecord:
                 found = await self._ledger.volume(volume)
-                return await self._freeze(found, reason, found.value.epoch, RESTORED_REVISIONS_SKIPPED)
+                return await self._freeze(found, reason, found.value.epoch, RESTORED_REVISIONS_SKIPPED, old_store=True)
 
             frozen.append(await self._ledger.until_settled(attempt))
             self._note("volume-frozen", frozen[-1], reason=reason)
@@ -193,6 +204,8 @@ class Recovery:
                 raise TooEarly(wait_ms)
             if record.epoch >= end:
                 await self._key_push.rotate_at_once()
+            if notice is not None and notice.value.get("old_store"):
+                await self._check_fences(record)
             await self._ledger.commit(
                 compare={volume_key(volume): found.revision, freeze_key(volume): revision_of(notice)},
                 put={volume_key(volume): record.to_json()},
@@ -207,6 +220,21 @@ class Recovery:
         else:
             self._note("volume-forced", record, head=str(heir.head.id))
         return record
+
+    async def _check_fences(self, record: VolumeRecord) -> None:
+        """Raise the fences of an old store's volume to the epoch in which it goes on, and refuse one that a sled has
+        passed: there no head could write, and the store would not know why. Sleds that are away are not waited for."""
+        if not isinstance(self._fencer, FenceReader):
+            return
+        found = await self._fencer.passed(record)
+        # An epoch above which nothing can go on is no reason to stay: only a sled that lies has it.
+        passed = {sled: epoch for sled, epoch in found.items() if epoch < transitions.EPOCH_MAX}
+        if passed:
+            sleds = ", ".join(f"{sled} has epoch {epoch}" for sled, epoch in passed.items())
+            raise RequestRefused(
+                f"sleds were given higher epochs since this store was copied: {sleds}; recover with epoch"
+                f" {max(passed.values())}"
+            )
 
     def _log_of(self, head: HeadRecord, record: VolumeRecord, *, any_log: bool) -> Member:
         """The log of a volume that a live head has. The only member's is chosen without naming it, unless `any_log` or
@@ -268,12 +296,15 @@ class Recovery:
         versions_skipped: int = 0,
         logs: Sequence[LogEnd] = (),
         compare_also: Mapping[str, int] | None = None,
+        *,
+        old_store: bool = False,
     ) -> VolumeRecord:
         volume = found.value.volume
         notice = await self._ledger.json(freeze_key(volume))
         before, seen, shown = found.value.state.value, epoch_seen, [end.to_json() for end in logs]
         if notice is not None:
             before, seen = notice.value["before"], max(seen, int(notice.value["epoch_seen"]))
+            old_store = old_store or bool(notice.value.get("old_store"))
             if kept := notice.value.get("logs"):
                 # Whatever else stops the volume: an operator still has to choose, and has to read between what.
                 reason, shown = notice.value["reason"], kept
@@ -289,7 +320,13 @@ class Recovery:
                 },
                 put={
                     volume_key(volume): record.to_json(),
-                    freeze_key(volume): {"reason": reason, "epoch_seen": seen, "before": before, "logs": shown},
+                    freeze_key(volume): {
+                        "reason": reason,
+                        "epoch_seen": seen,
+                        "before": before,
+                        "logs": shown,
+                        "old_store": old_store,
+                    },
                 },
             )
         finally:

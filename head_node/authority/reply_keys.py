@@ -88,7 +88,7 @@ class ReplyKeys:
 
     def _opened(self, data: Any) -> ReplyKey | None:
         """None for the record of a backup, which has no private half."""
-        return None if not data["private"] else self._opened_or_raise(data)
+        return None if "private" not in data else self._opened_or_raise(data)
 
     def _opened_or_raise(self, data: Any) -> ReplyKey:
         try:

@@ -96,6 +96,8 @@ class Head:
         self._authority = authority
         self._key_set: KeySet | None = None
         self.key_set_bytes: bytes | None = None
+        self._authority_is_old = False
+        """Its key set is older than one that this head has had from it."""
         self._fences: deque[dict[str, Any]] = deque(maxlen=FENCES_KEPT_MAX)
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT_MAX)
         self._reporter: asyncio.Task[None] | None = None
@@ -154,6 +156,7 @@ class Head:
             },
             "nbd": self.nbd.status(),
             "nvme": self.nvme.status(),
+            **({"newer_key_set": (self.key_set_bytes or b"").hex()} if self._authority_is_old else {}),
             "links_refused_total": self.listener.refused_total,
             "capacity": self._capacity.status(),
             "ready": self.ready,
@@ -258,9 +261,16 @@ class Head:
             return
         if self._key_set is None or key_set.version > self._key_set.version:
             self._key_set, self.key_set_bytes = key_set, data
+            self._authority_is_old = False
             self.sleds.push_key_set()
             for controller in self.controllers.values():
                 controller.keys_changed(key_set)
+        elif key_set.version < self._key_set.version:
+            if not self._authority_is_old:
+                log.error("event=authority_is_old key_set=%d known=%d", key_set.version, self._key_set.version)
+            self._authority_is_old = True
+        else:
+            self._authority_is_old = False
 
     # links
 

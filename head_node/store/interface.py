@@ -7,10 +7,10 @@ Beside the entries there is a journal: lines that are only ever added. It has no
 change is woken by it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 KEY_CHARS_MAX = 256
 VALUE_BYTES_MAX = 1 << 20
@@ -56,6 +56,11 @@ class JournalLine:
     value: bytes
 
 
+Rewrite: TypeAlias = Callable[[str, bytes], bytes | None]
+"""What a copy has for a key and its value; None leaves the key out."""
+Wrap: TypeAlias = Callable[[bytes], bytes]
+
+
 class Store(Protocol):
     """A transactional key-value store. All methods may raise StoreFailed; none changes anything when it does."""
 
@@ -91,8 +96,9 @@ class Store(Protocol):
     async def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
         """The first `count_max` lines of the journal with a sequence above `after`, oldest first."""
 
-    async def backup(self, path: Path) -> int:
-        """Write a consistent copy to `path` (replaced atomically, mode 0600) and return its revision.
+    async def backup(self, path: Path, *, rewrite: Rewrite | None = None, wrap: Wrap | None = None) -> int:
+        """Write a consistent copy to `path` (replaced atomically, mode 0600) and return its revision. What `rewrite`
+        changes or drops has never been in a file; `wrap` is given the whole copy as it would be written.
 
         A store opened from it is `restored` until `clear_restored`, and RESTORED_REVISIONS_SKIPPED ahead of it.
         """

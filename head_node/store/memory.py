@@ -12,13 +12,15 @@ from head_node.store.interface import (
     Entry,
     JournalLine,
     Line,
+    Rewrite,
     Snapshot,
+    Wrap,
     check_lines,
     check_transaction,
     surplus,
 )
 from head_node.store.watchers import Watchers
-from sled_controller.durable import replace_file
+from sled_controller.durable import put_file
 
 
 class MemoryStore:
@@ -99,9 +101,9 @@ class MemoryStore:
         self._check_open()
         return tuple(line for line in self._journal if line.sequence > after)[:count_max]
 
-    async def backup(self, path: Path) -> int:
+    async def backup(self, path: Path, *, rewrite: Rewrite | None = None, wrap: Wrap | None = None) -> int:
         self._check_open()
-        self._save(path)
+        put_file(path, (wrap or bytes)(self._copy(rewrite).encode()), 0o600)
         return self._revision
 
     async def restored(self) -> bool:
@@ -116,11 +118,16 @@ class MemoryStore:
         self._closed = True
         self._watchers.close()
 
-    def _save(self, path: Path) -> None:
-        entries = [[entry.key, entry.value.hex(), entry.revision] for entry in self._entries.values()]
+    def _copy(self, rewrite: Rewrite | None) -> str:
+        kept = {
+            entry: entry.value if rewrite is None else rewrite(entry.key, entry.value)
+            for entry in self._entries.values()
+        }
+        entries = [[entry.key, value.hex(), entry.revision] for entry, value in kept.items() if value is not None]
         journal = [[line.sequence, line.actor, line.value.hex()] for line in self._journal]
-        saved = {"revision": self._revision, "entries": entries, "journal": journal, "sequence": self._sequence}
-        replace_file(path, json.dumps(saved), 0o600)
+        return json.dumps(
+            {"revision": self._revision, "entries": entries, "journal": journal, "sequence": self._sequence}
+        )
 
     def _check_open(self) -> None:
         if self._closed:

@@ -23,13 +23,16 @@ from head_node.store.interface import (
     Entry,
     JournalLine,
     Line,
+    Rewrite,
     Snapshot,
+    Wrap,
     check_lines,
     check_transaction,
     surplus,
 )
+from head_node.store.sealed_backup import is_sealed
 from head_node.store.watchers import Watchers
-from sled_controller.durable import open_new, open_own, sync_directory
+from sled_controller.durable import open_own, put_file
 
 APPLICATION_ID = 0x50414C53  # "PALS"
 FORMAT = 2
@@ -112,8 +115,8 @@ class SqliteStore:
     async def journal(self, after: int, count_max: int) -> tuple[JournalLine, ...]:
         return await self._run(lambda: self._database.journal(after, count_max))
 
-    async def backup(self, path: Path) -> int:
-        return await self._run(lambda: self._database.backup(path))
+    async def backup(self, path: Path, *, rewrite: Rewrite | None = None, wrap: Wrap | None = None) -> int:
+        return await self._run(lambda: self._database.backup(path, rewrite, wrap))
 
     async def restored(self) -> bool:
         return await self._run(lambda: self._database.meta("restored")) != 0
@@ -165,9 +168,13 @@ class _Database:
         try:
             self._lock()
             # SQLite gives its own files the mode of this one: it holds signing keys.
-            os.close(_private(open_own(self._path, os.O_CREAT | os.O_RDWR)))
+            descriptor = _private(open_own(self._path, os.O_CREAT | os.O_RDWR))
+            sealed = is_sealed(os.pread(descriptor, 64, 0))
+            os.close(descriptor)
         except OSError as error:
             raise StoreFailed(f"{self._path}: {error.strerror}") from error
+        if sealed:
+            raise StoreFailed(f"{self._path}: is a sealed backup: open it with `rackctl backup open` first")
         self._open()
 
     def stop(self) -> None:
@@ -242,22 +249,19 @@ class _Database:
             ).fetchall()
         return tuple(JournalLine(*row) for row in rows)
 
-    def backup(self, path: Path) -> int:
-        partial = path.with_name(path.name + ".partial")
+    def backup(self, path: Path, rewrite: Rewrite | None, wrap: Wrap | None) -> int:
+        """Made in memory: what is left out of a copy is in no file, nor in pages of one that were given back."""
         try:
-            partial.unlink(missing_ok=True)
-            os.close(open_new(partial))
-            with contextlib.closing(sqlite3.connect(partial, isolation_level=None)) as copy:
-                copy.execute("PRAGMA locking_mode = EXCLUSIVE")
+            with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
                 self._opened().backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")
-                copy.execute("PRAGMA synchronous = FULL")
                 revision = _meta(copy, "revision")
                 copy.execute("UPDATE meta SET value = 1 WHERE name = 'restored'")
                 ahead = revision + RESTORED_REVISIONS_SKIPPED
                 copy.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (ahead,))
-            os.replace(partial, path)
-            sync_directory(path.parent)
+                if rewrite is not None:
+                    _rewrite(copy, rewrite)
+                data = copy.serialize()
+            put_file(path, data if wrap is None else wrap(data), 0o600)
         except (OSError, sqlite3.Error) as error:
             raise StoreFailed(f"backup to {path}: {error}") from error
         return revision
@@ -358,6 +362,17 @@ def _prepare(connection: sqlite3.Connection) -> None:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise StoreFailed("the log of the store could not be written back")
+
+
+def _rewrite(copy: sqlite3.Connection, rewrite: Rewrite) -> None:
+    copy.execute("PRAGMA secure_delete = ON")
+    for key, value in copy.execute("SELECT key, value FROM entries").fetchall():
+        kept = rewrite(key, value)
+        if kept is None:
+            copy.execute("DELETE FROM entries WHERE key = ?", (key,))
+        elif kept != value:
+            copy.execute("UPDATE entries SET value = ? WHERE key = ?", (kept, key))
+    copy.execute("VACUUM")
 
 
 def _private(descriptor: int) -> int:

@@ -180,6 +180,11 @@ class SledClient:
         )  # fmt: skip
         _, self.key_set_version, self.sled_time_ms = vendor.STATUS.unpack(_into(page))
         if version_of(data) <= self.key_set_version:
+            if version_of(data) < self.key_set_version:
+                log.warning(
+                    "event=sled_has_newer_key_set sled=%s version=%d known=%d",
+                    self.sled_id, self.key_set_version, version_of(data),
+                )  # fmt: skip
             return
         try:
             await self.admin(vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE), data)

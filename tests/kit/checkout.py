@@ -5,6 +5,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from rackctl.firmware.hashes import FILE, as_text
+
 COMMITTED_S = 1_700_000_000
 PROJECT = """
 [project]
@@ -80,6 +82,14 @@ def make_wheel(
             archive.writestr(f"{info}/sboms/{bom}", data)
         archive.writestr(f"{info}/RECORD", "")
     return path
+
+
+def pin_wheels(root: Path, folder: Path) -> None:
+    """Commit the hashes of these wheels as those that an image of the checkout may be made of."""
+    text = as_text(folder.glob("*.whl"))
+    (root / FILE).write_text(text, encoding="ascii")
+    git(root, "add", FILE)
+    git(root, "commit", "-q", "--allow-empty", "--amend", "-m", "All")
 
 
 def make_wheels(folder: Path) -> Path:

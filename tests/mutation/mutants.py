@@ -14,6 +14,7 @@ from nbd_security_mutants import NBD_SECURITY
 from operator_mutants import OPERATORS
 from places_mutants import PLACES
 from rights_mutants import RIGHTS
+from secret_mutants import SECRETS
 from sled_mutants import SLEDS
 from sync_mutants import SYNCS
 from theft_mutants import THEFTS
@@ -24,6 +25,7 @@ JUDGED_BY_TESTS = (
     *NBD_SECURITY,
     *OPERATORS,
     *PLACES,
+    *SECRETS,
     *SYNCS,
     *THEFTS,
 )

@@ -195,6 +195,10 @@ class OperatorApi:
         """Put in place what waited."""
         self.call("POST", "/v1/keys/install", {"kind": kind, "body": body, "signature": signature})
 
+    def back_up(self) -> dict[str, Any]:
+        """Have a copy of the store written beside it: `file`, `revision`, `sealed_to`."""
+        return _mapping(self.call("POST", "/v1/backup"))
+
     def rotate_reply_key(self) -> dict[str, Any]:
         """Make a new key that signs replies to heads."""
         return _mapping(self.call("POST", "/v1/keys/reply/rotate"))

@@ -1,5 +1,5 @@
 """The command line: `rackctl up`, `down`, `status`, `volume`, `node`, `sled`, `time`, `token`, `audit`, `keys`,
-`firmware`, `board`, `console`, `run`, `chaos`."""
+`firmware`, `board`, `console`, `backup`, `run`, `chaos`."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from sled_board.printable import escaped
 
 from rackctl import host_secrets, state
 from rackctl.api import OperatorApi
+from rackctl.backup import add_backup
 from rackctl.board.command import add_board
 from rackctl.chaos.command import add_chaos
 from rackctl.defaults import CONFIG_VARIABLE, KEYS, Defaults, checked, read_defaults, seconds
@@ -147,6 +148,7 @@ def build_parser(defaults: Defaults) -> argparse.ArgumentParser:
 
     add_sled(commands.add_parser("sled", help="accept a sled that was put back to an older state"), defaults)
     add_time(commands.add_parser("time", help="show what time it is for the rack; repair it"), defaults)
+    add_backup(commands.add_parser("backup", help="copies of the authority's store, and how to open them"), defaults)
     add_console(commands.add_parser("console", help="talk to a sled over its serial console"), defaults)
     add_board(commands.add_parser("board", help="an emulated board: power, provisioning, console"), defaults)
 

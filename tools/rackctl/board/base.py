@@ -74,7 +74,7 @@ def base_system(board: Board, source: Source, cache: Path) -> BaseSystem:
     packages = Packages(cache / "packages" / board.architecture, board.architecture)
     debian = [packages.kernel(KERNELS), *packages.fetch(*USERLAND)]
     ours = {name: data for name, data in source.files().items() if name.startswith("sled_board/")}
-    pins = source.constraints.read_text(encoding="utf-8")
+    pins = "".join(path.read_text(encoding="utf-8") for path in (source.constraints, source.hashes))
     name = digest((*REQUIREMENTS, pins, *(f"{path} {data.hex()}" for path, data in sorted(ours.items()))),
                   [*debian, *_RECIPE])  # fmt: skip
 
@@ -87,7 +87,9 @@ def base_system(board: Board, source: Source, cache: Path) -> BaseSystem:
             modules = chosen_modules(tree, (*MODULES, WATCHDOG))
             _place(tree / STAGE, ours)
             with TemporaryDirectory() as wheels:
-                for wheel in fetch(REQUIREMENTS, source.constraints, board.architecture, Path(wheels), None):
+                for wheel in fetch(
+                    REQUIREMENTS, source.constraints, source.hashes, board.architecture, Path(wheels), None
+                ):
                     _place(tree / STAGE, {path: loadable(data) for path, data in wheel.files.items()})
             _compile(tree)
             with gzip.GzipFile(into / INITRAMFS_FILE, "wb", 6, mtime=0) as out:

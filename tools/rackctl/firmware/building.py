@@ -18,8 +18,10 @@ from rackctl.errors import RackError
 from rackctl.files import write_file
 from rackctl.firmware.application import pack
 from rackctl.firmware.description import image_facts
+from rackctl.firmware.hashes import FILE as HASHES
+from rackctl.firmware.hashes import as_text
 from rackctl.firmware.source import Source
-from rackctl.firmware.wheels import PYTHON_TAG, fetch
+from rackctl.firmware.wheels import PYTHON_TAG, download, fetch
 from rackctl.options import add_option, counter
 from rackctl.staged_sleds import HARDWARE
 
@@ -78,6 +80,32 @@ def add_build(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.set_defaults(command=_build)
 
 
+def add_hashes(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
+    """The options of `rackctl firmware hashes`."""
+    parser.description = (
+        f"Write the hashes of all wheels that images of this checkout may be made of into {HASHES}, for each"
+        " architecture, from what pip's index gives now: look at the change before you commit it."
+    )
+    add_option(
+        parser, "--source", variable="RACKCTL_SOURCE", kind=Path, default=CHECKOUT, metavar="DIR", text="the checkout",
+        defaults=defaults,
+    )  # fmt: skip
+    parser.set_defaults(command=_hashes)
+
+
+def _hashes(arguments: argparse.Namespace) -> int:
+    source = Source.open(arguments.source)
+    with tempfile.TemporaryDirectory(prefix="rackctl-wheels-") as folder:
+        files = []
+        for architecture in MACHINES:
+            into = Path(folder) / architecture
+            into.mkdir()
+            files += download(source.requirements, source.constraints, architecture, into, None)
+        write_file(source.hashes, as_text(files).encode("ascii"))
+    print(f"{source.hashes}: {len({path.name for path in files})} wheels for {' and '.join(MACHINES)}")
+    return 0
+
+
 def architecture_of(hardware: Sequence[str], wanted: str | None = None) -> str:
     """That of all these boards; raises RackError when they have several, another one than `wanted`, or one that nothing
     is built for."""
@@ -105,7 +133,7 @@ def _build(arguments: argparse.Namespace) -> int:
     version = arguments.release or source.version
     with tempfile.TemporaryDirectory(prefix="rackctl-wheels-") as folder:
         wheels = fetch(
-            source.requirements, source.constraints, architecture, Path(folder), arguments.wheels
+            source.requirements, source.constraints, source.hashes, architecture, Path(folder), arguments.wheels
         )  # fmt: skip
     sbom = bill(source, version, architecture, wheels)
     parts = {"the checkout": source.files()} | {wheel.file: wheel.files for wheel in wheels}

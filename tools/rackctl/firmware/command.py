@@ -15,7 +15,7 @@ from sled_board.image.layout import APPLICATION
 from rackctl.defaults import Defaults
 from rackctl.errors import RackError, reason_of
 from rackctl.files import read_file, write_file
-from rackctl.firmware.building import add_build
+from rackctl.firmware.building import add_build, add_hashes
 from rackctl.firmware.description import image_facts, image_rows
 from rackctl.firmware.flash import add_flash
 from rackctl.firmware.image_files import read_image_file, read_key_set_file
@@ -52,6 +52,7 @@ def add_firmware(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
         kind = checked_by(new_file) if name == "build" else Path
         action.add_argument("image", type=kind, metavar="IMAGE", help="the image, a file")
         add_switch(action, "--json", variable="RACKCTL_JSON", text="for programs", defaults=defaults)
+    add_hashes(actions.add_parser("hashes", help="write the hashes of what images are made of"), defaults)
 
 
 def _add_sign(parser: argparse.ArgumentParser, defaults: Defaults) -> None:

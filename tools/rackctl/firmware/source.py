@@ -10,6 +10,7 @@ from typing import Any, Final
 from sled_board.image.build import U32_MAX
 
 from rackctl.errors import RackError
+from rackctl.firmware.hashes import FILE as HASHES
 
 PACKAGES: Final = {
     "spdk_bindings": "spdk_bindings",
@@ -40,6 +41,11 @@ class Source:
     def constraints(self) -> Path:
         """The pins of all dependencies."""
         return self.root / "constraints.txt"
+
+    @property
+    def hashes(self) -> Path:
+        """The hashes of what an image may be made of."""
+        return self.root / HASHES
 
     @classmethod
     def open(cls, root: Path) -> "Source":
@@ -77,7 +83,7 @@ class Source:
 
 
 def _of_image() -> list[str]:
-    return ["--untracked-files=no", "--", *PACKAGES.values(), "pyproject.toml", "constraints.txt"]
+    return ["--untracked-files=no", "--", *PACKAGES.values(), "pyproject.toml", "constraints.txt", HASHES]
 
 
 def _epoch(text: str) -> int:

@@ -1,7 +1,6 @@
 """The Python dependencies of an application image: wheels by name, for another machine than this, pinned."""
 
 import hashlib
-import re
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,8 @@ from typing import Final
 from sled_board.firmware_store import MACHINES
 
 from rackctl.errors import RackError
+from rackctl.firmware.hashes import check_hashes, name_and_version
+from rackctl.firmware.hashes import normalized as normalized
 
 PYTHON: Final = (3, 11)
 PYTHON_TAG: Final = "cp311"
@@ -42,12 +43,24 @@ class Wheel:
 
 
 def fetch(
-    requirements: Sequence[str], constraints: Path, architecture: str, into: Path, offline: Path | None
+    requirements: Sequence[str], constraints: Path, hashes: Path, architecture: str, into: Path, offline: Path | None
 ) -> list[Wheel]:
     """Fetch the wheels of `requirements` and all that they need, from pip's index or the folder `offline`.
 
-    They are in the order of their names. Raises RackError, also when one is not pinned by `constraints`.
+    They are in the order of their names. Raises RackError, also when one is not pinned by `constraints`, or its hash is
+    not in `hashes`.
     """
+    files = download(requirements, constraints, architecture, into, offline)
+    check_hashes(files, hashes)
+    wheels = sorted((read_wheel(path) for path in files), key=lambda wheel: wheel.name)
+    _check_pinned(wheels, constraints)
+    return wheels
+
+
+def download(
+    requirements: Sequence[str], constraints: Path, architecture: str, into: Path, offline: Path | None
+) -> list[Path]:
+    """What pip fetches for them, unread. Raises RackError."""
     if sys.version_info[:2] != PYTHON:
         # pip answers what depends on the Python version for the one that runs it.
         wanted = ".".join(map(str, PYTHON))
@@ -65,16 +78,13 @@ def fetch(
         raise RackError(f"pip has not fetched the dependencies within {DOWNLOAD_TIMEOUT_S:g} s") from None
     if done.returncode != 0:
         raise RackError(f"pip cannot fetch the dependencies for {architecture}: {_complaint(done.stdout, done.stderr)}")
-    wheels = sorted((read_wheel(path) for path in into.glob("*.whl")), key=lambda wheel: wheel.name)
-    _check_pinned(wheels, constraints)
-    return wheels
+    return sorted(into.glob("*.whl"))
 
 
 def read_wheel(path: Path) -> Wheel:
     """Read one wheel (PEP 427); raises RackError."""
     data = path.read_bytes()
-    name, version = path.name.split("-")[:2]
-    info = f"{name}-{version}.dist-info"
+    info = "-".join(path.name.split("-")[:2]) + ".dist-info"
     files: dict[str, bytes] = {}
     boms = []
     try:
@@ -89,12 +99,7 @@ def read_wheel(path: Path) -> Wheel:
                     files[target] = archive.read(item)
     except (zipfile.BadZipFile, KeyError) as error:
         raise RackError(f"{path.name}: is no wheel: {error}") from None
-    return Wheel(normalized(name), version, path.name, hashlib.sha256(data).hexdigest(), metadata, files, tuple(boms))
-
-
-def normalized(name: str) -> str:
-    """A distribution's name as all its spellings are compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return Wheel(*name_and_version(path), path.name, hashlib.sha256(data).hexdigest(), metadata, files, tuple(boms))
 
 
 def _target(architecture: str) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -43,6 +44,23 @@ def test_a_revoked_primary_is_fenced_off_at_once_and_can_verify_why() -> None:
             newer = verify(parse_credential(fenced.value.credential), KeySet.open(key_set, kit.authority.root_public))
             assert (newer.volume, newer.epoch) == (record.volume, 2)
             assert newer.head_key != head.public
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_sled_tells_an_old_store_that_it_has_passed_its_epoch() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
+        async with rack(clock=clock, fencer=fencer) as kit:
+            fencer.bind(kit.authority)
+            head = await kit.enrolled("head-1")
+            async with enrolled_sled(kit):
+                record, _ = await create_with(kit, head)
+                await fencer.fence(replace(record, epoch=7))
+                assert await fencer.passed(replace(record, epoch=6)) == {SLED: 7}
+                assert await fencer.passed(replace(record, epoch=8)) == {}
+                assert await fencer.passed(replace(record, epoch=7)) == {SLED: 8}
 
     asyncio.run(asyncio.wait_for(main(), 20))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rackctl.cli import main as rackctl
 
 from head_node import main as head
 from head_node.authority import tls
@@ -102,6 +103,28 @@ def test_it_serves_without_its_root_key_when_told_that_this_is_away(tmp_path: Pa
             assert refused["type"] == "urn:palisade:problem:root-key-needed"
             assert "rackctl keys request" in refused["detail"]
     assert not (tmp_path / "root.key").exists()
+
+
+def test_a_restore_as_operations_md_has_it(tmp_path: Path) -> None:
+    """Restoring the authority: sealed backup, `rackctl backup open`, start."""
+    folder, key = tmp_path / "state", tmp_path / "backup.key"
+    assert rackctl(["keys", "new", str(key)]) == 0
+    sealed = ("--backup-key-file", f"{key}.pub")
+    with started(folder, *sealed) as (_, endpoints):
+        operator = {"authorization": "Bearer " + (folder / "operator.token").read_text().strip()}
+        with httpx.Client(base_url=str(endpoints["api"]), headers=operator, verify=False) as http:
+            former = {entry["public_key"] for entry in http.get("/v1/keys").json()["keys"]}
+            assert http.post("/v1/backup").json()["sealed_to"] is not None
+    (folder / "authority.db").rename(tmp_path / "former")
+    refused = ["backup", "open", str(folder / "store.backup"), str(folder / "authority.db")]
+    assert rackctl(refused) == 2
+    assert rackctl([*refused, "--key", str(key)]) == 0
+    with started(folder, *sealed) as (_, endpoints):
+        operator = {"authorization": "Bearer " + (folder / "operator.token").read_text().strip()}
+        with httpx.Client(base_url=str(endpoints["api"]), headers=operator, verify=False) as http:
+            keys = http.get("/v1/keys").json()
+            assert keys["version"] > 1 << 16
+            assert not former & {entry["public_key"] for entry in keys["keys"]}
 
 
 def test_a_new_rack_without_its_root_key_needs_the_public_half(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -18,12 +19,13 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from kit import firmware
-from kit.checkout import COMMITTED_S, git, make_checkout, make_wheel, make_wheels
+from kit.checkout import COMMITTED_S, git, make_checkout, make_wheel, make_wheels, pin_wheels
 from kit.sources import ROOT, package_sources
 from rackctl.cli import main
 from rackctl.errors import RackError
 from rackctl.firmware import application, elf, wheels
 from rackctl.firmware.building import architecture_of
+from rackctl.firmware.hashes import read_hashes
 from rackctl.firmware.source import PACKAGES
 from rackctl.staged_sleds import SledFirmware
 from sled_board.firmware_store import THIS_ARCHITECTURE
@@ -36,7 +38,7 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
     make_wheels(tmp_path / "wheels")
-    make_checkout(tmp_path / "checkout")
+    pin_wheels(make_checkout(tmp_path / "checkout"), tmp_path / "wheels")
 
 
 def build(*argv: str, output: str = "image", source: str = "checkout") -> int:
@@ -75,6 +77,7 @@ def bill() -> dict[str, Any]:
 def test_two_builds_of_one_commit_give_equal_bytes(tmp_path: Path) -> None:
     assert build() == 0
     other = make_checkout(tmp_path / "elsewhere")
+    pin_wheels(other, tmp_path / "wheels")
     for path in other.rglob("*.py"):
         os.utime(path, (1, 1))
         path.chmod(0o600)
@@ -201,6 +204,7 @@ def test_the_bill_is_valid_cyclonedx() -> None:
 
 def test_a_wheel_whose_own_bill_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     make_wheel(Path("wheels"), "needed", "2.0", {"needed.py": b""}, boms={"bad.json": b"{"})
+    pin_wheels(Path("checkout"), Path("wheels"))
     assert "needed-2.0-py3-none-any.whl: its own bill of materials" in refusal(capsys)
 
 
@@ -211,6 +215,74 @@ def test_a_dependency_that_is_not_pinned_is_named(capsys: pytest.CaptureFixture[
     Path("checkout/constraints.txt").write_text("tiny_LIB==1.5\n", encoding="ascii")
     said = refusal(capsys)
     assert "does not pin needed 2.0" in said
+
+
+def test_a_wheel_with_another_hash_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    make_wheel(Path("wheels"), "needed", "2.0", {"needed.py": b"VALUE = 42  # and something else\n"})
+    said = refusal(capsys)
+    assert "needed-2.0-py3-none-any.whl: has SHA-256" in said
+    assert "is not the wheel that was reviewed" in said
+
+
+def test_one_digit_of_a_hash_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("checkout/firmware-hashes.txt")
+    text = path.read_text(encoding="ascii").rstrip("\n")
+    path.write_text(text[:-1] + ("0" if text[-1] != "0" else "1") + "\n", encoding="ascii")
+    assert "has SHA-256" in refusal(capsys)
+
+
+def test_a_wheel_without_a_hash_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("checkout/firmware-hashes.txt")
+    kept = [line for line in path.read_text(encoding="ascii").splitlines() if not line.startswith("needed")]
+    path.write_text("\n".join(kept) + "\n", encoding="ascii")
+    assert "has no hash of needed 2.0" in refusal(capsys)
+
+
+def test_the_hash_of_another_version_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("checkout/firmware-hashes.txt")
+    path.write_text(path.read_text(encoding="ascii").replace("needed==2.0", "needed==2.0.1"), encoding="ascii")
+    assert "has no hash of needed 2.0" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    "line", ["needed==2.0", "needed --hash=sha256:" + "0" * 64, "needed==2.0 --hash=md5:00", "--index-url x"]
+)
+def test_a_line_that_pins_no_hash_is_an_error(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    path = Path("checkout/firmware-hashes.txt")
+    path.write_text(path.read_text(encoding="ascii") + line + "\n", encoding="ascii")
+    assert "is not NAME==VERSION --hash=sha256:HEX" in refusal(capsys)
+
+
+def test_without_hashes_nothing_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("checkout/firmware-hashes.txt").unlink()
+    assert "wheels whose hashes are known only" in refusal(capsys)
+
+
+def test_hashes_that_differ_from_the_commit_mark_the_image() -> None:
+    path = Path("checkout/firmware-hashes.txt")
+    path.write_text(path.read_text(encoding="ascii") + "# more\n", encoding="ascii")
+    assert str(built().build_id).endswith("-dirty")
+
+
+def test_every_wheel_that_this_checkout_pins_for_images_has_hashes() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="ascii").split())
+    known = read_hashes(ROOT / "firmware-hashes.txt")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [re.split(r"[<>=~! ;\[]", text)[0] for text in project["optional-dependencies"]["sled"]]
+    needed = set()
+    while wanted:
+        name = wheels.normalized(wanted.pop())
+        if name not in needed:
+            needed.add(name)
+            requires = importlib.metadata.requires(name) or []
+            wanted += [re.split(r"[<>=~! ;\[(]", text)[0] for text in requires if "extra ==" not in text]
+    versions = {wheels.normalized(name): version for name, version in pins.items()}
+    expected = {(name, versions[name]) for name in needed if name in versions}
+    assert expected <= set(known)
+    assert {(name, versions.get(name)) for name, _ in known} == set(known)
+    compiled = [key for key in known if key[0] in ("cryptography", "crc32c", "uvloop", "gmpy2", "pydantic-core")]
+    assert len(compiled) == 5
+    assert all(len(known[key]) >= 2 for key in compiled)  # arm64 and x86_64
 
 
 def test_a_dependency_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
