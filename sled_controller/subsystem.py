@@ -285,6 +285,8 @@ class Subsystem:
         def kept(status: int) -> None:
             if not status:
                 self.time.state(statement.time_ms, entry.rtc_ahead_ms)
+                for volume in self.volumes.values():
+                    volume.time_stated(statement.time_ms)
                 log.warning(
                     "event=time_stated serial=%d time_ms=%d before_ms=%d rtc_ahead_ms=%d",
                     entry.serial, entry.time_ms, before_ms, entry.rtc_ahead_ms,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from head_node.api import models
+from head_node.api import trail_models as models
 from head_node.api.access import ADMIN, BEARER, VIEWER
 from head_node.api.heads import Rack
 from head_node.authority.audit import PAGE_MAX, asking

@@ -21,7 +21,7 @@ import crc32c
 from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Padding
 from construct import Struct as Layout
 
-from sled_controller.durable import sync_directory
+from sled_controller.durable import open_own, put_file
 from sled_controller.storage.content import TableContent
 from sled_controller.storage.errors import RecordMalformed, StorageUnusable
 from sled_controller.storage.records import (
@@ -247,19 +247,11 @@ def _sled_wide(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600)
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_directory(path.parent)
+    put_file(path, data, 0o600)

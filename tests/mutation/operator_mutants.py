@@ -51,7 +51,7 @@ OPERATORS = (
     ),
     (
         "restored-tokens-live", "what a backup holds of tokens may have been revoked since", "head_node/authority/authority.py",
-        "        await self.tokens.drop_all()\n", "", f"{AUTHORITY}/test_operator_tokens.py",
+        "            await authority.tokens.drop_all()\n", "", f"{AUTHORITY}/test_operator_tokens.py",
     ),
     (
         "route-without-a-role", "a route that states no role keeps the authority from starting", "head_node/api/access.py",

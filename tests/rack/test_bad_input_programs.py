@@ -10,7 +10,7 @@ import pytest
 from kit import real_sled
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-TOKEN = "pj1.146bc01e288d9c63." + "ab" * 32
+TOKEN = ".".join(("pj2", "146bc01e288d9c63", "ab" * 32, "cd" * 32, "-"))
 
 
 def command(program: str, state: Path, authority_port: int = 9) -> list[str]:
@@ -50,6 +50,7 @@ def test_a_damaged_file_is_named_and_left_as_it_is(program: str, file: str, cont
 
 def test_a_head_that_waits_for_a_silent_authority_ends_when_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
         argv = command("head-node", tmp_path, silent.getsockname()[1])
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as head:
             connection, _ = silent.accept()

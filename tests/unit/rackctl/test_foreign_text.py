@@ -94,9 +94,9 @@ def test_a_named_value_is_one_line() -> None:
 
 @pytest.mark.parametrize("problem", [{"title": OWNED}, {"title": "Refused", "detail": OWNED}, {}])
 def test_a_refusal_of_the_authority_is_one_line(problem: dict[str, str]) -> None:
-    api = OperatorApi("http://authority.test", "token")
+    api = OperatorApi("http://127.0.0.1:1", "token")
     api._http = httpx.Client(
-        base_url="http://authority.test",
+        base_url="http://127.0.0.1:1",
         transport=httpx.MockTransport(lambda request: httpx.Response(409, json=problem)),
     )
     with pytest.raises(ApiRefused) as refused:

@@ -20,7 +20,15 @@ FAR_MS = [host.NOW_MS + DAY, host.NOW_MS + YEAR, 253_402_300_799_999, 1 << 63, (
 def attach_of(head: Head, volume: int, issued_ms: int, expires_ms: int, epoch: int = 1) -> int:
     """The status of an ATTACH with a credential of these times."""
     credential = Credential(
-        7, other_volume(volume), host.public_key(host.HEAD_KEY), epoch, Rights(7), issued_ms, expires_ms, 1
+        7,
+        other_volume(volume),
+        host.public_key(host.HEAD_KEY),
+        epoch,
+        Rights(7),
+        issued_ms,
+        expires_ms,
+        1,
+        sleds=(host.SLED,),
     )
     raw = credential.sign(host.private_key(host.AUTHORITY))
     return head.admin.ask(vendor.vendor_sqe(AdminOpcode.ATTACH, slba=1), raw).status
@@ -145,7 +153,15 @@ def test_f2_a_forgotten_fence_stays_out_of_reach_of_old_credentials_when_time_is
     signed = keys.sign(host.private_key(host.ROOT))
     assert head.admin.ask(vendor.vendor_sqe(AdminOpcode.KEYSET_UPDATE), signed).status == 0
     fresh = Credential(
-        8, other_volume(2), host.public_key(host.HEAD_KEY), 1, Rights(7), host.NOW_MS, host.NOW_MS + host.TERM_MS, 1
+        8,
+        other_volume(2),
+        host.public_key(host.HEAD_KEY),
+        1,
+        Rights(7),
+        host.NOW_MS,
+        host.NOW_MS + host.TERM_MS,
+        1,
+        sleds=(host.SLED,),
     )
     raw = fresh.sign(host.private_key(9))
     assert head.admin.ask(vendor.vendor_sqe(AdminOpcode.ATTACH, slba=1), raw).status == 0, "a key made since is good"
