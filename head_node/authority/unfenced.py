@@ -136,7 +136,10 @@ class UnfencedSleds:
                 return dict.fromkeys(entry.sleds, "the volume is deleted")
             for sled in entry.sleds:
                 self._retries.begun((entry.volume, entry.head), sled)
-            results = await self._visit(fencer, record, entry)
+            try:
+                results = await self._visit(fencer, record, entry)
+            except AuthorityError as error:  # the store fails, or the volume has just been deleted: it is tried again
+                results = dict.fromkeys(entry.sleds, f"{type(error).__name__}: {error}")
         fenced = [sled for sled, result in results.items() if result == FENCED]
         for sled, result in results.items():
             if result != FENCED:

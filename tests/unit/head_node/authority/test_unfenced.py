@@ -9,7 +9,7 @@ import pytest
 from kit.authority import Head, Kit, ManualClock, RecordingFencer, SeededEntropy, columns_of, rack, run
 from kit.enrolled_sled import connected, create_with, enrolled_sled
 
-from head_node.authority.errors import NotEligible, Unenrolled
+from head_node.authority.errors import AuthorityUnavailable, NotEligible, Unenrolled
 from head_node.authority.fencing import FENCED, SledFencer
 from head_node.authority.ledger import head_key, revoking_key, unfenced_key, volume_key
 from head_node.authority.retries import RETRY_NS
@@ -274,6 +274,28 @@ def test_f1_nothing_is_tried_any_more_for_a_volume_that_is_deleted() -> None:
         kit.clock.advance(RETRY_NS // 1_000_000 + 1)
         await kit.authority.unfenced.look()
         assert await listed(kit) == []
+
+    run(scenario, fencer=fencer)
+
+
+def test_f1_a_store_that_fails_while_a_fence_is_raised_costs_only_that_try() -> None:
+    fencer = SledFences()
+
+    async def scenario(kit: Kit) -> None:
+        former, _, record = await failed_over(kit, fencer)
+        fence = fencer.fence
+
+        async def fails(record: VolumeRecord) -> dict[UUID, str]:
+            raise AuthorityUnavailable("the store fails")
+
+        fencer.fence = fails  # type: ignore[method-assign]
+        fences = await revoke(kit, former)
+        assert set(fences[record.volume].values()) == {"AuthorityUnavailable: the store fails"}
+        fencer.fence = fence  # type: ignore[method-assign]
+        kit.clock.advance(RETRY_NS // 1_000_000 + 1)
+        await kit.authority.unfenced.look()
+        assert await listed(kit) == []
+        assert set(fencer.epochs.values()) == {3}
 
     run(scenario, fencer=fencer)
 
