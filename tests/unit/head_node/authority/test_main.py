@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from head_node import main as head
 from head_node.authority import tls
 from head_node.authority.client import AuthorityClient, fetch_ca
 from head_node.authority.errors import AuthorityUnavailable
-from head_node.authority.joining import JoinToken
+from head_node.config import HeadSettings
 from sled_controller.environment import Environment
 
 START_S_MAX = 20
@@ -114,21 +114,27 @@ def test_over_tls_a_head_joins_with_its_token_alone_and_clear_text_beyond_loopba
     """All that a head is given is its join token: it names the root key and the CA."""
 
     async def join(api: str, text: str) -> None:
-        token = JoinToken.parse(text)
-        assert token.authority_ca is not None
         with pytest.raises(AuthorityUnavailable, match="the join token names"):
             await fetch_ca(api, bytes(32))
-        pin = tmp_path / "pinned.crt"
-        pin.write_text(await fetch_ca(api, token.authority_ca), encoding="ascii")
-        env, key = Environment(), Ed25519PrivateKey.generate()
-        for ca in (tls.PinnedCa(None), tls.PinnedCa(pin)):
-            client = AuthorityClient(api, head_id=env.new_uuid(), head_key=key, env=env, ca=ca)
-            if ca.context.verify_flags & ssl.VERIFY_X509_PARTIAL_CHAIN:  # pinned
-                assert (await client.enrol(text, name="head-1", addresses={})).name == "head-1"
-            else:
-                with pytest.raises(AuthorityUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
-                    await client.enrol(text, name="head-1", addresses={})
+        env, given = Environment(), {"state_dir": tmp_path / "h", "name": "head-1", "authority_url": api}
+        for settings in (HeadSettings(**given, join_token=text), HeadSettings(**given)):
+            state = head.StateDirectory(settings.state_dir, settings.name, env)
+            ca = head.pinned_ca(settings, state)
+            assert ca is not None
+            assert ca.known is (settings.join_token is None), "the second start has what the first one learnt"
+            client = AuthorityClient(
+                api, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public, ca=ca
+            )
+            await head.enrol(client, settings, state, {}, ca)
+            assert (await client.view()).heads[state.head].name == "head-1"
             await client.close()
+            state.close()
+        machines = AuthorityClient(
+            api, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public, ca=tls.PinnedCa(None)
+        )
+        with pytest.raises(AuthorityUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await machines.view()
+        await machines.close()
 
     refused = subprocess.run(
         command("--state-dir", str(tmp_path / "b"), "--host", "0.0.0.0", "--tls", "off"),
