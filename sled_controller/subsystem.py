@@ -152,6 +152,7 @@ class Subsystem:
 
     def refresh_namespaces(self) -> None:
         """Take over what the storage says of namespaces and their devices."""
+        self._namespace_page = b""
         first = next((device for _, device in self.storage.online_devices()), None)
         self.allocate: Allocate = allocator(first)  # any drive of the kind takes it without a copy
         kept = self.storage.namespaces
@@ -366,9 +367,11 @@ class Subsystem:
         return head + b"".join(value.to_bytes(8, "little") for value in (uptime_ms, *self.counters.values()))
 
     def namespace_page(self) -> bytes:
-        """Log page C1h, with the zero entry that ends it."""
-        rows = [
-            NAMESPACE_ENTRY.pack(nsid, entry.column, 0, entry.blocks, entry.volume.bytes)
-            for nsid, entry in sorted(self.storage.namespaces.items())
-        ]
-        return b"".join(rows) + bytes(NAMESPACE_ENTRY.size)
+        """Log page C1h, with the zero entry that ends it; kept, as any host may ask for a part of it."""
+        if not self._namespace_page:
+            rows = [
+                NAMESPACE_ENTRY.pack(nsid, entry.column, 0, entry.blocks, entry.volume.bytes)
+                for nsid, entry in sorted(self.storage.namespaces.items())
+            ]
+            self._namespace_page = b"".join(rows) + bytes(NAMESPACE_ENTRY.size)
+        return self._namespace_page

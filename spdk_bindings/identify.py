@@ -5,6 +5,7 @@ They are built once per connection or namespace, never per command, so construct
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Final
 from uuid import UUID
 
@@ -284,7 +285,7 @@ def inactive_namespace() -> bytes:
 
 def active_namespaces(nsids: Iterable[int], after: int) -> bytes:
     """Active Namespace ID list (CNS 02h): up to 1024 ids greater than `after`, ascending, zero filled."""
-    chosen = sorted(nsid for nsid in nsids if nsid > after)[:ACTIVE_NAMESPACES_MAX]
+    chosen = nsmallest(ACTIVE_NAMESPACES_MAX, (nsid for nsid in nsids if nsid > after))
     return b"".join(nsid.to_bytes(4, "little") for nsid in chosen).ljust(IDENTIFY_BYTES, b"\0")
 
 

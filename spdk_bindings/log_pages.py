@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -262,6 +263,9 @@ def reservation_notice(count: int, kind: int, further: int, nsid: int) -> bytes:
     )
 
 
+DISCOVERY_ROWS_KEPT: Final = 4096  # of 1 KiB
+
+
 @dataclass(frozen=True, slots=True)
 class DiscoveryEntry:
     """A subsystem that can be connected to over TCP at `address`:`port`."""
@@ -272,10 +276,10 @@ class DiscoveryEntry:
     ipv6: bool = False
 
 
-def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
-    """The Discovery log (70h; NVMe-oF 1.1, 5.4) with NVM subsystems over TCP without TLS."""
-    header = DISCOVERY_HEADER_FORMAT.build({"generation": generation, "records": len(entries), "format": 0})
-    rows = [
+@lru_cache(DISCOVERY_ROWS_KEPT)
+def _discovery_row(index: int, entry: DiscoveryEntry) -> bytes:
+    """Kept, as any host may ask for all rows again and again, and most of them are the same for all hosts."""
+    return bytes(
         DISCOVERY_ENTRY_FORMAT.build(
             {
                 "transport": 3,
@@ -292,6 +296,11 @@ def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
                 "security": bytes(256),
             }
         )
-        for index, entry in enumerate(entries, start=1)
-    ]
+    )
+
+
+def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
+    """The Discovery log (70h; NVMe-oF 1.1, 5.4) with NVM subsystems over TCP without TLS."""
+    header = DISCOVERY_HEADER_FORMAT.build({"generation": generation, "records": len(entries), "format": 0})
+    rows = [_discovery_row(index, entry) for index, entry in enumerate(entries, start=1)]
     return bytes(header + b"".join(rows))

@@ -147,7 +147,7 @@ class SledController(StandardController):
         if cns == IdentifyCns.ACTIVE_NAMESPACES:
             if command.nsid >= NSID_ALL - 1:
                 return Status.INVALID_NAMESPACE
-            return identify.active_namespaces(sorted(served), command.nsid)
+            return identify.active_namespaces(served, command.nsid)
         if cns == IdentifyCns.IO_CONTROLLER and command.dwords[1] >> 24 == NVM_COMMAND_SET:
             return bytes(identify.IDENTIFY_BYTES)
         if cns not in (IdentifyCns.NAMESPACE, IdentifyCns.NAMESPACE_DESCRIPTORS):

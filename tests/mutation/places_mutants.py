@@ -162,4 +162,8 @@ PLACES = (
         "        if self._count >= WAITING_MAX or (waiting is not None and len(waiting) >= WAITING_OF_SOURCE_MAX):\n",
         "        if False:\n", EXCHANGES,
     ),
+    (
+        "namespace-page-for-each-reader", "bounds: a page that any host may read is made once", "sled_controller/subsystem.py",
+        "        if not self._namespace_page:\n", "        if True:\n", HOLDERS,
+    ),
 )  # fmt: skip

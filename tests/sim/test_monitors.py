@@ -3,9 +3,13 @@
 from uuid import UUID
 
 import pytest
+from kit.target import Rig
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
-from rackctl.simulation.monitors import AnswerMonitor, FenceMonitor, NonceMonitor
+from rackctl.simulation.monitors import AnswerMonitor, FenceMonitor, NonceMonitor, PlaceMonitor
+
+from sled_controller.association import Association
+from sled_controller.fabric.associations import Standing
 
 VOLUME, OTHER = UUID(int=1), UUID(int=2)
 
@@ -68,3 +72,25 @@ def test_an_epoch_may_fall_only_with_the_store_and_is_never_led_again() -> None:
         monitor.recorded(VOLUME, 2)
     with pytest.raises(Violation, match="epoch 5 is led by b#1 after a#1"):
         monitor.led(VOLUME, 5, "b#1")
+
+
+def test_a_sled_that_trusts_what_holds_nothing_is_accused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.attached(epoch=5)
+    rig.attached(epoch=6)
+    (_, association) = rig.subsystem.hosts.values()
+    monitor = PlaceMonitor()
+    monitor.attached(association)
+    monkeypatch.setattr(Association, "standing", Standing.TRUSTED)
+    with pytest.raises(Violation, match="which holds nothing now"):
+        monitor.attached(association)
+
+
+def test_a_connect_that_takes_a_queue_is_accused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.attached()
+    (association,) = rig.subsystem.hosts.values()
+    monkeypatch.setattr(association, "refuses_queue", lambda: association.end("a second Connect"))
+    del association.queues[1]
+    with pytest.raises(Violation, match="took a queue"):
+        PlaceMonitor().attached(association)

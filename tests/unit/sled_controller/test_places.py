@@ -14,6 +14,7 @@ from sled_controller.fabric.target import QueueState
 from sled_controller.keyset import KeySet
 from sled_controller.places import KEY_ASSOCIATIONS_MAX
 from sled_controller.subsystem import ASSOCIATIONS_MAX
+from spdk_bindings import log_pages
 from spdk_bindings.nvme import AdminOpcode, Status
 
 THIEF, FENCER = 40, 41
@@ -227,3 +228,25 @@ def test_managers_share_as_heads_do() -> None:
     wires: list[Wire] = [rig.live()[0] for _ in range(KEY_ASSOCIATIONS_MAX + 1)]
     assert [wire.queue.state is QueueState.LIVE for wire in wires] == [False] + [True] * KEY_ASSOCIATIONS_MAX
     assert wires[-1].queue.standing is Standing.TRUSTED
+
+
+# --- pages that any host may read in parts
+
+
+def test_the_namespace_page_is_made_once_for_all_its_readers_until_namespaces_change() -> None:
+    rig = Rig()
+    head = rig.attached()
+    page = rig.subsystem.namespace_page()
+    assert rig.subsystem.namespace_page() is page
+    assert head.create(column=1) != head.nsid
+    longer = rig.subsystem.namespace_page()
+    assert len(longer) == len(page) + len(page) // 2
+    assert head.admin.ask(vendor.vendor_sqe(AdminOpcode.NAMESPACE_DELETE, slot=head.slot, nsid=head.nsid)).status == 0
+    assert len(rig.subsystem.namespace_page()) == len(page)
+
+
+def test_the_rows_of_the_discovery_page_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [log_pages.DiscoveryEntry(f"nqn.2014-08.org.nvmexpress:uuid:once-{n}", "192.0.2.1", n) for n in range(8)]
+    page = log_pages.discovery_log(1, entries)
+    monkeypatch.setattr(log_pages, "DISCOVERY_ENTRY_FORMAT", None)
+    assert log_pages.discovery_log(1, entries) == page

@@ -1,9 +1,15 @@
-"""Watchers of what only a simulation shows: who answers clients, fences behind the sleds' backs, and nonces."""
+"""Watchers of what only a simulation shows: who answers clients, fences behind the sleds' backs, places, and nonces."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from uuid import UUID
 
 from rackctl.consistency.history import Violation
+from sled_controller.association import Association
+from sled_controller.fabric import pdu
+from sled_controller.fabric.associations import Standing
+from sled_controller.fabric.target import TargetQueue
+from sled_controller.places import KEY_ASSOCIATIONS_MAX
+from spdk_bindings.nvme import AdminOpcode, FabricsType
 
 
 class AnswerMonitor:
@@ -52,6 +58,46 @@ class FenceMonitor:
                 f"{sled}: block {lba} of volume {volume} is written in epoch {epoch}, though {holder} holds a receipt "
                 f"for epoch {floor} (F1, F3)"
             )
+
+
+class PlaceMonitor:
+    """At a sled standing is what holds now (F1), a key has few associations, and a Connect in a head's name takes
+    nothing from it. Looked at with each receipt, when a stranger that knows all names tries the head's queue."""
+
+    def __init__(self) -> None:
+        self.attaches_total = 0
+
+    def attached(self, association: Association) -> None:
+        """A receipt is about to be given on this association. Raises Violation."""
+        self.attaches_total += 1
+        hosts = list(association.subsystem.hosts.values())
+        now_ms = association.subsystem.now_ms()
+        for each in hosts:
+            holds = any(
+                slot.state.holder is slot and slot.key_current and slot.expires_ms >= now_ms for slot in each.slots
+            )
+            if each.standing is Standing.TRUSTED and not holds:
+                raise Violation(f"a sled trusts controller {each.controller_id}, which holds nothing now (F1)")
+        count = Counter(each.holder for each in hosts if each.holder)
+        if count and max(count.values()) > KEY_ASSOCIATIONS_MAX:
+            raise Violation(f"a head key has {max(count.values())} associations with a sled")
+        queues = dict(association.queues)
+        self._connect(association)
+        if association.ended or association.queues != queues:
+            raise Violation(f"a Connect in its name took a queue from controller {association.controller_id}")
+
+    def _connect(self, association: Association) -> None:
+        subsystem = association.subsystem
+        now_ns, peer = subsystem.env.clock.boottime_ns(), association.queues[0].peer_host
+        stranger = TargetQueue(subsystem, now_ns, peer_host=peer)
+        names = (association.host_id, association.controller_id, subsystem.identity.nqn.encode(), association.host_nqn)
+        sqe = pdu.CONNECT_SQE.pack(
+            AdminOpcode.FABRICS, pdu.PSDT_SGL, 0, FabricsType.CONNECT, 0, pdu.CONNECT_DATA_BYTES, pdu.SGL_IN_CAPSULE, 0,
+            1, 127, 0, 0,
+        )  # fmt: skip
+        capsule = pdu.capsule_cmd(bytearray(sqe), (pdu.CONNECT_DATA.pack(*names),), 0)
+        stranger.feed(b"".join((pdu.ic_req(0), *capsule)), subsystem.now_ms(), now_ns)
+        stranger.lost("it has seen enough")
 
 
 class NonceMonitor:

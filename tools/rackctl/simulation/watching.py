@@ -24,7 +24,9 @@ from head_node.volume.shard import SHARD_HEADER, SHARD_MAGIC
 from rackctl.consistency.epochs import EpochMonitor
 from rackctl.consistency.history import Violation
 from rackctl.simulation.loop import PROCESS
-from rackctl.simulation.monitors import AnswerMonitor, FenceMonitor, NonceMonitor
+from rackctl.simulation.monitors import AnswerMonitor, FenceMonitor, NonceMonitor, PlaceMonitor
+from sled_controller.association import Association, Reply
+from sled_controller.attach import Slot
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
 from sled_controller.session import QueueMac
@@ -117,6 +119,7 @@ class Watchers:
         self.epochs = EpochMonitor()
         self.fences = FenceMonitor()
         self.nonces = NonceMonitor()
+        self.places = PlaceMonitor()
         self.transitions: Counter[tuple[str, str]] = Counter()
         """(from, to) states of volumes on heads."""
         self.strays: dict[UUID, set[str]] = {}
@@ -145,7 +148,8 @@ class Watchers:
         tag, tag_parts, lead = QueueMac.tag, QueueMac.tag_parts, VolumeEngine.lead
         attach, served, name_of = SledClient.attach, VolumeController.served, self._world.name_of
         to, put, install = VolumeController._to, MembershipChanges._put, VolumeEngine.install_checkpoint
-        delete = VolumeAttachments.delete_namespaces
+        delete, attached = VolumeAttachments.delete_namespaces, Association._attached
+        placed = self._guarded(self.places.attached)
         watched: dict[ServedVolume, WatchedVolume] = {}
 
         @wraps(tag)
@@ -212,7 +216,14 @@ class Watchers:
             self.strays[attachments._volume] = set(map(name_of, strays))
             return strays
 
+        @wraps(attached)
+        def watched_attached(association: Association, slot: Slot, reply: Reply, status: int, states: Any) -> None:
+            if not association.ended and not status:
+                placed(association)
+            attached(association, slot, reply, status, states)
+
         with (
+            mock.patch.object(Association, "_attached", watched_attached),
             mock.patch.object(QueueMac, "tag", watched_tag),
             mock.patch.object(QueueMac, "tag_parts", watched_tag_parts),
             mock.patch.object(VolumeEngine, "lead", watched_lead),
