@@ -18,6 +18,7 @@ __all__ = [
     "make_directory",
     "open_new",
     "open_own",
+    "put_file",
     "replace_file",
     "sync_directory",
 ]

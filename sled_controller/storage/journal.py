@@ -21,7 +21,7 @@ import crc32c
 from construct import Bytes, Const, Int8ul, Int16ul, Int32ul, Padding
 from construct import Struct as Layout
 
-from sled_controller.durable import sync_directory
+from sled_controller.durable import open_own, put_file
 from sled_controller.storage.content import TableContent
 from sled_controller.storage.errors import RecordMalformed, StorageUnusable
 from sled_controller.storage.records import (
@@ -89,7 +89,7 @@ class SledJournal:
         """Take in what former starts have kept; nothing when there is no file. Raises StorageUnusable when it cannot be
         read, or is another sled's."""
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
                 data = file.read(FILE_BYTES_MAX)
         except FileNotFoundError:
             return
@@ -148,7 +148,7 @@ class SledJournal:
 
         def work() -> None:
             data = b"".join([header(self._sled), *map(encode, entries)])
-            _replace(self._path, data)
+            put_file(self._path, data, 0o600)
             self._fresh_bytes = len(data)
 
         self._grown_bytes = 0
@@ -247,19 +247,7 @@ def _sled_wide(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600)
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    sync_directory(path.parent)

@@ -23,7 +23,7 @@ PLACES = {"volume": "00000000-0000-0000-0000-000000000001", "sled": "00000000-00
 LEAST = {
     "viewer": {
         *("listVolumes", "inspectVolume", "listUnreadable", "listCleanups", "listHosts", "listNodes", "listHeads"),
-        *("listSleds", "listJoinTokens", "listKeys", "listEvents", "readAudit", "listUnfenced"),
+        *("listSleds", "listJoinTokens", "listKeys", "listEvents", "showTime", "readAudit", "listUnfenced"),
     },
     "operator": {
         *("createVolume", "setVolumePolicy", "deleteVolume", "admitHost", "expelHost", "setHostSecret"),
