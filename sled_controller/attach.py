@@ -135,12 +135,6 @@ class VolumeState:
         self.former: list[Slot] = []
         self.attach: Attach | None = None
 
-    def time_stated(self, time_ms: int) -> None:
-        """Sled time was set: credentials of a wrong time are no longer newer than what is issued from now on."""
-        self.newest = min(self.newest, (time_ms, 0))
-        if self.holder is not None:
-            self.holder.issued_ms = min(self.holder.issued_ms, time_ms)
-
     def retire_holder(self) -> None:
         """The holder's pair stands no longer, or its association is gone; what it has in flight is drained."""
         holder, self.holder = self.holder, None

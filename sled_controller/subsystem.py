@@ -286,8 +286,7 @@ class Subsystem:
         def kept(status: int) -> None:
             if not status:
                 self.time.state(statement.time_ms, entry.rtc_ahead_ms)
-                for volume in self.volumes.values():
-                    volume.time_stated(statement.time_ms)
+                self._forget_wrong_times(statement.time_ms)
                 log.warning(
                     "event=time_stated serial=%d time_ms=%d before_ms=%d rtc_ahead_ms=%d",
                     entry.serial, entry.time_ms, before_ms, entry.rtc_ahead_ms,
@@ -295,6 +294,15 @@ class Subsystem:
             done(status, 0)
 
         then(partial(self.storage.state_time, entry), kept)
+
+    def _forget_wrong_times(self, time_ms: int) -> None:
+        """What was issued later than a statement of time was issued by a wrong clock: credentials of the right time
+        must not count as older ones beside it."""
+        for state in self.volumes.values():
+            state.newest = min(state.newest, (time_ms, 0))
+            if state.holder is not None and state.holder.issued_ms > time_ms:
+                state.holder.issued_ms = time_ms
+                state.holder.serial = 0
 
     def update_key_set(self, data: bytes, done: Callable[[int, int], None]) -> None:
         """Take a newer key set signed by the root, ignore others; `done(status, refusal)` once it is durable."""

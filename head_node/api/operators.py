@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 
-from head_node.api import models, overview
+from head_node.api import models, overview, time_models
 from head_node.api.access import ADMIN, BEARER, OPERATOR, VIEWER
 from head_node.api.heads import Rack
 from head_node.authority.errors import Conflict, RequestRefused
@@ -308,14 +308,14 @@ async def install_root_signature(rack: Rack, body: models.RootSignatureRequest) 
 
 
 @router.get("/time", operation_id="showTime", dependencies=[VIEWER])
-async def show_time(rack: Rack) -> models.TimeDocument:
+async def show_time(rack: Rack) -> time_models.TimeDocument:
     """What time it is for the authority, and for each sled, which is asked."""
     serial, pending, sleds = await rack.time.look()
     return _time(rack, serial, sleds, set(pending))
 
 
 @router.post("/time", operation_id="setTime", dependencies=[ADMIN])
-async def set_time(rack: Rack, body: models.TimeRequest) -> models.TimeDocument:
+async def set_time(rack: Rack, body: time_models.TimeRequest) -> time_models.TimeDocument:
     """Say that the authority's clock is right now, after clocks were wrong. Issue time goes on from it, forward or
     back; each sled is brought a statement of time by the root key; a new key signs. Sleds that are away get it when
     they are back."""
@@ -373,13 +373,13 @@ def _volume(record: VolumeRecord) -> models.VolumeDocument:
     return models.VolumeDocument.model_validate(record.to_json())
 
 
-def _time(rack: Rack, serial: int, sleds: list[SledTimeReport], pending: set[UUID]) -> models.TimeDocument:
-    return models.TimeDocument(
+def _time(rack: Rack, serial: int, sleds: list[SledTimeReport], pending: set[UUID]) -> time_models.TimeDocument:
+    return time_models.TimeDocument(
         clock_ms=civil_ms(rack.env.clock),
         issue_ms=rack.issue.now_ms(),
         serial=serial,
         sleds=[
-            models.SledTimeDocument(
+            time_models.SledTimeDocument(
                 sled=each.sled.id,
                 name=each.sled.name,
                 time_ms=each.time_ms or None,

@@ -89,7 +89,7 @@ class SledJournal:
         """Take in what former starts have kept; nothing when there is no file. Raises StorageUnusable when it cannot be
         read, or is another sled's."""
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(open_own(self._path, os.O_RDONLY), "rb") as file:
                 data = file.read(FILE_BYTES_MAX)
         except FileNotFoundError:
             return
@@ -148,7 +148,7 @@ class SledJournal:
 
         def work() -> None:
             data = b"".join([header(self._sled), *map(encode, entries)])
-            _replace(self._path, data)
+            put_file(self._path, data, 0o600)
             self._fresh_bytes = len(data)
 
         self._grown_bytes = 0
@@ -247,11 +247,7 @@ def _sled_wide(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+    with os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    put_file(path, data, 0o600)

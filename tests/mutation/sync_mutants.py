@@ -7,7 +7,6 @@
 POWER = "tests/power"
 FILES = "head_node/files.py"
 DURABLE = "sled_controller/durable.py"
-PUT_FILE = "hw/sled_board/durable.py"
 EMULATOR = "spdk_bindings/emulator.py"
 STORE = "head_node/store/sqlite.py"
 JOURNAL = "sled_controller/storage/journal.py"
@@ -80,11 +79,11 @@ SYNCS = (
         "        make_directory(Path(path), 0o700)\n", "        os.makedirs(path, 0o700, exist_ok=True)\n", LOG_TESTS,
     ),
     (
-        "state-file-not-synced", "a key or an identity is replaced by a whole one", PUT_FILE,
+        "state-file-not-synced", "a key or an identity is replaced by a whole one", DURABLE,
         "        os.fsync(file.fileno())\n", "", STATE_TESTS,
     ),
     (
-        "state-name-not-synced", "a key or an identity that was written stays", PUT_FILE,
+        "state-name-not-synced", "a key or an identity that was written stays", DURABLE,
         "    sync_directory(path.parent)\n", "", STATE_TESTS,
     ),
     (
@@ -135,9 +134,13 @@ SYNCS = (
         "    if False:\n", STORE_TESTS,
     ),
     (
-        "backup-not-synced", "authority: a backup that was reported is whole, and has its name", STORE,
-        "            put_file(path, data if wrap is None else wrap(data), 0o600)\n",
-        "            path.write_bytes(data if wrap is None else wrap(data))\n", STORE_TESTS,
+        "backup-name-not-synced", "authority: a backup that was reported has its name", STORE,
+        "            sync_directory(path.parent)\n", "", STORE_TESTS,
+    ),
+    (
+        "backup-not-synced", "authority: a backup that was reported is whole", STORE,
+        "                copy.execute(\"PRAGMA synchronous = FULL\")\n", "                copy.execute(\"PRAGMA synchronous = OFF\")\n",
+        STORE_TESTS,
     ),
     (
         "command-file-not-synced", "rackctl: a file that a command replaced is whole", RACKCTL,
@@ -159,6 +162,7 @@ SYNCS = (
     ),
     (
         "journal-append-not-synced", "F2: what a sled's journal has vouched for is durable", JOURNAL,
-        "        os.fsync(file.fileno())\n", "", STATE_TESTS,
+        "        file.write(data)\n        file.flush()\n        os.fsync(file.fileno())\n",
+        "        file.write(data)\n", STATE_TESTS,
     ),
 )  # fmt: skip

@@ -101,6 +101,18 @@ def test_expiry_a_statement_of_time_brings_a_sled_back_also_over_a_restart() -> 
     assert rig.storage.time == TimeEntry(3, host.NOW_MS, 0)
 
 
+def test_expiry_a_statement_lets_credentials_of_the_right_time_renew_those_of_the_wrong_one() -> None:
+    rig = Rig()
+    head = rig.head()
+    assert head.try_attach(5, 1, issued_ms=host.NOW_MS + YEAR).status == 0
+    assert state(head, TimeStatement(1, host.NOW_MS)) == (0, 0)
+    assert head.try_attach(5, 1, issued_ms=host.NOW_MS + 1000).status == 0
+    holder = rig.subsystem.volume(host.VOLUME).holder
+    assert holder is not None
+    assert holder.expires_ms == host.NOW_MS + 1000 + host.TERM_MS
+    assert rig.head().try_attach(5, 2, issued_ms=host.NOW_MS + 2000).status == 0, "another association of it, too"
+
+
 def test_expiry_a_clock_that_is_known_to_be_ahead_counts_less_that_after_a_restart() -> None:
     clock = host.FixedClock(now_ms=host.NOW_MS + YEAR)
     rig = Rig(clock=clock)
