@@ -284,8 +284,8 @@ def test_f4_no_credential_leaves_that_was_signed_while_its_epoch_was_taken_away(
         volumes = kit.authority.volumes
         sign = volumes._sign
 
-        async def revoked_meanwhile(*given: Any) -> bytes:
-            credential = await sign(*given)
+        async def revoked_meanwhile(*given: Any, **named: Any) -> bytes:
+            credential = await sign(*given, **named)
             await kit.authority.nodes.revoke_head(primary.id)
             return credential
 
@@ -296,7 +296,7 @@ def test_f4_no_credential_leaves_that_was_signed_while_its_epoch_was_taken_away(
         late = await kit.enrolled("late")
         made = await kit.volume("other")
         assert columns_of(made)
-        volumes._sign = lambda *given: _revoked_after(kit, late, sign(*given))  # type: ignore[method-assign,assignment]
+        volumes._sign = lambda *given, **named: _revoked_after(kit, late, sign(*given, **named))  # type: ignore[method-assign,assignment]
         with pytest.raises(Unenrolled):
             await late.client.takeover(made.volume, expected_version=made.version, log_id=late.log)
 
