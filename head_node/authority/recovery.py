@@ -223,7 +223,10 @@ class Recovery:
 
     async def _check_fences(self, record: VolumeRecord) -> None:
         """Raise the fences of an old store's volume to the epoch in which it goes on, and refuse one that a sled has
-        passed: there no head could write, and the store would not know why. Sleds that are away are not waited for."""
+        passed: there no head could write, and the store would not know why. Sleds that are away are not waited for.
+
+        The epoch is signed for a key that the authority draws and forgets, to read: if the record is not put after it,
+        the volume stays frozen, and what it goes on in is higher (F4)."""
         if not isinstance(self._fencer, FenceReader):
             return
         found = await self._fencer.passed(record)

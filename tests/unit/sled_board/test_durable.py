@@ -34,6 +34,16 @@ def test_a_link_of_another_user_is_refused_wherever_it_leads(tmp_path: Path, mon
         check_own_directory(link)
 
 
+def test_a_link_of_ones_own_into_a_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    give_to_another(tmp_path / "theirs", monkeypatch)
+    with pytest.raises(ForeignPath, match="belongs to user"):
+        check_own_directory(tmp_path / "link")
+
+
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o1777])
 def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
