@@ -2,7 +2,7 @@
 
 Before that the one call that is missing is made by ctypes, to the very libssl that `ssl` is linked to. It needs the
 SSL_CTX of an SSLContext: the first member of the object in CPython 3.11 and 3.12 (Modules/_ssl.c), which is read, and
-then tried by a value that was set through `ssl`, before it is used. docs/decisions/0011-tls-for-nbd.md says what else
+then tried by a value that was set through `ssl`, before it is used. docs/decisions/0013-tls-for-nbd.md says what else
 there was.
 """
 

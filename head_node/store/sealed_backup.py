@@ -1,7 +1,7 @@
 """A backup for one reader: the store's file sealed to a key of the operator, which is never where the store is.
 
 Fixed header, little-endian: magic, format, two zero bytes, the raw Ed25519 key that it is sealed to; then what
-`head_node.sealing` makes: X25519 with an ephemeral key, HKDF-SHA256, AES-256-GCM. See docs/decisions/0011.
+`head_node.sealing` makes: X25519 with an ephemeral key, HKDF-SHA256, AES-256-GCM. See docs/decisions/0012.
 """
 
 from struct import Struct
