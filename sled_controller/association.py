@@ -4,7 +4,7 @@ Knows nothing of PDUs: a queue hands over an opcode, the fields of its SQE and i
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -16,6 +16,7 @@ from sled_controller.credential import Credential, holder_of, parse_credential, 
 from sled_controller.errors import CredentialMalformed, CredentialRefused, HandshakeFailed
 from sled_controller.fabric.associations import HostAssociation, Standing
 from sled_controller.fencing import RIGHT_MANAGE, AttachVerdict, Fence, Verdict, decide, decide_attach
+from sled_controller.keyset import KeySet
 from sled_controller.receipt import DeviceState, Receipt
 from sled_controller.retirement import Retirement
 from sled_controller.served import then
@@ -191,11 +192,16 @@ class Association(HostAssociation):
         if slot.state.holder is slot:
             slot.state.retire_holder()
 
-    def keys_retired(self, key_ids: Collection[int]) -> None:
-        """Slots whose credential's key has left the set are refused until they are renewed (F1)."""
+    def keys_changed(self, key_set: KeySet) -> None:
+        """Slots whose credential's key has left the set are refused until they are renewed, or it is back (F1)."""
         for slot in self.slots:
-            if slot.key_id in key_ids:
-                slot.key_current = False
+            slot.key_current = key_set.keys.get(slot.key_id) == slot.key_public
+            if slot.key_current and slot.state.holder is slot:
+                self._hold(slot)
+
+    def _public(self, credential: Credential) -> bytes | None:
+        key_set = self.subsystem.key_set
+        return None if key_set is None else key_set.keys.get(credential.key_id)
 
     def slot(self, number: int) -> Slot | None:
         """The slot of that number."""
@@ -410,6 +416,7 @@ class Association(HostAssociation):
             return
         if (credential.issued_ms, credential.serial) >= (slot.issued_ms, slot.serial):
             slot.renew(credential)
+            slot.key_public = self._public(credential)
             slot.state.newest = max(slot.state.newest, (credential.issued_ms, credential.serial))
             self._hold(slot)
         reply(Status.SUCCESS, slot.number, 0, b"")
@@ -434,6 +441,7 @@ class Association(HostAssociation):
             former.superseded()
         state.retire_holder()
         slot = Slot(state, self, number, credential, attach_number)
+        slot.key_public = self._public(credential)
         self.slots.append(slot)
         state.holder = slot
         self._lost.pop(fence.volume, None)

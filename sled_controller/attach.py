@@ -57,8 +57,8 @@ class Slot(Claim):
     """
 
     __slots__ = (
-        "blocks", "device_states", "in_flight", "issued_ms", "key_id", "namespaces", "number", "owner", "serial",
-        "state", "waiting",
+        "blocks", "device_states", "in_flight", "issued_ms", "key_id", "key_public", "namespaces", "number", "owner",
+        "serial", "state", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Slot(Claim):
         self.key_id = credential.key_id
         self.serial = credential.serial
         self.issued_ms = credential.issued_ms
+        self.key_public: bytes | None = None
         self.blocks = credential.blocks
         self.namespaces = credential.namespaces
         self.device_states: tuple[tuple[int, DeviceState], ...] = ()

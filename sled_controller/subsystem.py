@@ -315,12 +315,10 @@ class Subsystem:
         if self.key_set is not None and key_set.version <= self.key_set.version:
             done(Status.SUCCESS, 0)
             return
-        former = {} if self.key_set is None else self.key_set.keys
-        retired = {key_id for key_id, public in former.items() if key_set.keys.get(key_id) != public}
         self.key_set = key_set
         self.learn_time(key_set.issued_ms)
         for association in self.hosts.values():
-            association.keys_retired(retired)
+            association.keys_changed(key_set)
         log.info("event=key_set version=%d keys=%d", key_set.version, len(key_set.keys))
         start = partial(self.storage.store_key_set, key_set.version, data)
         then(start, lambda status: done(status, 0))

@@ -43,8 +43,8 @@ THEFTS = (
         "    if credential.expires_ms - credential.issued_ms > TERM_MS_MAX:\n", "    if False:\n", FORMAT,
     ),
     (
-        "retired-key-revived", "F1: another key under a retired one's id revives no slot", SUBSYSTEM,
-        "if key_set.keys.get(key_id) != public}", "if key_id not in key_set.keys}", HOSTS,
+        "retired-key-revived", "F1: another key under a retired one's id revives no slot", ASSOCIATION,
+        "key_set.keys.get(slot.key_id) == slot.key_public", "slot.key_id in key_set.keys", HOSTS,
     ),
     (
         "status-page-of-any-time", "log pages: a sled that knows a time beyond all tells its status", SUBSYSTEM,
