@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import uvicorn
 import uvloop
@@ -30,6 +31,7 @@ from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.printable import complain, line_handler
 from sled_controller.settings import PeerSilence, Settings, load
+from sled_controller.turns import Turns
 
 PROG = "rack-authority"
 STORE_FILE = "authority.db"
@@ -166,7 +168,7 @@ async def run_server(authority: Authority, settings: AuthoritySettings, listener
         uvicorn.Config(
             create_app(authority, folder),
             loop="none",
-            http=BoundedConnection,
+            http=cast(type[BoundedConnection], partial(BoundedConnection, turns=Turns(authority.env.clock))),
             ws="none",
             lifespan="off",
             log_config=None,

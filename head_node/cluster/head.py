@@ -39,6 +39,7 @@ from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.keyset import KeySet
+from sled_controller.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +81,17 @@ class Head:
         self.watch = AuthorityWatch(authority)
         self.sleds = Sleds(make_client, env)
         self._links = OpenLinks(self._link_refusal)
-        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s)
+        self.turns = Turns(env.clock)
+        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s, self.turns)
         self.directory = VolumeDirectory(head, self.controllers, self._dial)
         descriptors = capacity.descriptors
         self.nbd = NbdServer(
             self.directory, env, connections_max=capacity.nbd_clients_max, descriptors=descriptors,
-            peer_silence_s=peer_silence_s, tls=nbd_tls,
+            peer_silence_s=peer_silence_s, tls=nbd_tls, turns=self.turns,
         )  # fmt: skip
         self.nvme = NvmeServer(
             env, serial=head.hex[:20].upper(), connections_max=capacity.nvme_queues_max, descriptors=descriptors,
-            peer_silence_s=peer_silence_s,
+            peer_silence_s=peer_silence_s, turns=self.turns,
         )  # fmt: skip
         self._authority = authority
         self._key_set: KeySet | None = None
@@ -299,7 +301,9 @@ class Head:
         if record is None or address is None or record.revoked:
             raise LinkClosed(f"head {head} has no address that is known here")
         context = LinkContext(purpose, volume, head)
-        connection = await dial(address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX)
+        connection = await dial(
+            address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX, turns=self.turns
+        )
         use = LinkUse(purpose, volume, head, record.public_key, dialled=True)
         if reason := self._links.admit(connection, use):  # the view may have changed meanwhile
             connection.abort(reason)

@@ -19,6 +19,7 @@ from sled_controller.fabric.pdu import FatalError, PduError, PduType
 from sled_controller.fabric.port import Port
 from sled_controller.fabric.receive_buffer import ReceiveStream
 from sled_controller.fabric.standard_controller import KEEP_ALIVE_GRACE_MS, StandardController
+from sled_controller.turns import STRANGER_COMMANDS
 from spdk_bindings.device import Buffer
 from spdk_bindings.nvme import AdminOpcode, FabricsType, Status, cqe_status
 
@@ -31,6 +32,9 @@ STRANGER_HELD_BYTES_MAX: Final = 256 * 1024
 """Replies that wait on an admin queue, or on one whose host has proved nothing: a log page or two."""
 IDLE_NS: Final = 120_000_000_000  # a live association without keep-alive timer
 MS: Final = 1_000_000
+UNBOUNDED: Final = 1 << 62
+STEP_COMMANDS: Final = 8
+"""What a costly step of a trusted host counts for, in the commands of its piece."""
 _FABRICS: Final = int(AdminOpcode.FABRICS)
 # The answer to a read without digests, which is packed here: two calls instead of six.
 _C2H_DATA: Final = pdu.C2H_DATA.pack
@@ -127,7 +131,11 @@ class TargetQueue:
         """This connection's share of what is held, which changes with their number."""
         self._receiving = False
         self._poked = False  # the shell knows that there is output
-        self.blocked = False  # commands wait in the stream because the queue was stalled
+        self.blocked = False  # commands wait in the stream because the queue was stalled, or its piece is done
+        self.commands_left = UNBOUNDED
+        """Of the piece that is being done (`turns`)."""
+        self.steps = 0
+        """Costly ones that the piece took (`note_step`)."""
         self._data_for: Transfer | None = None  # an H2CData's payload is arriving
         self._data_left = 0
         self._data_last = False
@@ -142,9 +150,14 @@ class TargetQueue:
 
     def received(self, count: int, now_ms: int, now_ns: int) -> None:
         """`count` bytes were put into `room`. `now_ms` is sled time, `now_ns` time since boot."""
+        self.arrived(count, now_ns)
+        self.resume(now_ms)
+
+    def arrived(self, count: int, now_ns: int) -> None:
+        """`received` for a connection that has to wait for its turn: `resume` is to follow."""
         self.stream.end += count
         self._heard_ns = now_ns
-        self.resume(now_ms)
+        self.blocked = True
 
     def feed(self, data: Buffer, now_ms: int = 0, now_ns: int = 0) -> None:
         """`room` and `received` for callers that hold bytes."""
@@ -158,9 +171,10 @@ class TargetQueue:
             view = view[count:]
             self.received(count, now_ms, now_ns)
 
-    def resume(self, now_ms: int) -> None:
-        """Go on with what was received."""
+    def resume(self, now_ms: int, commands: int = UNBOUNDED) -> None:
+        """Go on with what was received: one piece of so many commands, where the loop is shared with others."""
         self.now_ms = now_ms
+        self.commands_left, self.steps = commands, 0
         self._receiving = True
         try:
             self._consume()
@@ -237,6 +251,11 @@ class TargetQueue:
             association.queue_gone(self.queue_id, reason)
         else:
             self.give_up(reason)
+
+    def note_step(self) -> None:
+        """A command takes a costly step (a signature, a key agreement): a stranger's piece ends with it."""
+        self.steps += 1
+        self.commands_left -= STEP_COMMANDS if self.standing is Standing.TRUSTED else STRANGER_COMMANDS
 
     def end(self, reason: str) -> None:
         """The association has ended: nothing more is done, what is queued may still be sent."""
@@ -348,9 +367,10 @@ class TargetQueue:
                     return
             if stream.end - stream.start < pdu.COMMON_BYTES:
                 return
-            if self.stalled:
+            if self.commands_left <= 0 or self.stalled:
                 self.blocked = True
                 return
+            self.commands_left -= 1
             if not self._one():
                 return
             io = self.io if self.digests == 0 and self.queue_id else None
@@ -440,6 +460,7 @@ class TargetQueue:
         if digest_bad:
             self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
         elif self._authentication is not None and kind == FabricsType.AUTHENTICATION_SEND:
+            self.note_step()
             self._authentication.send(self, sqe, data, self._heard_ns)
         elif self._authentication is not None and kind == FabricsType.AUTHENTICATION_RECEIVE:
             self._authentication.receive(self, sqe, self._heard_ns)

@@ -6,8 +6,10 @@ import logging
 
 import pytest
 from kit.cluster import run
+from kit.turns import PIECES_MAX, PerTurn
 
 from head_node.cluster.status_server import CONNECTIONS_MAX, REQUEST_BYTES_MAX, StatusServer, answer
+from sled_controller.turns import BURST_NS, PIECE_NS_MIN
 
 STATUS = {
     "volumes": {"v1": {"epoch": 3, "serving": True, "name": "vol", "members_lag": {"h1": 2}}},
@@ -113,6 +115,34 @@ def test_whoever_asks_nothing_makes_room_and_has_to_go(monkeypatch: pytest.Monke
         assert await reader.read() == b""
         assert server.status()["status_port"]["timed_out"] == 1
         writer.close()
+        await server.close()
+
+    run(work())
+
+
+def test_pages_are_made_in_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a head with many volumes takes a while, and anybody may ask."""
+
+    async def work() -> None:
+        server = StatusServer(lambda: STATUS, lambda: True)
+        address = await server.start("127.0.0.1", 0)
+        turn = PerTurn()
+        monkeypatch.setattr(
+            "head_node.cluster.status_server.answer", turn.counted(lambda *_: b"HTTP/1.1 200 OK\r\n\r\n")
+        )
+        server.turns._strangers.percent = 1
+        server.turns._strangers.spend(BURST_NS - PIECE_NS_MIN // 2)
+        asked = []
+        for _ in range(CONNECTIONS_MAX):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET /status HTTP/1.1\r\n\r\n")
+            asked.append((reader, writer))
+        assert (await asked[0][0].read()).startswith(b"HTTP/1.1 200")
+        assert turn.total < CONNECTIONS_MAX, "the others wait"
+        assert turn.most <= PIECES_MAX
+        turn.close()
+        for _, writer in asked:
+            writer.close()
         await server.close()
 
     run(work())
