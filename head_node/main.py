@@ -27,11 +27,12 @@ from head_node.export.tls import TlsKeys, TlsPolicy
 from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
+from sled_controller import program_log
 from sled_controller.descriptors import memory_bytes, of_program
 from sled_controller.durable import make_directory, open_own, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
-from sled_controller.printable import complain, line_handler
+from sled_controller.printable import complain
 from sled_controller.settings import load
 
 log = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ async def until_first(tasks: list["asyncio.Task[None] | asyncio.Task[bool]"]) ->
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not run, 2 for wrong settings."""
     settings = load(HeadSettings, PROG)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
+    program_log.begin(settings, settings.log_level, PROG)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

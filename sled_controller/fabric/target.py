@@ -1,13 +1,11 @@
 """One queue of the NVMe/TCP target: a connection's life from ICReq to its end, without a socket.
 
-The shell gives it bytes (`room`, then `received`) and sends what `take_output` returns. `TRANSITIONS` is the whole
-life cycle; what a PDU may be in each state is in `ACCEPTED`. Sources: NVM Express TCP Transport 1.0, section 3;
-NVM Express Base 2.0, 3.3 and 6.
+The shell gives it bytes (`room`, then `received`) and sends what `take_output` returns. Its life is in `queue_states`.
+Sources: NVM Express TCP Transport 1.0, section 3; NVM Express Base 2.0, 3.3 and 6.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from enum import Enum, auto
 from typing import Final
 
 from sled_controller.fabric import pdu
@@ -17,6 +15,10 @@ from sled_controller.fabric.connect import CONNECTS_REFUSED_MAX, Admitted, conne
 from sled_controller.fabric.io_path import IoPath, Transfer
 from sled_controller.fabric.pdu import FatalError, PduError, PduType
 from sled_controller.fabric.port import Port
+from sled_controller.fabric.queue_states import ACCEPTED
+from sled_controller.fabric.queue_states import TRANSITIONS as TRANSITIONS
+from sled_controller.fabric.queue_states import Event as Event
+from sled_controller.fabric.queue_states import QueueState as QueueState
 from sled_controller.fabric.receive_buffer import ReceiveStream
 from sled_controller.fabric.standard_controller import KEEP_ALIVE_GRACE_MS, StandardController
 from sled_controller.turns import STRANGER_COMMANDS
@@ -46,46 +48,6 @@ _CAPSULE_RESP: Final = pdu.CAPSULE_RESP.pack
 _CAPSULE_RESP_KIND: Final = int(PduType.CAPSULE_RESP)
 _RESPONSE: Final = pdu.CAPSULE_RESP_BYTES
 _PATH_RELATED: Final = 3  # status code type: says something about the path, nothing about the command
-
-
-class QueueState(Enum):
-    """The life of a connection."""
-
-    WAIT_IC = auto()
-    WAIT_CONNECT = auto()
-    LIVE = auto()
-    CLOSING = auto()  # the last output is on its way; what arrives is dropped
-    CLOSED = auto()
-
-
-class Event(Enum):
-    """What moves a connection on."""
-
-    IC = auto()
-    CONNECTED = auto()
-    FAILED = auto()  # the host broke the protocol
-    ENDED = auto()  # the association ended
-    LOST = auto()  # the socket is gone
-
-
-TRANSITIONS: Final[dict[tuple[QueueState, Event], QueueState]] = {
-    (QueueState.WAIT_IC, Event.IC): QueueState.WAIT_CONNECT,
-    (QueueState.WAIT_CONNECT, Event.CONNECTED): QueueState.LIVE,
-    (QueueState.WAIT_IC, Event.FAILED): QueueState.CLOSING,
-    (QueueState.WAIT_CONNECT, Event.FAILED): QueueState.CLOSING,
-    (QueueState.LIVE, Event.FAILED): QueueState.CLOSING,
-    (QueueState.LIVE, Event.ENDED): QueueState.CLOSING,
-    (QueueState.WAIT_IC, Event.LOST): QueueState.CLOSED,
-    (QueueState.WAIT_CONNECT, Event.LOST): QueueState.CLOSED,
-    (QueueState.LIVE, Event.LOST): QueueState.CLOSED,
-    (QueueState.CLOSING, Event.LOST): QueueState.CLOSED,
-}
-
-ACCEPTED: Final[dict[QueueState, frozenset[int]]] = {
-    QueueState.WAIT_IC: frozenset({PduType.IC_REQ, PduType.H2C_TERM_REQ}),
-    QueueState.WAIT_CONNECT: frozenset({PduType.CAPSULE_CMD, PduType.H2C_TERM_REQ}),
-    QueueState.LIVE: frozenset({PduType.CAPSULE_CMD, PduType.H2C_DATA, PduType.H2C_TERM_REQ}),
-}
 
 
 def _unknown() -> bool:
