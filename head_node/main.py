@@ -28,6 +28,7 @@ from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
 from sled_controller import program_log
+from sled_controller.backoff import Backoff
 from sled_controller.descriptors import memory_bytes, of_program
 from sled_controller.durable import make_directory, open_own, replace_file
 from sled_controller.environment import Environment
@@ -38,6 +39,7 @@ from sled_controller.settings import load
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.25
+RETRY_SECONDS_MAX: Final = 5.0
 STOP_SECONDS_MAX: Final = 20.0
 KEY_BYTES: Final = 32
 REPLY_FLOOR_FILE: Final = "reply-key.number"
@@ -127,9 +129,11 @@ class StateDirectory:
 
 
 async def enrol(
-    client: AuthorityClient, settings: HeadSettings, state: StateDirectory, addresses: Mapping[str, Address]
-) -> None:
+    client: AuthorityClient, settings: HeadSettings, state: StateDirectory, addresses: Mapping[str, Address],
+    env: Environment,
+) -> None:  # fmt: skip
     """Make this head known, or tell where it listens now, trying until the authority answers. Raises NotEnrolled."""
+    backoff = Backoff(env, RETRY_SECONDS, RETRY_SECONDS_MAX)
     while True:
         try:
             if state.root_public is None:
@@ -144,7 +148,7 @@ async def enrol(
             return
         except AuthorityUnavailable as error:
             log.warning("event=authority_unavailable error=%s", error)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(backoff.next_s())
         except AuthorityError as error:
             raise NotEnrolled(f"{settings.authority_url} refuses this head: {error}") from error
 
@@ -182,14 +186,16 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             nbd_tls=tls,
         )  # fmt: skip
         try:
-            await run(head, client, settings, state)
+            await run(head, client, settings, state, env)
         finally:
             await client.close()
     finally:
         state.close()
 
 
-async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state: StateDirectory) -> None:
+async def run(
+    head: Head, client: AuthorityClient, settings: HeadSettings, state: StateDirectory, env: Environment
+) -> None:
     """Listen, enrol, serve, stop in good order."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -209,7 +215,7 @@ async def run(head: Head, client: AuthorityClient, settings: HeadSettings, state
         for service, policy in (("nbd", TlsPolicy.REQUIRED), ("nbds", TlsPolicy.OFF)):
             if settings.nbd_tls is not policy:
                 addresses[service] = (settings.announced_host(settings.nbd_host), nbd[1])
-        enrolling = loop.create_task(enrol(client, settings, state, addresses))
+        enrolling = loop.create_task(enrol(client, settings, state, addresses, env))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])
         if not stop.is_set():

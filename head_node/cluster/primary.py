@@ -34,6 +34,7 @@ from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
 from head_node.volume.policy import SledPolicy
 from sled_controller.association import Refusal
+from sled_controller.backoff import Backoff
 from sled_controller.errors import CredentialExpired, CredentialMalformed, CredentialRefused, FencedOff, SledError
 from spdk_bindings.device import Buffer
 
@@ -46,6 +47,8 @@ STRAGGLER_SECONDS: Final = 0.05
 DEPOSED_PROBE_SECONDS: Final = 1.0
 """A deposed primary waits this long for a sled to show it the newer credential before it takes the record's word."""
 PROBE_PAUSE_MS: Final = 500
+RENEWAL_SECONDS_MAX: Final = 5.0
+"""Between two tries to renew a credential: many of them fit into the half of a term that is left."""
 HANDOVER_SECONDS_MAX: Final = 0.5
 OWN_PATIENCE: Final = 2
 """Times the patience with a member's log disk: of two that hang together the member's goes first, since a takeover
@@ -68,14 +71,20 @@ class PrimaryRole:
         self.lease = PrimaryLease(services.terms, now_ns=now_ns, term_end_ns=grant.term_end_ns)
         self.membership = Membership(services.head, grant.record)
         self._own_durability = DurableProgress(OWN_PATIENCE * services.terms.stalled_ns)
-        self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
+        self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds, services.env)
         self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
         self._lost = LostBlocks(services.authority, engine, self.membership, self.epoch, services.note)
+        self._renewals = Backoff(services.env, PROBE_PAUSE_MS / 1000, RENEWAL_SECONDS_MAX)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
         self._fences_noted: set[UUID] = set()
         self._changes = MembershipChanges(
-            services.authority, self.membership, self.epoch, self._reread, self._members_changed
+            services.authority,
+            self.membership,
+            self.epoch,
+            self._reread,
+            self._members_changed,
+            services.env,
         )
         self.links = MemberLinks(
             engine, self.lease, services.env, self.epoch,
@@ -179,6 +188,11 @@ class PrimaryRole:
 
     def _heirs(self) -> list[LogSender]:
         return [sender for sender in self.links.senders() if self.record.member(sender.member.head) is not None]
+
+    @property
+    def has_led(self) -> bool:
+        """Whether its epoch was begun: enough sleds were attached, and the log had it."""
+        return self._led
 
     async def hand_over(self) -> None:
         """Stop serving for good; a member that has everything may take over at once, which ends the role. Without
@@ -386,6 +400,7 @@ class PrimaryRole:
 
     async def _freeze_diverged(self, parted: int, ends: list[LogEnd]) -> None:
         """Until the authority has answered nothing is acknowledged."""
+        backoff = Backoff(self._services.env, PROBE_PAUSE_MS / 1000, RENEWAL_SECONDS_MAX)
         while not self._ended.done():
             try:
                 record = await self._services.authority.report_divergence(
@@ -399,7 +414,7 @@ class PrimaryRole:
                 self.end(End.GAVE_UP, f"the logs differ below what was committed: {error}")
             else:
                 self.record_changed(record)
-            await asyncio.sleep(PROBE_PAUSE_MS / 1000)
+            await asyncio.sleep(backoff.next_s())
 
     def _member_wiped(self, head: UUID) -> None:
         if self._led:
@@ -434,8 +449,11 @@ class PrimaryRole:
         now_ns = self._now_ns()
         over = isinstance(error, CredentialExpired)
         if (over or error.code in (Refusal.KEY_RETIRED, Refusal.OLD_HOLDER)) and now_ns >= self._refusal_pause_ns:
-            self._refusal_pause_ns = now_ns + PROBE_PAUSE_MS * MS
+            self._refusal_pause_ns = now_ns + self._pause_ns()
             self._begin("renew", self._renew(expired=over))
+
+    def _pause_ns(self) -> int:
+        return int(self._renewals.next_s() * 1000) * MS
 
     async def _renew(self, *, expired: bool = False) -> None:
         asked_ns = self._now_ns()
@@ -444,12 +462,13 @@ class PrimaryRole:
             term_ns = credential_term_ns(credential)
         except AuthorityUnavailable as error:
             log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
-            self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+            self._half_term_ns = self._now_ns() + self._pause_ns()
             return
         except (AuthorityError, CredentialMalformed) as error:
-            self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
+            self._half_term_ns = self._now_ns() + self._pause_ns()
             self._suspect(f"renewal refused: {error}")
             return
+        self._renewals.reset()
         self._half_term_ns = asked_ns + term_ns // 2
         self.lease.extend_term(asked_ns + term_ns)
         await self.attachments.renew(credential)
