@@ -29,6 +29,10 @@ class Backoff:
         self.failures += 1
         return pause_s if self._env is None else pause_s * (1 - JITTER * self._env.entropy.bytes(1)[0] / 255)
 
+    def next_ns(self) -> int:
+        """`next_s` in nanoseconds."""
+        return int(self.next_s() * 1_000_000_000)
+
     def reset(self) -> None:
         """The next pause is a short one again."""
         self.failures = 0

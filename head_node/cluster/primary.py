@@ -47,8 +47,6 @@ STRAGGLER_SECONDS: Final = 0.05
 DEPOSED_PROBE_SECONDS: Final = 1.0
 """A deposed primary waits this long for a sled to show it the newer credential before it takes the record's word."""
 PROBE_PAUSE_MS: Final = 500
-RENEWAL_SECONDS_MAX: Final = 5.0
-"""Between two tries to renew a credential: many of them fit into the half of a term that is left."""
 HANDOVER_SECONDS_MAX: Final = 0.5
 OWN_PATIENCE: Final = 2
 """Times the patience with a member's log disk: of two that hang together the member's goes first, since a takeover
@@ -74,23 +72,17 @@ class PrimaryRole:
         self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds, services.env)
         self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
         self._lost = LostBlocks(services.authority, engine, self.membership, self.epoch, services.note)
-        self._renewals = Backoff(services.env, PROBE_PAUSE_MS / 1000, RENEWAL_SECONDS_MAX)
+        self._renewals = Backoff(services.env, PROBE_PAUSE_MS / 1000, PROBE_PAUSE_MS / 500)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
         self._fences_noted: set[UUID] = set()
         self._changes = MembershipChanges(
-            services.authority,
-            self.membership,
-            self.epoch,
-            self._reread,
-            self._members_changed,
-            services.env,
+            services.authority, self.membership, self.epoch, self._reread, self._members_changed, services.env
         )
         self.links = MemberLinks(
-            engine, self.lease, services.env, self.epoch,
-            log_of=self.membership.log_of, on_durable=self._member_durable, on_wiped=self._member_wiped,
-            on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
-            on_diverged=self._diverged, record=lambda: self.record,
+            engine, self.lease, services.env, self.epoch, log_of=self.membership.log_of,
+            on_durable=self._member_durable, on_wiped=self._member_wiped, on_diverged=self._diverged,
+            on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"), record=lambda: self.record,
         )  # fmt: skip
         self.pace = VolumePace(services.head, services.terms.heartbeat_ms, now_ns)
         self.members = MemberWatch(
@@ -188,11 +180,6 @@ class PrimaryRole:
 
     def _heirs(self) -> list[LogSender]:
         return [sender for sender in self.links.senders() if self.record.member(sender.member.head) is not None]
-
-    @property
-    def has_led(self) -> bool:
-        """Whether its epoch was begun: enough sleds were attached, and the log had it."""
-        return self._led
 
     async def hand_over(self) -> None:
         """Stop serving for good; a member that has everything may take over at once, which ends the role. Without
@@ -400,7 +387,6 @@ class PrimaryRole:
 
     async def _freeze_diverged(self, parted: int, ends: list[LogEnd]) -> None:
         """Until the authority has answered nothing is acknowledged."""
-        backoff = Backoff(self._services.env, PROBE_PAUSE_MS / 1000, RENEWAL_SECONDS_MAX)
         while not self._ended.done():
             try:
                 record = await self._services.authority.report_divergence(
@@ -414,7 +400,7 @@ class PrimaryRole:
                 self.end(End.GAVE_UP, f"the logs differ below what was committed: {error}")
             else:
                 self.record_changed(record)
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(self._renewals.next_s())
 
     def _member_wiped(self, head: UUID) -> None:
         if self._led:
@@ -449,24 +435,19 @@ class PrimaryRole:
         now_ns = self._now_ns()
         over = isinstance(error, CredentialExpired)
         if (over or error.code in (Refusal.KEY_RETIRED, Refusal.OLD_HOLDER)) and now_ns >= self._refusal_pause_ns:
-            self._refusal_pause_ns = now_ns + self._pause_ns()
+            self._refusal_pause_ns = now_ns + self._renewals.next_ns()
             self._begin("renew", self._renew(expired=over))
-
-    def _pause_ns(self) -> int:
-        return int(self._renewals.next_s() * 1000) * MS
 
     async def _renew(self, *, expired: bool = False) -> None:
         asked_ns = self._now_ns()
         try:
             credential = await self._services.authority.renew(self.volume, epoch=self.epoch, expired=expired)
             term_ns = credential_term_ns(credential)
-        except AuthorityUnavailable as error:
-            log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
-            self._half_term_ns = self._now_ns() + self._pause_ns()
-            return
         except (AuthorityError, CredentialMalformed) as error:
-            self._half_term_ns = self._now_ns() + self._pause_ns()
-            self._suspect(f"renewal refused: {error}")
+            self._half_term_ns = self._now_ns() + self._renewals.next_ns()
+            log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+            if not isinstance(error, AuthorityUnavailable):
+                self._suspect(f"renewal refused: {error}")
             return
         self._renewals.reset()
         self._half_term_ns = asked_ns + term_ns // 2

@@ -44,7 +44,7 @@ CHECK_SECONDS_MAX: Final = 0.5
 UNREACHABLE_SECONDS_MAX: Final = 1.0
 LEAD_SECONDS_MIN: Final = 0.5
 LEAD_SECONDS_MAX: Final = 8.0
-"""Between two epochs that end before this head leads in them: each costs a slot on every sled."""
+"""Between two epochs that end before this head serves in them: each costs a slot on every sled."""
 ASK_SECONDS_MAX: Final = 10.0
 """Between two requests for an epoch where the authority is away, and where it refuses and the record stays the same."""
 LAST_WORD_SECONDS: Final = 0.5
@@ -86,7 +86,8 @@ class VolumeController:
         """Before that the authority is not asked for an epoch again."""
         self._leads = Backoff(services.env, LEAD_SECONDS_MIN, LEAD_SECONDS_MAX)
         self._lead_at_ns = 0
-        """Before that no epoch is taken again, after those that ended before this head could lead."""
+        """Before that no epoch is taken again, after those that ended before this head could serve."""
+        self._served = False
         self._fenced_total = 0
         self._last_fenced: dict[str, Any] | None = None
 
@@ -346,7 +347,7 @@ class VolumeController:
         pause_s = self._asks.next_s()
         if isinstance(error, AuthorityUnavailable):
             pause_s = min(pause_s, UNREACHABLE_SECONDS_MAX)
-        self._ask_at_ns = self._now_ns() + int(pause_s * 1000) * MS
+        self._ask_at_ns = self._now_ns() + int(pause_s * 1_000_000_000)
 
     def _still_candidate(self, record: VolumeRecord, follower: Follower) -> bool:
         engine = self._engine
@@ -394,14 +395,13 @@ class VolumeController:
         self._ask_at_ns = 0
         self.record = grant.record
         self._to(VolumeState.ATTACHING)
+        self._served = False
         role = PrimaryRole(self._services, engine, grant, self._to)
         self._role = role
         outcome = await role.run()
         self._last_outcome = outcome
-        if role.has_led:
-            self._leads.reset()
-        else:
-            self._lead_at_ns = self._now_ns() + int(self._leads.next_s() * 1000) * MS
+        if not self._served:
+            self._lead_at_ns = self._now_ns() + self._leads.next_ns()
         self._fenced_total += role.fenced_total
         self._last_fenced = role.last_fenced or self._last_fenced
         self._note(f"{outcome.end.value}: {outcome.detail}")
@@ -475,6 +475,9 @@ class VolumeController:
             self.record.epoch,
         )
         self.state = state
+        if state is VolumeState.SERVING:
+            self._served = True
+            self._leads.reset()
         self._changed.set()
         self._services.role_changed(self.volume)
 
