@@ -32,7 +32,7 @@ PIECE_NS_MIN: Final = 50_000
 """What a piece counts for at least: what it costs besides, in the loop and in the kernel."""
 ADMITTED_NS_MAX: Final = 1_000_000
 """What the piece counts for at most that made a connection a trusted one: it may have done the first of its work."""
-DEBT_NS_MAX: Final = 100_000_000
+DEBT_NS_MAX: Final = 20_000_000
 """One long piece keeps the others of its share waiting no longer than for this, at the share's rate."""
 WAIT_SECONDS_MIN: Final = 0.001
 """Timers are no finer."""

@@ -15,8 +15,8 @@ FLOODS = (
         "strangers-have-all-the-time",
         "floods: strangers have a share of the loop's time",
         TURNS,
-        "        self.credit_ns = max(self.credit_ns - time_ns, -DEBT_NS_MAX)\n",
-        "        self.credit_ns = BURST_NS\n",
+        "(now_ns - self.at_ns) * self.percent // 100)",
+        "(now_ns - self.at_ns))",
         TURNS_TESTS,
     ),
     (
