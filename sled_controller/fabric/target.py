@@ -214,17 +214,17 @@ class TargetQueue:
         else:
             self.give_up(reason)
 
-    def note_step(self) -> None:
-        """A command takes a costly step (a signature, a key agreement): a stranger's piece ends with it."""
-        self.steps += 1
-        self.commands_left -= STEP_COMMANDS if self.standing is Standing.TRUSTED else STRANGER_COMMANDS
-
     def end(self, reason: str) -> None:
         """The association has ended: nothing more is done, what is queued may still be sent."""
         if self.state is QueueState.LIVE:
             self.failure = reason
             self._advance(Event.ENDED)
             self.poke()
+
+    def note_step(self) -> None:
+        """A command takes a costly step (a signature, a key agreement): a stranger's piece ends with it."""
+        self.steps += 1
+        self.commands_left -= STEP_COMMANDS if self.standing is Standing.TRUSTED else STRANGER_COMMANDS
 
     def overdue(self, now_ns: int) -> str | None:
         """Why this connection has to be given up now, if it has to."""

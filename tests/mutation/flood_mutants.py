@@ -132,14 +132,6 @@ FLOODS = (
         LINES_TESTS,
     ),
     (
-        "lines-as-a-peer-says-them",
-        "logs: a peer begins no line",
-        LINES,
-        "        record.message = record.message.translate(_CONTROL)\n",
-        "",
-        LINES_TESTS,
-    ),
-    (
         "standard-error-stays-behind",
         "logs: what an inherited descriptor writes is rotated too",
         "sled_controller/program_log.py",
