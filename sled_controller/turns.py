@@ -32,8 +32,10 @@ PIECE_NS_MIN: Final = 50_000
 """What a piece counts for at least: what it costs besides, in the loop and in the kernel."""
 ADMITTED_NS_MAX: Final = 1_000_000
 """What the piece counts for at most that made a connection a trusted one: it may have done the first of its work."""
-DEBT_NS_MAX: Final = 20_000_000
-"""One long piece keeps the others of its share waiting no longer than for this, at the share's rate."""
+DEBT_NS_MAX: Final = 100_000_000
+"""What is overdrawn keeps the others of the share waiting no longer than for this, at the share's rate."""
+PIECE_NS_MAX: Final = 5_000_000
+"""What a piece counts for at most: one that took longer was mostly held up by other programs of the machine."""
 WAIT_SECONDS_MIN: Final = 0.001
 """Timers are no finer."""
 STEPS_PER_SECOND: Final = 100
@@ -165,6 +167,7 @@ class Turns:
         """A place for a new connection from `source`, an address without its port."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
+            self._strangers.at_ns = self._trusted.at_ns = self._now_ns()
         known = self._sources.get(source)
         if known is None:
             self._forget_sources()
@@ -216,7 +219,7 @@ class Turns:
             self._behind.append(turn)
             return
         source = turn._source
-        turn.passed = max(turn.passed, source.served)
+        turn.passed = max(turn.passed, source.served - 1)  # a newcomer before those who had as much
         self._number += 1
         heappush(source.waiting, (turn.passed, self._number, turn))
         self._queue_source(source)
@@ -288,6 +291,7 @@ class Turns:
         spent_ns = max(self._clock_ns() - begun_ns, PIECE_NS_MIN)
         if turn.trusted and not trusted:
             spent_ns = min(spent_ns, ADMITTED_NS_MAX)
+        spent_ns = min(spent_ns, PIECE_NS_MAX)
         share.spend(spent_ns)
         turn.passed += spent_ns
         turn._source.passed += spent_ns

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, until
 from kit.sources import ROOT
-from kit.turns import PIECES_MAX, PerTurn
+from kit.turns import PerTurn
 from kit.volume import Bench
 from rackctl.simulation.loop import Process, SimulationLoop
 from rackctl.simulation.network import Network
@@ -24,7 +24,7 @@ from head_node.export.budget import MemoryBudget
 from head_node.export.errors import ExportUnavailable, NbdCommandFailed, NbdDisconnected, NbdNegotiationFailed
 from head_node.export.interface import LocalExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
-from head_node.export.nbd_negotiation import OPTIONS_PER_TURN_MAX, Negotiation
+from head_node.export.nbd_negotiation import Negotiation
 from head_node.export.nbd_protocol import Command, Option, OptionReply
 from head_node.export.nbd_server import OTHER_SHARE, TURN_SHARE, Limits, Transmission
 from head_node.export.server import NbdServer
@@ -210,20 +210,24 @@ def test_a_client_may_ask_for_hours_and_be_silent_for_seconds() -> None:
         loop.close()
 
 
-def test_options_of_strangers_are_taken_in_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_strangers_wait_when_their_share_of_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a client that has its export does not."""
+
     async def scenario() -> None:
-        async with serving(one_volume(MemoryVolume(SIZE)), connections_max=32) as (_, address):
+        async with serving(one_volume(MemoryVolume(SIZE)), connections_max=32) as (server, address):
+            client = await NbdClient.connect([address], "vol")
             turn = PerTurn()
             monkeypatch.setattr(Negotiation, "_handle_option", turn.counted(Negotiation._handle_option))
+            server.turns._strangers.percent = 1
+            server.turns._strangers.spend(1_000_000_000)
             writers = []
             for _ in range(20):
                 _, writer = await asyncio.open_connection(*address)
-                writer.write(HELLO + nbd.option_request(Option.STARTTLS) * 20_000)
+                writer.write(HELLO + nbd.option_request(Option.STARTTLS) * 1000)
                 writers.append(writer)
-            client = await NbdClient.connect([address], "vol")
-            await client.write(0, b"x" * K4)
-            await until(lambda: turn.total >= 20_000)
-            assert turn.most <= PIECES_MAX * OPTIONS_PER_TURN_MAX
+            for number in range(50):
+                await client.write(number * K4, b"x" * K4)
+            assert turn.total == 0
             turn.close()
             await client.close()
             for writer in writers:
