@@ -15,7 +15,7 @@ from head_node.cluster.frames import FrameType, Purpose
 from head_node.cluster.link import LinkContext
 from sled_controller.environment import Environment
 from sled_controller.session import PeerHandshake
-from sled_controller.turns import STEPS_BURST, STEPS_PER_SECOND, TRUSTED_COMMANDS
+from sled_controller.turns import NS_PER_S, STEPS_BURST, STEPS_PER_SECOND, TRUSTED_COMMANDS
 
 ENV = Environment()
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([value]) * 32) for value in (1, 2)]
@@ -238,6 +238,22 @@ def test_handshakes_of_strangers_are_bounded_per_source_and_second(monkeypatch: 
         turn.close()
         for writer in writers:
             writer.transport.abort()
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_a_hello_counts_as_a_costly_step_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        bench, turn = Bench(), PerTurn()
+        address = await bench.listener.start("127.0.0.1", 0)
+        monkeypatch.setattr(PeerHandshake, "_receive_hello", turn.counted(PeerHandshake._receive_hello))
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(hello())
+        await until(lambda: turn.total == 1)
+        assert bench.listener._turns._sources["127.0.0.1"].steps == (STEPS_BURST - 1) * NS_PER_S
+        turn.close()
+        writer.transport.abort()
         await bench.listener.close()
 
     run(work())
