@@ -10,7 +10,7 @@ import logging
 import re
 from typing import Final
 
-LINES_BURST: Final = 50
+LINES_BURST: Final = 200
 """Of one kind at once: an attach on each of many sleds, a page of refusals."""
 LINES_PER_SECOND: Final = 1.0
 """Of one kind for as long as it goes on."""
