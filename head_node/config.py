@@ -12,7 +12,8 @@ from head_node.export.tls import TlsFiles, TlsPolicy
 from head_node.volume.limits import SEGMENT_BYTES_MIN, Limits
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.port import KATO_SECONDS_MAX
-from sled_controller.settings import KatoMax, PeerSilence, Settings
+from sled_controller.program_log import LogSettings
+from sled_controller.settings import KatoMax, PeerSilence
 
 PROG = "head-node"
 DEFAULTS = Limits()
@@ -24,7 +25,7 @@ LOG_BYTES_MIN = 128 << 20
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class HeadSettings(Settings):
+class HeadSettings(LogSettings):
     """A head node: mirrors, keeps and serves volumes; hands them over and takes them over."""
 
     state_dir: Path = Field(description="directory of the head's key, its volumes' logs and endpoints.json")

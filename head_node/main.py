@@ -29,16 +29,19 @@ from head_node.export.tls import TlsKeys, TlsPolicy
 from head_node.files import HostRoot
 from head_node.log_directories import LogDirectories
 from head_node.store.records import Address, SledRecord
+from sled_controller import program_log
+from sled_controller.backoff import Backoff
 from sled_controller.descriptors import memory_bytes, of_program
 from sled_controller.durable import make_directory, open_own, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
-from sled_controller.printable import complain, line_handler
+from sled_controller.printable import complain
 from sled_controller.settings import load
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.25
+RETRY_SECONDS_MAX: Final = 5.0
 STOP_SECONDS_MAX: Final = 20.0
 KEY_BYTES: Final = 32
 REPLY_FLOOR_FILE: Final = "reply-key.number"
@@ -141,9 +144,10 @@ async def learn_ca(settings: HeadSettings, state: StateDirectory, ca: PinnedCa) 
 
 async def enrol(
     client: AuthorityClient, settings: HeadSettings, state: StateDirectory, addresses: Mapping[str, Address],
-    ca: PinnedCa | None,
+    ca: PinnedCa | None, env: Environment,
 ) -> None:  # fmt: skip
     """Make this head known, or tell where it listens now, trying until the authority answers. Raises NotEnrolled."""
+    backoff = Backoff(env, RETRY_SECONDS, RETRY_SECONDS_MAX)
     while True:
         try:
             if ca is not None and not ca.known:
@@ -160,7 +164,7 @@ async def enrol(
             return
         except AuthorityUnavailable as error:
             log.warning("event=authority_unavailable error=%s", error)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(backoff.next_s())
         except AuthorityError as error:
             raise NotEnrolled(f"{settings.authority_url} refuses this head: {error}") from error
 
@@ -204,7 +208,7 @@ async def serve(settings: HeadSettings, env: Environment) -> None:
             nbd_tls=tls, nvme_kato_max_s=settings.nvme_kato_max_s,
         )  # fmt: skip
         try:
-            await run(head, client, settings, state, ca)
+            await run(head, client, settings, state, ca, env)
         finally:
             await client.close()
     finally:
@@ -227,14 +231,19 @@ def pinned_ca(settings: HeadSettings, state: StateDirectory) -> PinnedCa | None:
 
 
 async def run(
-    head: Head, client: AuthorityClient, settings: HeadSettings, state: StateDirectory, ca: PinnedCa | None
+    head: Head,
+    client: AuthorityClient,
+    settings: HeadSettings,
+    state: StateDirectory,
+    ca: PinnedCa | None,
+    env: Environment,
 ) -> None:
     """Listen, enrol, serve, stop in good order."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    pages = StatusServer(head.status, lambda: head.ready)
+    pages = StatusServer(head.status, lambda: head.ready, head.turns)
     try:
         host = settings.host
         peer = await listen(head.listener.start, settings.peer_host or host, settings.peer_port, "peer")
@@ -248,7 +257,7 @@ async def run(
         for service, policy in (("nbd", TlsPolicy.REQUIRED), ("nbds", TlsPolicy.OFF)):
             if settings.nbd_tls is not policy:
                 addresses[service] = (settings.announced_host(settings.nbd_host), nbd[1])
-        enrolling = loop.create_task(enrol(client, settings, state, addresses, ca))
+        enrolling = loop.create_task(enrol(client, settings, state, addresses, ca, env))
         if state.root_public is None:
             await until_first([enrolling, loop.create_task(stop.wait())])
         if not stop.is_set():
@@ -296,7 +305,7 @@ async def until_first(tasks: list["asyncio.Task[None] | asyncio.Task[bool]"]) ->
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not run, 2 for wrong settings."""
     settings = load(HeadSettings, PROG)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
+    program_log.begin(settings, settings.log_level, PROG)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -219,17 +219,23 @@ class Association(HostAssociation):
 
     # --- vendor admin commands
 
+    @property
+    def greeted(self) -> bool:
+        """Whether the hello that is asked for next is made already."""
+        return self._handshake is not None
+
     def session_receive(self, reply: Reply) -> None:
-        """The sled's hello, made anew unless a reply is awaited."""
+        """The sled's hello. It is made once for each SESSION_SEND, however often it is asked for."""
         if self.keys is not None:
             reply(Status.COMMAND_SEQUENCE_ERROR, 0, 0, b"")
             return
-        identity = self.subsystem.identity
-        self._handshake = SledHandshake(
-            identity.key, identity.sled_id, identity.nqn, self.controller_id, self.subsystem.storage.boot_counter,
-            self.subsystem.env, self.subsystem.boot_id,
-        )  # fmt: skip
-        self.subsystem.boot_id = self._handshake.boot_id
+        if self._handshake is None:
+            identity = self.subsystem.identity
+            self._handshake = SledHandshake(
+                identity.key, identity.sled_id, identity.nqn, self.controller_id, self.subsystem.storage.boot_counter,
+                self.subsystem.env, self.subsystem.boot_id,
+            )  # fmt: skip
+            self.subsystem.boot_id = self._handshake.boot_id
         hello = self._handshake.hello()
         reply(Status.SUCCESS, len(hello), 0, hello)
 

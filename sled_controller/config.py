@@ -9,6 +9,7 @@ from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.pdu import DEFAULT_PORT
 from sled_controller.fabric.port import KATO_SECONDS_MAX
 from sled_controller.fabric.target_server import CONNECTIONS_MAX
+from sled_controller.program_log import LogSettings
 from sled_controller.settings import KatoMax, PeerSilence, Settings
 from sled_controller.storage.timed_device import COMMAND_SECONDS_MAX
 from spdk_bindings.device import BLOCK_BYTES
@@ -43,7 +44,7 @@ class ProbeSettings(SpdkSettings):
     json_output: bool = Field(False, description="for programs")
 
 
-class SledSettings(SpdkSettings):
+class SledSettings(SpdkSettings, LogSettings):
     """A storage sled: an NVMe/TCP subsystem that admits a write only with proof of a current credential.
 
     `sled-controller probe` lists NVMe drives instead."""

@@ -15,6 +15,7 @@ from sled_board.console.session import Command, ConsoleSession
 from sled_board.console.slot_lines import slot_lines
 from sled_board.errors import CommandNotDone
 
+from sled_controller.backoff import Backoff
 from sled_controller.config import CONSOLE_PTY, SledSettings
 from sled_controller.environment import Environment
 from sled_controller.errors import CredentialMalformed, CredentialRefused, SledError
@@ -227,7 +228,7 @@ class _Keeper:
         self._settings = settings
         self._port: ConsolePort | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._pause_s = 1.0
+        self._backoff = Backoff(None, 1.0, REOPEN_SECONDS_MAX)
 
     def open(self) -> bool:
         """Whether it is open; if not, it is tried again."""
@@ -244,8 +245,7 @@ class _Keeper:
         return True
 
     def _lost(self) -> None:
-        self._again = asyncio.get_running_loop().call_later(self._pause_s, self.open)
-        self._pause_s = min(2 * self._pause_s, REOPEN_SECONDS_MAX)
+        self._again = asyncio.get_running_loop().call_later(self._backoff.next_s(), self.open)
 
     def close(self) -> None:
         if self._again is not None:

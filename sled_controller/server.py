@@ -18,7 +18,7 @@ from sled_board.flash_thread import FlashThread
 from sled_board.slots import Slots, SlotState
 from sled_board.stage.notices import RESTART_AFTER_S, RESTART_STATUS
 
-from sled_controller import console, probe
+from sled_controller import console, probe, program_log
 from sled_controller.attach import CallLater
 from sled_controller.config import PROG, SledSettings
 from sled_controller.console import SledConsole
@@ -243,7 +243,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         probe.main(arguments[1:])
         return
     settings = load(SledSettings, PROG, arguments)
-    tail = logs.begin(settings.log_level)
+    handler = None if settings.log_file is None else program_log.handler_of(settings, PROG)
+    tail = logs.begin(settings.log_level, handler)
+    program_log.bound_lines()
     try:
         restarts = uvloop.run(_run(settings, tail))
     except START_ERRORS as error:

@@ -236,14 +236,17 @@ class SledHandshake:
             self._ephemeral.public_key().public_bytes_raw(),
         )  # fmt: skip
         self._state = HandshakeState.START
+        self._hello = b""
 
     def hello(self) -> bytes:
-        """The signed hello (160 bytes); the same bytes when asked again before the reply."""
+        """The signed hello (160 bytes), signed once: the same bytes when asked again before the reply."""
         if self._state not in (HandshakeState.START, HandshakeState.WAITING):
             raise HandshakeFailed("this handshake is over")
-        self._state = HandshakeState.WAITING
-        body = self._fields.body()
-        return body + self._identity_key.sign(SLED_DOMAIN + _sized(self._nqn) + body)
+        if not self._hello:
+            self._state = HandshakeState.WAITING
+            body = self._fields.body()
+            self._hello = body + self._identity_key.sign(SLED_DOMAIN + _sized(self._nqn) + body)
+        return self._hello
 
     def accept(self, reply: Buffer) -> SessionKeys:
         """Check the head's reply; the keys name the head that proved itself. Raises HandshakeFailed, for good."""
@@ -391,7 +394,8 @@ class PeerHandshake:
         self._key = key
         self._peers = peers
         self._initiator = initiator
-        self._ephemeral = X25519PrivateKey.from_private_bytes(env.entropy.bytes(KEY_BYTES))
+        self._env = env
+        self._made: X25519PrivateKey | None = None
         self._nonce = env.entropy.bytes(32)
         self._hello = b""
         self._transcript = b""
@@ -492,6 +496,13 @@ class PeerHandshake:
     def _derive(self, hello: bytes, answer_body: bytes, ephemeral: bytes, initiator_public: bytes) -> None:
         self._transcript = hashlib.sha256(PEER_DOMAIN + hello + answer_body).digest()
         self._keys = SessionKeys(agree(self._ephemeral, ephemeral), self._transcript, initiator_public)
+
+    @property
+    def _ephemeral(self) -> X25519PrivateKey:
+        """Made when it is needed: a connection that says nothing costs none."""
+        if self._made is None:
+            self._made = X25519PrivateKey.from_private_bytes(self._env.entropy.bytes(KEY_BYTES))
+        return self._made
 
     def _ephemeral_public(self) -> bytes:
         return self._ephemeral.public_key().public_bytes_raw()

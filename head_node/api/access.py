@@ -28,6 +28,7 @@ class Needs:
     async def __call__(self, request: Request) -> None:
         token = await authority_of(request).tokens.holder(request.headers.get("authorization"))
         asks(Actor(token.actor, source_of(request)))
+        request.state.authenticated = True  # from now on its connection is no stranger's (connections.py)
         token.check(self.role)
 
 

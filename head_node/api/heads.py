@@ -39,6 +39,7 @@ async def received(request: Request) -> Received:
 async def signing_head(request: Request) -> HeadRecord:
     found = await authority_of(request).authenticator.head(await received(request))
     asks(Actor(f"head:{found.id}", source_of(request)))
+    request.state.authenticated = True  # from now on its connection is no stranger's (connections.py)
     return found
 
 

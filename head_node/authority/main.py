@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 import uvicorn
 import uvloop
@@ -28,12 +29,15 @@ from head_node.authority.ledger import RACK_KEY, Ledger
 from head_node.authority.root_key import AwayRoot, CommandRoot, FileRoot, RootKey, RootKeyUnusable, load_public_key
 from head_node.store.errors import StoreError
 from head_node.store.sqlite import SqliteStore
+from sled_controller import program_log
 from sled_controller.descriptors import raise_limit
 from sled_controller.durable import make_directory, replace_file
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
-from sled_controller.printable import complain, line_handler
-from sled_controller.settings import PeerSilence, Settings, load
+from sled_controller.printable import complain
+from sled_controller.program_log import LogSettings
+from sled_controller.settings import PeerSilence, load
+from sled_controller.turns import Turns
 
 PROG = "rack-authority"
 STORE_FILE = "authority.db"
@@ -44,7 +48,7 @@ MS_PER_DAY = 24 * 3600 * 1000
 _log = logging.getLogger(__name__)
 
 
-class AuthoritySettings(Settings):
+class AuthoritySettings(LogSettings):
     """The authority of a rack: keeps volume records, enrols nodes, signs credentials."""
 
     state_dir: Path = Field(description="directory of the store, the root key, the operator token and endpoints.json")
@@ -133,7 +137,7 @@ class Server(uvicorn.Server):
 def main() -> None:
     """Entry point of the console script: 0 after a clean stop, 1 when it could not start, 2 for wrong settings."""
     settings = load(AuthoritySettings, PROG)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=(line_handler(),))
+    program_log.begin(settings, settings.log_level, PROG)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -227,7 +231,7 @@ async def run_server(
     config = uvicorn.Config(
         create_app(authority, folder),
         loop="none",
-        http=BoundedConnection,
+        http=cast(type[BoundedConnection], partial(BoundedConnection, turns=Turns(authority.env.clock))),
         ws="none",
         lifespan="off",
         log_config=None,

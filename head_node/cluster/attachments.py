@@ -18,7 +18,9 @@ from head_node.store.records import Column as ColumnRecord
 from head_node.store.records import VolumeRecord
 from head_node.volume.columns import Buffer
 from sled_controller.association import ATTACH_STEP_MAX, Refusal
+from sled_controller.backoff import Backoff
 from sled_controller.credential import parse_credential
+from sled_controller.environment import Environment
 from sled_controller.errors import CredentialRefused, FencedOff, SledError, SledUnavailable, Superseded
 from sled_controller.fabric.attachment import Attachment
 from sled_controller.fabric.client import SledClient
@@ -82,7 +84,11 @@ class VolumeAttachments:
     """Attaches one volume at all its sleds under one credential. Callbacks come on the loop:
     `on_column(index, column or None)`, `on_refused(index, FencedOff)`, `on_credential_refused(CredentialRefused)`."""
 
-    def __init__(self, record: VolumeRecord, epoch: int, credential: bytes, sleds: SledDirectory) -> None:
+    def __init__(
+        self, record: VolumeRecord, epoch: int, credential: bytes, sleds: SledDirectory,
+        env: Environment | None = None,
+    ) -> None:  # fmt: skip
+        self._env = env
         self._volume = record.volume
         self._epoch = epoch
         self._credential = credential
@@ -278,7 +284,8 @@ class VolumeAttachments:
         place.work = asyncio.get_running_loop().create_task(self._attach(place))
 
     async def _attach(self, place: _Place) -> None:
-        task, pause, step = asyncio.current_task(), RETRY_SECONDS_MIN, 1
+        task, step = asyncio.current_task(), 1
+        backoff = Backoff(self._env, RETRY_SECONDS_MIN, RETRY_SECONDS_MAX)
         try:
             while (client := self._sleds.client(place.sled)) is not None and not place.quarantined:
                 try:
@@ -300,8 +307,7 @@ class VolumeAttachments:
                     )  # fmt: skip
                     if isinstance(error, CredentialRefused):
                         self.on_credential_refused(error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, RETRY_SECONDS_MAX)
+                await asyncio.sleep(backoff.next_s())
         finally:
             if place.work is task:
                 place.work = None

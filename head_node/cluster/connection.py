@@ -15,6 +15,7 @@ from head_node.export.peer import reset
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, watch_peer
 from sled_controller.session import PeerHandshake
+from sled_controller.turns import TRUSTED_COMMANDS, Turn, Turns, source_of
 from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,10 @@ class PeerConnection(asyncio.Protocol):
     `on_closed`, which is called exactly once, with the reason. A handler that raises ClusterError ends the link.
     `on_gone` belongs to whoever made the connection."""
 
-    def __init__(self, link: PeerLink, *, initiator: bool, silence_s: int = PEER_SILENCE_SECONDS) -> None:
+    def __init__(self, link: PeerLink, turns: Turns, *, initiator: bool, silence_s: int = PEER_SILENCE_SECONDS) -> None:
         self._link = link
+        self._turns = turns
+        self._turn: Turn | None = None
         self._silence_s = silence_s
         self._initiator = initiator
         self._transport: asyncio.Transport | None = None
@@ -75,6 +78,8 @@ class PeerConnection(asyncio.Protocol):
             return
         socket.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
         watch_peer(socket.get_extra_info("socket"), self._silence_s)
+        self._turn = self._turns.place(source_of(socket), self._take_turn)
+        self._turn.trusted = self._initiator  # it answers whom this head has dialled
         self._timeout = self._loop.call_later(HANDSHAKE_SECONDS_MAX, self._too_slow)
         self._link.start(initiator=self._initiator)
         self._flush()
@@ -83,7 +88,12 @@ class PeerConnection(asyncio.Protocol):
         if self._closed:
             return
         self._link.receive(data)
-        self._deliver()
+        turn = self._turn
+        assert turn is not None
+        if turn.trusted and not turn.waiting:
+            self._deliver()
+        else:
+            self._ask_for_turn(turn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost(str(exc) if exc is not None else "the peer closed the connection")
@@ -140,12 +150,37 @@ class PeerConnection(asyncio.Protocol):
         self._transport.resume_reading()
         self._deliver()
 
+    def _ask_for_turn(self, turn: Turn) -> None:
+        """For a handshake, which costs signatures, and for frames beyond one piece; nothing is read meanwhile."""
+        turn.ask()
+        if turn.waiting and self._transport is not None and not self._closed:
+            self._transport.pause_reading()
+
+    def _take_turn(self) -> bool:
+        """Deliver one piece; whether there is more."""
+        transport, turn = self._transport, self._turn
+        if self._closed or self._paused or transport is None or turn is None:
+            return False
+        steps = self._link.steps
+        more = self._piece()
+        turn.charge(self._link.steps - steps)
+        if not (more or self._closed or self._paused):
+            transport.resume_reading()
+        return more
+
     def _deliver(self) -> None:
+        if self._piece() and self._turn is not None:
+            self._ask_for_turn(self._turn)
+
+    def _piece(self) -> bool:
+        """Deliver so many frames; whether there may be more."""
+        frames_left = TRUSTED_COMMANDS
         try:
-            while not self._paused and not self._closed:
+            while not self._paused and not self._closed and frames_left:
                 event = self._link.next_event()
                 if event is None:
                     break
+                frames_left -= 1
                 if isinstance(event, Frame):
                     self._frame(event)
                 else:
@@ -153,12 +188,13 @@ class PeerConnection(asyncio.Protocol):
         except ClusterError as error:
             log.warning("event=link_broken error=%s", error)
             self.abort(str(error))
-            return
+            return False
         except Exception as error:  # a bug must cost this link only
             log.exception("event=link_internal_error")
             self.abort(f"internal error: {error!r}")
-            return
+            return False
         self._flush()
+        return not (frames_left or self._paused or self._closed)
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind is FrameType.REFUSED:
@@ -169,6 +205,8 @@ class PeerConnection(asyncio.Protocol):
     def _opened(self, event: Authenticated) -> None:
         if self._timeout is not None:
             self._timeout.cancel()
+        if self._turn is not None:
+            self._turn.trusted = True
         self._flush()
         if not self.authenticated.done():
             self.authenticated.set_result(event)
@@ -189,6 +227,8 @@ class PeerConnection(asyncio.Protocol):
         self._closed = True
         if self._timeout is not None:
             self._timeout.cancel()
+        if self._turn is not None:
+            self._turn.end()
         if self._link.state is not LinkState.CLOSED:
             self._link.close()
         if not self.authenticated.done():
@@ -206,6 +246,7 @@ async def dial(
     env: Environment,
     *,
     timeout_s: float = HANDSHAKE_SECONDS_MAX,
+    turns: Turns | None = None,
 ) -> PeerConnection:
     """Open an authenticated link. Raises LinkClosed when nobody answers in time, or not as the expected head.
 
@@ -213,7 +254,7 @@ async def dial(
     """
     loop = asyncio.get_running_loop()
     link = PeerLink(PeerHandshake.initiator(key, peer_public, env, context.encode()))
-    connection = PeerConnection(link, initiator=True)
+    connection = PeerConnection(link, turns or Turns(env.clock), initiator=True)
     connection.on_authenticated = lambda event: connection.pause_receiving()
     try:
         async with asyncio.timeout(timeout_s):
@@ -237,8 +278,9 @@ class PeerListener:
 
     def __init__(
         self, key: Ed25519PrivateKey, own_id: UUID, peers: Callable[[], Collection[bytes]], accept: Acceptor,
-        env: Environment, silence_s: int = PEER_SILENCE_SECONDS,
+        env: Environment, silence_s: int = PEER_SILENCE_SECONDS, turns: Turns | None = None,
     ) -> None:  # fmt: skip
+        self._turns = turns or Turns(env.clock)
         self._silence_s = silence_s
         self._key = key
         self._own_id = own_id
@@ -269,7 +311,7 @@ class PeerListener:
 
     def _stranger(self) -> PeerConnection:
         handshake = PeerHandshake.responder(self._key, frozenset(self._peers()), self._env)
-        connection = PeerConnection(PeerLink(handshake), initiator=False, silence_s=self._silence_s)
+        connection = PeerConnection(PeerLink(handshake), self._turns, initiator=False, silence_s=self._silence_s)
         if len(self._strangers) >= STRANGERS_MAX:
             oldest = next(iter(self._strangers))
             del self._strangers[oldest]

@@ -5,6 +5,7 @@ that was appended is durable. Only then may the next epoch be asked for.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +18,7 @@ from head_node.cluster.receiver import LogReceiver
 from head_node.cluster.services import Services
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogHangs
+from sled_controller.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -121,22 +123,20 @@ class Follower:
             raise TakeoverImpossible(f"the log failed: {engine.failure}")
 
     async def _keep_joined(self) -> None:
-        pause = REDIAL_SECONDS_MIN
+        backoff = Backoff(self._services.env, REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX)
         while True:
             self._redial.clear()
             primary = self._primary
             if primary is None:
                 await self._redial.wait()
-                pause = REDIAL_SECONDS_MIN
+                backoff.reset()
                 continue
             if await self._one_session(primary):
-                pause = REDIAL_SECONDS_MIN
+                backoff.reset()
             self._wake()
-            try:
-                async with asyncio.timeout(pause):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(backoff.next_s()):
                     await self._redial.wait()
-            except TimeoutError:
-                pause = min(pause * 2, REDIAL_SECONDS_MAX)
 
     async def _one_session(self, primary: UUID) -> bool:
         """Dial and follow until the link ends; True when the primary was heard at all."""

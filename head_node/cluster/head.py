@@ -9,7 +9,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority.errors import AuthorityError
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable
 from head_node.capacity import Capacity
 from head_node.cluster.connection import PeerConnection, PeerListener, dial
 from head_node.cluster.directory import VolumeDirectory
@@ -35,15 +35,21 @@ from head_node.store.errors import RecordMalformed
 from head_node.store.host_secrets import unsealed
 from head_node.store.records import Address, RackView, VolumeRecord, VolumeState
 from head_node.volume.engine import VolumeEngine
+from sled_controller.backoff import Backoff
 from sled_controller.environment import Environment
 from sled_controller.errors import KeySetRefused
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.port import KATO_SECONDS_MAX
 from sled_controller.keyset import KeySet
+from sled_controller.turns import Turns
 
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS: Final = 1.0
+REMOVE_SECONDS_MAX: Final = 60.0
+"""Between two tries to remove the log of a deleted volume, which fails or of which the authority goes on to speak."""
+REFUSED_SECONDS_MAX: Final = 10.0
+"""Between two reports that the authority does not take: it says so with a reason, or is not there."""
 FENCES_KEPT_MAX: Final = 32
 EVENTS_KEPT_MAX: Final = 64
 DIAL_SECONDS_MAX: Final = 1.0
@@ -79,19 +85,20 @@ class Head:
         self._root_public = root_public
         self._env = env
         self.controllers: dict[UUID, VolumeController] = {}
-        self.watch = AuthorityWatch(authority)
+        self.watch = AuthorityWatch(authority, env)
         self.sleds = Sleds(make_client, env)
         self._links = OpenLinks(self._link_refusal)
-        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s)
+        self.turns = Turns(env.clock)
+        self.listener = PeerListener(key, head, self._peer_keys, self._accept, env, peer_silence_s, self.turns)
         self.directory = VolumeDirectory(head, self.controllers, self._dial)
         descriptors = capacity.descriptors
         self.nbd = NbdServer(
             self.directory, env, connections_max=capacity.nbd_clients_max, descriptors=descriptors,
-            peer_silence_s=peer_silence_s, tls=nbd_tls,
+            peer_silence_s=peer_silence_s, tls=nbd_tls, turns=self.turns,
         )  # fmt: skip
         self.nvme = NvmeServer(
             env, serial=head.hex[:20].upper(), connections_max=capacity.nvme_queues_max, descriptors=descriptors,
-            peer_silence_s=peer_silence_s, kato_s_max=nvme_kato_max_s,
+            peer_silence_s=peer_silence_s, kato_s_max=nvme_kato_max_s, turns=self.turns,
         )  # fmt: skip
         self._authority = authority
         self._key_set: KeySet | None = None
@@ -194,6 +201,7 @@ class Head:
 
     async def _remove_logs(self) -> None:
         """Remove what deleted volumes have left here, and say so, until the view names none any more."""
+        backoff = Backoff(self._env, REPORT_SECONDS, REMOVE_SECONDS_MAX)
         while (view := self.watch.view) is not None and view.deleted:
             for volume in view.deleted - self.controllers.keys():
                 try:
@@ -201,7 +209,7 @@ class Head:
                     await self._authority.confirm_log_removed(volume)
                 except (AuthorityError, OSError) as error:
                     log.warning("event=log_not_removed volume=%s error=%s", volume, error)
-            await asyncio.sleep(REPORT_SECONDS)
+            await asyncio.sleep(backoff.next_s())
 
     def _removed_logs(self, task: "asyncio.Task[None]") -> None:
         self._remover = None
@@ -313,7 +321,9 @@ class Head:
         if record is None or address is None or record.revoked:
             raise LinkClosed(f"head {head} has no address that is known here")
         context = LinkContext(purpose, volume, head)
-        connection = await dial(address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX)
+        connection = await dial(
+            address, self._key, record.public_key, context, self._env, timeout_s=DIAL_SECONDS_MAX, turns=self.turns
+        )
         use = LinkUse(purpose, volume, head, record.public_key, dialled=True)
         if reason := self._links.admit(connection, use):  # the view may have changed meanwhile
             connection.abort(reason)
@@ -358,27 +368,32 @@ class Head:
             self._report_refused = reason
 
     async def _report(self) -> None:
+        backoff = Backoff(self._env, REPORT_SECONDS, REFUSED_SECONDS_MAX)
         while True:
             self._report_due.clear()
+            pause_s = REPORT_SECONDS
             events = list(self._events)
             try:
                 if not self.watch.unenrolled:
                     await self._authority.report({**self.status(), "events": events})
             except AuthorityError as error:
                 self._report_failed(error)
+                if not isinstance(error, AuthorityUnavailable):
+                    pause_s = backoff.next_s()
             else:
+                backoff.reset()
                 if self._report_refused:
                     log.info("event=report_taken")
                     self._report_refused = ""
                 for _ in events:
                     self._events.popleft()
             try:
-                async with asyncio.timeout(REPORT_SECONDS):
+                async with asyncio.timeout(pause_s):
                     await self._report_due.wait()
             except TimeoutError:
                 pass
             else:
-                await asyncio.sleep(REPORT_SECONDS / 10)
+                await asyncio.sleep(pause_s / 10)
 
 
 def _exported(record: VolumeRecord) -> Exported:

@@ -115,6 +115,8 @@ class PeerLink:
         self._outgoing: list[Buffer] = []
         self._sender: QueueMac | None = None
         self._checker: QueueMac | None = None
+        self.steps = 0
+        """Messages of the handshake that were taken: each costs signatures, or a key agreement."""
         self.frames_sent = 0
         self.frames_received = 0
 
@@ -183,6 +185,7 @@ class PeerLink:
 
     def _handshake_step(self) -> Authenticated | None:
         handshake = self._handshake
+        self.steps += 1
         answer = handshake.receive(self._take(handshake.expects))
         if answer:
             self._outgoing.append(answer)

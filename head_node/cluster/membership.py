@@ -14,10 +14,13 @@ from uuid import UUID
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable, RecordChanged, Unauthorised
 from head_node.cluster.errors import Deposed
 from head_node.store.records import Member, VolumeRecord
+from sled_controller.backoff import Backoff
+from sled_controller.environment import Environment
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.1
+RETRY_SECONDS_MAX: Final = 2.0
 """Between two tries of a change whose outcome is unknown; the authority is one request away or restarting."""
 
 
@@ -138,7 +141,9 @@ class MembershipChanges:
         epoch: int,
         reread: Callable[[], Awaitable[VolumeRecord]],
         on_change: Callable[[], None],
+        env: Environment | None = None,
     ) -> None:
+        self._env = env
         self._api = api
         self._reread = reread
         self._membership = membership
@@ -191,6 +196,7 @@ class MembershipChanges:
     async def _put(self, *, add: Member | None = None, remove: Member | None = None, lost: bool = False) -> bool:
         membership = self._membership
         volume = membership.record.volume
+        backoff = Backoff(self._env, RETRY_SECONDS, RETRY_SECONDS_MAX)
         while True:
             expected = membership.record.version
             try:
@@ -201,7 +207,7 @@ class MembershipChanges:
                 record = error.record
             except (AuthorityUnavailable, Unauthorised) as error:
                 log.warning("event=membership_outcome_unknown volume=%s epoch=%d error=%s", volume, self._epoch, error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(backoff.next_s())
                 continue
             except AuthorityError as error:
                 log.warning("event=membership_refused volume=%s epoch=%d error=%s", volume, self._epoch, error)

@@ -33,6 +33,7 @@ from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import VolumeError
 from head_node.volume.policy import SledPolicy
+from sled_controller.backoff import Backoff
 from sled_controller.errors import CredentialExpired, CredentialMalformed, CredentialRefused, FencedOff, SledError
 from sled_controller.keyset import KeySet
 from spdk_bindings.device import Buffer
@@ -68,20 +69,20 @@ class PrimaryRole:
         self.lease = PrimaryLease(services.terms, now_ns=now_ns, term_end_ns=grant.term_end_ns)
         self.membership = Membership(services.head, grant.record)
         self._own_durability = DurableProgress(OWN_PATIENCE * services.terms.stalled_ns)
-        self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds)
+        self.attachments = VolumeAttachments(grant.record, self.epoch, grant.credential, services.sleds, services.env)
         self._missing = MissingColumns(services.authority, self.attachments, self.membership, self.epoch)
         self._lost = LostBlocks(services.authority, engine, self.membership, self.epoch, services.note)
+        self._renewals = Backoff(services.env, PROBE_PAUSE_MS / 1000, PROBE_PAUSE_MS / 500)
         self.fenced_total = 0
         self.last_fenced: dict[str, Any] | None = None
         self._fences_noted: set[UUID] = set()
         self._changes = MembershipChanges(
-            services.authority, self.membership, self.epoch, self._reread, self._members_changed
+            services.authority, self.membership, self.epoch, self._reread, self._members_changed, services.env
         )
         self.links = MemberLinks(
-            engine, self.lease, services.env, self.epoch,
-            log_of=self.membership.log_of, on_durable=self._member_durable, on_wiped=self._member_wiped,
-            on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"),
-            on_diverged=self._diverged, record=lambda: self.record,
+            engine, self.lease, services.env, self.epoch, log_of=self.membership.log_of,
+            on_durable=self._member_durable, on_wiped=self._member_wiped, on_diverged=self._diverged,
+            on_newer_epoch=lambda epoch: self._suspect(f"a member has seen epoch {epoch}"), record=lambda: self.record,
         )  # fmt: skip
         self.pace = VolumePace(services.head, services.terms.heartbeat_ms, now_ns)
         self.members = MemberWatch(
@@ -399,7 +400,7 @@ class PrimaryRole:
                 self.end(End.GAVE_UP, f"the logs differ below what was committed: {error}")
             else:
                 self.record_changed(record)
-            await asyncio.sleep(PROBE_PAUSE_MS / 1000)
+            await asyncio.sleep(self._renewals.next_s())
 
     def _member_wiped(self, head: UUID) -> None:
         if self._led:
@@ -434,7 +435,7 @@ class PrimaryRole:
         now_ns = self._now_ns()
         over = isinstance(error, CredentialExpired)
         if (over or self.attachments.outdated(error, self._services.key_set())) and now_ns >= self._refusal_pause_ns:
-            self._refusal_pause_ns = now_ns + PROBE_PAUSE_MS * MS
+            self._refusal_pause_ns = now_ns + self._renewals.next_ns()
             self._begin("renew", self._renew(expired=over))
 
     def keys_changed(self, key_set: KeySet) -> None:
@@ -447,14 +448,13 @@ class PrimaryRole:
         try:
             credential = await self._services.authority.renew(self.volume, epoch=self.epoch, expired=expired)
             term_ns = credential_term_ns(credential)
-        except AuthorityUnavailable as error:
-            log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
-            self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
-            return
         except (AuthorityError, CredentialMalformed) as error:
-            self._half_term_ns = self._now_ns() + PROBE_PAUSE_MS * MS
-            self._suspect(f"renewal refused: {error}")
+            self._half_term_ns = self._now_ns() + self._renewals.next_ns()
+            log.warning("event=renewal_failed volume=%s epoch=%d error=%s", self.volume, self.epoch, error)
+            if not isinstance(error, AuthorityUnavailable):
+                self._suspect(f"renewal refused: {error}")
             return
+        self._renewals.reset()
         self._half_term_ns = asked_ns + term_ns // 2
         self.lease.extend_term(asked_ns + term_ns)
         await self.attachments.renew(credential)

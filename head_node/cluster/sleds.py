@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 from head_node.store.records import SledRecord
+from sled_controller.backoff import Backoff
 from sled_controller.environment import Environment
 from sled_controller.errors import SledError
 from sled_controller.fabric.client import SledClient
@@ -49,7 +50,7 @@ class _Association:
         self._task = asyncio.get_running_loop().create_task(self._keep())
 
     async def _keep(self) -> None:
-        pause = BACKOFF_SECONDS_MIN
+        backoff = Backoff(self._env, BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX)
         while True:
             client = self._make(self.record)
             try:
@@ -57,18 +58,16 @@ class _Association:
             except SledError as error:
                 self._note(str(error))
                 await client.close()
-                jitter = self._env.entropy.bytes(1)[0] / 512
-                await asyncio.sleep(pause * (1 + jitter))
-                pause = min(pause * 2, BACKOFF_SECONDS_MAX)
+                await asyncio.sleep(backoff.next_s())
                 continue
             self.start = client.start
             if why := self.seen.went_back(client.start):
                 self._note(f"{why}: it was put back to an older state; an operator has to accept it")
                 await client.close()
-                await asyncio.sleep(BACKOFF_SECONDS_MAX)
+                await asyncio.sleep(backoff.next_s())
                 continue
             self.seen = client.start
-            pause = BACKOFF_SECONDS_MIN
+            backoff.reset()
             self.connects_total += 1
             log.info("event=sled_connected sled=%s name=%s", self.record.id, self.record.name)
             self.client, self.reason = client, ""

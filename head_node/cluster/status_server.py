@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 from head_node.bursts import Burst
+from sled_controller.environment import SystemClock
+from sled_controller.turns import Turn, Turns, source_of
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +80,13 @@ class _Request(asyncio.Protocol):
         self._received = bytearray()
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle
+        self._turn: Turn
         self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS_MAX, self._too_slow)
+        self._turn = self._server.turns.place(source_of(transport), self._take_turn)
         self._server.take_in(self)
 
     def data_received(self, data: bytes) -> None:
@@ -90,9 +94,17 @@ class _Request(asyncio.Protocol):
             return
         self._received += data
         if b"\r\n\r\n" in self._received:
-            self._reply(answer(bytes(self._received), self._server.status, self._server.ready))
+            self._turn.ask()
+            if self._turn.waiting:
+                self._transport.pause_reading()
         elif len(self._received) > REQUEST_BYTES_MAX:
             self._reply(_reply(400, "text/plain", f"a request has at most {REQUEST_BYTES_MAX} bytes\n"))
+
+    def _take_turn(self) -> bool:
+        """A page of a head with many volumes takes a while to make."""
+        if not self._answered and not self._transport.is_closing():
+            self._reply(answer(bytes(self._received), self._server.status, self._server.ready))
+        return False
 
     def eof_received(self) -> bool:
         if self._received and not self._answered:
@@ -101,6 +113,7 @@ class _Request(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
+        self._turn.end()
         self._server.connections.pop(self, None)
 
     def cut(self) -> None:
@@ -121,8 +134,9 @@ class _Request(asyncio.Protocol):
 class StatusServer:
     """Serves the pages of `answer`. What it counts itself is in the status as `status_port`."""
 
-    def __init__(self, status: Status, ready: Callable[[], bool]) -> None:
+    def __init__(self, status: Status, ready: Callable[[], bool], turns: Turns | None = None) -> None:
         self._status = status
+        self.turns = turns or Turns(SystemClock())
         self.ready = ready
         self.connections: dict[_Request, None] = {}
         self._server: asyncio.Server | None = None

@@ -23,6 +23,7 @@ from head_node.cluster.services import Services
 from head_node.cluster.takeover import Step
 from head_node.store.records import Member, VolumeRecord
 from head_node.volume.engine import VolumeEngine
+from sled_controller.backoff import Backoff
 from spdk_bindings.device import Buffer
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class TailSurvey:
         return min(self.free_for_ns(now_ns), now_ns - self._heard_ns.get(head, 0))
 
     async def _keep_asking(self, head: UUID) -> None:
-        pause = PAUSE_SECONDS_MIN
+        backoff = Backoff(self._services.env, PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX)
         while True:
             try:
                 self.answers[head] = await ask_tail(self._services, head, self.record.volume)
@@ -102,8 +103,7 @@ class TailSurvey:
             else:
                 self._heard_ns[head] = self._services.env.clock.boottime_ns()
                 self._wake()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+            await asyncio.sleep(backoff.next_s())
 
 
 class TailQuestions:

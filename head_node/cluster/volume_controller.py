@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from head_node.authority.errors import AuthorityError
+from head_node.authority.errors import AuthorityError, AuthorityUnavailable
 from head_node.cluster.connection import PeerConnection
 from head_node.cluster.errors import NotServing, SealRefused, TakeoverImpossible
 from head_node.cluster.follower import Follower
 from head_node.cluster.frames import FrameType
-from head_node.cluster.lease import MemberPromise
+from head_node.cluster.lease import MS, MemberPromise
 from head_node.cluster.pace import NO_PACE
 from head_node.cluster.primary import PrimaryRole
 from head_node.cluster.services import Services
@@ -31,6 +31,7 @@ from head_node.store.records import VolumeState as RecordState
 from head_node.volume.engine import VolumeEngine
 from head_node.volume.errors import LogHangs, VolumeError
 from head_node.volume.interface import ServedVolume
+from sled_controller.backoff import Backoff
 from sled_controller.keyset import KeySet
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,19 @@ log = logging.getLogger(__name__)
 NO_LOG_STATES: Final = frozenset({VolumeState.OPENING, VolumeState.RETIRED, VolumeState.FAILED, VolumeState.CLOSED})
 
 RETRY_SECONDS: Final = 0.1
-"""Between two takeover attempts whose pre-check or request failed."""
+"""Between two takeover attempts whose pre-check or request failed, at first."""
+CHECK_SECONDS_MAX: Final = 0.5
+"""Between two pre-checks: they cost nobody else anything, and what they wait for may come at any moment."""
+UNREACHABLE_SECONDS_MAX: Final = 1.0
+LEAD_SECONDS_MIN: Final = 0.5
+LEAD_SECONDS_MAX: Final = 8.0
+"""Between two epochs that end before this head serves in them: each costs a slot on every sled."""
+ASK_SECONDS_MAX: Final = 10.0
+"""Between two requests for an epoch where the authority is away, and where it refuses and the record stays the same."""
 LAST_WORD_SECONDS: Final = 0.5
 """A record that vanishes may overtake the primary's word that the volume is deleted by this much."""
 REOPEN_SECONDS: Final = 1.0
+REOPEN_SECONDS_MAX: Final = 15.0
 """Between two tries to open a log directory (another process still holds it, or the disk is full)."""
 
 
@@ -71,6 +81,14 @@ class VolumeController:
         self._first_seen_ns = services.env.clock.boottime_ns()
         self._last_outcome: Outcome | None = None
         self._takeovers_total = 0
+        self._checks = Backoff(services.env, RETRY_SECONDS, CHECK_SECONDS_MAX)
+        self._asks = Backoff(services.env, RETRY_SECONDS, ASK_SECONDS_MAX)
+        self._ask_at_ns = 0
+        """Before that the authority is not asked for an epoch again."""
+        self._leads = Backoff(services.env, LEAD_SECONDS_MIN, LEAD_SECONDS_MAX)
+        self._lead_at_ns = 0
+        """Before that no epoch is taken again, after those that ended before this head could serve."""
+        self._served = False
         self._fenced_total = 0
         self._last_fenced: dict[str, Any] | None = None
 
@@ -181,6 +199,8 @@ class VolumeController:
             "last_fenced": (role.last_fenced if role is not None else None) or self._last_fenced,
             "last_end": None if self._last_outcome is None else self._last_outcome.end.value,
             "takeovers_total": self._takeovers_total,
+            "takeover_refusals": self._asks.failures,
+            "takeover_paused_ms": max(0, self._ask_at_ns - now_ns, self._lead_at_ns - now_ns) // MS,
             "led_without_tails_of": [] if self._tails is None else self._tails.done_without,
             "log": None if engine is None else str(engine.log_id),
             "engine": state,
@@ -216,13 +236,14 @@ class VolumeController:
             await self._close()
 
     async def _open(self) -> None:
+        backoff = Backoff(self._services.env, REOPEN_SECONDS, REOPEN_SECONDS_MAX)
         while not self._stopping:
             try:
                 self._engine = await self._services.open_engine(self.record)
                 break
             except (VolumeError, OSError) as error:
                 self._note(f"the log cannot be opened: {error}")
-            await self._sleep(REOPEN_SECONDS)
+            await self._sleep(backoff.next_s())
         if self._engine is None:
             return
         self._engine.on_failed = lambda error: self._fail(f"the log failed: {error}")
@@ -277,8 +298,9 @@ class VolumeController:
                 grant = await self._try_takeover(follower, tails)
                 if grant is not None:
                     return grant
-                await self._sleep(RETRY_SECONDS)
+                await self._sleep(self._checks.next_s())
             else:
+                self._checks.reset()
                 pause = None if look_again_ns is None else max(0.0, (look_again_ns - now_ns) / 1e9)
                 await self._sleep(pause)
             ended = self._stopping or self._gone or self._forfeited
@@ -293,6 +315,8 @@ class VolumeController:
         try:
             check_sleds(self.record, self._services.sleds, self._now_ns() - self._first_seen_ns)
             tails.check(self.record, self._now_ns())
+            if self._now_ns() < max(self._ask_at_ns, self._lead_at_ns):
+                return None
             record = (await self._services.watch.refresh()).volumes.get(self.volume)
             if record is None or not self._still_candidate(record, follower):
                 return None
@@ -302,6 +326,8 @@ class VolumeController:
             tails.do_without()
             await follower.seal()
         except (TakeoverImpossible, AuthorityError, SealRefused) as error:
+            if isinstance(error, AuthorityError):
+                self._ask_later(error)
             if engine.failure is None:
                 self._note(f"no takeover: {error}")
             return None
@@ -314,12 +340,20 @@ class VolumeController:
             return await ask(self._services.authority, record, engine.log_id, self._services.env, in_doubt=in_doubt)
         except TakeoverImpossible as error:
             self._note(str(error))
+            self._ask_later(error.__cause__)
             with contextlib.suppress(AuthorityError):
                 await self._services.watch.refresh()
             follower.promise.unseal()
             if self.state is VolumeState.SEALED:
                 self._to(VolumeState.FOLLOWING)
             return None
+
+    def _ask_later(self, error: BaseException | None) -> None:
+        """The authority was away, or refused: what it is asked for next has to be worth asking."""
+        pause_s = self._asks.next_s()
+        if isinstance(error, AuthorityUnavailable):
+            pause_s = min(pause_s, UNREACHABLE_SECONDS_MAX)
+        self._ask_at_ns = self._now_ns() + int(pause_s * 1_000_000_000)
 
     def _still_candidate(self, record: VolumeRecord, follower: Follower) -> bool:
         engine = self._engine
@@ -334,6 +368,8 @@ class VolumeController:
         otherwise depose each other for as long as attaching takes."""
         begun = record.epoch > self.record.epoch
         self.record = record
+        self._asks.reset()
+        self._ask_at_ns = 0
         if begun:
             self._give_turn()
 
@@ -361,12 +397,17 @@ class VolumeController:
         assert engine is not None
         assert follower is not None
         self._takeovers_total += 1
+        self._asks.reset()
+        self._ask_at_ns = 0
         self.record = grant.record
         self._to(VolumeState.ATTACHING)
+        self._served = False
         role = PrimaryRole(self._services, engine, grant, self._to)
         self._role = role
         outcome = await role.run()
         self._last_outcome = outcome
+        if not self._served:
+            self._lead_at_ns = self._now_ns() + self._leads.next_ns()
         self._fenced_total += role.fenced_total
         self._last_fenced = role.last_fenced or self._last_fenced
         self._note(f"{outcome.end.value}: {outcome.detail}")
@@ -440,6 +481,9 @@ class VolumeController:
             self.record.epoch,
         )
         self.state = state
+        if state is VolumeState.SERVING:
+            self._served = True
+            self._leads.reset()
         self._changed.set()
         self._services.role_changed(self.volume)
 

@@ -9,6 +9,8 @@ from uuid import UUID
 
 from head_node.authority.errors import AuthorityError, AuthorityUnavailable, Unenrolled
 from head_node.store.records import RackView, VolumeRecord
+from sled_controller.backoff import Backoff
+from sled_controller.environment import Environment
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,10 @@ class AuthorityWatch:
     """Keeps the newest view. A view older than one already seen is ignored. A head that the authority does not know, or
     has revoked, has an empty view: it has a part in nothing any more, and every listener hears of that at once."""
 
-    def __init__(self, api: ViewApi) -> None:
+    def __init__(self, api: ViewApi, env: Environment | None = None) -> None:
+        """Heads that wait for the authority to come back wait differently long, by `env`'s entropy."""
         self._api = api
+        self._env = env
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[RackView], None]] = []
         self.view: RackView | None = None
@@ -65,21 +69,23 @@ class AuthorityWatch:
 
     async def record(self, volume: UUID) -> VolumeRecord:
         """Read one volume's record now, trying until there is an answer. Raises AuthorityError when it is gone."""
-        pause = BACKOFF_SECONDS_MIN
+        backoff = self._backoff()
         while True:
             try:
                 view = await self.refresh()
             except AuthorityUnavailable:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, BACKOFF_SECONDS_MAX)
+                await asyncio.sleep(backoff.next_s())
                 continue
             record = view.volumes.get(volume)
             if record is None:
                 raise AuthorityError(f"volume {volume} is not in this head's view any more")
             return record
 
+    def _backoff(self) -> Backoff:
+        return Backoff(self._env, BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX)
+
     async def _poll(self) -> None:
-        pause = BACKOFF_SECONDS_MIN
+        backoff = self._backoff()
         while True:
             asked = self._ask()
             try:
@@ -87,10 +93,9 @@ class AuthorityWatch:
                 view = await self._api.view(after, POLL_WAIT_MS if after is not None else 0)
             except AuthorityError as error:
                 self._unreachable(error)
-                await asyncio.sleep(UNENROLLED_SECONDS if self.unenrolled else pause)
-                pause = min(pause * 2, BACKOFF_SECONDS_MAX)
+                await asyncio.sleep(UNENROLLED_SECONDS if self.unenrolled else backoff.next_s())
                 continue
-            pause = BACKOFF_SECONDS_MIN
+            backoff.reset()
             self._take(view, asked)
 
     def _ask(self) -> int:

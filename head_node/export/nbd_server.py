@@ -114,6 +114,8 @@ class Transmission:
         """A request of a client that had closed its side was not begun: it gets no answer, so reset the connection."""
         self.limited = False
         """What has come is kept back, by more than a turn's share or a client that has answers to read first."""
+        self.behind = False
+        """More than a turn's share has come: the owner says `resume` when others had their turn."""
         self._volume = volume
         self._size_bytes = volume.size_bytes
         self._structured = structured
@@ -255,7 +257,7 @@ class Transmission:
     # --- the parse loop ---------------------------------------------------------------------------------------------
 
     def _parse(self) -> None:
-        self._stalled = self.limited = False
+        self._stalled = self.limited = self.behind = False
         share = TURN_SHARE
         unpack = nbd.REQUEST.unpack_from
         slab, start, end = self._slab, self._start, self._end
@@ -278,7 +280,7 @@ class Transmission:
                 self._stalled = True
                 break
             if share <= 0 or self._output_bytes > OUTPUT_BYTES_MAX:
-                self._stalled = self._turn_over = True
+                self._stalled = self._turn_over = self.behind = True
                 break
             share -= 1
             if self._large is not None:

@@ -5,6 +5,10 @@ import socket
 import struct
 from typing import Final
 
+from spdk_bindings.device import Buffer
+
+JOIN_BYTES_MAX: Final = 64 * 1024
+"""Below this, joining the replies of a loop turn costs less than handing them over one by one."""
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 _TCP_ESTABLISHED: Final = 1  # linux/include/net/tcp_states.h; first byte of struct tcp_info
 _TCP_CLOSE_WAIT: Final = 8
@@ -19,6 +23,16 @@ def reset(transport: asyncio.Transport) -> None:
         except (OSError, ValueError):
             pass  # the socket is gone already; uvloop says so with a ValueError
     transport.abort()
+
+
+def write_out(transport: asyncio.Transport, output: list[Buffer]) -> int:
+    """Write what a loop turn has to say; returns how many bytes that were."""
+    size = sum(map(len, output))
+    if size > JOIN_BYTES_MAX:
+        transport.writelines(output)
+    elif size:
+        transport.write(b"".join(output))
+    return size
 
 
 def peer_is_gone(transport: asyncio.Transport) -> bool:

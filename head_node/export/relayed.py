@@ -14,6 +14,7 @@ from head_node.export.nbd_server import Limits, Phase, Transmission
 from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone
 from head_node.export.relay import DATA_BYTES_MAX, WINDOW_BYTES, Mode, RelayLink, RelayTiming
 from sled_controller.environment import Clock
+from sled_controller.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class RelayedTransmission:
         budget: MemoryBudget,
         counters: NbdCounters,
         peer_silence_s: int,
+        turns: Turns,
         on_end: Callable[["RelayedTransmission"], None],
     ) -> None:
         self.volume_id: UUID = export.volume_id
@@ -173,6 +175,8 @@ class RelayedTransmission:
         self._rejection_logged = False
         self._waiting: deque[bytes] = deque()
         self._loop = asyncio.get_running_loop()
+        self._turn = turns.place("", self._take_turn)
+        self._turn.trusted = True  # the other head proved itself, and let its client in
         self._link = RelayLink(transport, self, clock, self._loop, timing)
         counters.relays_open += 1
         counters.relays_accepted += 1
@@ -241,6 +245,7 @@ class RelayedTransmission:
 
     def link_lost(self, reason: str) -> None:
         self._counters.relays_open -= 1
+        self._turn.end()
         self._waiting.clear()
         if self._core is not None:
             finished = self._core.finished
@@ -258,10 +263,19 @@ class RelayedTransmission:
         self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        """There are replies, or room again: take up what a limit stopped, then what waits, a frame or two per turn."""
+        """There are replies, or room again: take up what a limit stopped, then what waits."""
+        core = self._core
+        if core is not None and core.behind:
+            self._turn.ask()
+            self._reply()
+        else:
+            self._take_turn()
+
+    def _take_turn(self) -> bool:
+        """Take a frame or two; whether there is more than a turn's share."""
         core = self._core
         if core is None or not self._link.alive():
-            return
+            return False
         try:
             core.resume()
             if self._waiting and not core.stalled:
@@ -272,10 +286,11 @@ class RelayedTransmission:
             self._counters.internal_errors += 1
             log.exception("event=nbd_internal_error relayed=1 volume=%s", self.volume_id)
             self._link.lose(f"internal error: {error!r}")
-            return
+            return False
         if self._waiting and not core.stalled:
             self._wake()
         self._reply()
+        return core.behind and not self._link.closed
 
     def _reply(self) -> None:
         core = self._core

@@ -22,7 +22,7 @@ from head_node.export.interface import (
 from head_node.export.nbd_negotiation import Negotiation, NegotiationEnded, OpenExport
 from head_node.export.nbd_protocol import PAYLOAD_BYTES_MAX, OptionReply
 from head_node.export.nbd_server import SLAB_BYTES, Limits, Phase, Transmission
-from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone, reset
+from head_node.export.peer import Standstill, peer_has_closed, peer_is_gone, reset, write_out
 from head_node.export.relay import WINDOW_BYTES, Mode, RelayTiming
 from head_node.export.relayed import PENDING_BYTES_MAX, RelayedClient, RelayedTransmission
 from head_node.export.tls import TlsKeys
@@ -31,13 +31,11 @@ from head_node.export.tls_transport import TLS_BYTES_MAX
 from sled_controller.descriptors import UNLIMITED, Descriptors
 from sled_controller.environment import Environment
 from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS, PROBES, has_vanished, watch_peer
-from spdk_bindings.device import Buffer
+from sled_controller.turns import Turn, Turns, source_of
 
 log = logging.getLogger(__name__)
 
 NEGOTIATION_READ_BYTES: Final = 16 * 1024
-JOIN_BYTES_MAX: Final = 64 * 1024
-"""Below this, joining the replies of a loop turn costs less than handing them over one by one."""
 OUTPUT_BYTES_MAX: Final = 512 * 1024
 """With this much unsent the client reads too slowly: take no more requests until it has caught up. The kernel keeps
 megabytes more, so a client that reads never waits for us; replies without data are bounded by nothing else."""
@@ -72,9 +70,10 @@ class NbdConnection(asyncio.BufferedProtocol):
         self._relay: RelayedClient | None = None
         self._dialling: asyncio.Task[None] | None = None
         self._buffer = memoryview(bytearray(NEGOTIATION_READ_BYTES))
+        self._received = bytearray()
         self._deadline: asyncio.TimerHandle | None = None
         self._options = 0
-        self._next_turn: asyncio.Handle | None = None
+        self._turn: Turn
         self._transport: asyncio.Transport
         self._peer = ""
         self._name = ""
@@ -89,6 +88,7 @@ class NbdConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._peer = str(transport.get_extra_info("peername"))
+        self._turn = self._server.turns.place(source_of(transport), self._take_turn)
         if not self._server.admit(self):
             self.reset_client("")
             return
@@ -114,8 +114,8 @@ class NbdConnection(asyncio.BufferedProtocol):
             elif self._relay is not None:
                 self._relay.received(nbytes)
             else:
-                self._negotiation.begin_turn()
-                self._negotiate(self._negotiation.receive(self._buffer[:nbytes]))
+                self._received += self._buffer[:nbytes]
+                self._ask_for_turn()
         except Exception as error:
             self._bug(error)
 
@@ -146,14 +146,15 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._go_on()
         elif self._relay is not None:
             self._relay.block_client(False)
-        elif self._negotiation.held_up:
-            self._schedule_turn()
+        elif self._negotiation.held_up or self._received:
+            self._ask_for_turn()
         else:
             self._resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reset = True
         self._stop_negotiation()
+        self._turn.end()
         if self._core is not None:
             self._core.drop()
         if self._relay is not None:
@@ -203,8 +204,6 @@ class NbdConnection(asyncio.BufferedProtocol):
     def _stop_negotiation(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._next_turn is not None:
-            self._next_turn.cancel()
         if self._dialling is not None:
             self._dialling.cancel()
 
@@ -237,6 +236,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             if isinstance(event, NegotiationEnded):
                 self._end_negotiation(event)
                 return
+            self._turn.charge(steps=1)
             self._transport = self._server.tls.start(self._transport, self, self._negotiation.secured, self._tls_failed)
         self._transport.writelines(self._negotiation.data_to_send())
         if self._core is not None or self._relay is not None:
@@ -246,23 +246,34 @@ class NbdConnection(asyncio.BufferedProtocol):
             self._expect_option()
         if self._negotiation.held_up:
             self._transport.pause_reading()
-            self._schedule_turn()
 
-    def _schedule_turn(self) -> None:
-        if self._next_turn is None:
-            self._next_turn = self._loop.call_soon(self._take_turn)
+    def _ask_for_turn(self) -> None:
+        """For options, and for requests beyond a turn's share; nothing is read meanwhile."""
+        self._turn.ask()
+        if self._turn.waiting and self._core is None and not self._reset:
+            self._transport.pause_reading()
 
-    def _take_turn(self) -> None:
-        """Go on with options that were held up, unless the client has to read its replies first."""
-        self._next_turn = None
-        if self._reset or self._transport.get_write_buffer_size() > OUTPUT_BYTES_MAX:
-            return
+    def _take_turn(self) -> bool:
+        """Go on with what was held up; whether there is more."""
         try:
-            self._negotiation.begin_turn()
-            self._resume_reading()
-            self._negotiate(self._negotiation.resume())
+            if self._core is not None and not self._reset:
+                self._core.resume()
+                self._reply()
+                return self._core.behind and not self._reset
+            return self._relay is None and not self._reset and self._take_options()
         except Exception as error:
             self._bug(error)
+            return False
+
+    def _take_options(self) -> bool:
+        """Unless the client has to read its replies first."""
+        if self._transport.get_write_buffer_size() > OUTPUT_BYTES_MAX:
+            return False
+        received, self._received = self._received, bytearray()
+        self._negotiation.begin_turn()
+        self._resume_reading()
+        self._negotiate(self._negotiation.receive(received))
+        return not self._reset and self._negotiation.held_up
 
     def _end_negotiation(self, event: NegotiationEnded) -> None:
         self._stop_negotiation()
@@ -317,6 +328,7 @@ class NbdConnection(asyncio.BufferedProtocol):
             budget=self._server.budget,
             limits=self._server.limits,
         )
+        self._turn.trusted = True  # what it does from now on is served as the volume's clients are
         self._core.feed(self._negotiation.leftover())
         self._reply()
 
@@ -377,11 +389,14 @@ class NbdConnection(asyncio.BufferedProtocol):
         if core.stalled and peer_is_gone(self._transport) and (core.limited or not peer_has_closed(self._transport)):
             self.reset_client("the client is gone")
             return
-        try:
-            core.resume()
-        except Exception as error:
-            self._bug(error)
-            return
+        if core.behind:
+            self._ask_for_turn()
+        else:
+            try:
+                core.resume()
+            except Exception as error:
+                self._bug(error)
+                return
         self._reply()
 
     def _bug(self, error: Exception) -> None:
@@ -395,7 +410,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         core = self._core
         if core is None or self._reset:
             return
-        size = self._write(core.take_output())
+        size = write_out(self._transport, core.take_output())
         self._answered_bytes += size
         core.handed_over(size)
         if core.phase is Phase.BROKEN or core.abandoned:
@@ -411,15 +426,6 @@ class NbdConnection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
         else:
             self._resume_reading()
-
-    def _write(self, output: list[Buffer]) -> int:
-        """Returns how many bytes that were."""
-        size = sum(map(len, output))
-        if size > JOIN_BYTES_MAX:
-            self._transport.writelines(output)
-        elif size:
-            self._transport.write(b"".join(output))
-        return size
 
     def _resume_reading(self) -> None:
         if not (
@@ -444,10 +450,12 @@ class NbdServer:
         peer_silence_s: int = PEER_SILENCE_SECONDS,
         descriptors: Descriptors = UNLIMITED,
         tls: TlsKeys | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.exports = exports
         self.env = env
         self._needed: Mapping[UUID, Security | None] = {}
+        self.turns = turns or Turns(env.clock)
         self.counters = NbdCounters()
         self.tls = TlsPort(tls, env.clock, self.counters)
         self.option_s_max = option_s_max
@@ -528,6 +536,7 @@ class NbdServer:
             budget=self.budget,
             counters=self.counters,
             peer_silence_s=self.peer_silence_s,
+            turns=self.turns,
             on_end=lambda ended: self._relayed.pop(ended, None),
         )
         self._relayed[relayed] = None

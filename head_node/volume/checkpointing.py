@@ -15,9 +15,10 @@ from head_node.volume.identity import Identity
 from head_node.volume.limits import Limits
 from head_node.volume.log import WriteLog
 from head_node.volume.log_hold import LogHold
-from head_node.volume.room import RETRY_SECONDS, CheckpointRoom
+from head_node.volume.room import RETRY_SECONDS, RETRY_SECONDS_MAX, CheckpointRoom
 from head_node.volume.segments import Position
 from head_node.volume.state import VolumeState
+from sled_controller.backoff import Backoff
 
 EPOCHS_FORESEEN: Final = 4096
 SLOTS_PER_STRIPE: Final = 4
@@ -51,6 +52,7 @@ class Checkpointing(ABC):
         self._checkpointing: asyncio.Task[None] | None = None
         self._checkpoints_paused = False
         self._checkpoint_retry: asyncio.TimerHandle | None = None
+        self._checkpoint_backoff = Backoff(None, RETRY_SECONDS, RETRY_SECONDS_MAX)
         self._needed_sequence = 0
         """The oldest segment that the durable checkpoint needs; older ones are held for members."""
 
@@ -160,10 +162,12 @@ class Checkpointing(ABC):
     async def _checkpoint_now(self) -> None:
         try:
             await self._write_checkpoint()
+            self._checkpoint_backoff.reset()
         except OSError as error:
             # The old checkpoint and the log it needs are still there; the log only grows.
             logger.error("event=checkpoint_failed volume=%s error=%s", self.volume, error)
-            self._checkpoint_retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._checkpoint_again)
+            pause_s = self._checkpoint_backoff.next_s()
+            self._checkpoint_retry = asyncio.get_running_loop().call_later(pause_s, self._checkpoint_again)
         finally:
             self._checkpointing = None
         self._log_trimmed()

@@ -18,11 +18,13 @@ from head_node.volume.reader import Reader
 from head_node.volume.records import StripeRecord
 from head_node.volume.state import VolumeState
 from head_node.volume.stripewriter import ANSWERS, Outcome, StripeBlock, StripeWriter
+from sled_controller.backoff import Backoff
 from sled_controller.errors import FencedOff, Superseded
 
 STRIPES_IN_FLIGHT_MAX: Final = 3
 """Enough to keep six sleds busy while one stripe is encoded; each holds about 1.5 MiB."""
 RETRY_SECONDS: Final = 0.5
+RETRY_SECONDS_MAX: Final = 8.0
 EXPOSED_AFTER_SECONDS: Final = 5.0
 """Stripes of exactly k shards are written once more columns have been missing for this long: sleds that restart are
 back by then. Under log pressure they are written at once."""
@@ -69,6 +71,7 @@ class Destager:
         """slot -> (opnum of its STRIPE, columns that did not answer for their shard), until that is committed."""
         self._compacting: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._backoff = Backoff(None, RETRY_SECONDS, RETRY_SECONDS_MAX)
         self._idle: list[asyncio.Future[None]] = []
         self._held_slots: dict[int, float] = {}
         """slot -> when compaction tries again to move its blocks, one of which could not be read."""
@@ -263,6 +266,7 @@ class Destager:
             opnum = self._append_stripe(record)
             self._unsettled[record.slot] = (opnum, unanswered)
             self.stripe_count += 1
+            self._backoff.reset()
             return True
         self.given_up_count += 1
         self._state.stripes.written(record.slot, self._writer.live(unanswered))
@@ -276,7 +280,7 @@ class Destager:
             self._on_fenced(record.shards[shard][0], error)
         if not self._stopped and self._retry is None:
             # Columns that fail at once would otherwise be asked again at once.
-            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self.retry)
+            self._retry = asyncio.get_running_loop().call_later(self._backoff.next_s(), self.retry)
         return False
 
     def retry(self) -> None:
@@ -302,7 +306,7 @@ class Destager:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("event=compaction_failed error=%r", error)
             if not self._stopped and self._retry is None:
-                self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self.retry)
+                self._retry = asyncio.get_running_loop().call_later(self._backoff.next_s(), self.retry)
         elif not task.cancelled() and not self._stopped and not self.no_space:
             asyncio.get_running_loop().call_soon(self.pump)
 

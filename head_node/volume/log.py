@@ -40,6 +40,7 @@ from head_node.volume.segments import (
     refuse_unreadable,
     zero_range,
 )
+from sled_controller.backoff import Backoff
 from spdk_bindings.device import Buffer
 
 SPARES_MAX: Final = 2
@@ -48,6 +49,7 @@ these."""
 BUFFERS_PER_BATCH_MAX: Final = 1000
 """Below IOV_MAX (1024) with room for MARK, segment header and padding."""
 RETRY_SECONDS: Final = 0.5
+RETRY_SECONDS_MAX: Final = 4.0
 """How long to wait before asking again for a segment file that the disk had no room for."""
 
 _PADDING: Final = memoryview(bytes(BLOCK_BYTES))
@@ -97,6 +99,7 @@ class WriteLog(KeptRecords):
         self._pending_bytes = 0
         self._preparing: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._backoff = Backoff(None, RETRY_SECONDS, RETRY_SECONDS_MAX)
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._closed = False
 
@@ -430,11 +433,12 @@ class WriteLog(KeptRecords):
     async def _make_spare(self) -> None:
         try:
             self._gain(await self._directory.create(self._new_name(), self._segment_bytes))
+            self._backoff.reset()
         except OSError as error:
             if self.no_room is None:
                 logger.error("event=log_segment_refused path=%s error=%s", self._directory.path, error)
             self.no_room = str(error)
-            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._prepare_again)
+            self._retry = asyncio.get_running_loop().call_later(self._backoff.next_s(), self._prepare_again)
         finally:
             self._preparing = None
         self.kick()

@@ -12,13 +12,15 @@ from typing import Final
 
 from head_node.files import Directory
 from head_node.volume.checkpoint import CHECKPOINT_COPY, CHECKPOINT_FILE
+from sled_controller.backoff import Backoff
 from spdk_bindings.device import Buffer
 
 ROOM_FILE: Final = "room"
 ROOM_BYTES_FIRST_MAX: Final = 8 << 20
 """What a new log keeps at most: small volumes have all that they will ever need from the beginning."""
 RETRY_SECONDS: Final = 0.5
-"""How long to wait before asking again for room that the disk did not have."""
+RETRY_SECONDS_MAX: Final = 4.0
+"""How long to wait before a disk is asked again that had no room, or failed: at first, and at last."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class CheckpointRoom:
         self._wanted_bytes = 0
         self._growing: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._backoff = Backoff(None, RETRY_SECONDS, RETRY_SECONDS_MAX)
         self._closed = False
 
     def enough(self, needed_bytes: int) -> bool:
@@ -86,11 +89,12 @@ class CheckpointRoom:
         try:
             await self._reserve(wanted)
             self.kept_bytes, self.refused = wanted, None
+            self._backoff.reset()
         except OSError as error:
             if self.refused is None:
                 logger.error("event=checkpoint_room_refused path=%s error=%s", self._directory.path, error)
             self.refused = str(error)
-            self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again)
+            self._retry = asyncio.get_running_loop().call_later(self._backoff.next_s(), self._again)
         finally:
             self._growing = None
         self.on_room()

@@ -19,12 +19,13 @@ WAITING_MAX: Final = 1000
 """Records that wait for a terminal."""
 
 
-def begin(level: str) -> LogTail:
-    """Log from `level` on; returns what keeps the last lines."""
+def begin(level: str, handler: logging.Handler | None = None) -> LogTail:
+    """Log from `level` on, to standard error or by another `handler`; returns what keeps the last lines."""
     formatter = LineFormatter(FORMAT)
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    to_terminal = handler is None and sys.stderr.isatty()
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    if sys.stderr.isatty():
+    if to_terminal:
         writer = BoundedHandler()
         listener = QueueListener(writer.queue, handler)
         listener.start()

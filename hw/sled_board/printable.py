@@ -13,6 +13,8 @@ from typing import Final, TypeAlias
 LOG_FORMAT: Final = "%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
 INDENT: Final = "    "
 """Before each line of a traceback, so that none can be taken for a line of the log."""
+LINE_CHARS_MAX: Final = 2000
+"""Of a line of the log; what a peer says may be long."""
 
 _BASIC_PLANE_END: Final = 0x10000
 _ExceptionInfo: TypeAlias = (
@@ -39,7 +41,8 @@ class LineFormatter(logging.Formatter):
         super().__init__(form)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return escaped(super().formatMessage(record))
+        line = super().formatMessage(record)
+        return escaped(line if len(line) <= LINE_CHARS_MAX else line[:LINE_CHARS_MAX] + "...")
 
     def formatException(self, ei: _ExceptionInfo) -> str:
         return _indented(super().formatException(ei))

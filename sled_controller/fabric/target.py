@@ -1,13 +1,11 @@
 """One queue of the NVMe/TCP target: a connection's life from ICReq to its end, without a socket.
 
-The shell gives it bytes (`room`, then `received`) and sends what `take_output` returns. `TRANSITIONS` is the whole
-life cycle; what a PDU may be in each state is in `ACCEPTED`. Sources: NVM Express TCP Transport 1.0, section 3;
-NVM Express Base 2.0, 3.3 and 6.
+The shell gives it bytes (`room`, then `received`) and sends what `take_output` returns. Its life is in `queue_states`.
+Sources: NVM Express TCP Transport 1.0, section 3; NVM Express Base 2.0, 3.3 and 6.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from enum import Enum, auto
 from typing import Final
 
 from sled_controller.fabric import pdu
@@ -17,8 +15,13 @@ from sled_controller.fabric.connect import CONNECTS_REFUSED_MAX, Admitted, conne
 from sled_controller.fabric.io_path import IoPath, Transfer
 from sled_controller.fabric.pdu import FatalError, PduError, PduType
 from sled_controller.fabric.port import Port
+from sled_controller.fabric.queue_states import ACCEPTED
+from sled_controller.fabric.queue_states import TRANSITIONS as TRANSITIONS
+from sled_controller.fabric.queue_states import Event as Event
+from sled_controller.fabric.queue_states import QueueState as QueueState
 from sled_controller.fabric.receive_buffer import ReceiveStream
 from sled_controller.fabric.standard_controller import KEEP_ALIVE_GRACE_MS, StandardController
+from sled_controller.turns import STRANGER_COMMANDS
 from spdk_bindings.device import Buffer
 from spdk_bindings.nvme import AdminOpcode, FabricsType, Status, cqe_status
 
@@ -30,6 +33,9 @@ STALL_NS: Final = 10_000_000_000  # a PDU begun, or data asked for by R2T, witho
 STRANGER_HELD_BYTES_MAX: Final = 256 * 1024
 """Replies that wait on an admin queue, or on one whose host has proved nothing: a log page or two."""
 MS: Final = 1_000_000
+UNBOUNDED: Final = 1 << 62
+STEP_COMMANDS: Final = 8
+"""What a costly step of a trusted host counts for, in the commands of its piece."""
 _FABRICS: Final = int(AdminOpcode.FABRICS)
 # The answer to a read without digests, which is packed here: two calls instead of six.
 _C2H_DATA: Final = pdu.C2H_DATA.pack
@@ -41,46 +47,6 @@ _CAPSULE_RESP: Final = pdu.CAPSULE_RESP.pack
 _CAPSULE_RESP_KIND: Final = int(PduType.CAPSULE_RESP)
 _RESPONSE: Final = pdu.CAPSULE_RESP_BYTES
 _PATH_RELATED: Final = 3  # status code type: says something about the path, nothing about the command
-
-
-class QueueState(Enum):
-    """The life of a connection."""
-
-    WAIT_IC = auto()
-    WAIT_CONNECT = auto()
-    LIVE = auto()
-    CLOSING = auto()  # the last output is on its way; what arrives is dropped
-    CLOSED = auto()
-
-
-class Event(Enum):
-    """What moves a connection on."""
-
-    IC = auto()
-    CONNECTED = auto()
-    FAILED = auto()  # the host broke the protocol
-    ENDED = auto()  # the association ended
-    LOST = auto()  # the socket is gone
-
-
-TRANSITIONS: Final[dict[tuple[QueueState, Event], QueueState]] = {
-    (QueueState.WAIT_IC, Event.IC): QueueState.WAIT_CONNECT,
-    (QueueState.WAIT_CONNECT, Event.CONNECTED): QueueState.LIVE,
-    (QueueState.WAIT_IC, Event.FAILED): QueueState.CLOSING,
-    (QueueState.WAIT_CONNECT, Event.FAILED): QueueState.CLOSING,
-    (QueueState.LIVE, Event.FAILED): QueueState.CLOSING,
-    (QueueState.LIVE, Event.ENDED): QueueState.CLOSING,
-    (QueueState.WAIT_IC, Event.LOST): QueueState.CLOSED,
-    (QueueState.WAIT_CONNECT, Event.LOST): QueueState.CLOSED,
-    (QueueState.LIVE, Event.LOST): QueueState.CLOSED,
-    (QueueState.CLOSING, Event.LOST): QueueState.CLOSED,
-}
-
-ACCEPTED: Final[dict[QueueState, frozenset[int]]] = {
-    QueueState.WAIT_IC: frozenset({PduType.IC_REQ, PduType.H2C_TERM_REQ}),
-    QueueState.WAIT_CONNECT: frozenset({PduType.CAPSULE_CMD, PduType.H2C_TERM_REQ}),
-    QueueState.LIVE: frozenset({PduType.CAPSULE_CMD, PduType.H2C_DATA, PduType.H2C_TERM_REQ}),
-}
 
 
 def _unknown() -> bool:
@@ -126,7 +92,11 @@ class TargetQueue:
         """This connection's share of what is held, which changes with their number."""
         self._receiving = False
         self._poked = False  # the shell knows that there is output
-        self.blocked = False  # commands wait in the stream because the queue was stalled
+        self.blocked = False  # commands wait in the stream because the queue was stalled, or its piece is done
+        self.commands_left = UNBOUNDED
+        """Of the piece that is being done (`turns`)."""
+        self.steps = 0
+        """Costly ones that the piece took (`note_step`)."""
         self._data_for: Transfer | None = None  # an H2CData's payload is arriving
         self._data_left = 0
         self._data_last = False
@@ -141,9 +111,14 @@ class TargetQueue:
 
     def received(self, count: int, now_ms: int, now_ns: int) -> None:
         """`count` bytes were put into `room`. `now_ms` is sled time, `now_ns` time since boot."""
+        self.arrived(count, now_ns)
+        self.resume(now_ms)
+
+    def arrived(self, count: int, now_ns: int) -> None:
+        """`received` for a connection that has to wait for its turn: `resume` is to follow."""
         self.stream.end += count
         self._heard_ns = now_ns
-        self.resume(now_ms)
+        self.blocked = True
 
     def feed(self, data: Buffer, now_ms: int = 0, now_ns: int = 0) -> None:
         """`room` and `received` for callers that hold bytes."""
@@ -157,9 +132,10 @@ class TargetQueue:
             view = view[count:]
             self.received(count, now_ms, now_ns)
 
-    def resume(self, now_ms: int) -> None:
-        """Go on with what was received."""
+    def resume(self, now_ms: int, commands: int = UNBOUNDED) -> None:
+        """Go on with what was received: one piece of so many commands, where the loop is shared with others."""
         self.now_ms = now_ms
+        self.commands_left, self.steps = commands, 0
         self._receiving = True
         try:
             self._consume()
@@ -253,6 +229,11 @@ class TargetQueue:
             self.failure = reason
             self._advance(Event.ENDED)
             self.poke()
+
+    def note_step(self) -> None:
+        """A command takes a costly step (a signature, a key agreement): a stranger's piece ends with it."""
+        self.steps += 1
+        self.commands_left -= STEP_COMMANDS if self.standing is Standing.TRUSTED else STRANGER_COMMANDS
 
     def overdue(self, now_ns: int) -> str | None:
         """Why this connection has to be given up now, if it has to."""
@@ -357,9 +338,10 @@ class TargetQueue:
                     return
             if stream.end - stream.start < pdu.COMMON_BYTES:
                 return
-            if self.stalled:
+            if self.commands_left <= 0 or self.stalled:
                 self.blocked = True
                 return
+            self.commands_left -= 1
             if not self._one():
                 return
             io = self.io if self.digests == 0 and self.queue_id else None
@@ -449,6 +431,7 @@ class TargetQueue:
         if digest_bad:
             self.complete(cid, Status.TRANSIENT_TRANSPORT_ERROR)
         elif self._authentication is not None and kind == FabricsType.AUTHENTICATION_SEND:
+            self.note_step()
             self._authentication.send(self, sqe, data, self._heard_ns)
         elif self._authentication is not None and kind == FabricsType.AUTHENTICATION_RECEIVE:
             self._authentication.receive(self, sqe, self._heard_ns)

@@ -15,6 +15,7 @@ from sled_controller.fabric.port import Port
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES
 from sled_controller.fabric.standard_controller import LOG_BYTES_MAX
 from sled_controller.fabric.target import STRANGER_HELD_BYTES_MAX, QueueState, TargetQueue
+from sled_controller.turns import STRANGER_COMMANDS, TRUSTED_COMMANDS, Turn, Turns, source_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class QueueConnection(asyncio.BufferedProtocol):
         self._boottime_ns = server.port.env.clock.boottime_ns
         self._transport: asyncio.Transport | None = None
         self._queue: TargetQueue | None = None
+        self._turn: Turn | None = None
         self._flush_scheduled = False
         self._writing_paused = False
         self._reading_paused = False
@@ -58,6 +60,7 @@ class QueueConnection(asyncio.BufferedProtocol):
         host, port = transport.get_extra_info("sockname")[:2]
         peer = transport.get_extra_info("peername")
         self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port), peer[0] if peer else "")
+        self._turn = self._server.turns.place(source_of(transport), self._take_turn)
         self.share(self._server.held_share)
         self._queue.wake = self._wake
         peer_is_gone = self._server.peer_is_gone
@@ -74,14 +77,19 @@ class QueueConnection(asyncio.BufferedProtocol):
         if self._server.peer_is_gone is not None and queue.peer_gone():
             self.abort()
             return
-        queue.received(nbytes, self._now_ms(), self._boottime_ns())
-        self._flush()
+        queue.arrived(nbytes, self._boottime_ns())
+        if queue.standing is Standing.TRUSTED:
+            self._piece(queue, TRUSTED_COMMANDS)
+        else:
+            self._ask_for_turn(queue)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.forget(self)
+        if self._turn is not None:
+            self._turn.end()
         queue, self._queue = self._queue, None
         if queue is not None:
             queue.wake = None
@@ -96,7 +104,9 @@ class QueueConnection(asyncio.BufferedProtocol):
         self._wake()
 
     def check_deadlines(self, now_ns: int) -> None:
-        """Give up a connection that does not go on."""
+        """Give up a connection that does not go on, unless it only waits for its turn."""
+        if self._turn is not None and self._turn.waiting:
+            return
         reason = self._queue.overdue(now_ns) if self._queue is not None else None
         if reason is not None and self._transport is not None:
             self._server.port.counters.timeouts += 1
@@ -129,19 +139,45 @@ class QueueConnection(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._go_on)
 
-    def _turn(self) -> None:
+    def _go_on(self) -> None:
         self._flush_scheduled = False
         if self._queue is None:
             return
         self._flush()
-        if self._queue is not None and self._may_resume(self._queue):
-            if self._queue.peer_gone():
-                self.abort()
-                return
-            self._queue.resume(self._now_ms())
-            self._flush()
+        queue = self._queue
+        if queue is None or not self._may_resume(queue):
+            return
+        if queue.peer_gone():
+            self.abort()
+        elif queue.standing is Standing.TRUSTED and queue.commands_left > 0:
+            self._piece(queue, TRUSTED_COMMANDS)
+        else:
+            self._ask_for_turn(queue)
+
+    def _ask_for_turn(self, queue: TargetQueue) -> None:
+        """For what a stranger sent, and for what a trusted host has beyond its piece."""
+        assert self._turn is not None
+        self._turn.trusted = queue.standing is Standing.TRUSTED
+        self._turn.ask()
+        self._match_reading()
+
+    def _take_turn(self) -> bool:
+        """Do one piece; whether there is more."""
+        queue, turn = self._queue, self._turn
+        if queue is None or turn is None or not self._may_resume(queue):
+            return False
+        if queue.peer_gone():
+            self.abort()
+            return False
+        self._piece(queue, TRUSTED_COMMANDS if turn.trusted else STRANGER_COMMANDS)
+        turn.charge(queue.steps)
+        return self._queue is not None and self._may_resume(queue)
+
+    def _piece(self, queue: TargetQueue, commands: int) -> None:
+        queue.resume(self._now_ms(), commands)
+        self._flush()
 
     def _may_resume(self, queue: TargetQueue) -> bool:
         return queue.blocked and not queue.stalled and not self._writing_paused
@@ -197,9 +233,11 @@ class TargetServer:
         descriptors: Descriptors = UNLIMITED,
         peer_is_gone: PeerIsGone | None = None,
         silence_s: int = PEER_SILENCE_SECONDS,
+        turns: Turns | None = None,
     ) -> None:
-        """`setting` is what an operator calls `connections_max`."""
+        """`setting` is what an operator calls `connections_max`; `turns` is that of other ports on the same loop."""
         self.port = port
+        self.turns = turns or Turns(port.env.clock)
         self.silence_s = silence_s
         self._setting = setting
         self._descriptors = descriptors

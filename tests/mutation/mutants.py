@@ -6,6 +6,7 @@ are those to ask when the simulator is not what can see the rule (a sled's answe
 
 from cluster_mutants import CLUSTERS
 from export_mutants import EXPORTS
+from flood_mutants import FLOODS
 from hang_mutants import HANGS
 from log_mutants import LOGS
 from mutant import Mutant as Mutant
@@ -21,6 +22,7 @@ from theft_mutants import THEFTS
 from volume_mutants import VOLUMES
 
 JUDGED_BY_TESTS = (
+    *FLOODS,
     *HANGS,
     *NBD_SECURITY,
     *OPERATORS,

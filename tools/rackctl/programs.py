@@ -17,6 +17,7 @@ from sled_board.durable import put_file
 from rackctl import staged_sleds
 from rackctl.launch import Command
 from rackctl.state import Node, NodeKind
+from sled_controller.settings import prefix_of
 
 # The services of each program, in the order in which their ports are taken.
 SERVICES: Final = {
@@ -24,6 +25,12 @@ SERVICES: Final = {
     NodeKind.SLED: ("nvme",),
     NodeKind.HEAD: ("peer", "nbd", "nvme", "api"),
 }
+PREFIXES: Final = {
+    NodeKind.AUTHORITY: prefix_of("rack-authority"),
+    NodeKind.SLED: prefix_of("sled-controller"),
+    NodeKind.HEAD: prefix_of("head-node"),
+}
+"""Of the environment variables of each program. Firmware in slots may be older than a flag, and knows no variable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,10 @@ def _script(name: str) -> str:
 
 
 def command_of(node: Node, layout: Layout, *, argv: list[str], environ: dict[str, str] | None = None) -> Command:
-    """Put a node's command together."""
-    return Command(node.name, argv, environ or {}, layout.state_dir(node), layout.log(node))
+    """Put a node's command together. It rotates the file that it is started with as its standard error."""
+    log = layout.log(node)
+    logs = {f"{PREFIXES[node.kind]}LOG_FILE": str(log.absolute())}
+    return Command(node.name, argv, {**logs, **(environ or {})}, layout.state_dir(node), log)
 
 
 def authority(node: Node, layout: Layout) -> Command:

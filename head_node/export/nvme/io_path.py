@@ -101,7 +101,7 @@ class ExportIoPath(IoPath):
             return pos
         view, unpack, blocks = buffer.view, _HOT.unpack_from, self._blocks
         busy, entries, ready, held_max = queue.busy, queue.entries, volume.ready, queue.held_bytes_max
-        while end - pos >= _HEADER:
+        while end - pos >= _HEADER and queue.commands_left > 0:
             common, plen, opcode, flags, cid, nsid, address, length, kind, slba, cdw12 = unpack(view, pos)
             count = (cdw12 & _COUNT) + 1
             if (
@@ -127,6 +127,7 @@ class ExportIoPath(IoPath):
                 self._wait_for(volume)
                 break
             queue.sqhd = (queue.sqhd + 1) % queue.sqhd_end
+            queue.commands_left -= 1
             busy.add(cid)
             if opcode == _WRITE:
                 self.write(volume, slba, bytes(view[pos + _HEADER : stop]), cdw12 & commands.FUA != 0, cid, 0)

@@ -26,6 +26,7 @@ from sled_controller.fabric.keepalive import PEER_SILENCE_SECONDS
 from sled_controller.fabric.port import KATO_SECONDS_MAX, NvmSubsystem
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES, Allocate
 from sled_controller.fabric.target_server import WRITE_BUFFER_BYTES_MAX, TargetServer
+from sled_controller.turns import Turns
 from spdk_bindings.log_pages import DiscoveryEntry
 from spdk_bindings.nvme import DISCOVERY_NQN, uuid_nqn
 
@@ -58,6 +59,7 @@ class NvmeServer:
         descriptors: Descriptors = UNLIMITED,
         peer_silence_s: int = PEER_SILENCE_SECONDS,
         kato_s_max: int = KATO_SECONDS_MAX,
+        turns: Turns | None = None,
     ) -> None:
         self.env = env
         self.limits = LIMITS
@@ -68,7 +70,7 @@ class NvmeServer:
         self.discovery = DiscoverySubsystem(self._entries, env.entropy, serial=serial, model=MODEL, firmware=FIRMWARE)
         self._server = TargetServer(
             self, connections_max, setting="nvme_queues_max", descriptors=descriptors, peer_is_gone=peer_is_gone,
-            silence_s=peer_silence_s,
+            silence_s=peer_silence_s, turns=turns,
         )  # fmt: skip
         self._by_nqn: dict[str, VolumeSubsystem] = {}
         self._by_volume: dict[UUID, VolumeSubsystem] = {}

@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-from sled_board.printable import INDENT, LineFormatter, complain, escaped
+from sled_board.printable import INDENT, LINE_CHARS_MAX, LineFormatter, complain, escaped
 
 ACTS = {
     "ESC, which begins ANSI and OSC sequences": "\x1b",
@@ -71,3 +71,8 @@ def test_the_text_of_an_exception_is_no_line_of_the_log() -> None:
 def test_a_program_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     complain("head-node", RuntimeError("refused:\nroot: \x1b]0;owned\x07"))
     assert capsys.readouterr().err == "head-node: refused:\\u000aroot: \\u001b]0;owned\\u0007\n"
+
+
+def test_a_line_of_the_log_is_of_bounded_length() -> None:
+    line = LineFormatter().format(record("event=refused detail=%s", "\n" * 100_000))
+    assert len(line) <= 6 * LINE_CHARS_MAX + 3

@@ -9,6 +9,8 @@ from typing import Final
 _FIELD: Final = re.compile(r"(\w+)=(\S+)")
 _EVENT: Final = re.compile(r"event=(serving|fenced_off|sled_faulty) .*")
 _LOST: Final = re.compile(r"Traceback \(most recent call last\)|never retrieved|was never awaited|Exception ignored")
+LOG_FILES_MAX: Final = 100
+"""More former files no program keeps."""
 LINES_QUOTED: Final = 12
 """Of a traceback: from where it begins on."""
 
@@ -55,14 +57,17 @@ class LogEvidence:
 
 
 def read_logs(logs: Mapping[str, Path]) -> LogEvidence:
-    """Read the logs of all nodes, by name. One that is not there is empty."""
+    """Read the logs of all nodes, by name, former files of a log that was rotated included. One that is not there is
+    empty."""
     found = LogEvidence()
     for name, path in sorted(logs.items()):
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
-        read_log(name, text.splitlines(), found)
+        parts = [path.with_name(f"{path.name}.{number}") for number in range(1, LOG_FILES_MAX + 1)]
+        for part in (*reversed(parts), path):
+            try:
+                text = part.read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:
+                continue
+            read_log(name, text.splitlines(), found)
     return found
 
 

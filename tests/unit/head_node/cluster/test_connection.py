@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kit.cluster import run, until
+from kit.turns import PerTurn
 
 from head_node.cluster import connection as module
 from head_node.cluster.connection import PeerConnection, PeerListener, dial
@@ -13,6 +14,8 @@ from head_node.cluster.errors import LinkClosed
 from head_node.cluster.frames import FrameType, Purpose
 from head_node.cluster.link import LinkContext
 from sled_controller.environment import Environment
+from sled_controller.session import PeerHandshake
+from sled_controller.turns import NS_PER_S, STEPS_BURST, STEPS_PER_SECOND, TRUSTED_COMMANDS
 
 ENV = Environment()
 KEYS = [Ed25519PrivateKey.from_private_bytes(bytes([value]) * 32) for value in (1, 2)]
@@ -204,5 +207,88 @@ def test_dialling_nobody_fails_in_time() -> None:
         await bench.listener.close()
         with pytest.raises(LinkClosed):
             await dial(bench.address, KEYS[0], PUBLIC[1], CONTEXT, ENV)
+
+    run(work())
+
+
+# --- turns
+
+
+def hello() -> bytes:
+    """Of a head that has the key of the first one's name, not the key."""
+    return PeerHandshake.initiator(KEYS[0], PUBLIC[1], ENV, CONTEXT.encode()).start()
+
+
+def test_handshakes_of_strangers_are_bounded_per_source_and_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hello can be made up from what travels in clear, and each costs a signature and a key agreement."""
+
+    async def work() -> None:
+        bench, loop, turn = Bench(), asyncio.get_running_loop(), PerTurn()
+        address = await bench.listener.start("127.0.0.1", 0)
+        monkeypatch.setattr(PeerHandshake, "_receive_hello", turn.counted(PeerHandshake._receive_hello))
+        begun, said = loop.time(), hello()
+        writers = []
+        for _ in range(2 * STEPS_BURST):
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(said)
+            writers.append(writer)
+        more = 30
+        await until(lambda: turn.total >= STEPS_BURST + more)
+        assert loop.time() - begun >= (more - 2) / STEPS_PER_SECOND
+        turn.close()
+        for writer in writers:
+            writer.transport.abort()
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_a_hello_counts_as_a_costly_step_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        bench, turn = Bench(), PerTurn()
+        address = await bench.listener.start("127.0.0.1", 0)
+        monkeypatch.setattr(PeerHandshake, "_receive_hello", turn.counted(PeerHandshake._receive_hello))
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(hello())
+        await until(lambda: turn.total == 1)
+        assert bench.listener._turns._sources["127.0.0.1"].steps == (STEPS_BURST - 1) * NS_PER_S
+        turn.close()
+        writer.transport.abort()
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_frames_beyond_a_piece_wait_for_the_next_turn_and_all_come_in_order() -> None:
+    async def work() -> None:
+        bench = Bench()
+        link = await bench.dial()
+        link.resume_receiving()
+        await until(lambda: bool(bench.accepted))
+        turn = PerTurn()
+        bench.accepted[0].on_frame = turn.counted(lambda kind, payload: bench.frames.append((kind, bytes(payload))))
+        sent = [number.to_bytes(4, "little") for number in range(20 * TRUSTED_COMMANDS)]
+        for payload in sent:
+            link.send(FrameType.RECORDS, payload)
+        await until(lambda: len(bench.frames) == len(sent))
+        assert [payload for _, payload in bench.frames] == sent
+        assert turn.most <= 2 * TRUSTED_COMMANDS
+        turn.close()
+        link.abort()
+        await bench.listener.close()
+
+    run(work())
+
+
+def test_a_connection_that_says_nothing_costs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        turn = PerTurn()
+        monkeypatch.setattr(
+            "sled_controller.session.X25519PrivateKey.from_private_bytes", turn.counted(lambda data: None)
+        )
+        handshake = PeerHandshake.responder(KEYS[1], PUBLIC[:1], ENV)
+        assert handshake.expects
+        assert not turn.total
+        turn.close()
 
     run(work())

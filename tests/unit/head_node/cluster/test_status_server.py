@@ -5,7 +5,8 @@ import json
 import logging
 
 import pytest
-from kit.cluster import run
+from kit.cluster import run, until
+from kit.turns import PerTurn
 
 from head_node.cluster.status_server import CONNECTIONS_MAX, REQUEST_BYTES_MAX, StatusServer, answer
 
@@ -113,6 +114,33 @@ def test_whoever_asks_nothing_makes_room_and_has_to_go(monkeypatch: pytest.Monke
         assert await reader.read() == b""
         assert server.status()["status_port"]["timed_out"] == 1
         writer.close()
+        await server.close()
+
+    run(work())
+
+
+def test_pages_wait_when_the_strangers_share_of_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a head with many volumes takes a while, and anybody may ask."""
+
+    async def work() -> None:
+        server = StatusServer(lambda: STATUS, lambda: True)
+        address = await server.start("127.0.0.1", 0)
+        turn = PerTurn()
+        monkeypatch.setattr(
+            "head_node.cluster.status_server.answer", turn.counted(lambda *_: b"HTTP/1.1 200 OK\r\n\r\n")
+        )
+        server.turns._strangers.percent = 1
+        server.turns._strangers.spend(1_000_000_000)
+        writers = []
+        for _ in range(CONNECTIONS_MAX):
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET /status HTTP/1.1\r\n\r\n")
+            writers.append(writer)
+        await until(lambda: server.turns.waits_total >= CONNECTIONS_MAX)
+        assert turn.total == 0
+        turn.close()
+        for writer in writers:
+            writer.close()
         await server.close()
 
     run(work())

@@ -1,12 +1,15 @@
 """When a head follows, waits or asks for the epoch."""
 
+import asyncio
 from dataclasses import replace
+from itertools import pairwise
+from typing import NoReturn
 from uuid import UUID
 
 import pytest
-from kit.cluster import SkewedClock, credential_of, record_of, run
+from kit.cluster import KitHead, Rack, SkewedClock, credential_of, record_of, run, until, with_rack
 
-from head_node.authority.errors import AuthorityUnavailable, RecordChanged
+from head_node.authority.errors import AuthorityUnavailable, Conflict, RecordChanged
 from head_node.cluster.errors import TakeoverImpossible
 from head_node.cluster.lease import MS
 from head_node.cluster.takeover import (
@@ -18,8 +21,10 @@ from head_node.cluster.takeover import (
     check_sleds,
     next_step,
 )
+from head_node.cluster.volume_controller import UNREACHABLE_SECONDS_MAX
 from head_node.store.records import Column, Member, VolumeRecord, VolumeState
 from head_node.volume.geometry import Geometry
+from sled_controller.backoff import JITTER
 from sled_controller.environment import Environment
 
 A, B = UUID(int=100), UUID(int=101)
@@ -124,3 +129,69 @@ def test_a_refusal_and_no_answer_are_both_no_grant(error: Exception) -> None:
     clock = SkewedClock()
     with pytest.raises(TakeoverImpossible):
         run(ask(Granting(clock, error), ACTIVE, LOG, Environment(clock=clock)))
+
+
+# --- tries that fail
+
+
+class Refusing:
+    """An authority that grants no epoch, and when it was asked."""
+
+    def __init__(self, head: KitHead, error: Exception) -> None:
+        self.asked_s: list[float] = []
+        self.error = error
+        head.api.takeover = self._takeover  # type: ignore[method-assign]
+
+    async def _takeover(self, *_: object, **__: object) -> NoReturn:
+        self.asked_s.append(asyncio.get_running_loop().time())
+        raise self.error
+
+    @property
+    def pauses_s(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.asked_s)]
+
+
+def test_a_member_that_is_refused_asks_for_an_epoch_less_and_less_often_and_says_so() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        refusing = Refusing(second, Conflict("another member has to lead"))
+        await first.crash()
+        await until(lambda: len(refusing.asked_s) == 5)
+        for number, pause in enumerate(refusing.pauses_s):
+            assert pause >= 0.1 * 2**number * (1 - JITTER)
+        await until(lambda: second.controller.status()["takeover_refusals"] == 5)
+        status = second.controller.status()
+        assert status["takeover_paused_ms"] > 1000
+        assert "another member has to lead" in status["reason"]
+
+    with_rack(scenario)
+
+
+def test_a_newer_record_is_worth_asking_at_once() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        refusing = Refusing(second, Conflict("another member has to lead"))
+        await first.crash()
+        await until(lambda: len(refusing.asked_s) == 5)
+        del second.api.takeover  # type: ignore[attr-defined]
+        rack.authority.put(replace(rack.record, version=rack.record.version + 1))
+        begun = asyncio.get_running_loop().time()
+        await until(lambda: second.serving)
+        assert asyncio.get_running_loop().time() - begun < 1.0, "the next pause would have been longer"
+
+    with_rack(scenario)
+
+
+def test_an_authority_that_is_away_is_asked_again_within_a_second_of_its_return() -> None:
+    assert UNREACHABLE_SECONDS_MAX <= 1.0
+
+    async def scenario(rack: Rack) -> None:
+        first, second = await rack.start_serving()
+        refusing = Refusing(second, AuthorityUnavailable("nobody is there"))
+        await first.crash()
+        await until(lambda: len(refusing.asked_s) == 2)
+        second.controller._asks.failures = 10
+        await until(lambda: len(refusing.asked_s) == 4)
+        assert max(refusing.pauses_s[1:]) < 2 * UNREACHABLE_SECONDS_MAX
+
+    with_rack(scenario)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from kit.export import VOLUME_ID, MemoryDirectory, MemoryVolume, one_volume, until
 from kit.sources import ROOT
+from kit.turns import PerTurn
 from kit.volume import Bench
 from rackctl.simulation.loop import Process, SimulationLoop
 from rackctl.simulation.network import Network
@@ -23,8 +24,9 @@ from head_node.export.budget import MemoryBudget
 from head_node.export.errors import ExportUnavailable, NbdCommandFailed, NbdDisconnected, NbdNegotiationFailed
 from head_node.export.interface import LocalExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
+from head_node.export.nbd_negotiation import Negotiation
 from head_node.export.nbd_protocol import Command, Option, OptionReply
-from head_node.export.nbd_server import Limits
+from head_node.export.nbd_server import OTHER_SHARE, TURN_SHARE, Limits, Transmission
 from head_node.export.server import NbdServer
 from head_node.volume.reservations import (
     Acquire,
@@ -206,6 +208,63 @@ def test_a_client_may_ask_for_hours_and_be_silent_for_seconds() -> None:
         loop.run_until_complete(here.spawn(scenario()))
     finally:
         loop.close()
+
+
+def test_options_of_strangers_wait_when_their_share_of_the_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a client that has its export does not."""
+
+    async def scenario() -> None:
+        async with serving(one_volume(MemoryVolume(SIZE)), connections_max=32) as (server, address):
+            client = await NbdClient.connect([address], "vol")
+            turn = PerTurn()
+            monkeypatch.setattr(Negotiation, "_handle_option", turn.counted(Negotiation._handle_option))
+            server.turns._strangers.percent = 1
+            server.turns._strangers.spend(1_000_000_000)
+            writers = []
+            for _ in range(20):
+                _, writer = await asyncio.open_connection(*address)
+                writer.write(HELLO + nbd.option_request(Option.STARTTLS) * 1000)
+                writers.append(writer)
+            for number in range(50):
+                await client.write(number * K4, b"x" * K4)
+            assert turn.total == 0
+            turn.close()
+            await client.close()
+            for writer in writers:
+                writer.transport.abort()
+
+    run(scenario())
+
+
+def test_requests_beyond_a_share_of_many_clients_are_taken_in_a_share_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each client's share is bounded by itself; those of all that flood are, too."""
+
+    async def scenario() -> None:
+        volume = MemoryVolume(SIZE)
+        async with serving(one_volume(volume), connections_max=32) as (server, address):
+            server.turns._trusted.percent = 1  # so that little is left, once the burst is used up
+            turn = PerTurn()
+            bad = nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, 99, 1, 0, K4)
+            counted = turn.counted(Transmission._other)
+            monkeypatch.setattr(Transmission, "_other", counted)
+            writers = []
+            for _ in range(20):
+                _, writer = await asyncio.open_connection(*address)
+                writer.write(HELLO + GO + bad * 40_000)
+                writers.append(writer)
+            client = await NbdClient.connect([address], "vol")
+            for number in range(100):
+                await client.write(number * K4, b"x" * K4)
+            assert turn.most <= 2 * len(writers) * TURN_SHARE // OTHER_SHARE, "one share each, and one of all that wait"
+            assert turn.total < 20 * 40_000, "those that flood wait, the other client does not"
+            turn.close()
+            await client.close()
+            for writer in writers:
+                writer.transport.abort()
+
+    run(scenario())
 
 
 def test_options_sent_at_once_are_all_answered() -> None:

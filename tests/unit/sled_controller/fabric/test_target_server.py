@@ -7,10 +7,20 @@ import pytest
 import uvloop
 from kit import host
 from kit.sled import Sled, running_sled
+from kit.turns import PIECES_MAX, PerTurn
 
-from sled_controller.fabric import pdu, target_server
+from sled_controller.fabric import pdu, target_server, vendor
+from sled_controller.fabric.associations import Standing
 from sled_controller.fabric.pdu import FatalError, PduType
-from sled_controller.fabric.target import HANDSHAKE_NS
+from sled_controller.fabric.target import HANDSHAKE_NS, TargetQueue
+from sled_controller.session import SledHandshake
+from sled_controller.turns import STEPS_BURST, STEPS_PER_SECOND, STRANGER_COMMANDS, TRUSTED_COMMANDS
+from spdk_bindings.nvme import (
+    CONTROLLER_ID_DYNAMIC,
+    AdminOpcode,
+    FabricsType,
+    uuid_nqn,
+)
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -149,5 +159,144 @@ def test_closing_drops_everybody(run: Run) -> None:
                 await reader.readexactly(1)
             await client.closed
             assert sled.subsystem.hosts == {}
+
+    run(scenario)
+
+
+# --- turns
+
+
+def hello() -> bytes:
+    """ICReq and Connect of an admin queue."""
+    data = pdu.CONNECT_DATA.pack(bytes(16), CONTROLLER_ID_DYNAMIC, uuid_nqn(host.SLED).encode(), b"nqn.2014-08.org:any")
+    connect = pdu.CONNECT_SQE.pack(
+        AdminOpcode.FABRICS,
+        pdu.PSDT_SGL,
+        0,
+        FabricsType.CONNECT,
+        0,
+        len(data),
+        pdu.SGL_IN_CAPSULE,
+        0,
+        0,
+        127,
+        0,
+        60_000,
+    )
+    return bytes(pdu.ic_req(0)) + b"".join(map(bytes, pdu.capsule_cmd(bytearray(connect), (data,))))
+
+
+def capsules(sqe: bytearray, count: int, length: int = 0, data: bytes = b"") -> bytes:
+    """So many of one command."""
+    if length:
+        sqe[24:40] = pdu.SGL.pack(0, length, pdu.SGL_TRANSPORT)
+    if data:
+        sqe[24:40] = pdu.SGL.pack(0, len(data), pdu.SGL_IN_CAPSULE)
+    made = []
+    for number in range(count):
+        sqe[2:4] = (1 + number % 60).to_bytes(2, "little")
+        made.append(b"".join(map(bytes, pdu.capsule_cmd(bytearray(sqe), (data,) if data else ()))))
+    return b"".join(made)
+
+
+def keep_alives(count: int) -> bytes:
+    sqe = bytearray(64)
+    sqe[:2] = AdminOpcode.KEEP_ALIVE, pdu.PSDT_SGL
+    return capsules(sqe, count)
+
+
+async def flood(sled: Sled, count: int, commands: bytes) -> list[asyncio.StreamWriter]:
+    """Strangers that send more in one go than anybody may have in flight."""
+    writers = []
+    for _ in range(count):
+        _, writer = await asyncio.open_connection(sled.host, sled.port)
+        writer.write(hello() + commands)
+        writers.append(writer)
+    return writers
+
+
+def test_of_what_one_read_of_a_stranger_brought_a_turn_of_the_loop_carries_out_a_bounded_part(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            turn = PerTurn()
+            monkeypatch.setattr(TargetQueue, "_capsule", turn.counted(TargetQueue._capsule))
+            writers = await flood(sled, 10, keep_alives(3600))
+            await until(lambda: turn.total >= 10_000)
+            assert turn.most <= PIECES_MAX * STRANGER_COMMANDS
+            turn.close()
+            for writer in writers:
+                writer.transport.abort()
+
+    run(scenario)
+
+
+def test_a_head_that_comes_is_served_among_strangers_that_flood_the_sled(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            turn = PerTurn()
+            writers = await flood(sled, 10, keep_alives(36_000))
+            monkeypatch.setattr(TargetQueue, "_capsule", turn.counted(TargetQueue._capsule))
+            assert await serves(sled)
+            assert turn.total < 120_000, "of 360,000 that were sent before"
+            turn.close()
+            for writer in writers:
+                writer.transport.abort()
+
+    run(scenario)
+
+
+def test_what_a_trusted_host_sends_beyond_its_queue_waits_for_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            monkeypatch.setattr(TargetQueue, "standing", Standing.TRUSTED)
+            turn = PerTurn()
+            monkeypatch.setattr(TargetQueue, "_capsule", turn.counted(TargetQueue._capsule))
+            (writer,) = await flood(sled, 1, keep_alives(3600))
+            await until(lambda: turn.total >= 3601)
+            assert turn.most <= 2 * TRUSTED_COMMANDS, "a piece at once, and one of its share"
+            turn.close()
+            writer.transport.abort()
+
+    run(scenario)
+
+
+def test_a_hello_is_made_once_however_often_it_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            turn = PerTurn()
+            monkeypatch.setattr(SledHandshake, "__init__", turn.counted(SledHandshake.__init__))
+            reader, writer = await asyncio.open_connection(sled.host, sled.port)
+            writer.write(hello() + capsules(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), 300, 160))
+            answers = pdu.C2H_DATA.size + 160 + pdu.CAPSULE_RESP_BYTES
+            received = await reader.readexactly(pdu.IC_BYTES + pdu.CAPSULE_RESP_BYTES + 300 * answers)
+            assert received.count(b"PLHE") == 300
+            assert turn.total == 1
+            turn.close()
+            writer.close()
+
+    run(scenario)
+
+
+def test_handshakes_of_strangers_are_bounded_per_source_and_second(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each garbage reply costs the sled a hello and a look at a signature."""
+
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            loop, turn = asyncio.get_running_loop(), PerTurn()
+            monkeypatch.setattr(SledHandshake, "__init__", turn.counted(SledHandshake.__init__))
+            begun = loop.time()
+            pair = capsules(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), 1, 160)
+            pair += capsules(vendor.vendor_sqe(AdminOpcode.SESSION_SEND), 1, data=bytes(144))
+            writers = await flood(sled, 10, pair * 200)
+            await until(lambda: turn.total >= STEPS_BURST)
+            steps_max = STEPS_BURST + (loop.time() - begun) * STEPS_PER_SECOND + 10
+            assert 2 * turn.total <= steps_max + 2 * len(writers)
+            turn.close()
+            for writer in writers:
+                writer.transport.abort()
 
     run(scenario)
