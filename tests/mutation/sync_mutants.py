@@ -7,6 +7,7 @@
 POWER = "tests/power"
 FILES = "head_node/files.py"
 DURABLE = "sled_controller/durable.py"
+PUT_FILE = "hw/sled_board/durable.py"
 EMULATOR = "spdk_bindings/emulator.py"
 STORE = "head_node/store/sqlite.py"
 JOURNAL = "sled_controller/storage/journal.py"
@@ -79,11 +80,11 @@ SYNCS = (
         "        make_directory(Path(path), 0o700)\n", "        os.makedirs(path, 0o700, exist_ok=True)\n", LOG_TESTS,
     ),
     (
-        "state-file-not-synced", "a key or an identity is replaced by a whole one", DURABLE,
+        "state-file-not-synced", "a key or an identity is replaced by a whole one", PUT_FILE,
         "        os.fsync(file.fileno())\n", "", STATE_TESTS,
     ),
     (
-        "state-name-not-synced", "a key or an identity that was written stays", DURABLE,
+        "state-name-not-synced", "a key or an identity that was written stays", PUT_FILE,
         "    sync_directory(path.parent)\n", "", STATE_TESTS,
     ),
     (
@@ -132,15 +133,6 @@ SYNCS = (
         "store-found-not-synced", "authority: what a restarted store answers is durable", STORE,
         "    busy, _, _ = connection.execute(\"PRAGMA wal_checkpoint(TRUNCATE)\").fetchone()\n    if busy:\n",
         "    if False:\n", STORE_TESTS,
-    ),
-    (
-        "backup-name-not-synced", "authority: a backup that was reported has its name", STORE,
-        "            sync_directory(path.parent)\n", "", STORE_TESTS,
-    ),
-    (
-        "backup-not-synced", "authority: a backup that was reported is whole", STORE,
-        "                copy.execute(\"PRAGMA synchronous = FULL\")\n", "                copy.execute(\"PRAGMA synchronous = OFF\")\n",
-        STORE_TESTS,
     ),
     (
         "command-file-not-synced", "rackctl: a file that a command replaced is whole", RACKCTL,

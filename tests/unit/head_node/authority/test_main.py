@@ -148,7 +148,7 @@ def test_over_tls_a_head_joins_with_its_token_alone_and_clear_text_beyond_loopba
             client = AuthorityClient(
                 api, head_id=state.head, head_key=state.key, env=env, root_public=state.root_public, ca=ca
             )
-            await head.enrol(client, settings, state, {}, ca)
+            await head.enrol(client, settings, state, {}, ca, Environment())
             assert (await client.view()).heads[state.head].name == "head-1"
             await client.close()
             state.close()
