@@ -19,8 +19,10 @@ class Suspended(StrEnum):
     TIME = "requests of heads and credentials accepted"
 
 
-_SERVES_LESS: Final = frozenset({Kind.WALL_JUMP, Kind.SLOW_LINK, Kind.DISK_FULL, Kind.KILL_ALL, Kind.PAUSE_ALL})
-"""One of them alone keeps clients waiting."""
+_SERVES_LESS: Final = frozenset(
+    {Kind.WALL_JUMP, Kind.SLOW_LINK, Kind.DISK_FULL, Kind.KILL_ALL, Kind.PAUSE_ALL, Kind.FLOOD}
+)
+"""One of them alone keeps clients waiting; a flood because the machine that sends it is ours, too."""
 
 
 class Budget:
@@ -47,7 +49,7 @@ class Budget:
         for other in self._active:
             if _collide(fault, other):
                 return f"{other} is under way"
-        if self._storm:
+        if self._storm or fault.kind is Kind.FLOOD:
             return None
         takes_a_head = self._hits(fault, self._nodes.heads) and not self._sleds_of(fault)
         if takes_a_head and set(members) != set(self._nodes.heads):
@@ -87,11 +89,14 @@ class Budget:
         return {sled for fault in self._active for sled in self._sleds_of(fault)}
 
     def _sleds_of(self, fault: Fault) -> set[str]:
+        if fault.kind is Kind.FLOOD:
+            return set()  # it stays
         return set(fault.targets or self._nodes.all) & set(self._nodes.sleds)
 
     def _is_central(self, fault: Fault) -> bool:
         """Whether it takes a head, or the authority that another head needs to succeed it."""
-        return not self._sleds_of(fault) and self._hits(fault, (*self._nodes.heads, AUTHORITY))
+        takes = fault.kind is not Kind.FLOOD and not self._sleds_of(fault)
+        return takes and self._hits(fault, (*self._nodes.heads, AUTHORITY))
 
     def _hits(self, fault: Fault, names: Iterable[str]) -> bool:
         return bool(set(fault.targets or self._nodes.all) & set(names))

@@ -4,23 +4,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Final
+from uuid import UUID
 
 from sled_board.durable import put_file
 
 from rackctl import state
+from rackctl.chaos.flood import Flood
 from rackctl.chaos.plan import AUTHORITY, Fault, Kind, Nodes
 from rackctl.chaos.seclusion import Network, SmallDisk
+from rackctl.chaos.strangers import targets
 from rackctl.chaos.switchboard import Switchboard
 from rackctl.processes import ProcessIdentity
 from rackctl.programs import Layout
 from rackctl.sites import Site
 from rackctl.state import Node, NodeKind
 from sled_controller.environment import CLOCK_FAULTS
+from spdk_bindings.nvme import uuid_nqn
 
 DISK_BYTES: Final = 384 << 20
 """Of a node whose disk is to be full at times: a head's log at its limit (256 MiB), spares and a checkpoint."""
 RATE_PPM_MAX: Final = 10_000
 """How much too fast or slow boot clocks are: an eighth of what the guard of a lease covers."""
+FLOOD_CONNECTIONS: Final = 4
+"""To each port."""
 _PREFIXES: Final = {
     NodeKind.AUTHORITY: "RACK_AUTHORITY_",
     NodeKind.SLED: "SLED_CONTROLLER_",
@@ -42,6 +48,8 @@ class Machine:
         self._switchboard: Switchboard | None = None
         self._listening: set[str] = set()
         self._disks: Mapping[str, SmallDisk] = {}
+        self._rack_directory = rack_directory
+        self._floods: dict[str, Flood] = {}
         if denied is None:
             below = Layout(rack_directory)
             self._disks = {
@@ -81,6 +89,8 @@ class Machine:
         """Break a link, a clock or a disk."""
         if fault.kind is Kind.DISK_FULL:
             self._disks[fault.targets[0]].fill()
+        elif fault.kind is Kind.FLOOD:
+            self._flood(fault.targets[0])
         elif fault.kind is Kind.WALL_JUMP:
             self._set_clock(fault.targets[0], fault.amount)
         elif fault.kind is Kind.SLOW_LINK:
@@ -93,6 +103,8 @@ class Machine:
         """Mend it."""
         if fault.kind is Kind.DISK_FULL:
             self._disks[fault.targets[0]].clear()
+        elif fault.kind is Kind.FLOOD:
+            self._floods.pop(fault.targets[0]).stop()
         elif fault.kind is Kind.WALL_JUMP:
             self._set_clock(fault.targets[0], 0)
         elif fault.kind is Kind.SLOW_LINK:
@@ -103,6 +115,9 @@ class Machine:
 
     def close(self, *, keep: bool) -> None:
         """Take disks and links away, once nothing uses them; `keep`: files stay. Raises RackError."""
+        for flood in self._floods.values():
+            flood.stop()
+        self._floods = {}
         for disk in self._disks.values():
             disk.close(keep=keep)
         self._disks = {}
@@ -131,6 +146,11 @@ class Machine:
 
     def _clock_file(self, name: str) -> Path:
         return self._directory / "clocks" / name
+
+    def _flood(self, name: str) -> None:
+        node = next(node for node in state.load(self._rack_directory).nodes if node.name == name)
+        nqn = uuid_nqn(UUID(node.id)) if node.kind is NodeKind.SLED else ""
+        self._floods[name] = Flood(targets(node, nqn), FLOOD_CONNECTIONS)
 
     def _set_clock(self, name: str, ahead_ms: int) -> None:
         with self._clock_file(name).open("r+b") as file:

@@ -46,6 +46,8 @@ class Kind(StrEnum):
     """Its wall clock jumps."""
     DISK_FULL = "disk-full"
     """Not a byte more fits on its disk."""
+    FLOOD = "flood"
+    """Strangers send every port of it what is cheap for them, as fast as it is taken."""
 
 
 ALONE: Final = frozenset({Kind.ISOLATE, Kind.VANISH})
@@ -104,7 +106,7 @@ class Mix:
 _ONE_BY_ONE = {Kind.KILL: 3.0, Kind.PAUSE: 5.0, Kind.TERMINATE: 2.0, Kind.RESTART: 2.0, Kind.VANISH: 3.0}
 _ALL = {Kind.KILL_ALL: 2.0, Kind.PAUSE_ALL: 1.0}
 _LINKS = {Kind.CUT: 3.0, Kind.SPLIT: 3.0, Kind.ISOLATE: 3.0, Kind.REFUSE: 2.0, Kind.SLOW_LINK: 1.0}
-_OTHERS = {Kind.WALL_JUMP: 1.0, Kind.DISK_FULL: 2.0}
+_OTHERS = {Kind.WALL_JUMP: 1.0, Kind.DISK_FULL: 2.0, Kind.FLOOD: 2.0}
 MIXES: Final = (
     Mix("processes", 20, _ONE_BY_ONE),
     Mix("network", 20, _LINKS),

@@ -100,3 +100,15 @@ def test_what_the_machine_does_not_permit_is_refused_even_in_a_storm() -> None:
     rules = Budget(NODES, 2, lambda one: "no namespaces" if one.kind is Kind.CUT else None, storm=True)
     assert rules.refusal(fault(Kind.CUT, "head-0", "head-1"), EVERYBODY) == "no namespaces"
     assert rules.refusal(fault(Kind.KILL, "head-0"), EVERYBODY) is None
+
+
+def test_a_flood_takes_nothing_away_and_meets_every_other_fault() -> None:
+    rules = budget()
+    for name in ("head-0", "sled-0", "sled-1", "sled-2", "authority"):
+        flood = fault(Kind.FLOOD, name)
+        assert rules.refusal(flood, EVERYBODY) is None
+        rules.begun(flood)
+    assert rules.refusal(fault(Kind.KILL, "head-0"), EVERYBODY) is None
+    assert rules.refusal(fault(Kind.FLOOD, "head-0"), EVERYBODY) is not None, "one at a time at each node"
+    assert Suspended.SERVICE in rules.suspended
+    assert not rules.lacking
