@@ -10,7 +10,7 @@ from typing import Final
 sys.path.pop(0)  # this folder, whose spdk.py is not the package spdk
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import driver, floor, linux, nbd, racks, sled, spdk
+from bench import driver, floods, floor, linux, nbd, racks, sled, spdk
 from bench.report import PAGE, Report
 from peers.guest import packages
 from rackctl import peer_programs
@@ -20,8 +20,8 @@ from rackctl.rack import Rack
 from rackctl.state import NodeKind
 from rackctl.table import aligned
 
-PARTS: Final = ("sled", "sled-spdk", "start", "memory", "nbd", "nvme", "linux", "floor", "driver", "failover")
-OF_A_RACK: Final = frozenset({"memory", "nbd", "nvme", "linux", "failover"})
+PARTS: Final = ("sled", "sled-spdk", "start", "memory", "nbd", "nvme", "linux", "floor", "driver", "failover", "floods")
+OF_A_RACK: Final = frozenset({"memory", "nbd", "nvme", "linux", "failover", "floods"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +82,8 @@ def measure_rack(report: Report, parts: frozenset[str], rack: Rack, scratch: Pat
             report.leave_out(str(missing))
     if "failover" in parts:
         report.tables.append(racks.failovers(rack, rounds))
+    if "floods" in parts:
+        report.tables += floods.ratios(rack, racks.VOLUME, rounds)
 
 
 def measure_fio(report: Report, parts: frozenset[str], rack: Rack, scratch: Path) -> None:
