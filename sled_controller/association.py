@@ -556,9 +556,9 @@ def _may_take(slot: Slot, storage: "SledStorage", column: int, blocks: int) -> b
 
     One that exists is asked for again after an answer was lost: it takes nothing.
     """
-    held = storage.columns_of(slot.volume)
-    if any(taken == column for taken, _ in held):
+    if storage.has_column(slot.volume, column):
         return True
+    held = storage.columns_of(slot.volume)
     return len(held) < slot.namespaces and sum(size for _, size in held) + blocks <= slot.blocks
 
 

@@ -310,6 +310,10 @@ class SledStorage(SledWide):
             of_volume == volume for of_volume, _ in self._creating
         )
 
+    def has_column(self, volume: UUID, column: int) -> bool:
+        """Whether `create_namespace` would find that column: one that is being deleted is made again, and takes more."""
+        return (volume, column) in self._creating or self.namespace_of(volume, column) is not None
+
     def columns_of(self, volume: UUID) -> list[tuple[int, int]]:
         """(column, blocks) of each namespace of a volume, on a device that is offline too, being made or being deleted.
         A column may be there twice: one whose device was missing has been made again."""

@@ -145,6 +145,7 @@ async def _while_deleted(rig: Rig, head: Head) -> None:
     rig.device.holding_table = True
     head.admin.start(delete(head, nsid))
     assert refused(create(head, 1, NEED)), "its blocks are not given back yet"
+    assert refused(create(head, 0, 8 * NEED)), "the same column, many times as large"
     rig.device.holding_table = False
     while rig.device.held:
         rig.device.release()
