@@ -141,8 +141,8 @@ class Association(HostAssociation):
 
     @property
     def key(self) -> bytes:
-        """Whose it is: the hash of a head's key, or a manager's name."""
-        return self.holder or self.host_nqn
+        """Whose it is: a manager's name, also when it opens a session later, or the hash of a head's key."""
+        return self.host_nqn if self.manages else self.holder
 
     def _hold(self, slot: Slot) -> None:
         self._held[slot] = None

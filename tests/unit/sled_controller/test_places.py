@@ -13,6 +13,7 @@ from sled_controller.fabric.associations import Standing
 from sled_controller.fabric.target import QueueState
 from sled_controller.keyset import KeySet
 from sled_controller.places import KEY_ASSOCIATIONS_MAX
+from sled_controller.session import HELLO_BYTES, HeadHandshake
 from sled_controller.subsystem import ASSOCIATIONS_MAX
 from spdk_bindings import log_pages
 from spdk_bindings.nvme import AdminOpcode, Status
@@ -226,6 +227,26 @@ def test_managers_share_as_heads_do() -> None:
     wires: list[Wire] = [rig.live()[0] for _ in range(KEY_ASSOCIATIONS_MAX + 1)]
     assert [wire.queue.state is QueueState.LIVE for wire in wires] == [False] + [True] * KEY_ASSOCIATIONS_MAX
     assert wires[-1].queue.standing is Standing.TRUSTED
+
+
+def test_a_manager_that_opens_sessions_has_no_more_associations_than_a_head() -> None:
+    rig = GuardedRig()
+    for _ in range(2 * KEY_ASSOCIATIONS_MAX):
+        open_session(rig, *rig.live())
+        assert len(rig.guarded.hosts) <= KEY_ASSOCIATIONS_MAX
+    for association in list(rig.guarded.hosts.values()):
+        association.end("a test says so")
+    assert not rig.guarded.places._of_key, "what has ended is not counted"
+
+
+def open_session(rig: Rig, admin: Wire, controller_id: int) -> None:
+    """A session, with a head's key, of a host that has both."""
+    handshake = HeadHandshake(
+        host.private_key(THIEF), host.SLED, host.public_key(host.SLED_KEY), host.NQN, controller_id, rig.env
+    )
+    hello = admin.ask(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), room=HELLO_BYTES)
+    reply = handshake.reply(hello.data)
+    assert admin.ask(vendor.vendor_sqe(AdminOpcode.SESSION_SEND), reply).status == 0
 
 
 # --- pages that any host may read in parts
