@@ -107,6 +107,7 @@ class Subsystem:
         self.counters = Counters()
         stated = storage.time
         self.time = SledTime(env.clock, storage.issued_ms, rtc_ahead_ms=0 if stated is None else stated.rtc_ahead_ms)
+        self._statements_under_way = 0
         self.boot_id = b""  # made by the first handshake
         self.started_ns = env.clock.boottime_ns()
         self.key_set: KeySet | None = self._kept_key_set()
@@ -253,8 +254,10 @@ class Subsystem:
         self.keep_time()
 
     def keep_time(self) -> None:
-        """Note durably how late it is: a start without a clock to go by begins there."""
-        self.storage.note_issued(self.time.to_keep_ms())
+        """Note durably how late it is: a start without a clock to go by begins there. A time that is just being put
+        right is not noted behind the statement that does so."""
+        if not self._statements_under_way:
+            self.storage.note_issued(self.time.to_keep_ms())
 
     def has_expired(self, credential: Credential) -> bool:
         """Whether a verified credential's term is over in sled time, which its issue time moves forward; or may be:
@@ -284,6 +287,7 @@ class Subsystem:
         entry = TimeEntry(statement.serial, statement.time_ms, self.time.rtc_ahead_of(statement.time_ms))
 
         def kept(status: int) -> None:
+            self._statements_under_way -= 1
             if not status:
                 self.time.state(statement.time_ms, entry.rtc_ahead_ms)
                 self._forget_wrong_times(statement.time_ms)
@@ -293,6 +297,7 @@ class Subsystem:
                 )  # fmt: skip
             done(status, 0)
 
+        self._statements_under_way += 1
         then(partial(self.storage.state_time, entry), kept)
 
     def _forget_wrong_times(self, time_ms: int) -> None:
@@ -344,7 +349,7 @@ class Subsystem:
         if self.storage.has_namespace_of(volume):
             done(Status.REFUSED, Refusal.NAMESPACES_REMAIN)
             return
-        if state.busy:
+        if state.busy or self._statements_under_way:
             done(Status.NAMESPACE_NOT_READY, 0)
             return
         self.time.keep(over_ms)

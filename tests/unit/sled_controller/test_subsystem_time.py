@@ -1,5 +1,7 @@
 """A sled's time as its heads meet it: wrong issue times and clocks, statements of time, weeks without power."""
 
+import asyncio
+
 import pytest
 from kit import host
 from kit.target import Head, Rig, other_volume
@@ -99,6 +101,34 @@ def test_expiry_a_statement_of_time_brings_a_sled_back_also_over_a_restart() -> 
     rig = Rig(*rig.devices)
     assert rig.head().try_attach(7, 1).status == 0
     assert rig.storage.time == TimeEntry(3, host.NOW_MS, 0)
+
+
+def test_expiry_what_is_noted_while_a_statement_is_written_does_not_undo_it() -> None:
+    """Heads attach and renew all the time, and a minute's note of sled time may fall due just then."""
+    rig = Rig()
+    rig.attached()
+    rig.subsystem.time.keep(host.NOW_MS + YEAR)
+    rig.subsystem.keep_time()
+    head = rig.head()
+
+    async def stated() -> None:
+        rig.device.holding_table = True
+        raw = TimeStatement(1, host.NOW_MS).sign(host.private_key(host.ROOT))
+        head.admin.start(vendor.vendor_sqe(AdminOpcode.TIME_STATEMENT), raw)
+        rig.subsystem.keep_time()
+        head.start_attach(6, 1, issued_ms=host.NOW_MS + YEAR + 2 * MINUTE)
+        old = Retirement(7, other_volume(1), 4, host.NOW_MS + YEAR - 1).sign(host.private_key(host.AUTHORITY))
+        head.admin.start(vendor.vendor_sqe(AdminOpcode.RETIRE), old)
+        rig.device.holding_table = False
+        while rig.device.held:
+            rig.device.release()
+
+    asyncio.run(stated())
+    assert [answer.status for answer in head.admin.answers()] == [Status.NAMESPACE_NOT_READY, 0, 0]
+    assert rig.storage.issued_ms <= host.NOW_MS + MINUTE
+    again = Rig(*rig.devices)
+    assert told_ms(again.head()) <= host.NOW_MS + MINUTE
+    assert again.head().try_attach(7, 1).status == 0
 
 
 def test_expiry_a_statement_lets_credentials_of_the_right_time_renew_those_of_the_wrong_one() -> None:
