@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from sled_controller.fabric.target import TargetQueue
 
 _COSTLY: Final = frozenset(
-    {AdminOpcode.SESSION_SEND, AdminOpcode.ATTACH, AdminOpcode.KEYSET_UPDATE, AdminOpcode.RETIRE}
+    {
+        AdminOpcode.SESSION_SEND,
+        AdminOpcode.ATTACH,
+        AdminOpcode.KEYSET_UPDATE,
+        AdminOpcode.RETIRE,
+        AdminOpcode.TIME_STATEMENT,
+    }
 )
 """What checks a signature; a hello, which makes one, is made once for each SESSION_SEND."""
 

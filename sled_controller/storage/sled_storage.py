@@ -311,7 +311,7 @@ class SledStorage(SledWide):
         )
 
     def has_column(self, volume: UUID, column: int) -> bool:
-        """Whether `create_namespace` would find that column: one that is being deleted is made again, and takes more."""
+        """Whether `create_namespace` would find that column: one that is being deleted is made again."""
         return (volume, column) in self._creating or self.namespace_of(volume, column) is not None
 
     def columns_of(self, volume: UUID) -> list[tuple[int, int]]:

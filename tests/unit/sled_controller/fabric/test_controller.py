@@ -338,3 +338,14 @@ def test_what_is_not_on_the_allow_list_is_refused(head: Head) -> None:
         0x80,
     ):
         assert standard(head.admin, opcode).status == Status.INVALID_OPCODE
+
+
+CHECKS_A_SIGNATURE = [AdminOpcode.ATTACH, AdminOpcode.KEYSET_UPDATE, AdminOpcode.RETIRE, AdminOpcode.TIME_STATEMENT]
+
+
+@pytest.mark.parametrize("opcode", CHECKS_A_SIGNATURE)
+def test_each_command_that_checks_a_signature_is_a_costly_step(opcode: AdminOpcode) -> None:
+    """Anyone may have a session: what is not counted could be asked for without end."""
+    session = Rig().head()
+    session.admin.ask(vendor.vendor_sqe(opcode), b"what a stranger sends")
+    assert session.admin.queue.steps == 1
