@@ -78,7 +78,7 @@ class QueueConnection(asyncio.BufferedProtocol):
             self.abort()
             return
         queue.arrived(nbytes, self._boottime_ns())
-        if queue.standing is Standing.TRUSTED:
+        if queue.standing >= Standing.NAMED:
             self._piece(queue, TRUSTED_COMMANDS)
         else:
             self._ask_for_turn(queue)
@@ -151,7 +151,7 @@ class QueueConnection(asyncio.BufferedProtocol):
             return
         if queue.peer_gone():
             self.abort()
-        elif queue.standing is Standing.TRUSTED and queue.commands_left > 0:
+        elif queue.standing >= Standing.NAMED and queue.commands_left > 0:
             self._piece(queue, TRUSTED_COMMANDS)
         else:
             self._ask_for_turn(queue)
@@ -159,7 +159,7 @@ class QueueConnection(asyncio.BufferedProtocol):
     def _ask_for_turn(self, queue: TargetQueue) -> None:
         """For what a stranger sent, and for what a trusted host has beyond its piece."""
         assert self._turn is not None
-        self._turn.trusted = queue.standing is Standing.TRUSTED
+        self._turn.trusted = queue.standing >= Standing.NAMED
         self._turn.ask()
         self._match_reading()
 

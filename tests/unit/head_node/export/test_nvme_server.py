@@ -13,6 +13,7 @@ from head_node.export.nvme.server import NvmeServer, Offer
 from head_node.export.nvme.subsystem import Access, Exported
 from sled_controller.environment import Environment
 from sled_controller.fabric.pdu import Digest
+from sled_controller.turns import Turn
 from spdk_bindings.log_pages import AnaState
 from spdk_bindings.nvme import IoOpcode
 
@@ -68,6 +69,24 @@ def test_what_is_written_by_one_host_is_read_by_another(run: Run, digests: int) 
             assert await reader.read(0, 200 * BLOCK) == b"".join(bytes([n]) * BLOCK for n in range(200))
             await writer.close()
             await reader.close()
+
+    run(scenario)
+
+
+def test_a_host_that_has_nothing_to_prove_waits_for_no_turn_of_strangers(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with Served(1, MemoryVolume(4 << 20)) as head:
+            head.become(Access.OPTIMIZED)
+            path = Path(head.address, NQN)
+            await path.open()
+            asked: list[Turn] = []
+            monkeypatch.setattr(Turn, "ask", asked.append)
+            await asyncio.gather(*(path.io(blocks(IoOpcode.READ, n * BLOCK, BLOCK), b"", BLOCK) for n in range(64)))
+            assert not asked
+            monkeypatch.undo()
+            path.close()
 
     run(scenario)
 
