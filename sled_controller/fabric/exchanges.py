@@ -19,6 +19,8 @@ WAITING_MAX: Final = 256
 WAITING_OF_SOURCE_MAX: Final = 64
 """Of one address: its hosts connect to several volumes at once, a queue after the other."""
 NS_PER_S: Final = 1_000_000_000
+REST_NS_MAX: Final = 100_000_000
+"""After an exchange that seemed to take longer: the machine was suspended in it, or other programs had the cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Exchanges:
         self._working = False
         if self._closed:
             return
-        self._resting = self._loop.call_later(took_ns / NS_PER_S, self._rested)
+        self._resting = self._loop.call_later(min(took_ns, REST_NS_MAX) / NS_PER_S, self._rested)
         exchange.done(True)
 
     def _rested(self) -> None:

@@ -150,7 +150,7 @@ PLACES = (
     ),
     (
         "exchanges-without-rest", "exchanges: half of the time at most", DOING,
-        "call_later(took_ns / NS_PER_S, self._rested)", "call_later(0, self._rested)", EXCHANGES,
+        "call_later(min(took_ns, REST_NS_MAX) / NS_PER_S, self._rested)", "call_later(0, self._rested)", EXCHANGES,
     ),
     (
         "one-source-takes-the-line", "exchanges: sources take turns", DOING,

@@ -155,7 +155,10 @@ def test_sources_take_turns_and_each_has_few_in_the_line() -> None:
     asyncio.run(scenario())
 
 
-def test_exchanges_take_half_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("took_ns", "pause_s"), [(11_000_000, 0.011), (3600 * 10**9, 0.1)])
+def test_exchanges_take_half_of_the_time_at_most_and_rest_no_longer_after_a_suspended_one(
+    took_ns: int, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         loop, pauses = asyncio.get_running_loop(), []
         real = loop.call_later
@@ -168,14 +171,14 @@ def test_exchanges_take_half_of_the_time_at_most(monkeypatch: pytest.MonkeyPatch
         line, over = Line(), asyncio.Event()
 
         def work() -> None:
-            line.clock.boot_ns += 11_000_000
+            line.clock.boot_ns += took_ns
 
         line.exchanges.begin("host", work, lambda done: None)
         line.ask("host", "next", lambda done: over.set())
         line.go_on.set()
         await over.wait()
         line.exchanges.close()
-        assert pauses[:2] == [0, pytest.approx(0.011)]
+        assert pauses[:2] == [0, pytest.approx(pause_s)]
 
     asyncio.run(scenario())
 
