@@ -2,7 +2,7 @@
 
 import enum
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -21,7 +21,8 @@ FORMER_IDS_MAX: Final = 256
 
 
 class Standing(enum.IntEnum):
-    """What a host has shown so far. Where there are too many, the oldest of the lowest standing makes room."""
+    """What a host has shown so far. Where there are too many, one of the lowest standing makes room: of the address
+    that has most of them the oldest, so that a flood makes room for itself."""
 
     STRANGER = 0  # nothing
     CONNECTED = 1  # that it speaks NVMe/TCP, as anybody can
@@ -88,6 +89,12 @@ class HostAssociation:
     def host_name(self) -> str:
         """The host's NQN as text."""
         return self.host_nqn.rstrip(b"\0").decode("utf-8", "replace")
+
+    @property
+    def source(self) -> str:
+        """The address that its admin queue comes from."""
+        admin = self.queues.get(0)
+        return "" if admin is None else admin.peer_host
 
     def add(self, queue: Queue) -> None:
         """A connection is a queue of it now. An I/O queue that has to authenticate gets its id when it has done so."""
@@ -174,10 +181,15 @@ class Associations(Generic[A]):
     def open(self, make: Callable[[int], A]) -> A | None:
         """A new association with an id of its own, None when there are too many and none has to make room."""
         if len(self.live) >= self._bound:
-            lowest = min(self.live.values(), key=lambda association: association.standing)
-            if lowest.standing >= Standing.NAMED:
+            standings = [(each.standing, each) for each in self.live.values()]
+            lowest = min(standing for standing, _ in standings)
+            if lowest >= Standing.NAMED:
                 return None
-            lowest.end("it makes room for another one")
+            count = Counter(each.source for standing, each in standings if standing is lowest)
+            first = max(
+                (each for standing, each in standings if standing is lowest), key=lambda each: count[each.source]
+            )
+            first.end("it makes room for another one")
         association = make(self._draw())
         self.live[association.controller_id] = association
         association.forget = lambda: self._forget(association.controller_id)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -48,10 +48,13 @@ class QueueConnection(asyncio.BufferedProtocol):
         self._writing_paused = False
         self._reading_paused = False
         self._closing = False
+        self.source = ""
+        """The address that it comes from, without the port."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._transport = transport
+        self.source = source_of(transport)
         if not self._server.admit(self):
             transport.abort()
             return
@@ -60,7 +63,7 @@ class QueueConnection(asyncio.BufferedProtocol):
         host, port = transport.get_extra_info("sockname")[:2]
         peer = transport.get_extra_info("peername")
         self._queue = TargetQueue(self._server.port, self._boottime_ns(), (host, port), peer[0] if peer else "")
-        self._turn = self._server.turns.place(source_of(transport), self._take_turn)
+        self._turn = self._server.turns.place(self.source, self._take_turn)
         self.share(self._server.held_share)
         self._queue.wake = self._wake
         peer_is_gone = self._server.peer_is_gone
@@ -277,7 +280,7 @@ class TargetServer:
         self.port.exchanges.close()
 
     def admit(self, connection: QueueConnection) -> bool:
-        """Take a connection in. When there are too many, the oldest of the lowest standing makes room."""
+        """Take a connection in. When there are too many, one of the lowest standing makes room."""
         if len(self._connections) >= self._connections_max or self._descriptors.short:
             self._turned_away += 1
             lowest = self._first_to_go()
@@ -291,7 +294,8 @@ class TargetServer:
         return True
 
     def _first_to_go(self) -> QueueConnection | None:
-        """The oldest of the lowest standing; several are looked up at once, as a flood asks often."""
+        """Of the lowest standing, the oldest of the address that has most; several are looked up at once, as a flood
+        asks often, but no more than that address has beyond the next one."""
         now_ns = self.port.env.clock.boottime_ns()
         while self._leaving:
             connection, standing = self._leaving.popleft()
@@ -301,7 +305,11 @@ class TargetServer:
         lowest = min((standing for _, standing in standings), default=Standing.TRUSTED)
         if lowest >= Standing.NAMED:
             return None
-        self._leaving.extend(islice((each for each in standings if each[1] is lowest), LEAVING_MAX))
+        those = [(each, standing) for each, standing in standings if standing is lowest]
+        (source, most), *others = Counter(each.source for each, _ in those).most_common(2)
+        beyond = most - others[0][1] if others else most
+        leaving = (each for each in those if each[0].source == source)
+        self._leaving.extend(islice(leaving, min(LEAVING_MAX, max(1, beyond))))
         return self._leaving.popleft()[0]
 
     def forget(self, connection: QueueConnection) -> None:

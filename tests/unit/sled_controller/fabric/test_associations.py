@@ -31,6 +31,16 @@ def test_hosts_that_prove_nothing_cannot_keep_heads_out() -> None:
     assert head.write(0, bytes(BLOCK)).status == 0, "a host that is attached makes room for nobody"
 
 
+def test_a_flood_of_connects_makes_room_for_itself_and_not_for_a_host_that_is_on_its_way() -> None:
+    rig = Rig()
+    fencer = connected(rig)
+    for _ in range(2 * ASSOCIATIONS_MAX):
+        stranger = rig.connection()
+        stranger.queue.peer_host = "192.0.2.66"
+        assert stranger.connect().status == 0
+    assert not ended(fencer)
+
+
 def test_a_session_makes_room_after_those_without_one() -> None:
     rig = Rig()
     session = rig.head(host.OTHER_HEAD_KEY)

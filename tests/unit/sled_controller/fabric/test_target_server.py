@@ -91,6 +91,28 @@ def test_beyond_the_limit_the_oldest_stranger_makes_room_for_a_head(run: Run, mo
     run(scenario)
 
 
+def test_beyond_the_limit_a_flood_from_one_address_makes_room_for_itself(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_server.TargetServer.__init__, "__defaults__", (4,))
+
+    async def scenario() -> None:
+        async with running_sled() as sled:
+            reader, writer = await asyncio.open_connection(sled.host, sled.port)
+            writers = [writer]
+            for _ in range(20):
+                stranger, other = await asyncio.open_connection(sled.host, sled.port, local_addr=("127.0.0.66", 0))
+                other.write(pdu.ic_req(0))
+                writers.append(other)
+                await stranger.readexactly(128)
+            writer.write(pdu.ic_req(0))
+            assert len(await reader.readexactly(128)) == 128, "a host on its way"
+            for each in writers:
+                each.close()
+
+    run(scenario)
+
+
 def test_beyond_the_limit_a_host_that_is_attached_is_left_alone(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
