@@ -36,6 +36,7 @@ class Places:
         same[association] = None
         while len(same) > KEY_ASSOCIATIONS_MAX:
             lowest = _first_to_go(each for each in same if each is not association)
+            del same[lowest]
             lowest.end("its key has opened too many associations")
         if len(self._live) > self._holders_max:
             self._bound_sessions(association)

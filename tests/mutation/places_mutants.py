@@ -166,4 +166,49 @@ PLACES = (
         "namespace-page-for-each-reader", "bounds: a page that any host may read is made once", "sled_controller/subsystem.py",
         "        if not self._namespace_page:\n", "        if True:\n", HOLDERS,
     ),
+    (
+        "manager-changes-its-key", "places: an association counts for one key as long as it lives", ASSOCIATION,
+        "        return self.host_nqn if self.manages else self.holder\n",
+        "        return self.host_nqn if self.manages and not self.holder else self.holder\n", HOLDERS,
+    ),
+    (
+        "flood-of-connects-puts-others-out", "places: the address that has most makes room", ASSOCIATIONS,
+        "key=lambda each: count[each.source]", "key=lambda each: 0 * count[each.source]",
+        f"{SLED}/fabric/test_associations.py",
+    ),
+    (
+        "flood-of-connections-puts-others-out", "places: the address that has most connections makes room",
+        "sled_controller/fabric/target_server.py",
+        "(each for each in those if each[0].source == source)", "(each for each in those if source is not None)",
+        f"{SLED}/fabric/test_target_server.py",
+    ),
+    (
+        "deleting-is-a-free-pass", "F1: a column that is being deleted takes space once more when it is made again",
+        "sled_controller/storage/sled_storage.py",
+        "        return (volume, column) in self._creating or self.namespace_of(volume, column) is not None\n",
+        "        return any(taken == column for taken, _ in self.columns_of(volume))\n", f"{SLED}/test_space.py",
+    ),
+    (
+        "wrong-time-noted-behind-the-statement", "expiry: what is noted while a statement is written does not undo it",
+        "sled_controller/subsystem.py", "        if not self._statements_under_way:\n", "        if True:\n",
+        f"{SLED}/test_subsystem_time.py",
+    ),
+    (
+        "retired-behind-the-statement", "expiry: a retirement while a statement is written does not undo it",
+        "sled_controller/subsystem.py", "        if state.busy or self._statements_under_way:\n", "        if state.busy:\n",
+        f"{SLED}/test_subsystem_time.py",
+    ),
+    (
+        "open-volumes-wait-with-strangers", "floods: a host that has nothing to prove has its piece at once",
+        "sled_controller/fabric/target_server.py",
+        "        queue.arrived(nbytes, self._boottime_ns())\n        if queue.standing >= Standing.NAMED:\n",
+        "        queue.arrived(nbytes, self._boottime_ns())\n        if queue.standing > Standing.NAMED:\n",
+        f"{EXPORT}/test_nvme_server.py",
+    ),
+    (
+        "statements-of-time-cost-nothing", "floods: each look at a signature is a costly step",
+        "sled_controller/fabric/vendor_admin.py",
+        "        AdminOpcode.RETIRE,\n        AdminOpcode.TIME_STATEMENT,\n", "        AdminOpcode.RETIRE,\n",
+        f"{SLED}/fabric/test_controller.py",
+    ),
 )  # fmt: skip
