@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Final
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from head_node.bursts import Burst
-from sled_controller.environment import SystemClock
 from sled_controller.turns import Turn, Turns, source_of
 
 log = logging.getLogger(__name__)
@@ -44,9 +43,9 @@ class BoundedConnection(H11Protocol):
     _turn: Turn
     _arrived_bytes = 0
 
-    def __init__(self, *args: Any, turns: Turns | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, turns: Turns, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._turns = turns or Turns(SystemClock())
+        self._turns = turns
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

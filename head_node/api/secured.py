@@ -9,6 +9,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -25,7 +26,8 @@ NO_DESCRIPTORS_SECONDS: Final = 0.1
 class SecuredListener:
     """Accepts connections and gives them to protocols once their handshake is done.
 
-    `context` may load other certificates meanwhile. When too many handshakes are under way, the oldest one goes.
+    `context` may load other certificates meanwhile. When too many handshakes are under way, the oldest one goes
+    of the source that has the most.
     """
 
     def __init__(
@@ -34,7 +36,8 @@ class SecuredListener:
         self._listener = listener
         self._context = context
         self._make_protocol = make_protocol
-        self._handshakes: dict[asyncio.Task[None], None] = {}
+        self._handshakes: dict[asyncio.Task[None], str] = {}
+        """By source, oldest first."""
         self._failures = Burst(log, "tls_handshake_failed", "rest")
         self._crowded = Burst(log, "connection_refused", f"max_{HANDSHAKES_MAX}_handshakes")
 
@@ -45,18 +48,19 @@ class SecuredListener:
         try:
             while True:
                 try:
-                    connection, _ = await loop.sock_accept(self._listener)
+                    connection, peer = await loop.sock_accept(self._listener)
                 except OSError:  # the peer has left again, or no descriptor is left
                     self._crowded.add()
                     await asyncio.sleep(NO_DESCRIPTORS_SECONDS)
                     continue
                 if len(self._handshakes) >= HANDSHAKES_MAX:
                     self._crowded.add()
-                    oldest = next(iter(self._handshakes))
+                    [(most, _)] = Counter(self._handshakes.values()).most_common(1)
+                    oldest = next(task for task, source in self._handshakes.items() if source == most)
                     del self._handshakes[oldest]
                     oldest.cancel()
                 task = loop.create_task(self._shake_hands(connection))
-                self._handshakes[task] = None
+                self._handshakes[task] = str(peer[0])
                 task.add_done_callback(lambda done: self._handshakes.pop(done, None))
         finally:
             for task in list(self._handshakes):

@@ -287,21 +287,21 @@ class Authority:
         self.keyring.version_min = version + 1
         _log.error("event=store-is-old head=%s key_set_seen=%d key_set_known=%d", head, version, known)
         self.reports.add_event("store-is-old", head=str(head), key_set_seen=version, key_set_known=known)
+        await self.tokens.drop_given()
         await self._freeze_restored(
-            "the store is an old copy: a head has a newer key set; compare with sleds and logs, then recover",
-            versions_skipped=version - known + RESTORED_VERSIONS_SKIPPED,
+            "the store is an old copy: a head has a newer key set; compare with sleds and logs, then recover"
         )
 
     async def _freeze_restored(
         self,
         reason: str = "the store was restored from a backup; compare with sleds and logs, then recover",
-        versions_skipped: int = RESTORED_VERSIONS_SKIPPED,
     ) -> None:
         """A restored store does not know what was issued after the backup (F2, F4): nobody may rely on it."""
         await replace_blank_secrets(self.ledger, self.reports, self.env)
         await self.retirements.restored()
         await self.nodes.drop_tokens()
         await self.time.restored()
+        await self.keyring.restored()
         frozen = await self.recovery.freeze_all(reason)
         _log.warning("event=store-restored volumes_frozen=%d", len(frozen))
         # Nothing that the backup has signs or is published again: it may have been rotated out since. Where the root
@@ -310,9 +310,9 @@ class Authority:
             await self.requests.check_none_waits(REPLY_KEY)
             await self.replies.rotate(numbers_skipped=RESTORED_VERSIONS_SKIPPED)
         with contextlib.suppress(RootKeyNeeded):
-            await self.requests.check_none_waits(KEY_SET)
-            await self.keyring.rotate(versions_skipped=versions_skipped, at_once=True)
-            await self.store.clear_restored()
+            if await self.keyring.waits() is None:
+                await self.keyring.rotate(at_once=True)
+                await self.store.clear_restored()
 
     async def back_up(self, path: Path) -> int:
         """Write a copy of the store that signs nothing; returns its revision. Raises StoreFailed."""

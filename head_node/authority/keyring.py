@@ -140,27 +140,31 @@ class Keyring:
         if found is None:
             await self._requests.check_none_waits(KIND)
             return await self.rotate(publish_ms=0)
-        if not found.value.usable or found.value.version < self.version_min:
+        if self._is_old(found.value):
             raise RootKeyNeeded("the store is an old copy: a new key set waits for the root key")
         return found.value
 
-    async def rotate(
-        self, *, publish_ms: int | None = None, versions_skipped: int = 0, at_once: bool = False
-    ) -> KeyRing:
+    async def rotate(self, *, publish_ms: int | None = None, at_once: bool = False) -> KeyRing:
         """Add a key that signs after the publication time, and set an end to those before it.
 
         `at_once`: they leave the set with this change, and the new one signs from now on. What they signed is worth
-        nothing at a sled that has the new set; those that do not have it yet are noted by the same commit. Raises
-        Conflict when the set has no room: wait until older keys have retired; RootKeyNeeded when the new set waits for
-        the root key.
+        nothing at a sled that has the new set; those that do not have it yet are noted by the same commit. So do an old
+        copy's keys always, and versions that may have been issued since are jumped over. Raises Conflict when the set
+        has no room: wait until older keys have retired; RootKeyNeeded when the new set waits for the root key, or one
+        that takes keys out at once does, which no other replaces.
         """
 
         async def attempt() -> KeyRing:
             found = await self._read()
+            if not at_once and (waiting := await self.waits()) is not None and KEYS_DUE_KEY in waiting.also:
+                await self._requests.check_none_waits(KIND)
+            old_copy = found is not None and self._is_old(found.value)
+            alone = at_once or old_copy
+            versions_skipped = RESTORED_VERSIONS_SKIPPED if old_copy else 0
             now_ms = self._issue.now_ms()
-            use_from_ms = now_ms + (0 if at_once else self._publish_ms if publish_ms is None else publish_ms)
+            use_from_ms = now_ms + (0 if alone else self._publish_ms if publish_ms is None else publish_ms)
             old = () if found is None else found.value.keys
-            if len(old) >= KEYS_MAX and not at_once:
+            if len(old) >= KEYS_MAX and not alone:
                 raise Conflict(f"the key set is full ({KEYS_MAX} keys); rotate again when older ones have retired")
             retire_ms = use_from_ms + self._term_ms + RETIRE_SLACK_MS
             # An end that lies later was set while the clock was wrong.
@@ -178,7 +182,7 @@ class Keyring:
                 use_from_ms=use_from_ms,
                 retire_ms=None,
             )
-            if not at_once:
+            if not alone:
                 return await self._put(found, (*kept, fresh), versions_skipped)
             sleds = [str(sled) for sled in (await self._ledger.rack("sled/")).sleds]
             return await self._put(found, (fresh,), versions_skipped, {KEYS_DUE_KEY: sleds})
@@ -186,6 +190,17 @@ class Keyring:
         ring = await self._ledger.until_settled(attempt)
         _log.info("event=keys-rotated version=%d key_id=%d at_once=%s", ring.version, ring.keys[-1].key_id, at_once)
         return ring
+
+    async def restored(self) -> None:
+        """What the store has is an old copy's: it neither signs nor is published again."""
+        found = await self._read()
+        if found is not None:
+            self.version_min = max(self.version_min, found.value.version + 1)
+
+    async def waits(self) -> Prepared | None:
+        """The set that waits for the root key; one that an old copy of the store has from then does not count."""
+        found = (await self._requests.waiting()).get(KIND)
+        return None if found is None or found.record["version"] < self.version_min else found
 
     async def retire(self) -> int | None:
         """Drop keys whose time is over; returns when the next one's is (Unix milliseconds), None if no end is set."""
@@ -204,6 +219,9 @@ class Keyring:
 
         ring = await self._ledger.until_settled(attempt)
         return min((key.retire_ms for key in ring.keys if key.retire_ms is not None), default=None) if ring else None
+
+    def _is_old(self, ring: KeyRing) -> bool:
+        return not ring.usable or ring.version < self.version_min
 
     def _from_now(self, record: dict[str, Any]) -> dict[str, Any]:
         """A set that waited for its signature: what was to happen after its making happens that much later."""
@@ -231,7 +249,7 @@ class Keyring:
         also: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> KeyRing:
         """The one place where a key set is made and signed."""
-        version = 1 + skipped + (0 if old is None else old.value.version)
+        version = 1 + skipped + max(0 if old is None else old.value.version, self.version_min - 1)
         published = KeySet(version, {key.key_id: key.public for key in keys}, await self._issue.stamp())
         record = {**KeyRing(version, keys, b"").to_json(), "prepared_ms": self._issue.now_ms()}
         prepared = Prepared(

@@ -228,10 +228,11 @@ async def run_server(
     if token != known:
         replace_file(token_file, token + "\n", 0o600)
     replace_file(folder / "root.pub", authority.root_public.hex() + "\n", 0o644)
+    connection = partial(BoundedConnection, turns=Turns(authority.env.clock))
     config = uvicorn.Config(
         create_app(authority, folder),
         loop="none",
-        http=cast(type[BoundedConnection], partial(BoundedConnection, turns=Turns(authority.env.clock))),
+        http=cast(type[BoundedConnection], connection),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -256,7 +257,7 @@ async def run_server(
         config.load()
         secured = SecuredListener(
             listener, certificate.context,
-            lambda: BoundedConnection(config=config, server_state=server.server_state, app_state={}),
+            partial(connection, config=config, server_state=server.server_state, app_state={}),
         )  # fmt: skip
         beside = [loop.create_task(secured.run()), loop.create_task(keep_certificate(certificate))]
         loop.add_signal_handler(signal.SIGHUP, certificate.look)

@@ -189,6 +189,10 @@ class Nodes:
                 await self._reserve(identity_key(public_key), str(head), compare, put, "its public key")
             else:
                 record = replace(found.value, name=name, addresses=dict(addresses))
+                if token.value["uses_left"] > 0 and str(head) not in token.value["heads"]:
+                    # It has uses that this head could take as another one: its revocation has to find it.
+                    compare[token_key(token_id)] = token.revision
+                    put[token_key(token_id)] = token.value | {"heads": [*token.value["heads"], str(head)]}
             if found is None or found.value.name != name:
                 await self._reserve(name_key("head", name), str(head), compare, put, f"the name {name}")
                 if found is not None:

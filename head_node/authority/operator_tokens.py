@@ -158,9 +158,17 @@ class OperatorTokens:
 
     async def drop_all(self) -> None:
         """The store is a backup's: it does not know which tokens were revoked since."""
+        await self.drop_given()
+        pointer = await self._ledger.json(OPERATOR_KEY)
+        delete = [] if pointer is None else [operator_token_key(pointer.value["token"]), name_key(_KIND, BOOTSTRAP)]
+        await self._ledger.commit(compare={}, put={}, delete=[OPERATOR_KEY, *delete])
+
+    async def drop_given(self) -> None:
+        """The same while the authority runs on an old copy: all but the token in the authority's own directory."""
+        pointer = await self._ledger.json(OPERATOR_KEY)
         for token in await self.list():
-            await self._drop(token)
-        await self._ledger.commit(compare={}, put={}, delete=[OPERATOR_KEY])
+            if pointer is None or token.id != pointer.value["token"]:
+                await self._drop(token)
 
     async def bootstrap(self, known: str | None) -> str:
         """The text of the bootstrap token: `known` if that is it, revoked or not, else a new one in its place."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from head_node.authority.issue_time import IssueTime
+from head_node.authority.issue_time import KEPT_STEP_MS, IssueTime
 from head_node.authority.key_requests import KeyRequests, Prepared
 from head_node.authority.ledger import REPLY_KEY, Ledger, Versioned, revision_of
 from head_node.authority.reply_certificate import SIGNING_DOMAIN, CertificateRefused, ReplyCertificate
@@ -54,11 +54,13 @@ class ReplyKeys:
         self.current = None if found is None else self._opened(found.value)
 
     async def keep_up(self) -> None:
-        """Have a key, a new one when half of the term is over. Raises RootKeyNeeded."""
+        """Have a key, a new one when half of the term is over, or when time was set back behind its issue: heads count
+        its term from when they first met it. Raises RootKeyNeeded."""
         current = self.current
         if current is not None:
             left_ms = current.certificate.expires_ms - self._issue.now_ms()
-            if left_ms > current.certificate.term_ms // RENEW_DIVISOR:
+            term_ms = current.certificate.term_ms
+            if term_ms // RENEW_DIVISOR < left_ms <= term_ms + KEPT_STEP_MS:  # a restart may forget that much
                 return
         await self._requests.check_none_waits(KIND)
         await self.rotate()

@@ -397,10 +397,13 @@ class Volumes:
         async def attempt() -> tuple[Unfenced | None, VolumeRecord | None]:
             found, noted = await self._ledger.volume(volume), await self._ledger.unfenced_of(volume, head)
             claim = await self._ledger.json(claim_key(volume))
-            if noted is None or claim is None or noted.value.above:
+            if noted is None or noted.value.above:
                 return (None if noted is None else noted.value), None
+            # Without a claim the store is a backup's: its epoch is nobody's once the volume is recovered, not before.
+            if claim is None and found.value.state is VolumeState.FROZEN:
+                return None, None
             record = None
-            if claim.value["epoch"] == found.value.epoch:
+            if claim is not None and claim.value["epoch"] == found.value.epoch:
                 record = transitions.pass_epoch(found.value)
             raised = replace(noted.value, above=(record or found.value).epoch)
             compare = {volume_key(volume): found.revision, unfenced_key(volume, head): noted.revision}

@@ -106,4 +106,18 @@ OPERATORS = (
         "handshakes-without-number", "handshakes that never end are bounded", SECURED,
         "                    oldest.cancel()\n", "", f"{API}/test_secured.py",
     ),
+    (
+        "handshakes-of-any-source", "handshakes of one source cost no other source its own", SECURED,
+        "self._handshakes.items() if source == most)", "self._handshakes.items())", f"{API}/test_secured.py",
+    ),
+    (
+        "turns-of-ones-own", "connections over TLS take turns with each other", "head_node/authority/main.py",
+        "            partial(connection, config=config,",
+        "            partial(BoundedConnection, turns=Turns(authority.env.clock), config=config,", f"{AUTHORITY}/test_main.py",
+    ),
+    (
+        "token-shown-later", "a revoked head comes back by no token that it has shown", NODES,
+        "                if token.value[\"uses_left\"] > 0 and str(head) not in", "                if False and str(head) not in",
+        f"{AUTHORITY}/test_nodes.py",
+    ),
 )  # fmt: skip

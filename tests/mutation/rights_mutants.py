@@ -143,6 +143,22 @@ _SEEN_BY_TESTS = (
         f"{EXPORT}/test_nvme_guard.py",
     ),
     one(
+        "fence-by-no-epoch",
+        "F1: where the claims are gone no sled counts as fenced by epoch 0",
+        "head_node/authority/volumes.py",
+        "            if noted is None or noted.value.above:\n",
+        "            if noted is None or claim is None or noted.value.above:\n",
+        FENCED,
+    ),
+    one(
+        "frozen-fence-without-claim",
+        "F4: a restored volume's epoch is nobody's only once it is recovered",
+        "head_node/authority/volumes.py",
+        "            if claim is None and found.value.state is VolumeState.FROZEN:\n",
+        "            if False:\n",
+        FENCED,
+    ),
+    one(
         "reports-of-strangers",
         "rights: what a head says of a volume that it has no part in is not shown",
         "head_node/authority/reports.py",

@@ -41,7 +41,24 @@ SECRETS = (
     ),
     (
         "reply-key-not-renewed", "a reply key is renewed before it ends", REPLY_KEYS,
-        "            if left_ms > current.certificate.term_ms // RENEW_DIVISOR:\n", "            if left_ms > 0:\n", REPLY_TESTS,
+        "            if term_ms // RENEW_DIVISOR < left_ms <=", "            if 0 < left_ms <=", REPLY_TESTS,
+    ),
+    (
+        "reply-key-of-a-wrong-time", "a reply key that was issued in a wrong time is replaced when time is set back", REPLY_KEYS,
+        "RENEW_DIVISOR < left_ms <= term_ms + KEPT_STEP_MS:", "RENEW_DIVISOR < left_ms:", REPLY_TESTS,
+    ),
+    (
+        "gentler-request", "no request replaces one that takes stolen keys out at once", KEYRING,
+        "            if not at_once and (waiting := await self.waits())", "            if False and (waiting := await self.waits())",
+        AWAY_TESTS,
+    ),
+    (
+        "old-request-counts", "what waits in an old copy for the root key is not waited for", KEYRING,
+        "found.record[\"version\"] < self.version_min else found", "found.record[\"version\"] < 0 else found", BACKUP_TESTS,
+    ),
+    (
+        "old-copys-tokens", "an old copy knows no operator token again", THE_AUTHORITY,
+        "        await self.tokens.drop_given()\n", "", BACKUP_TESTS,
     ),
     (
         "any-signature-installed", "what waits for the root key is installed with its signature only", REQUESTS,
@@ -86,13 +103,16 @@ SECRETS = (
         "    copy.execute(\"PRAGMA secure_delete = ON\")\n", "    return\n", BACKUP_TESTS,
     ),
     (
-        "restored-keys-published", "a restored store publishes no key that may have been rotated out", THE_AUTHORITY,
-        "            await self.keyring.rotate(versions_skipped=versions_skipped, at_once=True)\n",
-        "            await self.keyring.rotate(versions_skipped=versions_skipped)\n", BACKUP_TESTS,
+        "restored-keys-published", "a restored store publishes no key that may have been rotated out", KEYRING,
+        "            alone = at_once or old_copy\n", "            alone = at_once\n", BACKUP_TESTS,
+    ),
+    (
+        "restored-version-low", "a restored store jumps over key sets that may have been issued since", KEYRING,
+        "RESTORED_VERSIONS_SKIPPED if old_copy else 0\n", "0\n", BACKUP_TESTS,
     ),
     (
         "backups-keys-usable", "a restored store without new keys publishes nothing", KEYRING,
-        "        if not found.value.usable or found.value.version < self.version_min:\n", "        if not found.value:\n", BACKUP_TESTS,
+        "        if self._is_old(found.value):\n", "        if not found.value:\n", BACKUP_TESTS,
     ),
     (
         "old-store-goes-on", "a store that a head proves to be old freezes", THE_AUTHORITY,

@@ -17,7 +17,8 @@ from head_node.api.secured import SecuredListener
 from head_node.authority import tls
 from head_node.authority.certificates import ServerCertificate
 from head_node.authority.main import Server, listen
-from sled_controller.environment import Environment
+from sled_controller.environment import Environment, SystemClock
+from sled_controller.turns import Turns
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,8 +40,10 @@ async def serving(folder: Path) -> AsyncIterator[int]:
     config.load()
     server = Server(config)
 
+    turns = Turns(SystemClock())
+
     def connection() -> BoundedConnection:
-        return BoundedConnection(config=config, server_state=server.server_state, app_state={})
+        return BoundedConnection(config=config, server_state=server.server_state, app_state={}, turns=turns)
 
     accepting = asyncio.create_task(SecuredListener(listener, certificate.context, connection).run())
     task = asyncio.create_task(server.serve([]))
@@ -99,3 +102,19 @@ def test_a_handshake_has_an_end_and_what_is_no_tls_is_refused(tmp_path: Path, mo
             assert await ask(tmp_path, port) == "https"
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_handshakes_of_one_source_cost_no_other_source_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secured, "HANDSHAKES_MAX", 3)
+
+    async def work() -> None:
+        async with serving(tmp_path) as port:
+            slow, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+            strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+            await asyncio.gather(*(closed(reader) for reader, _ in strangers[:6]))
+            assert not slow.at_eof()
+            await writer.start_tls(tls.operator_context(tmp_path / tls.CA_FILE), server_hostname="127.0.0.1")
+            for _, other in (*strangers, (slow, writer)):
+                other.close()
+
+    asyncio.run(asyncio.wait_for(work(), 20))

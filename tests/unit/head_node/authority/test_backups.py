@@ -13,6 +13,7 @@ from kit.authority import Head, Kit, RecordingFencer, rack, term_and_margin_ms
 
 from head_node.authority.authority import Policy
 from head_node.authority.errors import Frozen
+from head_node.authority.key_requests import PENDING_PREFIX
 from head_node.authority.keyring import RESTORED_VERSIONS_SKIPPED
 from head_node.authority.root_key import AwayRoot
 from head_node.store.host_secrets import unsealed
@@ -271,5 +272,80 @@ def test_a_head_that_has_a_newer_key_set_shows_that_the_store_is_an_old_copy() -
             await head.client.report({"newer_key_set": newest.hex()})
             assert (await again.record(record.volume)).version == version
             assert (await again.operator.get("/v1/volumes")).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_a_rotation_does_not_put_keys_of_a_backup_into_the_set_that_waits_for_the_root_key(
+    tmp_path: Path, now: bool
+) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), rack() as kit:
+            primary, _, _, _ = await guarded(kit)
+            store = await backed_up(kit, tmp_path / "copy")
+            former = set(KeySet.open((await primary.client.view()).key_set, kit.authority.root_public).keys.values())
+            for _ in range(3):
+                await kit.operator.post("/v1/keys/rotate")
+            newest = KeySet.open((await primary.client.view()).key_set, kit.authority.root_public)
+            root = kit.root_key
+        away = AwayRoot(root.public_key().public_bytes_raw())
+        async with asyncio.timeout(20), rack(store=store, root=away, seed=2) as again:
+            if not now:  # as where the authority was stopped before it had asked
+                await again.authority.ledger.commit(compare={}, put={}, delete=[PENDING_PREFIX + "key-set"])
+            assert (await again.operator.post("/v1/keys/rotate", json={"now": now})).status_code == 409
+            for entry in (await again.operator.get("/v1/keys/requests")).json()["requests"]:
+                signature = root.sign(bytes.fromhex(entry["domain"]) + bytes.fromhex(entry["body"])).hex()
+                body = {"kind": entry["kind"], "body": entry["body"], "signature": signature}
+                assert (await again.operator.post("/v1/keys/install", json=body)).status_code == 204
+            head = again.process(primary.id, primary.key, root=again.authority.root_public)
+            published = KeySet.open((await head.client.view()).key_set, again.authority.root_public)
+            assert not former & set(published.keys.values())
+            assert published.version > newest.version
+
+    asyncio.run(main())
+
+
+def test_an_old_copy_with_a_request_of_its_own_makes_another_for_the_root_key_that_is_away() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), rack() as kit:
+            primary, _, _, _ = await guarded(kit)
+            old = await copied(kit)
+            for _ in range(3):
+                await kit.operator.post("/v1/keys/rotate")
+            newest = (await primary.client.view()).key_set
+            root = kit.root_key
+        away = AwayRoot(root.public_key().public_bytes_raw())
+        async with asyncio.timeout(20), rack(store=old, clock=kit.clock, root=away, seed=2) as again:
+            assert (await again.operator.post("/v1/keys/rotate")).status_code == 409  # it waits in the old copy
+            head = again.process(primary.id, primary.key, root=again.authority.root_public)
+            await head.client.report({"newer_key_set": newest.hex()})
+            for entry in (await again.operator.get("/v1/keys/requests")).json()["requests"]:
+                signature = root.sign(bytes.fromhex(entry["domain"]) + bytes.fromhex(entry["body"])).hex()
+                body = {"kind": entry["kind"], "body": entry["body"], "signature": signature}
+                await again.operator.post("/v1/keys/install", json=body)
+            published = KeySet.open((await head.client.view()).key_set, again.authority.root_public)
+            assert published.version > KeySet.open(newest, again.authority.root_public).version
+
+    asyncio.run(main())
+
+
+def test_an_old_copy_knows_no_operator_token_again_that_may_have_been_revoked_since() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), rack() as kit:
+            primary, _, _, _ = await guarded(kit)
+            asked = {"name": "stolen", "role": "admin", "valid_s": 3600}
+            stolen = (await kit.operator.post("/v1/tokens", json=asked)).json()["token"]
+            old = await copied(kit)
+            await kit.operator.delete("/v1/tokens/stolen")
+            await kit.operator.post("/v1/keys/rotate")
+            newest = (await primary.client.view()).key_set
+            bootstrap = kit.operator.headers["authorization"].split()[1]
+        async with asyncio.timeout(20), rack(store=old, clock=kit.clock, seed=2, bootstrap=bootstrap) as again:
+            head = again.process(primary.id, primary.key, root=again.authority.root_public)
+            await head.client.report({"newer_key_set": newest.hex()})
+            refused = await again.operator.get("/v1/nodes", headers={"authorization": f"Bearer {stolen}"})
+            assert refused.status_code == 401
+            assert (await again.operator.get("/v1/nodes")).status_code == 200
 
     asyncio.run(main())

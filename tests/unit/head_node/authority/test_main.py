@@ -7,21 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from kit.authority import rack
 from rackctl.cli import main as rackctl
 
 from head_node import main as head
-from head_node.authority import tls
+from head_node.authority import main, tls
+from head_node.authority.certificates import ServerCertificate
 from head_node.authority.client import AuthorityClient, fetch_ca
 from head_node.authority.errors import AuthorityUnavailable
 from head_node.config import HeadSettings
-from sled_controller.environment import Environment
+from sled_controller.environment import Clock, Environment
+from sled_controller.turns import Turn, Turns
 
 START_S_MAX = 20
 
@@ -224,3 +227,37 @@ def test_a_long_poll_is_answered_when_the_authority_stops(tmp_path: Path) -> Non
         token = httpx.post(api + "/v1/join-tokens", headers=operator).json()["token"]
         asyncio.run(asyncio.wait_for(scenario(process, api, token), START_S_MAX))
         assert process.wait(START_S_MAX) == 0
+
+
+def test_connections_over_tls_take_turns_with_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    made: list[Turns] = []
+
+    class Seen(Turns):
+        def __init__(self, clock: Clock) -> None:
+            super().__init__(clock)
+            made.append(self)
+
+        def place(self, source: str, take: Callable[[], bool]) -> Turn:
+            placed.append(source)
+            return super().place(source, take)
+
+    monkeypatch.setattr(main, "Turns", Seen)
+
+    async def work() -> None:
+        async with rack() as kit:
+            listener = main.listen("127.0.0.1", 0)
+            certificate = ServerCertificate(tmp_path, Environment(), ["127.0.0.1"], None)
+            settings = main.AuthoritySettings(state_dir=tmp_path)
+            serving = asyncio.create_task(main.run_server(kit.authority, settings, listener, certificate))
+            verify = tls.operator_context(tmp_path / tls.CA_FILE)
+            for _ in range(2):
+                async with httpx.AsyncClient(verify=verify, trust_env=False) as http:
+                    reply = await http.get(f"https://127.0.0.1:{listener.getsockname()[1]}/healthz")
+                    assert reply.status_code == 200
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+            listener.close()
+        assert (len(made), placed) == (1, ["127.0.0.1"] * 2)
+
+    asyncio.run(asyncio.wait_for(work(), START_S_MAX))

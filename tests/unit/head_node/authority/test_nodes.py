@@ -447,3 +447,15 @@ def test_a_rack_may_exchange_its_heads_any_number_of_times(monkeypatch: pytest.M
         assert found.value.number == 1
 
     run(scenario)
+
+
+def test_a_revoked_head_comes_back_by_no_token_that_it_has_shown() -> None:
+    async def scenario(kit: Kit) -> None:
+        head = await kit.enrolled("head-1")
+        token = await kit.token(uses=2)
+        await head.client.enrol(token, name="head-1", addresses=ADDRESSES)  # another one in its settings
+        await revoke(kit, head)
+        with pytest.raises(EnrolmentRefused):
+            await kit.newcomer().client.enrol(token, name="other", addresses=ADDRESSES)
+
+    run(scenario)

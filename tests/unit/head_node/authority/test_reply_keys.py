@@ -217,3 +217,20 @@ def test_the_authority_renews_the_reply_key_when_half_of_its_term_is_over() -> N
         assert current(kit).certificate.number == 2
 
     run(scenario, policy=POLICY)
+
+
+def test_expiry_a_reply_key_of_a_wrong_time_is_replaced_when_time_is_set_back() -> None:
+    async def scenario(kit: Kit) -> None:
+        primary, _, _ = await kit.ready()
+        kit.authority.issue.follow([kit.clock.now_ms + 3650 * DAY_MS] * 6, 4)
+        await kit.authority.replies.keep_up()
+        await primary.client.view()
+        assert current(kit).certificate.issued_ms > kit.clock.now_ms
+        await kit.authority.time.set(kit.clock.now_ms)
+        for _ in range(3):  # heads count the term from when they have met a key
+            await kit.authority.replies.keep_up()
+            await primary.client.view()
+            assert current(kit).certificate.issued_ms <= kit.clock.now_ms
+            kit.clock.advance(6 * DAY_MS)
+
+    run(scenario, policy=POLICY)

@@ -239,3 +239,18 @@ def test_another_root_than_the_racks_does_not_start() -> None:
                 pass
 
     asyncio.run(main())
+
+
+def test_no_later_request_takes_the_place_of_one_that_takes_stolen_keys_out_at_once() -> None:
+    async def main() -> None:
+        async with away() as kit:
+            await install_all(kit)
+            assert (await kit.operator.post("/v1/keys/rotate", json={"now": True})).status_code == 409
+            asked = (await waiting(kit))["key-set"]
+            assert (await kit.operator.post("/v1/time", json={"now_ms": kit.clock.wall_ms()})).status_code == 200
+            assert (await kit.operator.post("/v1/keys/rotate")).status_code == 409
+            assert (await waiting(kit))["key-set"] == asked
+            assert await install(kit, asked) == 204
+            assert [key["key_id"] for key in (await kit.operator.get("/v1/keys")).json()["keys"]] == [2]
+
+    asyncio.run(main())

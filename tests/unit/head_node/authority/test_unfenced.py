@@ -6,12 +6,22 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from kit.authority import Head, Kit, ManualClock, RecordingFencer, SeededEntropy, columns_of, rack, run
+from kit.authority import (
+    Head,
+    Kit,
+    ManualClock,
+    RecordingFencer,
+    SeededEntropy,
+    columns_of,
+    rack,
+    run,
+    term_and_margin_ms,
+)
 from kit.enrolled_sled import connected, create_with, enrolled_sled
 
 from head_node.authority.errors import AuthorityUnavailable, NotEligible, Unenrolled
 from head_node.authority.fencing import FENCED, SledFencer
-from head_node.authority.ledger import head_key, revoking_key, unfenced_key, volume_key
+from head_node.authority.ledger import claim_key, head_key, revoking_key, unfenced_key, volume_key
 from head_node.authority.retries import RETRY_NS
 from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.memory import MemoryStore
@@ -369,3 +379,28 @@ def test_f1_real_sleds_refuse_a_failed_over_head_from_its_revocation_on() -> Non
             assert await kit.authority.ledger.unfenced() == [left], "what is fenced is found so"
 
     asyncio.run(asyncio.wait_for(main(), 40))
+
+
+def test_f1_no_sled_counts_as_fenced_by_no_epoch_where_the_claims_are_gone_as_in_a_restored_store() -> None:
+    fencer = SledFences()
+
+    async def scenario(kit: Kit) -> None:
+        former, _, record = await failed_over(kit, fencer)
+        fencer.away = set(record.sleds)
+        await revoke(kit, former)
+        fencer.away = set()
+        await kit.authority.ledger.commit(compare={}, put={}, delete=[claim_key(record.volume)])
+        await kit.operator.post(f"/v1/volumes/{record.volume}/freeze")
+        kit.clock.advance(2 * RETRY_NS // 1_000_000)
+        await kit.authority.unfenced.look()
+        assert fencer.epochs[record.sleds[0]] == 1, "a frozen volume gets no epoch"
+        assert [entry["sleds"] for entry in await listed(kit)] == [[str(record.sleds[0])]]
+        kit.clock.advance(2 * term_and_margin_ms(kit))
+        reply = await kit.operator.post(f"/v1/volumes/{record.volume}/recover", json={"epoch": 2})
+        assert reply.status_code == 200, reply.text
+        await kit.authority.unfenced.look()
+        assert fencer.epochs[record.sleds[0]] == 3
+        assert await listed(kit) == []
+        assert (await kit.record(record.volume)).epoch == 3
+
+    run(scenario, fencer=fencer)
