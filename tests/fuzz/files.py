@@ -169,7 +169,7 @@ def key_ring_seeds() -> list[bytes]:
 
 def join_token(data: bytes) -> None:
     token = JoinToken.parse(data.decode("utf-8", "surrogateescape"))
-    assert len(token.proof(LOG, bytes(32))) == 32
+    assert len(token.proof(LOG, bytes(32))) == 64
 
 
 # --- a head's ports ---------------------------------------------------------------------------------------------------
@@ -276,7 +276,9 @@ TARGETS = (
     Target("log-directory", log_directory, (VolumeError,), log_directory_seeds, executions=1500),
     Target("store-rows", store_rows, (RecordMalformed,), store_seeds, executions=1500),
     Target("key-ring", key_ring, (RecordMalformed,), key_ring_seeds),
-    Target("join-token", join_token, (AuthorityError,), lambda: [token_text("0a" * 8, "0b" * 32).encode()]),
+    Target("join-token", join_token, (AuthorityError,), lambda: [
+            token_text("0a" * 8, bytes(32), bytes(32), ca).encode() for ca in (None, bytes(32))
+        ]),
     Target("status-request", status_request, PASSING, lambda: [
         f"GET /{page} HTTP/1.1\r\n\r\n".encode() for page in ("health", "ready", "status?x", "metrics", "")
     ]),

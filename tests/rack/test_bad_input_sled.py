@@ -184,7 +184,7 @@ FORGED: dict[str, tuple[Callable[[], bytes], int, int]] = {
     "long": (lambda: _credential() + b"\0", Status.REFUSED, 16),
     "of zeroes": (lambda: bytes(560), Status.REFUSED, 16),
     "with a bit of its epoch flipped": (lambda: _tampered(_credential(), 60), Status.REFUSED, 17),
-    "with a bit of its signature flipped": (lambda: _tampered(_credential(), 130), Status.REFUSED, 17),
+    "with a bit of its signature flipped": (lambda: _tampered(_credential(), 520), Status.REFUSED, 17),
     "with a bit of its magic flipped": (lambda: _tampered(_credential(), 0), Status.REFUSED, 16),
 }  # fmt: skip
 
