@@ -196,8 +196,7 @@ class Head:
 
     def _restrict_nbd(self, view: RackView) -> None:
         """What the view says of exports by NBD holds for clients that are connected, too."""
-        self.directory.guarded = view.secrets.keys()
-        self.nbd.restrict({volume: self.directory.security_needed(record) for volume, record in view.volumes.items()})
+        self.nbd.restrict(self.directory.update(view))
 
     async def _remove_logs(self) -> None:
         """Remove what deleted volumes have left here, and say so, until the view names none any more."""
