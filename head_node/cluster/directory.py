@@ -41,9 +41,8 @@ class VolumeDirectory:
             if record.state in OFFERED_STATES and (least := needed[volume]) is not None
         ]
         self._offered = {name: volume for name, volume, _ in offered}
-        self._names = {
-            security: sorted(name for name, _, least in offered if least <= security) for security in Security
-        }
+        for security in Security:
+            self._names[security] = sorted(name for name, _, least in offered if least <= security)
         return needed
 
     def security_needed(self, record: VolumeRecord) -> Security | None:
