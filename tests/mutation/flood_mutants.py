@@ -108,6 +108,14 @@ FLOODS = (
         "tests/unit/head_node/cluster/test_status_server.py",
     ),
     (
+        "pages-made-for-each-request",
+        "floods: a page that took long is given out again",
+        "head_node/cluster/status_server.py",
+        "        if begun_ns >= until_ns:\n",
+        "        if True:\n",
+        "tests/unit/head_node/cluster/test_status_server.py",
+    ),
+    (
         "requests-of-strangers-first",
         "floods: requests of strangers are taken in their share",
         "head_node/api/connections.py",
