@@ -48,7 +48,7 @@ class LogFile(RotatingFileHandler):
     def _open(self) -> TextIOWrapper:
         # Each one of a rotation is as the first: this user's alone, and no link that others have put there is followed.
         descriptor = open_own(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
+        return os.fdopen(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
     def doRollover(self) -> None:
         """Begin another file; on a full disk, go on with this one."""
