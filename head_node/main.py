@@ -243,7 +243,7 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    pages = StatusServer(head.status, lambda: head.ready, head.turns)
+    pages = StatusServer(head.status, lambda: head.ready, head.turns, env.clock)
     try:
         host = settings.host
         peer = await listen(head.listener.start, settings.peer_host or host, settings.peer_port, "peer")

@@ -5,12 +5,14 @@ import errno
 import logging
 import os
 import sys
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import Field
 
+from sled_controller.durable import open_own
 from sled_controller.line_budget import LineBudget
 from sled_controller.printable import LineFormatter, complain
 from sled_controller.settings import Settings
@@ -42,6 +44,11 @@ class LogFile(RotatingFileHandler):
         if path.is_symlink():
             raise OSError(errno.ELOOP, "is a symbolic link", str(path))
         super().__init__(path, maxBytes=bytes_max, backupCount=files, encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        # Each one of a rotation is as the first: this user's alone, and no link that others have put there is followed.
+        descriptor = open_own(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return os.fdopen(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
     def doRollover(self) -> None:
         """Begin another file; on a full disk, go on with this one."""

@@ -40,7 +40,7 @@ from sled_controller.storage.records import StoredFence, TimeEntry
 from sled_controller.storage.sled_storage import SledStorage
 from sled_controller.time_statement import TimeStatement
 from spdk_bindings.device import Device
-from spdk_bindings.log_pages import DiscoveryEntry
+from spdk_bindings.log_pages import DiscoveryEntry, discovery_row
 from spdk_bindings.nvme import DISCOVERY_NQN, Status, uuid_nqn
 
 if TYPE_CHECKING:
@@ -241,10 +241,10 @@ class Subsystem:
         association.controller = SledController(association, request.kato_ms)
         return association
 
-    def _addresses(self, queue: "TargetQueue", host_nqn: bytes) -> list[DiscoveryEntry]:
+    def _addresses(self, queue: "TargetQueue", host_nqn: bytes) -> list[bytes]:
         host, port = queue.local_address
         host = self._advertised_host or host
-        return [DiscoveryEntry(self.identity.nqn, host, port, ip_address(host).version == 6)]
+        return [discovery_row(1, DiscoveryEntry(self.identity.nqn, host, port, ip_address(host).version == 6))]
 
     # --- sled-wide admin commands
 

@@ -252,7 +252,7 @@ def reservation_report(
         )
         for entry in entries
     ]
-    return bytes(header + b"".join(rows))
+    return b"".join((header, *rows))
 
 
 def reservation_notice(count: int, kind: int, further: int, nsid: int) -> bytes:
@@ -277,8 +277,8 @@ class DiscoveryEntry:
 
 
 @lru_cache(DISCOVERY_ROWS_KEPT)
-def _discovery_row(index: int, entry: DiscoveryEntry) -> bytes:
-    """Kept, as any host may ask for all rows again and again, and most of them are the same for all hosts."""
+def discovery_row(index: int, entry: DiscoveryEntry) -> bytes:
+    """An entry as the Discovery log has it, with port id `index`. Kept: most are the same after a change."""
     return bytes(
         DISCOVERY_ENTRY_FORMAT.build(
             {
@@ -299,8 +299,7 @@ def _discovery_row(index: int, entry: DiscoveryEntry) -> bytes:
     )
 
 
-def discovery_log(generation: int, entries: Sequence[DiscoveryEntry]) -> bytes:
-    """The Discovery log (70h; NVMe-oF 1.1, 5.4) with NVM subsystems over TCP without TLS."""
-    header = DISCOVERY_HEADER_FORMAT.build({"generation": generation, "records": len(entries), "format": 0})
-    rows = [_discovery_row(index, entry) for index, entry in enumerate(entries, start=1)]
-    return bytes(header + b"".join(rows))
+def discovery_log(generation: int, rows: Sequence[bytes]) -> bytes:
+    """The Discovery log (70h; NVMe-oF 1.1, 5.4) of these `discovery_row`s: NVM subsystems over TCP without TLS."""
+    header = DISCOVERY_HEADER_FORMAT.build({"generation": generation, "records": len(rows), "format": 0})
+    return b"".join((header, *rows))

@@ -196,8 +196,7 @@ class Head:
 
     def _restrict_nbd(self, view: RackView) -> None:
         """What the view says of exports by NBD holds for clients that are connected, too."""
-        self.directory.guarded = view.secrets.keys()
-        self.nbd.restrict({volume: self.directory.security_needed(record) for volume, record in view.volumes.items()})
+        self.nbd.restrict(self.directory.update(view))
 
     async def _remove_logs(self) -> None:
         """Remove what deleted volumes have left here, and say so, until the view names none any more."""
@@ -367,6 +366,13 @@ class Head:
             log.warning("event=report_failed error=%s", error)
             self._report_refused = reason
 
+    def _report_taken(self, events: int) -> None:
+        if self._report_refused:
+            log.info("event=report_taken")
+            self._report_refused = ""
+        for _ in range(events):
+            self._events.popleft()
+
     async def _report(self) -> None:
         backoff = Backoff(self._env, REPORT_SECONDS, REFUSED_SECONDS_MAX)
         while True:
@@ -376,17 +382,12 @@ class Head:
             try:
                 if not self.watch.unenrolled:
                     await self._authority.report({**self.status(), "events": events})
+                    self._report_taken(len(events))
+                    backoff.reset()
             except AuthorityError as error:
                 self._report_failed(error)
                 if not isinstance(error, AuthorityUnavailable):
                     pause_s = backoff.next_s()
-            else:
-                backoff.reset()
-                if self._report_refused:
-                    log.info("event=report_taken")
-                    self._report_refused = ""
-                for _ in events:
-                    self._events.popleft()
             try:
                 async with asyncio.timeout(pause_s):
                     await self._report_due.wait()

@@ -342,7 +342,7 @@ class NbdConnection(asyncio.BufferedProtocol):
         try:
             upstream = await export.dial()
         except ExportUnavailable as error:
-            self._dialling = None
+            self._dialling = self.volume_id = None
             if not self._reset:
                 self._resume_reading()
                 self._negotiate(self._negotiation.refuse(OptionReply.ERR_SHUTDOWN, str(error)))

@@ -22,7 +22,6 @@ from sled_controller.fabric.standard_controller import (
     supported_pages,
 )
 from spdk_bindings import identify, log_pages, nvme
-from spdk_bindings.log_pages import DiscoveryEntry
 from spdk_bindings.nvme import Feature, IdentifyCns, LogPage, Status
 
 if TYPE_CHECKING:
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
 
 DISCOVERY_HOSTS_MAX: Final = 1024
 
-Entries = Callable[["TargetQueue", bytes], Sequence[DiscoveryEntry]]
-"""(admin queue, host NQN) -> what this host is shown on this connection."""
+Entries = Callable[["TargetQueue", bytes], Sequence[bytes]]
+"""(admin queue, host NQN) -> the `discovery_row`s that this host is shown on this connection. Any stranger may ask, as
+often as it likes: rows are made beforehand."""
 
 
 class DiscoveryAssociation(HostAssociation):
@@ -115,8 +115,8 @@ class DiscoveryController(StandardController):
 
     def log_page(self, queue: "TargetQueue", request: LogRequest) -> bytes | None:
         if request.page == LogPage.DISCOVERY:
-            entries = self._subsystem.entries(queue, self.association.host_nqn)
-            return log_pages.discovery_log(self._subsystem.generation, entries)
+            rows = self._subsystem.entries(queue, self.association.host_nqn)
+            return log_pages.discovery_log(self._subsystem.generation, rows)
         if request.page == LogPage.SUPPORTED:
             return supported_pages({LogPage.DISCOVERY: None})
         return None

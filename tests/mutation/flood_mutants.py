@@ -108,6 +108,22 @@ FLOODS = (
         "tests/unit/head_node/cluster/test_status_server.py",
     ),
     (
+        "discovery-rows-made-for-each-request",
+        "floods: rows of the discovery log are made when volumes change",
+        "head_node/export/nvme/server.py",
+        "for offer, rows in self._rows.items() if offer.exported.admits(name) for row in rows]\n",
+        "for offer in self._offers if offer.exported.admits(name) for row in _rows_of(offer)]\n",
+        "tests/unit/head_node/export/test_nvme_controller.py",
+    ),
+    (
+        "pages-made-for-each-request",
+        "floods: a page that took long is given out again",
+        "head_node/cluster/status_server.py",
+        "        if begun_ns >= until_ns:\n",
+        "        if True:\n",
+        "tests/unit/head_node/cluster/test_status_server.py",
+    ),
+    (
         "requests-of-strangers-first",
         "floods: requests of strangers are taken in their share",
         "head_node/api/connections.py",

@@ -53,7 +53,7 @@ NBD_SECURITY = (
     ),
     (
         "secure-exports-listed-in-plain", "exports for secure connections are not listed to others", DIRECTORY,
-        " if needed <= security)\n", ")\n", TEST_EXPORTS,
+        " if least <= security)\n", ")\n", TEST_EXPORTS,
     ),
     (
         "required-is-allowed", "FORCEDTLS: nothing is answered before TLS", NEGOTIATION,

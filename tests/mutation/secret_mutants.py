@@ -162,6 +162,12 @@ SECRETS = (
         "    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)\n", DURABLE_TESTS,
     ),
     (
+        "rotated-logs-are-everyones", "each file of a rotation is made as the program's others", "sled_controller/program_log.py",
+        "        descriptor = open_own(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n",
+        "        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n",
+        "tests/unit/sled_controller/test_program_log.py",
+    ),
+    (
         "rack-of-another-user", "every command looks whose a rack's directory is", STATE,
         "        check_own_directory(directory)\n", "        pass\n", "tests/unit/rackctl/test_own_directory.py",
     ),

@@ -361,7 +361,7 @@ class Rack:
             state.save(self.directory, now)
             with self.connect() as api:
                 join_token = None if now.enrolled else api.join_token(len(heads))
-                rest = [*heads, *sleds[spare:]]
+                rest = [*_not_revoked(heads, api.nodes()["heads"]), *sleds[spare:]]
                 others += self._spawn(now, [self._command(now, node, join_token) for node in rest])
                 await_ready(others)
                 if not now.enrolled:
@@ -461,6 +461,12 @@ def wait_until(poll: Callable[[], Value | None], what: str, timeout_s: float) ->
         if time.monotonic() > deadline:
             raise WaitedTooLong(f"waited {timeout_s:g} s for {what}: the logs of the nodes may say why")
         time.sleep(_POLL_S)
+
+
+def _not_revoked(heads: Sequence[Node], known: Iterable[Mapping[str, Any]]) -> list[Node]:
+    """Those that the authority has not put out of the rack: a revoked one would end as soon as it is started."""
+    revoked = {head["id"] for head in known if head["revoked"]}
+    return [node for node in heads if node.id not in revoked]
 
 
 def _processes(nodes: Iterable[Node]) -> list[ProcessIdentity]:

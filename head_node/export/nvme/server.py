@@ -27,7 +27,7 @@ from sled_controller.fabric.port import KATO_SECONDS_MAX, NvmSubsystem
 from sled_controller.fabric.receive_buffer import RECEIVE_BYTES, Allocate
 from sled_controller.fabric.target_server import WRITE_BUFFER_BYTES_MAX, TargetServer
 from sled_controller.turns import Turns
-from spdk_bindings.log_pages import DiscoveryEntry
+from spdk_bindings.log_pages import DiscoveryEntry, discovery_row
 from spdk_bindings.nvme import DISCOVERY_NQN, uuid_nqn
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class NvmeServer:
         self._by_nqn: dict[str, VolumeSubsystem] = {}
         self._by_volume: dict[UUID, VolumeSubsystem] = {}
         self._offers: tuple[Offer, ...] = ()
+        self._rows: dict[Offer, list[bytes]] = {}
+        """Of the discovery log: one for each path to the volume."""
         self._numbers = SequenceNumbers(env.entropy)
         self._shares = Shares(connections_max)
         self.exchanges = Exchanges(env)
@@ -113,6 +115,8 @@ class NvmeServer:
                 subsystem.set_guard(guard)
         if tuple(offers) != self._offers:
             self._offers = tuple(offers)
+            made = self._rows
+            self._rows = {offer: made.get(offer) or _rows_of(offer) for offer in offers}
             self.discovery.changed()
 
     def set_access(self, volume: UUID, access: Access, served: ServedVolume | None) -> None:
@@ -159,15 +163,18 @@ class NvmeServer:
         """The volume of that name, or the discovery subsystem."""
         return self.discovery if nqn == DISCOVERY_NQN else self._by_nqn.get(nqn)
 
-    def _entries(self, queue: "TargetQueue", host_nqn: bytes) -> list[DiscoveryEntry]:
+    def _entries(self, queue: "TargetQueue", host_nqn: bytes) -> list[bytes]:
         """Every path to every volume that admits the host."""
         name = host_nqn.rstrip(b"\0").decode("utf-8", "replace")
-        return [
-            DiscoveryEntry(uuid_nqn(offer.exported.volume), host, port, is_ipv6(host))
-            for offer in self._offers
-            if offer.exported.admits(name)
-            for host, port in offer.addresses
-        ]
+        return [row for offer, rows in self._rows.items() if offer.exported.admits(name) for row in rows]
+
+
+def _rows_of(offer: Offer) -> list[bytes]:
+    nqn = uuid_nqn(offer.exported.volume)
+    return [
+        discovery_row(number, DiscoveryEntry(nqn, host, port, is_ipv6(host)))
+        for number, (host, port) in enumerate(offer.addresses, start=1)
+    ]
 
 
 def is_ipv6(host: str) -> bool:

@@ -266,6 +266,6 @@ def test_the_namespace_page_is_made_once_for_all_its_readers_until_namespaces_ch
 
 def test_the_rows_of_the_discovery_page_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [log_pages.DiscoveryEntry(f"nqn.2014-08.org.nvmexpress:uuid:once-{n}", "192.0.2.1", n) for n in range(8)]
-    page = log_pages.discovery_log(1, entries)
+    rows = [log_pages.discovery_row(1, entry) for entry in entries]
     monkeypatch.setattr(log_pages, "DISCOVERY_ENTRY_FORMAT", None)
-    assert log_pages.discovery_log(1, entries) == page
+    assert [log_pages.discovery_row(1, entry) for entry in entries] == rows

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,22 @@ def test_standard_error_that_leads_elsewhere_stays_there(tmp_path: Path) -> None
 
 def record(text: str) -> logging.LogRecord:
     return logging.LogRecord("test", logging.INFO, __file__, 1, text, (), None)
+
+
+def test_each_file_of_a_rotation_is_its_users_alone_and_follows_no_link(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "logs" / "node.log", tmp_path / "elsewhere"
+    path.parent.mkdir()
+    elsewhere.write_text("not a log\n")
+    handler = LogFile(path, 1000, 2)
+    for _ in range(10):
+        handler.handle(record("x" * 400))
+    assert {stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()} == {0o600}
+    handler.close()
+    path.unlink()
+    path.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        handler._open()
+    assert elsewhere.read_text() == "not a log\n"
 
 
 def test_former_files_beyond_the_number_are_removed(tmp_path: Path) -> None:

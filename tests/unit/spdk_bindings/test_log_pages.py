@@ -66,7 +66,8 @@ def test_a_reservation_notice_is_64_bytes() -> None:
 
 
 def test_discovery_lists_tcp_subsystems() -> None:
-    page = log_pages.discovery_log(3, [log_pages.DiscoveryEntry("nqn.x", "127.0.0.1", 4420)])
+    row = log_pages.discovery_row(1, log_pages.DiscoveryEntry("nqn.x", "127.0.0.1", 4420))
+    page = log_pages.discovery_log(3, [row])
     assert len(page) == 2048
     assert int.from_bytes(page[8:16], "little") == 1
     entry = page[1024:]

@@ -3,12 +3,15 @@
 import asyncio
 import ssl
 from dataclasses import replace
+from typing import NoReturn
+from uuid import UUID
 
 import pytest
 from kit.cluster import VOLUME, KitHead, Rack, until, with_rack
 from kit.tls_client import TlsClient
 from kit.transmission import request
 
+from head_node.cluster.volume_controller import VolumeController
 from head_node.export import nbd_protocol as nbd
 from head_node.export.interface import Security
 from head_node.export.nbd_protocol import Command, Option, OptionReply
@@ -117,5 +120,27 @@ def test_a_volume_that_is_not_exported_by_nvme_has_no_subsystem() -> None:
         rack.authority.put(replace(rack.record, nvme=True, version=rack.record.version + 1))
         await until(lambda: VOLUME in first.head.nvme.subsystems)
         assert first.head.nvme.subsystems[VOLUME].volume is first.engine.served
+
+    with_rack(scenario)
+
+
+class Unlisted(dict[UUID, VolumeController]):
+    """Controllers that are looked up one by one: who goes through all of them fails."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError("all volumes were gone through")
+
+    __iter__ = items = keys = values
+
+
+def test_an_option_of_a_stranger_does_not_go_through_all_volumes() -> None:
+    async def scenario(rack: Rack) -> None:
+        first, _ = await rack.start_serving()
+        known = first.head.controllers
+        directory = first.head.directory
+        directory._controllers = Unlisted(known)
+        assert directory.find("nothing") is None
+        assert directory.find(rack.record.name) == directory.find("")
+        assert directory.names(Security.PLAIN) == [rack.record.name]
 
     with_rack(scenario)

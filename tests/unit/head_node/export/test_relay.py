@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from kit.export import VOLUME_ID, LinkEnd, MemoryDirectory, MemoryVolume, link_pair, one_volume, until
+from kit.tls_client import TlsClient
 from kit.volume import Bench
 
 from head_node.export import nbd_protocol as nbd
 from head_node.export.errors import ExportUnavailable, NbdDisconnected, NbdNegotiationFailed
 from head_node.export.interface import LocalExport, RelayTransport, RemoteExport
 from head_node.export.nbd_client import NbdClient, ReconnectPolicy
+from head_node.export.nbd_protocol import Option, OptionReply
 from head_node.export.nbd_server import Limits
 from head_node.export.relay import RELAY_VERSION, WINDOW_BYTES, Frame, RelayTiming
 from head_node.export.server import NbdServer
@@ -319,6 +321,25 @@ def test_an_unreachable_primary_refuses_the_export_and_keeps_the_client_negotiat
             pair.down = True
             with pytest.raises(NbdNegotiationFailed, match="cannot be reached"):
                 await NbdClient.connect([pair.address], "vol", ReconnectPolicy(attempt_s_max=0.5))
+
+    run(scenario())
+
+
+def test_a_client_whose_export_could_not_be_dialled_makes_room_as_before() -> None:
+    """It has agreed on no export: to ask once while the primary is away does not keep its place for good."""
+
+    async def scenario() -> None:
+        async with relaying() as pair:
+            pair.head._connections_max = 1
+            pair.down = True
+            client = await TlsClient.connect(pair.address)
+            asked = await client.ask(Option.GO, nbd.pack_string("vol") + b"\0\0")
+            assert [reply for reply, _ in asked] == [OptionReply.ERR_SHUTDOWN]
+            pair.down = False
+            other = await NbdClient.connect([pair.address], "vol", ReconnectPolicy(attempt_s_max=0.5))
+            assert await other.read(0, K4) == bytes(K4)
+            await other.close()
+            client.writer.close()
 
     run(scenario())
 
