@@ -96,6 +96,8 @@ class Nodes:
         self._env = env
         self._root_public = root_public
         self._unfenced = unfenced
+        self._all_withdrawn = -1
+        """The revision at which no record named a revoked head."""
         self._surplus = surplus
 
     async def new_token(self, uses: int, term_ms: int, authority_ca: bytes | None = None) -> tuple[str, dict[str, Any]]:
@@ -305,7 +307,10 @@ class Nodes:
     async def finish_revocations(self) -> None:
         """Complete what a stop of the authority has cut short: no revoked head stays in a record."""
         begun = {UUID(head) for head in await self._ledger.json_list(revoking_key(""))}
-        if begun or any(entry.value.revoked for entry in (await self._ledger.rack("head/")).heads.values()):
+        known = await self._ledger.rack("head/")
+        if not begun and known.revision == self._all_withdrawn:
+            return  # every record would be read for nothing
+        if begun or any(entry.value.revoked for entry in known.heads.values()):
             rack = await self._ledger.rack()
             named = {head for entry in rack.volumes.values() for head in entry.value.heads}
             named |= {member.head for entry in rack.volumes.values() for member in entry.value.current}
@@ -313,6 +318,8 @@ class Nodes:
             for head in begun:
                 if not self._unfenced.being_revoked(head):
                     await self.revoke_head(head)
+            if not begun:
+                self._all_withdrawn = rack.revision
 
     async def _volumes_of(self, head: UUID) -> list[UUID]:
         """Volumes whose records name a head, or of which it may hold a credential."""
