@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from sled_controller.fabric.vendor import NamespaceEntry
 
 PAUSE_S_MIN: Final = 1.0
-PAUSE_S_MAX: Final = 60.0
-"""Between two looks; it doubles."""
+PAUSE_S_MAX: Final = 900.0
+"""Between two looks; it doubles. Each that finds something to give back costs a live volume an epoch, even where the
+sled then fails."""
 SETTLE_MS: Final = 5_000
 """A sled's clock may run behind this one's."""
 AT_ONCE_MAX: Final = 8
