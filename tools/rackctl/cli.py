@@ -7,9 +7,9 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -56,6 +56,8 @@ from rackctl.table import aligned, named
 from sled_controller.errors import SledError
 
 EXIT_FAILURE: Final = 2
+LOOK_SECONDS: Final = 0.2
+"""Between two looks whether a signal has come."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,7 +294,8 @@ def _up(arguments: argparse.Namespace) -> int:
             return 0
         print("\nCtrl-C takes it down", flush=True)
         while True:
-            signal.pause()
+            # Not signal.pause: a signal just before it would be noticed with the next one only.
+            time.sleep(LOOK_SECONDS)
     finally:
         if not arguments.detach:
             undisturbed(rack.stop)
