@@ -336,9 +336,13 @@ class Reader:
             return own.data if all(own.good) else await self._reconstruct(run, own)
         finally:
             for one in (direct, others):
-                if one is not None and not one.done():
+                if one is None:
+                    continue
+                if not one.done():
                     one.cancel()
                     await asyncio.wait([one])
+                if not one.cancelled():
+                    one.exception()  # a reader that has enough without this one asks no more what became of it
 
     def _verified(self, run: Run, buffer: Buffer) -> bool:
         return len(buffer) == len(run.places) * BLOCK_BYTES and all(self._verify(run, run.shard, memoryview(buffer)))
