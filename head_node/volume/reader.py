@@ -335,14 +335,12 @@ class Reader:
             own = await direct
             return own.data if all(own.good) else await self._reconstruct(run, own)
         finally:
-            for one in (direct, others):
-                if one is None:
-                    continue
+            asked_for: list[asyncio.Future[Any]] = [direct] if others is None else [direct, others]
+            for one in asked_for:
                 if not one.done():
                     one.cancel()
                     await asyncio.wait([one])
-                if not one.cancelled():
-                    one.exception()  # a reader that has enough without this one asks no more what became of it
+                _ = one.cancelled() or one.exception()  # what became of one that is not needed is asked no more
 
     def _verified(self, run: Run, buffer: Buffer) -> bool:
         return len(buffer) == len(run.places) * BLOCK_BYTES and all(self._verify(run, run.shard, memoryview(buffer)))
