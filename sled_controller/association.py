@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import UUID
 
 from sled_controller.attach import ON_TABLE, Attach, Slot, VolumeState
@@ -28,6 +28,8 @@ from spdk_bindings.nvme import AdminOpcode, Status
 if TYPE_CHECKING:
     from sled_controller.storage.sled_storage import SledStorage
     from sled_controller.subsystem import Subsystem
+
+Statement = TypeVar("Statement")
 
 log = logging.getLogger(__name__)
 
@@ -280,13 +282,8 @@ class Association(HostAssociation):
         if key_set is None:
             self._refuse(reply, Refusal.NO_KEY_SET, "the sled has no key set")
             return None
-        try:
-            credential = verify(parse_credential(data), key_set)
-        except CredentialMalformed as error:
-            self._refuse(reply, Refusal.MALFORMED, str(error))
-            return None
-        except CredentialRefused as error:
-            self._refuse(reply, Refusal.SIGNATURE, error.reason)
+        credential = self._opened(lambda: verify(parse_credential(data), key_set), reply)
+        if credential is None:
             return None
         if credential.holder != self.holder:
             self._refuse(reply, Refusal.OTHER_HEAD, "presented by another head")
@@ -355,41 +352,37 @@ class Association(HostAssociation):
         if key_set is None:
             self._refuse(reply, Refusal.NO_KEY_SET, "the sled has no key set")
             return
-        try:
-            statement = Retirement.open(data, key_set)
-        except CredentialMalformed as error:
-            self._refuse(reply, Refusal.MALFORMED, str(error))
-            return
-        except CredentialRefused as error:
-            self._refuse(reply, Refusal.SIGNATURE, error.reason)
-            return
-
-        def done(status: int, code: int) -> None:
-            if status == Status.REFUSED:
-                self._refuse(reply, Refusal(code), f"the fence of volume {statement.volume} stays")
-            else:
-                reply(status, 0, 0, b"")
-
-        self.subsystem.retire(statement, done)
+        statement = self._opened(lambda: Retirement.open(data, key_set), reply)
+        if statement is not None:
+            self.subsystem.retire(statement, self._told(reply, f"the fence of volume {statement.volume} stays"))
 
     def _state_time(self, data: bytes, reply: Reply) -> None:
-        """Take the root key's word on what time it is: for whoever brings it, as with a key set."""
+        """Take the root key's word on what time it is, no matter who brings it, as with a key set."""
+        statement = self._opened(lambda: TimeStatement.open(data, self.subsystem.identity.root_public), reply)
+        if statement is not None:
+            why = f"the time statement of serial {statement.serial} is not taken"
+            self.subsystem.state_time(statement, self._told(reply, why))
+
+    def _opened(self, opened: Callable[[], Statement], reply: Reply) -> Statement | None:
+        """What a signature vouches for; None when it is refused."""
         try:
-            statement = TimeStatement.open(data, self.subsystem.identity.root_public)
+            return opened()
         except CredentialMalformed as error:
             self._refuse(reply, Refusal.MALFORMED, str(error))
-            return
         except CredentialRefused as error:
             self._refuse(reply, Refusal.SIGNATURE, error.reason)
-            return
+        return None
+
+    def _told(self, reply: Reply, why: str) -> Callable[[int, int], None]:
+        """Answers what became of a statement: (status, refusal)."""
 
         def done(status: int, code: int) -> None:
             if status == Status.REFUSED:
-                self._refuse(reply, Refusal(code), f"the time statement of serial {statement.serial} is not taken")
+                self._refuse(reply, Refusal(code), why)
             else:
                 reply(status, 0, 0, b"")
 
-        self.subsystem.state_time(statement, done)
+        return done
 
     def note_refusal(self, verdict: Verdict, slot: Slot | None) -> None:
         """Count a command that the fence decision refused; the first of its kind in its slot is worth a log line."""

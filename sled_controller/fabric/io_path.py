@@ -1,5 +1,6 @@
 """What carries out the commands of one I/O queue, and how it gets data that does not come in the capsule: R2T."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ class Transfer:
         self.data: Memory = bytearray()  # taken when the R2T is sent
 
 
-class IoPath:
+class IoPath(ABC):
     """The commands of one I/O queue. Subclasses say what a command does; memory is bounded here.
 
     `held_bytes` are data awaited by R2T, owned by whoever carries commands out, or read and not sent. `waits` is set
@@ -46,13 +47,13 @@ class IoPath:
         no such command lies. Only called without digests."""
         return pos
 
+    @abstractmethod
     def command(self, sqe: bytes, data: Buffer, digest_bad: bool, buffer: ReceiveBuffer) -> None:
         """Any command with its in-capsule data, which lies in `buffer`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arrived(self, transfer: Transfer) -> None:
         """The last data byte of a transfer is there: now, not when it was asked for, it is admitted or not."""
-        raise NotImplementedError
 
     def await_data(self, transfer: Transfer) -> None:
         """Ask for the data of a command as soon as there is memory for it, in the order of the commands."""

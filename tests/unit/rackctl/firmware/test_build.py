@@ -245,7 +245,7 @@ def test_the_hash_of_another_version_is_none(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "line", ["needed==2.0", "needed --hash=sha256:" + "0" * 64, "needed==2.0 --hash=md5:00", "--index-url x"]
+    "line", ["needed==2.0", "needed --hash=sha256:" + "0" * 64, "needed==2.0 --hash=md5:00", "--pre"]
 )
 def test_a_line_that_pins_no_hash_is_an_error(capsys: pytest.CaptureFixture[str], line: str) -> None:
     path = Path("checkout/firmware-hashes.txt")
