@@ -33,7 +33,7 @@ async def readyz(rack: Rack) -> models.HealthzDocument:
 
 @_health.get("/v1/ca", operation_id="readCa", dependencies=[access.PUBLIC], response_class=PlainTextResponse)
 async def read_ca(rack: Rack) -> PlainTextResponse:
-    """The certificates (PEM) that this authority is verified by; whoever asks compares them with what its join token
+    """The certificates (PEM) that this authority is verified by; the asker compares them with what its join token
     says."""
     if rack.certificate is None or rack.certificate.ca is None:
         raise NotFound("this authority has no certificates of its own to verify it by")

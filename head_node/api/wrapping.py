@@ -101,7 +101,7 @@ def _too_long() -> Response:
 class AuditedChanges:
     """Has a line in the audit trail before the reply to a change that an operator asked for, refused ones too.
 
-    What nobody has proved to ask for leaves none: strangers would fill the trail.
+    What no one has proved to ask for leaves none: strangers would fill the trail.
     """
 
     def __init__(self, app: ASGIApp, authority: Authority) -> None:

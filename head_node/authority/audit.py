@@ -51,7 +51,7 @@ def asks(actor: Actor) -> None:
 
 @contextlib.contextmanager
 def request() -> Iterator[None]:
-    """The length of a request: for the authority itself until somebody has proved to ask for it."""
+    """The length of a request: for the authority itself until the asker has proved its right."""
     before = _asking.set(ITSELF)
     try:
         yield

@@ -241,7 +241,7 @@ class Authority:
         return followed
 
     async def key_set(self) -> KeySet:
-        """The current key set, as whoever gets it opens it."""
+        """The current key set, as its receiver opens it."""
         return KeySet.open((await self.keyring.current()).signed_set, self.root_public)
 
     async def operator_token(self, known: str | None) -> str:

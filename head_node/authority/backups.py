@@ -57,7 +57,7 @@ async def back_up(store: Store, path: Path, public: bytes | None, env: Environme
 
 
 async def replace_blank_secrets(ledger: Ledger, reports: Reports, env: Environment) -> None:
-    """Give hosts whose secrets the backup does not have others that nobody knows: they stay out until an operator sets
+    """Give hosts whose secrets the backup does not have others that no one knows: they stay out until an operator sets
     new ones, instead of being believed by their names."""
     for volume, entry in (await ledger.json_list(SECRETS_PREFIX)).items():
         hosts: dict[str, Any] = entry.value["hosts"]

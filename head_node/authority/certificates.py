@@ -41,7 +41,7 @@ TERM: Final = timedelta(days=90)
 RENEW: Final = timedelta(days=30)
 """Before the end."""
 WARN: Final = timedelta(days=14)
-"""Before the end of a certificate that somebody else renews."""
+"""Before the end of a certificate that others renew."""
 BEGIN: Final = datetime(2020, 1, 1, tzinfo=UTC)
 NO_END: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 LOOK_S: Final = 30.0

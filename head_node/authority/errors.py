@@ -52,7 +52,7 @@ class Unauthorised(AuthorityError):
 
 
 class NotAllowed(AuthorityError):
-    """The operator token is good, but of a lesser role than this takes: ask somebody with that role."""
+    """The operator token is good, but of a lesser role than this takes: ask a holder of that role."""
 
     status, slug, title = 403, "not-allowed", "The operator token does not allow this"
 

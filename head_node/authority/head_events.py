@@ -1,7 +1,7 @@
 """What heads may say happened: a closed list of kinds, and plain values of bounded size.
 
 A head with a stolen key says what it likes. It cannot speak in the authority's words (a revocation, a frozen volume),
-nor bring escape sequences to a terminal, nor values of a shape that whoever shows them does not expect.
+nor bring escape sequences to a terminal, nor values of a shape that the program which shows them does not expect.
 """
 
 from collections.abc import Mapping

@@ -168,6 +168,6 @@ class UnfencedSleds:
 
 
 async def _fence_above(fencer: VolumeFencer, record: VolumeRecord, entry: Unfenced) -> dict[UUID, str]:
-    """With an epoch that no head was given: whoever stands there with it is this authority."""
+    """With an epoch that no head was given: the holder there is this authority."""
     results = await fencer.fence(replace(record, epoch=entry.above, sleds=entry.sleds, columns=()))
     return {sled: FENCED if result == OTHER_HOLDER else result for sled, result in results.items()}

@@ -1,7 +1,7 @@
 """A volume that failed on a head begins again there, as after a restart, in pauses that double while it fails again.
 
 What was wrong may be over: a disk was full, or lost its bus for a moment. Without this, redundancy would not come back
-until somebody restarts the head, and with it every other volume.
+until the head is restarted, and with it every other volume.
 """
 
 import asyncio

@@ -41,7 +41,7 @@ NO_LOG_STATES: Final = frozenset({VolumeState.OPENING, VolumeState.RETIRED, Volu
 RETRY_SECONDS: Final = 0.1
 """Between two takeover attempts whose pre-check or request failed, at first."""
 CHECK_SECONDS_MAX: Final = 0.5
-"""Between two pre-checks: they cost nobody else anything, and what they wait for may come at any moment."""
+"""Between two pre-checks: they cost the others nothing, and what they wait for may come at any moment."""
 UNREACHABLE_SECONDS_MAX: Final = 1.0
 LEAD_SECONDS_MIN: Final = 0.5
 LEAD_SECONDS_MAX: Final = 8.0

@@ -351,7 +351,7 @@ class HeadRecord:
 
 @dataclass(frozen=True, slots=True)
 class SledRecord:
-    """An enrolled sled and where its NVMe/TCP target listens. `capacity_blocks` is 0 when nobody said. `start`: the
+    """An enrolled sled and where its NVMe/TCP target listens. `capacity_blocks` is 0 when it is not known. `start`: the
     newest that the authority has seen; `accepted`: how often an operator has accepted one that went back."""
 
     id: UUID

@@ -28,7 +28,7 @@ class Standing(enum.IntEnum):
     CONNECTED = 1  # that it speaks NVMe/TCP, as anybody can
     SESSION = 2  # that it holds some key, as anybody may
     NAMED = 3  # a name that may use something here and needs no proof: it keeps its share
-    TRUSTED = 4  # that it may use something here: it makes room for nobody
+    TRUSTED = 4  # that it may use something here: it gives its place to no one
 
 
 class Queue(Protocol):

@@ -2,7 +2,7 @@
 
 A device may be put back from an image, or devices may never be there together: each then knows a fence that is older
 than what the sled has vouched for (F2). The journal is a file of records that only grows, one short write and sync for
-all that waits; it is written anew at each start and when it has grown long. It is read beside the devices, and the
+all that waits; it is written again at each start and when it has grown long. It is read beside the devices, and the
 highest counts. docs/on-disk-sled.md has the format.
 """
 
@@ -53,7 +53,7 @@ RECORD_LAYOUT: Final = Layout(
     "magic" / Const(RECORD_MAGIC), "kind" / Int8ul, Padding(1), "payload_bytes" / Int16ul, "crc32c" / Int32ul
 )
 GROWTH_BYTES_MAX: Final = 1 << 20
-"""Written anew when it has grown by so much, and to twice what it was: once in some thousand fences."""
+"""Written again when it has grown by so much, and to twice what it was: once in some thousand fences."""
 WRITE_TIMEOUT_S: Final = 5.0
 """As long as a device's table has: a disk that hangs must not hold up every attach on the sled."""
 FILE_BYTES_MAX: Final = 64 << 20
@@ -107,7 +107,7 @@ class SledJournal:
             log.error("event=journal_damaged file=%s pieces=%d", self._path, self.damaged)
 
     def begin(self, content: TableContent, done: Done) -> int:
-        """Write it anew with what counts from now on; complete when that is durable, or the journal given up."""
+        """Write it again with what counts from now on; complete when that is durable, or the journal given up."""
         self.content = TableContent()
         for entry in _sled_wide(content.checkpoint()):
             self.content.apply(entry)
@@ -129,7 +129,7 @@ class SledJournal:
             self._advance()
 
     def _advance(self) -> None:
-        """Write what waits, in one piece; or all of it anew, what waits included."""
+        """Write what waits, in one piece; or all of it again, what waits included."""
         self._busy = bool(self._queue)
         if not self._busy:
             return

@@ -28,7 +28,7 @@ def trusting(ca: str | None, certificate: tuple[str, str] | None = None) -> ssl.
 
 
 def knowing(name: bytes, key: bytes) -> ssl.SSLContext:
-    """What a client with a pre-shared key believes: whoever has the same. Made as head_node/export/tls_psk.py does it,
+    """What a client with a pre-shared key believes: who has the same. Made as head_node/export/tls_psk.py does it,
     on every Python: `ssl` gives each context an id that a session by such a key lacks, at which its clients stop."""
 
     def answer(connection: int, hint: bytes, name_at: int, name_room: int, key_at: int, key_room: int) -> int:

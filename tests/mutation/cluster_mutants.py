@@ -134,7 +134,7 @@ CLUSTERS = (
         '"over_ms": max(horizon.value, found.value["over_ms"]),', '"over_ms": found.value["over_ms"],', AUTHORITY,
     ),
     one(
-        "serve-while-handing-over", "F7: who hands over answers nobody any more", PRIMARY,
+        "serve-while-handing-over", "F7: who hands over answers no one any more", PRIMARY,
         "        one the role goes on, so that its columns can be used to destage.\"\"\"\n        self.lease.end_term()\n"
         "        self._services.drop_clients(self.volume)\n",
         "        one the role goes on, so that its columns can be used to destage.\"\"\"\n", CLUSTER,
@@ -177,7 +177,7 @@ CLUSTERS = (
         "            ttls = 2 if len(self.record.current) > 1 else 0\n", CLUSTER,
     ),
     one(
-        "liar-stays-out", "F6: a sled that lied is used again once it has started anew", "head_node/cluster/attachments.py",
+        "liar-stays-out", "F6: a sled that lied is used again once it has restarted", "head_node/cluster/attachments.py",
         "                    place.quarantined = place.quarantined and client.boot_counter == place.boot_counter\n", "",
         CLUSTER,
     ),

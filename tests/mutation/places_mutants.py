@@ -123,7 +123,7 @@ PLACES = (
         "            if not named or max(count.values()) <= count[request.host_nqn] + 1:\n", "            if True:\n", PORT,
     ),
     (
-        "names-put-hosts-out", "places: a host that speaks keeps its place whoever gives its name", VOLUME,
+        "names-put-hosts-out", "places: a host that speaks keeps its place no matter who gives its name", VOLUME,
         "    return same and now_ns - association.heard_ns() > max(kato_ms * MS * 3 // 4, SILENT_NS_MIN)\n", "    return same\n", PORT,
     ),
     (

@@ -126,7 +126,7 @@ def at_once(work: Callable[[], None], done: Callable[[BaseException | None], Non
 
 
 def test_f2_what_a_sleds_journal_has_survives_a_cut_at_any_step(power: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over appends, and over writing it anew when it has grown and at each start."""
+    """Over appends, and over writing it again when it has grown and at each start."""
     monkeypatch.setattr(journal_format, "GROWTH_BYTES_MAX", 3000)
     disk = power.disk()
     claims = Claims(disk)

@@ -1,4 +1,4 @@
-"""Floods attack time, not only memory: what strangers send as fast as they can keeps nobody else waiting.
+"""Floods attack time, not only memory: what strangers send as fast as they can keeps no one else waiting.
 
 No benchmark: the bounds are far above what is measured (docs/testing.md), and far below what a loop that strangers own
 comes to.

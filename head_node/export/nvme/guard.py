@@ -11,7 +11,7 @@ from sled_controller.fabric.dhchap.terms import Terms
 class Guard:
     """By host NQN, on which terms it is let in; other hosts on the list are believed by their names.
 
-    `locked`: there are secrets, but this head cannot read them. Nobody is let in then, since nobody can be told apart.
+    `locked`: there are secrets, but this head cannot read them. None is let in then: hosts cannot be told apart.
     """
 
     terms: Mapping[str, Terms] = field(default_factory=dict)

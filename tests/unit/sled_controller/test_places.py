@@ -1,4 +1,4 @@
-"""Who has a place at a sled: what a head holds now decides, keys share, and whoever is on the way gets in."""
+"""Who has a place at a sled: what a head holds now decides, keys share, and who is on the way gets in."""
 
 import asyncio
 

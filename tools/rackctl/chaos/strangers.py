@@ -21,23 +21,23 @@ def targets(node: Node, subsystem_nqn: str = "") -> list[Target]:
         asked = b"GET /v1/volumes HTTP/1.1\r\nHost: x\r\n\r\n" * 50
         return [Target(node.host, node.ports["api"], asked, asked)]
     if node.kind is NodeKind.SLED:
-        handshakes = _many(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), 160)
-        bad_replies = _many(vendor.vendor_sqe(AdminOpcode.SESSION_SEND), data=bytes(144))
-        said = _hello(subsystem_nqn)
+        handshakes = capsules(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), COMMANDS, 160)
+        bad_replies = capsules(vendor.vendor_sqe(AdminOpcode.SESSION_SEND), COMMANDS, data=bytes(144))
+        said = hello(subsystem_nqn)
         return [
             Target(node.host, node.ports["nvme"], said, commands)
-            for commands in (_many(keep_alive), handshakes, handshakes + bad_replies)
+            for commands in (capsules(keep_alive, COMMANDS), handshakes, handshakes + bad_replies)
         ]
     options = nbd.option_request(nbd.Option.STRUCTURED_REPLY) * 500
     return [
-        Target(node.host, node.ports["nvme"], _hello(DISCOVERY_NQN), _many(keep_alive)),
+        Target(node.host, node.ports["nvme"], hello(DISCOVERY_NQN), capsules(keep_alive, COMMANDS)),
         Target(node.host, node.ports["nbd"], nbd.CLIENT_HELLO.pack(3), options),
         Target(node.host, node.ports["peer"], b"P", bytes(4096)),
         Target(node.host, node.ports["api"], b"GET ", b"/metrics HTTP/1.1\r\n\r\nGET "),
     ]
 
 
-def _hello(nqn: str) -> bytes:
+def hello(nqn: str) -> bytes:
     """ICReq and Connect, as anybody can send them."""
     data = pdu.CONNECT_DATA.pack(bytes(16), CONTROLLER_ID_DYNAMIC, nqn.encode(), HOST_NQN)
     connect = pdu.CONNECT_SQE.pack(
@@ -57,14 +57,14 @@ def _hello(nqn: str) -> bytes:
     return bytes(pdu.ic_req(0)) + b"".join(map(bytes, pdu.capsule_cmd(bytearray(connect), (data,))))
 
 
-def _many(sqe: bytearray, length: int = 0, data: bytes = b"") -> bytes:
-    """A read's worth of one command."""
+def capsules(sqe: bytearray, count: int, length: int = 0, data: bytes = b"") -> bytes:
+    """So many of one command, which reads `length` bytes or brings `data`."""
     if length:
         sqe[24:40] = pdu.SGL.pack(0, length, pdu.SGL_TRANSPORT)
     if data:
         sqe[24:40] = pdu.SGL.pack(0, len(data), pdu.SGL_IN_CAPSULE)
     made = []
-    for number in range(COMMANDS):
+    for number in range(count):
         sqe[2:4] = (1 + number % 60).to_bytes(2, "little")
         made.append(b"".join(map(bytes, pdu.capsule_cmd(bytearray(sqe), (data,) if data else ()))))
     return b"".join(made)

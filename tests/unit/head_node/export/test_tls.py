@@ -373,7 +373,7 @@ def test_keys_that_change_count_for_the_next_handshake(ca: Ca, tmp_path: Path) -
             late = await TlsClient.connect(address)
             await late.start_tls(trusting(str(other.certificate)))
             assert "cannot be read" in str(server.tls.status()["keys_problem"])
-            await client.open()  # whoever is connected stays
+            await client.open()  # who is connected stays
 
     run(scenario())
 

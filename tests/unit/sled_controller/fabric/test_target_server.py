@@ -8,6 +8,7 @@ import uvloop
 from kit import host
 from kit.sled import Sled, running_sled
 from kit.turns import PIECES_MAX, PerTurn
+from rackctl.chaos.strangers import capsules, hello
 
 from sled_controller.fabric import pdu, target_server, vendor
 from sled_controller.fabric.associations import Standing
@@ -16,9 +17,7 @@ from sled_controller.fabric.target import HANDSHAKE_NS, TargetQueue
 from sled_controller.session import SledHandshake
 from sled_controller.turns import STEPS_BURST, STEPS_PER_SECOND, STRANGER_COMMANDS, TRUSTED_COMMANDS
 from spdk_bindings.nvme import (
-    CONTROLLER_ID_DYNAMIC,
     AdminOpcode,
-    FabricsType,
     uuid_nqn,
 )
 
@@ -188,39 +187,6 @@ def test_closing_drops_everybody(run: Run) -> None:
 # --- turns
 
 
-def hello() -> bytes:
-    """ICReq and Connect of an admin queue."""
-    data = pdu.CONNECT_DATA.pack(bytes(16), CONTROLLER_ID_DYNAMIC, uuid_nqn(host.SLED).encode(), b"nqn.2014-08.org:any")
-    connect = pdu.CONNECT_SQE.pack(
-        AdminOpcode.FABRICS,
-        pdu.PSDT_SGL,
-        0,
-        FabricsType.CONNECT,
-        0,
-        len(data),
-        pdu.SGL_IN_CAPSULE,
-        0,
-        0,
-        127,
-        0,
-        60_000,
-    )
-    return bytes(pdu.ic_req(0)) + b"".join(map(bytes, pdu.capsule_cmd(bytearray(connect), (data,))))
-
-
-def capsules(sqe: bytearray, count: int, length: int = 0, data: bytes = b"") -> bytes:
-    """So many of one command."""
-    if length:
-        sqe[24:40] = pdu.SGL.pack(0, length, pdu.SGL_TRANSPORT)
-    if data:
-        sqe[24:40] = pdu.SGL.pack(0, len(data), pdu.SGL_IN_CAPSULE)
-    made = []
-    for number in range(count):
-        sqe[2:4] = (1 + number % 60).to_bytes(2, "little")
-        made.append(b"".join(map(bytes, pdu.capsule_cmd(bytearray(sqe), (data,) if data else ()))))
-    return b"".join(made)
-
-
 def keep_alives(count: int) -> bytes:
     sqe = bytearray(64)
     sqe[:2] = AdminOpcode.KEEP_ALIVE, pdu.PSDT_SGL
@@ -232,7 +198,7 @@ async def flood(sled: Sled, count: int, commands: bytes) -> list[asyncio.StreamW
     writers = []
     for _ in range(count):
         _, writer = await asyncio.open_connection(sled.host, sled.port)
-        writer.write(hello() + commands)
+        writer.write(hello(uuid_nqn(host.SLED)) + commands)
         writers.append(writer)
     return writers
 
@@ -292,7 +258,9 @@ def test_a_hello_is_made_once_however_often_it_is_asked_for(run: Run, monkeypatc
             turn = PerTurn()
             monkeypatch.setattr(SledHandshake, "__init__", turn.counted(SledHandshake.__init__))
             reader, writer = await asyncio.open_connection(sled.host, sled.port)
-            writer.write(hello() + capsules(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), 300, 160))
+            writer.write(
+                hello(uuid_nqn(host.SLED)) + capsules(vendor.vendor_sqe(AdminOpcode.SESSION_RECEIVE), 300, 160)
+            )
             answers = pdu.C2H_DATA.size + 160 + pdu.CAPSULE_RESP_BYTES
             received = await reader.readexactly(pdu.IC_BYTES + pdu.CAPSULE_RESP_BYTES + 300 * answers)
             assert received.count(b"PLHE") == 300
