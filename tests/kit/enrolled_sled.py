@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from kit.authority import Head, Kit, ManualClock
+from kit.authority import Head, Kit, ManualClock, SeededEntropy, rack
 
+from head_node.authority.fencing import SledFencer
 from head_node.store.records import VolumeRecord
 from sled_controller.environment import Environment
 from sled_controller.fabric.client import SledClient
@@ -19,6 +20,16 @@ from spdk_bindings.emulator import MemoryDevice
 SLED = UUID(int=77)
 SLED_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 SLED_PUBLIC = SLED_KEY.public_key().public_bytes_raw()
+
+
+@asynccontextmanager
+async def rack_with_fencer() -> AsyncIterator[tuple[Kit, SledFencer]]:
+    """An authority that visits real sleds itself, on a clock that is set by hand."""
+    clock = ManualClock()
+    fencer = SledFencer(Environment(clock, SeededEntropy(3)))
+    async with rack(clock=clock, fencer=fencer) as kit:
+        fencer.bind(kit.authority)
+        yield kit, fencer
 
 
 @asynccontextmanager

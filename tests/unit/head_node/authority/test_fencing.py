@@ -7,23 +7,19 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from kit.authority import Head, Kit, ManualClock, SeededEntropy, rack
-from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled
+from kit.authority import Head, Kit, rack
+from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled, rack_with_fencer
 
-from head_node.authority.fencing import FENCED, SledFencer
+from head_node.authority.fencing import FENCED
 from head_node.store.records import Member
 from sled_controller.credential import parse_credential, verify
-from sled_controller.environment import Environment
 from sled_controller.errors import CredentialRefused, FencedOff
 from sled_controller.keyset import KeySet
 
 
 def test_a_revoked_primary_is_fenced_off_at_once_and_can_verify_why() -> None:
     async def main() -> None:
-        clock = ManualClock()
-        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
-        async with rack(clock=clock, fencer=fencer) as kit:
-            fencer.bind(kit.authority)
+        async with rack_with_fencer() as (kit, _):
             head = await kit.enrolled("head-1")
             async with enrolled_sled(kit):
                 record, credential = await create_with(kit, head)
@@ -50,10 +46,7 @@ def test_a_revoked_primary_is_fenced_off_at_once_and_can_verify_why() -> None:
 
 def test_a_sled_tells_an_old_store_that_it_has_passed_its_epoch() -> None:
     async def main() -> None:
-        clock = ManualClock()
-        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
-        async with rack(clock=clock, fencer=fencer) as kit:
-            fencer.bind(kit.authority)
+        async with rack_with_fencer() as (kit, fencer):
             head = await kit.enrolled("head-1")
             async with enrolled_sled(kit):
                 record, _ = await create_with(kit, head)

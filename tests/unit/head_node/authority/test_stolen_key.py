@@ -6,17 +6,15 @@ from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from kit.authority import Head, Kit, ManualClock, RecordingFencer, SeededEntropy, rack, run, term_and_margin_ms
-from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled
+from kit.authority import Head, Kit, RecordingFencer, rack, run, term_and_margin_ms
+from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled, rack_with_fencer
 
 from head_node.authority.errors import Conflict
 from head_node.authority.evidence import proven_epoch
-from head_node.authority.fencing import SledFencer
 from head_node.authority.key_push import TAKEN
 from head_node.store.memory import MemoryStore
 from sled_controller.association import Refusal
 from sled_controller.credential import ALL_RIGHTS, Credential, epochs_end, parse_credential, verify
-from sled_controller.environment import Environment
 from sled_controller.errors import CredentialRefused, FencedOff
 from sled_controller.keyset import KEYS_MAX, KeySet
 
@@ -167,10 +165,7 @@ def test_sleds_that_were_away_get_the_new_keys_later_also_from_an_authority_that
 
 def test_a_real_sled_refuses_what_a_stolen_key_signed_as_soon_as_the_rotation_is_answered() -> None:
     async def main() -> None:
-        clock = ManualClock()
-        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
-        async with rack(clock=clock, fencer=fencer) as kit:
-            fencer.bind(kit.authority)
+        async with rack_with_fencer() as (kit, _):
             head = await kit.enrolled("head-1")
             async with enrolled_sled(kit):
                 record, credential = await create_with(kit, head)
@@ -194,10 +189,7 @@ def test_a_real_sled_refuses_what_a_stolen_key_signed_as_soon_as_the_rotation_is
 
 def test_a_write_that_meets_the_rotation_is_sent_again_under_the_new_credential() -> None:
     async def main() -> None:
-        clock = ManualClock()
-        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
-        async with rack(clock=clock, fencer=fencer) as kit:
-            fencer.bind(kit.authority)
+        async with rack_with_fencer() as (kit, _):
             head = await kit.enrolled("head-1")
             async with enrolled_sled(kit):
                 record, credential = await create_with(kit, head)

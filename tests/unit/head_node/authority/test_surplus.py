@@ -6,14 +6,12 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from kit.authority import Kit, ManualClock, RecordingFencer, SeededEntropy, rack
-from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled
+from kit.authority import Kit, ManualClock, RecordingFencer, rack
+from kit.enrolled_sled import SLED, connected, create_with, enrolled_sled, rack_with_fencer
 
-from head_node.authority.fencing import SledFencer
 from head_node.authority.surplus import SETTLE_MS, surplus_of
 from head_node.store.memory import MemoryStore
 from head_node.store.records import Column, VolumeRecord, VolumeState, column_blocks
-from sled_controller.environment import Environment
 from sled_controller.errors import CredentialRefused
 from sled_controller.fabric.vendor import NamespaceEntry
 
@@ -165,10 +163,7 @@ def test_what_belongs_to_no_known_volume_is_not_touched_but_left_to_a_cleanup_if
 
 def test_a_real_sled_has_its_room_back_and_the_head_that_took_it_is_fenced_off() -> None:
     async def main() -> None:
-        clock = ManualClock()
-        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
-        async with rack(clock=clock, fencer=fencer) as kit:
-            fencer.bind(kit.authority)
+        async with rack_with_fencer() as (kit, _):
             head = await kit.enrolled("head-1")
             async with enrolled_sled(kit):
                 record, credential = await create_with(kit, head)

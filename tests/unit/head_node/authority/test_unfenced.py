@@ -9,24 +9,21 @@ import pytest
 from kit.authority import (
     Head,
     Kit,
-    ManualClock,
     RecordingFencer,
-    SeededEntropy,
     columns_of,
     rack,
     run,
     term_and_margin_ms,
 )
-from kit.enrolled_sled import connected, create_with, enrolled_sled
+from kit.enrolled_sled import connected, create_with, enrolled_sled, rack_with_fencer
 
 from head_node.authority.errors import AuthorityUnavailable, NotEligible, Unenrolled
-from head_node.authority.fencing import FENCED, SledFencer
+from head_node.authority.fencing import FENCED
 from head_node.authority.ledger import claim_key, head_key, revoking_key, unfenced_key, volume_key
 from head_node.authority.retries import RETRY_NS
 from head_node.authority.unfenced import OTHER_HOLDER
 from head_node.store.memory import MemoryStore
 from head_node.store.records import HeadRecord, Member, VolumeRecord
-from sled_controller.environment import Environment
 from sled_controller.errors import FencedOff
 
 PRESENT, ABSENT = UUID(int=301), UUID(int=302)
@@ -343,10 +340,7 @@ async def _revoked_after(kit: Kit, head: Head, signing: Any) -> bytes:
 
 def test_f1_real_sleds_refuse_a_failed_over_head_from_its_revocation_on() -> None:
     async def main() -> None:
-        clock = ManualClock()
-        fencer = SledFencer(Environment(clock, SeededEntropy(3)))
-        async with rack(clock=clock, fencer=fencer) as kit:
-            fencer.bind(kit.authority)
+        async with rack_with_fencer() as (kit, _):
             former, primary = await kit.enrolled("head-1"), await kit.enrolled("head-2")
             async with enrolled_sled(kit, PRESENT), enrolled_sled(kit, ABSENT):
                 record, old = await create_with(kit, former, down=4)
